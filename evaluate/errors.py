@@ -1,0 +1,12 @@
+"""The two errors a person may meet: each is one clear sentence, never a traceback."""
+
+
+class UserError(Exception):
+    """What was wrong, what was expected and what to do, in one sentence. The command exits with status 2."""
+
+
+class Skip(UserError):
+    """A column cannot be measured here (a data set or a package is absent); says how to fill it.
+
+    The record of the task says ``skipped``; other tasks go on.
+    """

@@ -1,0 +1,114 @@
+"""The record: one immutable JSON a (encoder, task, config), written once and atomically by the code that measured it.
+
+Its key is a hash of what can change the number, and of nothing else: the task, its config, seed and image limit, the encoder's
+fingerprint, the data's fingerprint, and the classifier where one is measured.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation", "faster-coco-eval")
+KEY_FIELDS = ("schema", "task", "config", "seed", "limit", "encoder_fingerprint", "data_fingerprint", "classifier")
+
+
+def start(task: str, config: Any, preset: str, encoder: Any, env: Any) -> dict[str, Any]:
+    """Everything about a run that is known before it begins."""
+    return {
+        "schema": SCHEMA,
+        "task": task,
+        "encoder": env.out_dir.parent.name,
+        "preset": preset,
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "seed": env.seed,
+        "limit": env.limit,
+        "encoder_fingerprint": encoder.fingerprint,
+        "encoder_source": encoder.source,
+        "data_fingerprint": None,
+        "toy_data": (env.data_root / "world.json").is_file(),
+        "classifier": sha256(env.classifier) if env.classifier and env.classifier.is_file() else None,
+        "status": "failed",
+        "reason": "",
+        "metrics": {},
+        "unit": "percent",
+        "protocol": {},
+        "epoch_rule": "final epoch",
+        "images_asked": {},
+        "images_evaluated": {},
+        "standard_error": {},
+        "device": env.device,
+        "versions": versions(),
+        "git": git_state(),
+        "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+    }
+
+
+def key(entry: dict[str, Any]) -> str:
+    """16 hexadecimal digits that name what was measured."""
+    text = json.dumps({name: entry[name] for name in KEY_FIELDS}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def write(folder: Path, entry: dict[str, Any]) -> Path:
+    """Writes a record atomically; an ``ok`` record already there under the same key is left as it is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{entry['encoder']}-{entry['task']}-{key(entry)}.json"
+    if path.is_file() and json.loads(path.read_text())["status"] == "ok":
+        return path
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        json.dump({**entry, "key": key(entry)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def read_all(folder: Path) -> list[dict[str, Any]]:
+    """All records below a folder, oldest first. Raises ValueError naming a file that is not one."""
+    entries = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            entry = json.loads(path.read_text())
+            entry["status"], entry["task"], entry["metrics"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a record ({error}); move it away") from error
+        entries.append(entry)
+    return sorted(entries, key=lambda entry: entry["started_utc"])
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what can change a number."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def git_state() -> dict[str, Any]:
+    """Commit and whether the tree is changed; empty outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        dirty = bool(subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": commit, "dirty": dirty}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
