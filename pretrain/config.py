@@ -1,0 +1,146 @@
+"""What defines a pretraining run. The paper's run is the default; ``DEMO`` lists how the demonstration differs.
+
+Facts: the released scripts and defaults of SiameseIM (arXiv 2206.01204), named "script" below where the paper's text is silent.
+Folders, devices and workers are no part of it: they are arguments of ``pretrain.train``.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+MODEL_SIZES = {  # embed_dim, depth, num_heads; MAE's and SiameseIM's ViTs have 64 channels a head (ViT-H: 80)
+    "vit_small": (384, 12, 6),
+    "vit_base": (768, 12, 12),
+    "vit_large": (1024, 24, 16),
+    "vit_huge": (1280, 32, 16),
+}
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One run. Lengths of images are pixels, of masks patches; probabilities are in [0, 1]."""
+
+    method: str = "siameseim"
+    """A file of pretrain/methods/."""
+
+    img_size: int = 224
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    drop_path_rate: float = 0.0
+    train_patch_embed: bool = False
+    """The patch embedding stays at its random start, as in MoCo-v3 (script)."""
+
+    decoder_embed_dim: int = 768
+    decoder_num_heads: int = 16
+    projector_depth: int = 2
+    predictor_depth: int = 4
+    projector_norm: str = "batch"
+    predictor_norm: str = "batch"
+    """"batch" (over all tokens of all images) or "layer"."""
+    neg_weight: float = 0.02
+    """Weight of the term that spreads the features (lambda of the UniGrad loss)."""
+    momentum: float = 0.995
+    """Of the target's moving average at the start; rises to 1 on a half cosine."""
+
+    num_masked: int = 118
+    """Masked patches of the online view, exactly (60.2 % of 196; script)."""
+    min_block: int = 16
+    """Patches of the smallest block that the mask is made of."""
+
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of a crop as a share of the image."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    """Brightness, contrast, saturation, hue."""
+    jitter_probability: float = 0.8
+    gray_probability: float = 0.2
+    flip_probability: float = 0.5
+    blur_probability: tuple[float, float] = (1.0, 0.1)
+    """Of the online and the target view."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Pixels at img_size."""
+    solarize_probability: tuple[float, float] = (0.0, 0.2)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    epochs: int = 1600
+    warmup_epochs: float = 40.0
+    batch_size: int = 4096
+    """Images an optimiser step, over all processes and accumulation."""
+    base_lr: float = 6.25e-5
+    """Learning rate at 256 images a step; scaled linearly."""
+    min_lr: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    """Not on biases and one-dimensional parameters."""
+    clip_norm: float = 1.0
+    precision: str = "fp16"
+    """"fp32", "bf16" or "fp16" (autocast; the loss and the norms are float32 always)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.img_size % self.patch_size:
+            raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
+        for width, heads, name in (
+            (self.embed_dim, self.num_heads, "num_heads"),
+            (self.decoder_embed_dim, self.decoder_num_heads, "decoder_num_heads"),
+        ):
+            if width % heads:
+                raise ValueError(f"{name} {heads} does not divide the width {width}")
+        if self.embed_dim % 4 or self.decoder_embed_dim % 4:
+            raise ValueError("embed_dim and decoder_embed_dim must be multiples of 4 (2-D sine-cosine position embedding)")
+        if not 0 < self.num_masked < self.num_patches:
+            raise ValueError(f"num_masked {self.num_masked} must lie between 0 and the {self.num_patches} patches of the image")
+        for name in ("projector_norm", "predictor_norm"):
+            if getattr(self, name) not in ("batch", "layer"):
+                raise ValueError(f"{name} is 'batch' or 'layer', not {getattr(self, name)!r}")
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ValueError(f"precision is fp32, bf16 or fp16, not {self.precision!r}")
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError("epochs and batch_size must be at least 1")
+
+    @property
+    def grid_size(self) -> int:
+        """Patches a side."""
+        return self.img_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        return self.grid_size**2
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate (1e-3 for the paper's run)."""
+        return self.base_lr * self.batch_size / 256
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, written beside every checkpoint."""
+        return asdict(self)
+
+
+PAPER = PretrainConfig()
+
+# A model that a laptop core trains on the toy world in minutes. It runs the same code and promises nothing of accuracy.
+DEMO = replace(
+    PAPER,
+    img_size=32,
+    patch_size=8,
+    embed_dim=48,
+    depth=3,
+    num_heads=3,
+    train_patch_embed=True,  # a random projection of 8 x 8 pixels to 48 channels loses most of a texture
+    decoder_embed_dim=48,
+    decoder_num_heads=3,
+    predictor_depth=2,
+    num_masked=10,  # 60 % of 16
+    min_block=2,
+    blur_sigma=(0.1, 0.5),  # two pixels of blur would erase the textures at 32 pixels
+    epochs=60,
+    warmup_epochs=2.0,
+    batch_size=64,  # many small steps matter more than anything else in minutes
+    base_lr=4e-3,
+    momentum=0.99,
+    precision="fp32",
+)
+PRESETS = {"paper": PAPER, "demo": DEMO}

@@ -1,0 +1,221 @@
+"""SiameseIM: predict the dense representation of one view from another, masked view (arXiv 2206.01204, Section 3).
+
+    view 1, visible patches ─ encoder ─ projector ─┐
+        mask tokens at view 2's relative positions ─┴─ predictor ─▶ prediction ┐
+    view 2, all patches ─ target encoder ─ target projector ─▶ LayerNorm ─▶ target ┴─ UniGrad loss
+
+Axes: B batch, N patches of a view, V visible patches, D width.
+"""
+
+import copy
+import functools
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block, PatchEmbed
+from torch import Tensor, nn
+
+from pretrain import distributed
+from pretrain.config import PretrainConfig
+from pretrain.geometry import RelativeGeometry, cosine, relative_sincos, sincos_2d
+
+LAYER_NORM_EPS = 1e-6
+TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5
+
+# ours -> the official state dict's name; first match wins
+OFFICIAL_NAMES = (
+    (r"online\.projector\.(.+)", r"projector_decoder_blocks.\1"),
+    (r"online\.(.+)", r"\1"),
+    (r"target\.projector\.(.+)", r"mm_projector_decoder_blocks.\1"),
+    (r"target\.(.+)", r"mm_\1"),
+    (r"predictor\.(.+)", r"predictor_decoder_blocks.\1"),
+    (r"(pos_embed|decoder_pos_embed|decoder_pred\..+|decoder_pos_mlp\..+)", r"\1"),
+)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass makes: loss (), prediction and target before its LayerNorm (both (B, N, D))."""
+
+    loss: Tensor
+    prediction: Tensor
+    target: Tensor
+
+
+class TokenBatchNorm(nn.Module):
+    """BatchNorm over all tokens of all images of all processes, (B, N, D) to the same, in float32."""
+
+    def __init__(self, width: int, **factory: Any):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(width, **factory)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        with torch.autocast(tokens.device.type, enabled=False):
+            flat = tokens.float().flatten(0, 1)
+            if self.training and distributed.world_size() > 1:
+                return self._synchronised(flat).view_as(tokens)
+            return self.bn(flat).view_as(tokens)
+
+    def _synchronised(self, flat: Tensor) -> Tensor:
+        """As SyncBatchNorm, on any device: the moments are summed over the processes (equal token counts are assumed)."""
+        count = flat.shape[0] * distributed.world_size()
+        mean = distributed.differentiable_sum_over_ranks(flat.sum(0)) / count
+        centred = flat - mean
+        variance = distributed.differentiable_sum_over_ranks(centred.square().sum(0)) / count
+        with torch.no_grad():
+            self.bn.num_batches_tracked += 1
+            self.bn.running_mean.lerp_(mean, self.bn.momentum)
+            self.bn.running_var.lerp_(variance * count / (count - 1), self.bn.momentum)
+        return centred * torch.rsqrt(variance + self.bn.eps) * self.bn.weight + self.bn.bias
+
+
+NORMS = {"batch": TokenBatchNorm, "layer": functools.partial(nn.LayerNorm, eps=LAYER_NORM_EPS)}
+
+
+def blocks(depth: int, width: int, num_heads: int, mlp_ratio: float, norm: str, drop_path_rate: float = 0.0) -> nn.Sequential:
+    """timm's pre-norm transformer blocks."""
+    rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+    return nn.Sequential(
+        *(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=NORMS[norm]) for rate in rates)
+    )
+
+
+class Branch(nn.Module):
+    """Encoder and projector: what both the online and the target side have. The encoder ends without a norm."""
+
+    def __init__(self, config: PretrainConfig):
+        super().__init__()
+        width = config.embed_dim
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_embed_dim))  # the target's is never used, but published
+        self.patch_embed = PatchEmbed(config.img_size, config.patch_size, 3, width)
+        self.blocks = blocks(config.depth, width, config.num_heads, config.mlp_ratio, "layer", config.drop_path_rate)
+        self.decoder_embed = nn.Linear(width, config.decoder_embed_dim)
+        self.projector = blocks(
+            config.projector_depth, config.decoder_embed_dim, config.decoder_num_heads, config.mlp_ratio, config.projector_norm
+        )
+
+    def forward(self, images: Tensor, pos_embed: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W), position embedding (1, 1+N, D) and the cells to keep (B, V), all if None; to (B, 1+V, D)."""
+        patches = self.patch_embed(images) + pos_embed[:, 1:]
+        if visible is not None:
+            patches = take(patches, visible)
+        cls = (self.cls_token + pos_embed[:, :1]).expand(len(patches), -1, -1)
+        return self.projector(self.decoder_embed(self.blocks(torch.cat([cls, patches], dim=1))))
+
+
+class SiameseIM(nn.Module):
+    """Model and loss of one training step; the loop calls ``before_step`` and then the module itself."""
+
+    def __init__(self, config: PretrainConfig):
+        super().__init__()
+        self.grid_size = config.grid_size
+        self.neg_weight = config.neg_weight
+        self.momentum = config.momentum
+        width = config.decoder_embed_dim
+        self.online = Branch(config)
+        self.predictor = blocks(config.predictor_depth, width, config.decoder_num_heads, config.mlp_ratio, config.predictor_norm)
+        self.decoder_pred = nn.Linear(width, width)
+        self.decoder_pos_mlp = nn.Linear(2 * width, width)
+        self.register_buffer("pos_embed", sincos_2d(config.grid_size, config.embed_dim))
+        self.register_buffer("decoder_pos_embed", sincos_2d(config.grid_size, width))
+        self._initialise()
+        self.online.patch_embed.requires_grad_(config.train_patch_embed)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        convolution = self.online.patch_embed.proj
+        nn.init.xavier_uniform_(convolution.weight.view(len(convolution.weight), -1))
+        nn.init.normal_(self.online.cls_token, std=0.02)
+        nn.init.normal_(self.online.mask_token, std=0.02)
+
+    def before_step(self, progress: float) -> None:
+        """Moves the target towards the online branch; ``progress`` is the share of the run done, in [0, 1]."""
+        self.update_target(cosine(self.momentum, 1.0, progress))
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """target = momentum * target + (1 - momentum) * online, for parameters only (BatchNorm keeps its own statistics)."""
+        target, online = list(self.target.parameters()), list(self.online.parameters())
+        torch._foreach_lerp_(target, online, 1 - momentum)
+
+    def forward(self, view1: Tensor, view2: Tensor, mask: Tensor, geometry: RelativeGeometry) -> Outputs:
+        """Views (B, 3, H, W), normalised; mask (B, N) bool, True where view 1 is hidden; geometry of view 2 in view 1."""
+        visible = visible_cells(mask)
+        online = self.online(view1, self.pos_embed, visible)
+        with torch.no_grad():
+            target = self.target(view2, self.pos_embed)[:, 1:]
+        prediction = self.predict(online, visible, geometry)
+        return Outputs(unigrad_loss(prediction, normalise(target), self.neg_weight), prediction, target)
+
+    def predict(self, online: Tensor, visible: Tensor, geometry: RelativeGeometry) -> Tensor:
+        """Online tokens (B, 1+V, D) and their cells (B, V) to the predicted tokens of view 2 (B, N, D)."""
+        batch = len(online)
+        positions = take(self.decoder_pos_embed[:, 1:].expand(batch, -1, -1), visible)
+        relative = relative_sincos(geometry, self.grid_size, self.decoder_pos_embed.shape[-1])
+        queries = self.online.mask_token + self.decoder_pos_mlp(relative)
+        cls = online[:, :1] + self.decoder_pos_embed[:, :1]
+        tokens = torch.cat([cls, online[:, 1:] + positions, queries.to(online.dtype)], dim=1)
+        return self.decoder_pred(self.predictor(tokens))[:, -self.grid_size**2 :]
+
+
+def visible_cells(mask: Tensor) -> Tensor:
+    """Indices (B, V) of the False cells of a mask (B, N) with equally many in each row, in ascending order."""
+    return (~mask).nonzero()[:, 1].view(len(mask), -1)
+
+
+def take(tokens: Tensor, cells: Tensor) -> Tensor:
+    """Tokens (B, N, D) at the cells (B, V): (B, V, D)."""
+    return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def normalise(target: Tensor) -> Tensor:
+    """LayerNorm over the width without affine parameters, in float32."""
+    return F.layer_norm(target.float(), target.shape[-1:], eps=TARGET_NORM_EPS)
+
+
+def unigrad_loss(prediction: Tensor, target: Tensor, neg_weight: float) -> Tensor:
+    """[mean_n |p_n - t_n|^2 + neg_weight * mean_n p_n^T C p_n] / D with C = mean_n t_n t_n^T over all tokens of all processes.
+
+    Prediction and target are (B, N, D); the loss is a float32 scalar and C carries no gradient. The released code builds the
+    (BN x BN) product and reads its diagonal; this is the same number in O(BN D^2).
+    """
+    with torch.autocast(prediction.device.type, enabled=False):
+        p, t = prediction.float().flatten(0, 1), target.float().flatten(0, 1)
+        correlation = distributed.mean_over_ranks(t.T @ t / len(t))
+        attraction = (p - t).square().sum(-1).mean()
+        spread = ((p @ correlation) * p).sum(-1).mean()
+        return (attraction + neg_weight * spread) / p.shape[-1]
+
+
+def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under the released code's names."""
+    return {_official_name(name): tensor for name, tensor in state.items()}
+
+
+def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The released code's state dict under our names. Raises ValueError naming keys that are absent or left over."""
+    wanted = {_official_name(name): name for name in names}
+    if wanted.keys() != state.keys():
+        missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+        raise ValueError(f"state dict does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    return {wanted[name]: tensor for name, tensor in state.items()}
+
+
+def _official_name(name: str) -> str:
+    for pattern, official in OFFICIAL_NAMES:
+        if re.fullmatch(pattern, name):
+            return re.sub(pattern, official, name)
+    raise ValueError(f"no official name for {name!r}")
+
+
+def build(config: PretrainConfig) -> SiameseIM:
+    """What the loop asks of a method file."""
+    return SiameseIM(config)

@@ -1,0 +1,138 @@
+"""Checks one training step against numbers made by the official code.
+
+    python -m pretrain.parity FILE.json
+
+Prints the largest relative difference of each kind of number and exits 1 where one exceeds the bound. A file holds sizes, the keys
+of the official state dict, inputs by formula and sampled results (tests/golden/README.md).
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.config import PAPER, PretrainConfig
+from pretrain.geometry import RelativeGeometry, relative_sincos
+from pretrain.methods import siameseim
+
+BOUND = 1e-5
+FILL = {  # kind of a tensor: what is made of standard normal numbers r
+    "weight": lambda r: 0.08 * r,
+    "norm_weight": lambda r: 1 + 0.1 * r,
+    "bias": lambda r: 0.05 * r,
+    "running_mean": lambda r: 0.1 * r,
+    "running_var": lambda r: 0.5 + r.abs(),
+    "token": lambda r: 0.2 * r,
+    "zero": lambda r: 0 * r,
+}
+
+
+def generate(key: str, shape: list[int]) -> Tensor:
+    """Standard normal numbers that depend on the key alone."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(zlib.crc32(key.encode())))
+
+
+def difference(ours: Tensor, expected: dict[str, Any] | float) -> float:
+    """The largest difference of samples and norm, relative to the largest expected sample (for a number: to itself)."""
+    if not isinstance(expected, dict):
+        return abs(ours.item() - expected) / max(abs(expected), 1e-30)
+    flat = ours.detach().double().flatten()
+    values = torch.tensor(expected["value"], dtype=torch.float64)
+    scale = max(values.abs().max().item(), expected["norm"] / max(len(flat), 1) ** 0.5, 1e-30)
+    samples = (flat[torch.tensor(expected["index"])] - values).abs().max().item() / scale
+    norm = abs(flat.norm().item() - expected["norm"]) / max(expected["norm"], 1e-30) if expected["norm"] > 1e-8 else 0.0
+    return max(samples, norm)
+
+
+def compare(golden: dict[str, Any]) -> dict[str, float]:
+    """Runs the step of a file; the largest difference by kind of number. Raises ValueError for a file of another form."""
+    config = golden.get("config", {})
+    if "predictor_depth" in config:
+        return _compare_siameseim(golden)
+    if "decoder_depth" in config:
+        from pretrain import parity_mae
+
+        return parity_mae.compare(golden)
+    raise ValueError("this file holds neither a SiameseIM nor a MAE step (its config has no predictor_depth and no decoder_depth)")
+
+
+def fill(golden: dict[str, Any], fixed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The official state dict of a file; ``fixed`` gives what the model computes itself."""
+    state = {}
+    for key, shape, kind in golden["entries"]:
+        state[key] = fixed[key] if kind == "fixed_sincos" else FILL[kind](generate(f"{golden['tag']}/{key}", shape))
+        if key.endswith("num_batches_tracked"):
+            state[key] = state[key].long()
+    return state
+
+
+def _config(golden: dict[str, Any]) -> PretrainConfig:
+    sizes = golden["config"]
+    same = {field.name for field in dataclasses.fields(PretrainConfig)} & sizes.keys()
+    masked = sum(golden["inputs"]["mask"][0])
+    return dataclasses.replace(
+        PAPER, **{name: sizes[name] for name in same}, num_masked=masked, train_patch_embed=not sizes["patch_embed_frozen"]
+    )
+
+
+def _compare_siameseim(golden: dict[str, Any]) -> dict[str, float]:
+    config, inputs, expected, tag = _config(golden), golden["inputs"], golden["expected"], golden["tag"]
+    model = siameseim.build(config)
+    buffers = {name: getattr(model, name) for name in ("pos_embed", "decoder_pos_embed")}
+    model.load_state_dict(siameseim.from_official(fill(golden, buffers), list(model.state_dict())))
+    shape = [inputs["batch"], 3, config.img_size, config.img_size]
+    views = {name: generate(f"{tag}/{name}", shape) for name in ("view1", "view2")}
+    geometry = RelativeGeometry(*(torch.tensor(inputs[field.name]) for field in dataclasses.fields(RelativeGeometry)))
+    mask = torch.tensor(inputs["mask"]).bool()
+
+    model.train()
+    model.update_target(golden["config"]["momentum"])
+    out = model(views["view1"], views["view2"], mask, geometry)
+    out.loss.backward()
+
+    gradients = siameseim.to_official({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    after = siameseim.to_official(model.state_dict())
+    without = set(siameseim.to_official(dict(model.named_parameters())) | buffers) - gradients.keys()
+    found = {
+        "inputs": max(difference(views[name], inputs[name]) for name in views),
+        "loss": difference(out.loss, expected["loss"]),
+        "relative_pos_embed": difference(relative_sincos(geometry, config.grid_size, config.decoder_embed_dim), expected["relative_pos_embed"]),
+        "pos_embed": difference(model.pos_embed, expected["pos_embed"]),
+        "decoder_pos_embed": difference(model.decoder_pos_embed, expected["decoder_pos_embed"]),
+        "prediction": difference(out.prediction, expected["pred"]),
+        "target": difference(out.target, expected["target_before_norm"]),
+        "gradients": worst(gradients, expected["grads"]),
+        "state after the step": worst(after, expected["after"]),
+        "parameters without gradient": 0.0 if without == set(expected["no_grad"]) else float("inf"),
+    }
+    return found
+
+
+def worst(ours: dict[str, Tensor], expected: dict[str, Any]) -> float:
+    """The largest difference over named tensors; infinite where one is absent."""
+    return max((difference(ours[key], value) if key in ours else float("inf") for key, value in expected.items()), default=0.0)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints a line a kind of number; 0 if all are within the bound, 1 if not, 2 if the file cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m pretrain.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="numbers of one training step")
+    path = parser.parse_args(argv).file
+    try:
+        found = compare(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"pretrain.parity: {path} cannot be compared: {error}", file=sys.stderr)
+        return 2
+    for name, value in found.items():
+        print(f"{name:<30} {value:.2e} {'ok' if value <= BOUND else 'TOO LARGE'}")
+    return int(max(found.values()) > BOUND)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
