@@ -1,0 +1,213 @@
+"""A small world made from a seed, in the exact layouts of the real sets, so that everything can be seen to work without a download.
+
+    python -m evaluate.data.toy FOLDER
+
+The classes are ten textures. Colour, brightness, contrast, phase, scale, rotation and outline vary inside a class, so raw pixels and
+random features say little about it, while what two crops of one image share says much: pretraining can show itself in minutes.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from evaluate.data import toy_dense
+from evaluate.data.layouts import CORRUPTIONS
+
+TEXTURES = ("stripes", "bars", "diagonals", "checks", "dots", "rings", "blotches", "grid", "zigzag", "waves")
+WNIDS = tuple(f"n{index:08d}" for index in range(1, len(TEXTURES) + 1))
+VERSION = 1  # raise it when a change of this file changes an image
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything the world is made of; the same values give the same files."""
+
+    seed: int = 0
+    size: int = 32  # pixels a side of the classification images
+    train_per_class: int = 400
+    val_per_class: int = 100
+    list_per_class: int = 10  # images a class in the 1 % list: 1 % of this world would be four
+    shifted_per_class: int = 50  # of the look-alikes of IN-A, IN-R and IN-Sketch
+    corrupted_per_class: int = 5  # of each of the 75 folders of the IN-C look-alike
+    version: int = VERSION
+
+
+def paint(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:
+    """A (size, size, 3) uint8 picture of one texture in two random colours of similar hue."""
+    pattern = texture(class_index, size, generator)
+    dark, light = colours(generator)
+    image = dark + (light - dark) * pattern[..., None]
+    image += generator.normal(0, 6, image.shape)
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def colours(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The two colours of a picture, (3,) each in 0..255: one hue, a random brightness, a random contrast and polarity."""
+    middle = generator.uniform(90, 165)
+    contrast = generator.uniform(45, 85) * generator.choice((-1, 1))
+    tint = generator.uniform(-20, 20, 3)
+    return middle - contrast + tint, middle + contrast + tint
+
+
+def texture(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:
+    """The bare pattern (size, size) in 0..1, with random period, rotation of up to 9 degrees and phase."""
+    period = generator.uniform(5.5, 8.5) * max(size / 32, 1) ** 0.5
+    angle = np.deg2rad(generator.uniform(-9, 9))
+    shift = generator.uniform(0, period, 2)
+    rows, columns = np.mgrid[:size, :size] - size / 2
+    y = (np.cos(angle) * rows - np.sin(angle) * columns + shift[0]) * 2 * np.pi / period
+    x = (np.sin(angle) * rows + np.cos(angle) * columns + shift[1]) * 2 * np.pi / period
+    sharp = 3.0  # how fast a pattern goes from dark to light
+    match TEXTURES[class_index]:
+        case "stripes":
+            value = np.sin(y)
+        case "bars":
+            value = np.sin(x)
+        case "diagonals":
+            value = np.sin((x + generator.choice((-1, 1)) * y) / np.sqrt(2))
+        case "checks":
+            value = np.sin(x) * np.sin(y) * 2
+        case "dots":
+            value = np.cos(x) + np.cos(y) - 0.9
+        case "rings":
+            centre = generator.uniform(-0.25, 0.25, 2) * size
+            value = np.sin(np.hypot(rows - centre[0], columns - centre[1]) * 2 * np.pi / period + shift[0])
+        case "blotches":
+            value = smooth_noise(size, period / 3.5, generator) * 1.5
+        case "grid":
+            value = np.maximum(np.cos(x), np.cos(y)) - 0.6
+        case "zigzag":
+            value = np.sin(y + 2.2 * np.abs((x / np.pi) % 2 - 1) * 1.5)
+        case "waves":
+            value = np.sin(x + 1.8 * np.sin(y / 1.3))
+    return 1 / (1 + np.exp(-sharp * value))
+
+
+def smooth_noise(size: int, sigma: float, generator: np.random.Generator) -> np.ndarray:
+    """(size, size) Gaussian noise of unit variance, correlated over ``sigma`` pixels."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
+    spectrum = np.fft.rfft2(generator.normal(size=(size, size))) * np.exp(-2 * (np.pi * sigma * frequency) ** 2)
+    noise = np.fft.irfft2(spectrum, (size, size))
+    return (noise - noise.mean()) / noise.std()
+
+
+def make(folder: Path, world: World | None = None) -> Path:
+    """Makes the world below ``folder`` unless the same world lies there already; returns the data root.
+
+    The folder's name holds the parameters' hash, so that two worlds never mix; an interrupted making leaves nothing.
+    """
+    world = world or World()
+    parameters = json.dumps({**asdict(world), "dense_version": toy_dense.VERSION}, indent=1)
+    root = folder / f"toy-{toy_dense.short_hash(parameters)}"
+    if (root / "world.json").is_file():
+        return root
+    temporary = folder / f".{root.name}.{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    _make_imagenet(temporary, world)
+    toy_dense.make(temporary, world.seed)
+    contact_sheet(temporary, temporary / "contact_sheet.png")
+    (temporary / "world.json").write_text(parameters)
+    shutil.rmtree(root, ignore_errors=True)
+    temporary.rename(root)
+    return root
+
+
+def _make_imagenet(root: Path, world: World) -> None:
+    def generator(*key: int) -> np.random.Generator:
+        return np.random.default_rng([world.seed, *key])
+
+    val: dict[str, list[np.ndarray]] = {}
+    for index, wnid in enumerate(WNIDS):
+        names = [f"{wnid}_{i}" for i in range(world.train_per_class)]
+        _save(root / "imagenet/train" / wnid, names, (paint(index, world.size, generator(0, index, i)) for i in range(len(names))))
+        with (root / "imagenet/1percent.txt").open("a") as file:
+            file.writelines(f"{name}.JPEG\n" for name in names[: world.list_per_class])
+        val[wnid] = [paint(index, world.size, generator(1, index, i)) for i in range(world.val_per_class)]
+        _save(root / "imagenet/val" / wnid, [f"ILSVRC2012_val_{index}_{i:05d}" for i in range(world.val_per_class)], val[wnid])
+        shifts = {"imagenet-a": (_adversarial, index % 2 == 0), "imagenet-r": (_rendition, index >= 4), "imagenet-sketch": (_sketch, True)}
+        for number, (name, (render, present)) in enumerate(shifts.items(), 2):
+            if present:  # IN-A and IN-R hold only some of the classes
+                pictures = (render(index, world.size, generator(number, index, i)) for i in range(world.shifted_per_class))
+                _save(root / name / wnid, [f"{wnid}_{i}" for i in range(world.shifted_per_class)], pictures)
+    _make_corrupted(root, world, {wnid: pictures[: world.corrupted_per_class] for wnid, pictures in val.items()})
+
+
+def _make_corrupted(root: Path, world: World, pictures: dict[str, list[np.ndarray]]) -> None:
+    from imagecorruptions import corrupt  # 3 s of imports that only making the world needs
+
+    np.random.seed(world.seed)  # the package draws from numpy's global generator
+    for corruption in CORRUPTIONS:
+        for severity in range(1, 6):
+            for wnid, originals in pictures.items():
+                names = [f"{wnid}_{i}" for i in range(len(originals))]
+                corrupted = (corrupt(image, severity=severity, corruption_name=corruption) for image in originals)
+                _save(root / "imagenet-c" / corruption / str(severity) / wnid, names, corrupted)
+
+
+def _adversarial(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Low contrast, half hidden by a patch of another class."""
+    image = 128 + (paint(class_index, size, generator).astype(float) - 128) * 0.6
+    other = paint(int(generator.integers(len(TEXTURES))), size // 2, generator)
+    top, left = generator.integers(0, size - size // 2, 2)
+    image[top : top + size // 2, left : left + size // 2] = other
+    return image.clip(0, 255).astype(np.uint8)
+
+
+def _rendition(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:
+    """The pattern in two saturated flat colours."""
+    pattern = texture(class_index, size, generator)[..., None] > 0.5
+    first, second = generator.uniform(0, 255, (2, 3))
+    return np.where(pattern, first, second).astype(np.uint8)
+
+
+def _sketch(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:
+    """Black outlines of the pattern on white."""
+    steps = np.gradient(texture(class_index, size, generator))
+    edge = np.hypot(*steps) > 0.3
+    return np.repeat(np.where(edge, 40, 245)[..., None], 3, axis=2).astype(np.uint8)
+
+
+def _save(folder: Path, names: list[str], pictures: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(names, pictures, strict=True):  # type: ignore[call-overload]
+        Image.fromarray(picture).save(folder / f"{name}.JPEG", quality=95)
+
+
+def contact_sheet(root: Path, out: Path, cell: int = 96) -> None:
+    """One PNG: a row a set, some of its pictures side by side, so that a person sees what the world looks like."""
+    rows = [
+        sorted((root / "imagenet/val").glob("*/*_00000.JPEG")),
+        *(sorted((root / name).glob("*/*_0.JPEG")) for name in ("imagenet-a", "imagenet-r", "imagenet-sketch")),
+        [root / "imagenet-c" / corruption / "3" / WNIDS[0] / f"{WNIDS[0]}_0.JPEG" for corruption in CORRUPTIONS[:10]],
+        sorted((root / "coco/train2017").iterdir())[:10],
+        *(sorted((root / f"ade20k/{kind}/training").iterdir())[:10] for kind in ("images", "annotations")),
+    ]
+    sheet = Image.new("RGB", (10 * cell, len(rows) * cell), "white")
+    for row, paths in enumerate(rows):
+        for column, path in enumerate(paths[:10]):
+            picture = Image.open(path)
+            if picture.mode != "RGB":  # label maps hold small numbers: spread them over the greys
+                picture = picture.point([min(255, value * 30) for value in range(256)]).convert("RGB")
+            sheet.paste(picture.resize((cell - 4, cell - 4), Image.Resampling.NEAREST), (column * cell, row * cell))
+    sheet.save(out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Makes the world and says where it lies."""
+    parser = argparse.ArgumentParser(prog="python -m evaluate.data.toy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    print(make(arguments.folder, World(seed=arguments.seed)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
