@@ -1,0 +1,115 @@
+"""The fine-tuned classifier: an encoder, mean of its patch tokens, a LayerNorm and a linear head; its file and its evaluation."""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.layers import DropPath, trunc_normal_
+from torch import nn
+
+from evaluate import distributed, metrics, precision
+from evaluate.data.imagenet import Images, ImageSet, InOrder, batches
+from evaluate.data.transforms import CenterCrop, normalise
+from evaluate.errors import UserError
+from evaluate.progress import track
+from evaluate.task import Env
+
+KIND = "siamese-eval classifier 1"
+EVALUATION_BATCH = 128
+HEAD_STD = 2e-5  # of SiameseIM's and MAE's fine-tuning
+
+
+class Classifier(nn.Module):
+    """Logits (B, C) from normalised images (B, 3, H, W).
+
+    Patch tokens of the last block, without class token and final norm -> mean -> LayerNorm (fresh) -> linear. A ResNet: its pooled
+    map -> linear. The position embedding and the final norm, which is not used, take no gradient; everything else does.
+    """
+
+    def __init__(self, encoder: Any, classes: int, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+        self.resnet = encoder.spec.family == "resnet"
+        width = encoder.spec.embed_dim
+        self.fc_norm = nn.Identity() if self.resnet else nn.LayerNorm(width, eps=encoder.spec.layer_norm_eps)
+        self.head = nn.Linear(width, classes)
+        trunc_normal_(self.head.weight, std=HEAD_STD)
+        nn.init.zeros_(self.head.bias)
+        for name, parameter in self.encoder.model.named_parameters():
+            parameter.requires_grad_(name != "pos_embed" and not name.startswith("norm."))
+        if not self.resnet:
+            blocks = self.encoder.model.blocks
+            for rate, block in zip(torch.linspace(0, drop_path, len(blocks)).tolist(), blocks, strict=True):
+                block.drop_path1, block.drop_path2 = (DropPath(rate) if rate else nn.Identity() for _ in range(2))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        last = self.encoder.forward_blocks(images, 1)[-1]
+        return self.head(self.fc_norm(last.pooled() if self.resnet else last.patches.mean(dim=1)))
+
+    def named_timm_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters under timm's names: those of the encoder's model, ``fc_norm.*`` and ``head.*``."""
+        return [(name.removeprefix("encoder.model."), parameter) for name, parameter in self.named_parameters()]
+
+
+def save(path: Path, classifier: Classifier, classes: tuple[str, ...], preprocessing: CenterCrop) -> None:
+    """Writes ``classifier.safetensors`` atomically: all weights, and what is needed to use them."""
+    from safetensors.torch import save_file
+
+    metadata = {
+        "kind": KIND,
+        "encoder": classifier.encoder.fingerprint,
+        "classes": json.dumps(classes),
+        "crop": str(preprocessing.crop),
+        "resize": json.dumps(preprocessing.resize),
+        "interpolation": preprocessing.interpolation,
+    }
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}, temporary, metadata)
+    os.replace(temporary, path)
+
+
+def load(path: Path, encoder: Any) -> tuple[Classifier, tuple[str, ...], CenterCrop]:
+    """The classifier fine-tuned from ``encoder``, in eval mode, with its class list and its test preprocessing.
+
+    Raises UserError for a file that is none, or that was made from another encoder.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is not a classifier ({error}); make one with python -m evaluate.finetune") from error
+    if metadata.get("kind") != KIND:
+        raise UserError(f"{path} is not a classifier written by evaluate.finetune; make one with python -m evaluate.finetune")
+    if metadata["encoder"] != encoder.fingerprint:
+        raise UserError(f"{path} was fine-tuned from another encoder than the one given; fine-tune this one with python -m evaluate.finetune")
+    classes = tuple(json.loads(metadata["classes"]))
+    classifier = Classifier(encoder, len(classes))
+    classifier.load_state_dict(state, strict=True)
+    preprocessing = CenterCrop(int(metadata["crop"]), json.loads(metadata["resize"]), metadata["interpolation"])
+    return classifier.eval(), classes, preprocessing
+
+
+def outcomes(
+    classifier: Classifier, images: ImageSet, preprocessing: CenterCrop, env: Env, arithmetic: str, subsets: dict[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """For each image, bool (n,): ``top1`` and ``top5`` over all classes, and for each of ``subsets`` (class indices) top1 among these."""
+    classifier.eval()
+    subsets = {name: indices.to(env.device) for name, indices in (subsets or {}).items()}
+    mean, std = classifier.encoder.spec.mean, classifier.encoder.spec.std
+    draws = InOrder(len(images), EVALUATION_BATCH, *distributed.world())
+    rows = []
+    for pixels, labels in track(batches(Images(images, preprocessing), draws, env.workers), images.name, len(draws)):  # type: ignore[arg-type]
+        labels = labels.to(env.device)
+        with torch.inference_mode(), precision.autocast(arithmetic, env.device):
+            logits = classifier(normalise(pixels, mean, std, env.device)).float()
+        columns = [metrics.correct_at(logits, labels, 1), metrics.correct_at(logits, labels, 5)]
+        columns += [indices[logits[:, indices].argmax(dim=1)] == labels for indices in subsets.values()]
+        rows.append(torch.stack(columns, dim=1).byte())
+    mine = torch.cat(rows) if rows else torch.zeros(0, 2 + len(subsets), dtype=torch.uint8, device=env.device)
+    table = distributed.assemble(mine, len(images)).bool().cpu()
+    return dict(zip(("top1", "top5", *subsets), table.unbind(dim=1), strict=True))

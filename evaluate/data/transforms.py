@@ -1,0 +1,115 @@
+"""From a decoded image to the pixels an encoder sees: the evaluation crop, the single-draw crop of LIN, the augmentation of FT.
+
+Transforms take and return PIL images; ``normalise`` finishes a batch on the device. Each random one draws from a seed made of
+(seed, epoch, index), so that an image's view depends on neither the number of processes nor on where a run was taken up again.
+"""
+
+import hashlib
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
+
+
+class Transform(Protocol):
+    """A callable from a PIL image and the draw's epoch and index to a PIL image of the crop's size."""
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> Image.Image: ...
+
+
+def seed_of(*parts: int | str) -> int:
+    """63 bits that depend on every part."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
+
+
+def seed_global(device: str, *parts: int | str) -> None:
+    """Seeds Python's, numpy's and torch's global generators, for library code that draws from them (timm, dropout)."""
+    seed = seed_of(*parts)
+    random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    # torch.manual_seed would queue a call for a CUDA that is not there, with a stack trace, each time
+    torch.default_generator.manual_seed(seed)
+    if device.startswith("cuda"):
+        torch.cuda.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """Resize the short side to ``resize`` (None: leave the size), then cut ``crop`` x ``crop`` from the centre."""
+
+    crop: int
+    resize: int | None
+    interpolation: str
+
+    def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> Image.Image:
+        if self.resize is not None:
+            image = F.resize(image, [self.resize], INTERPOLATIONS[self.interpolation])
+        return image if image.size == (self.crop, self.crop) else F.center_crop(image, [self.crop, self.crop])
+
+
+@dataclass(frozen=True)
+class SingleDrawCropFlip:
+    """Random resized crop with one draw, clamped to the image, then a flip with probability 1/2.
+
+    torchvision tries up to ten draws until one fits; the linear probe of MAE and SiameseIM takes the first and clamps it, as the
+    TensorFlow code of BYOL does (recipes of their ``util/crop.py``).
+    """
+
+    size: int
+    interpolation: str
+    seed: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
+        draw = random.Random(seed_of(self.seed, epoch, index))
+        top, left, height, width = single_draw_box(image.width, image.height, self.scale, self.ratio, draw)
+        image = F.resized_crop(image, top, left, height, width, [self.size, self.size], INTERPOLATIONS[self.interpolation])
+        return F.hflip(image) if draw.random() < 0.5 else image
+
+
+def single_draw_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], draw: random.Random
+) -> tuple[int, int, int, int]:
+    """Top, left, height and width in pixels: area uniform in ``scale``, aspect ratio log-uniform in ``ratio``, sides clamped."""
+    area = width * height * draw.uniform(*scale)
+    aspect = math.exp(draw.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    crop_width = min(round(math.sqrt(area * aspect)), width)
+    crop_height = min(round(math.sqrt(area / aspect)), height)
+    return draw.randint(0, height - crop_height), draw.randint(0, width - crop_width), crop_height, crop_width
+
+
+class FinetuneAugmentation:
+    """timm's training transform of FT: random resized crop, flip, RandAugment; erasing follows on the batch."""
+
+    def __init__(self, size: int, interpolation: str, rand_augment: str, mean: Sequence[float], seed: int) -> None:
+        from timm.data.transforms_factory import transforms_imagenet_train  # slow to import, and only FT needs it
+
+        # mean is the colour RandAugment fills with where it moves an image's border inwards
+        first, second, _ = transforms_imagenet_train(
+            size, interpolation=interpolation, auto_augment=rand_augment, mean=tuple(mean), separate=True, color_jitter=None
+        )
+        self.transforms = (first, second)
+        self.seed = seed
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
+        seed_global("cpu", self.seed, epoch, index)
+        for transform in self.transforms:
+            image = transform(image)
+        return image
+
+
+def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: str | torch.device) -> torch.Tensor:
+    """uint8 (B, 3, H, W) to float32 on the device: value / 255, minus ``mean``, over ``std`` (on the 0..1 scale)."""
+    shift = torch.tensor(mean, device=device).view(3, 1, 1)
+    scale = torch.tensor(std, device=device).view(3, 1, 1)
+    return images.to(device, non_blocking=True).float().div_(255).sub_(shift).div_(scale)

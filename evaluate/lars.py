@@ -1,0 +1,35 @@
+"""LARS, the optimiser of the linear probe."""
+
+from collections.abc import Iterable
+
+import torch
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum whose step on a matrix is scaled to ``trust * |w| / |g + wd w|``; vectors get plain momentum SGD.
+
+    With d = g + wd w for tensors of two or more axes and d = g otherwise:
+    d <- d * (trust |w| / |d|, or 1 where either norm is 0; matrices only);  m <- momentum m + d;  w <- w - lr m.
+    Source: You et al. 2017 in the form MoCo-v3, MAE and SiameseIM use (``util/lars.py``).
+    """
+
+    def __init__(
+        self, params: Iterable[torch.nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.9, trust: float = 0.001
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                direction = parameter.grad
+                if parameter.ndim > 1:
+                    direction = direction + group["weight_decay"] * parameter
+                    norms = parameter.norm(), direction.norm()
+                    ratio = group["trust"] * norms[0] / norms[1]
+                    direction = direction * torch.where((norms[0] > 0) & (norms[1] > 0), ratio, torch.ones_like(ratio))
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.mul_(group["momentum"]).add_(direction)
+                parameter.sub_(group["lr"] * momentum)

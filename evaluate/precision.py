@@ -1,0 +1,22 @@
+"""The arithmetic of a forward pass: float32, or autocast to a shorter type."""
+
+import contextlib
+
+import torch
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+CHOICES = ("auto", "fp32", *TYPES)
+
+
+def resolve(precision: str, device: str) -> str:
+    """``auto`` is fp16 on CUDA, as in the official code, and fp32 on a CPU. Raises ValueError for an unknown name."""
+    if precision not in CHOICES:
+        raise ValueError(f"precision is one of {', '.join(CHOICES)}, not {precision!r}")
+    if precision == "auto":
+        return "fp16" if device.startswith("cuda") else "fp32"
+    return precision
+
+
+def autocast(precision: str, device: str) -> contextlib.AbstractContextManager:
+    """The context of a forward pass in a resolved precision."""
+    return torch.autocast(device.split(":")[0], TYPES[precision]) if precision in TYPES else contextlib.nullcontext()

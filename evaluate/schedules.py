@@ -1,0 +1,77 @@
+"""Learning rates over training and the order in which images are drawn."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from evaluate.data.imagenet import Draw
+from evaluate.data.transforms import seed_of
+
+
+def warmup_cosine(epoch: float, warmup_epochs: float, epochs: float, peak: float, minimum: float = 0.0) -> float:
+    """Rate at a fractional epoch: linear from 0 to ``peak`` over the warm-up, then half a cosine down to ``minimum``.
+
+    As in MAE's and SiameseIM's ``util/lr_sched.py``; a parameter group's layer-decay factor multiplies the result, minimum included.
+    """
+    if epoch < warmup_epochs:
+        return peak * epoch / warmup_epochs
+    done = (epoch - warmup_epochs) / (epochs - warmup_epochs)
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Which images each optimiser step sees, for one of ``world`` processes, in micro-batches.
+
+    The batch is the paper's whatever the number of processes: each takes its share, in as many micro-batches as it needs, all of one
+    even size (mixup pairs images). The last images of an epoch that do not fill a batch are left for another epoch, as in the
+    official code (``drop_last``). Raises ValueError if there are too few images for one step.
+    """
+
+    images: int
+    batch_size: int  # over all processes, an optimiser step
+    micro_batch: int  # at most so many images a process in one forward pass
+    epochs: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    first_step: int = 0  # where a resumed run goes on
+
+    def __post_init__(self) -> None:
+        if self.batch == 0:
+            raise ValueError(f"{self.images} images are too few for {self.world} processes to train on")
+
+    @property
+    def batch(self) -> int:
+        """Images a step: ``batch_size``, or what the set has, cut to what splits evenly."""
+        unit = 2 * self.world * self.chunks_per_step
+        return min(self.batch_size, self.images) // unit * unit
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.images // self.batch
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def chunks_per_step(self) -> int:
+        """Micro-batches a step, the same on every process."""
+        return -(-min(self.batch_size, self.images) // (self.world * self.micro_batch))
+
+    def __len__(self) -> int:
+        return (self.steps - self.first_step) * self.chunks_per_step
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order, order_epoch = torch.empty(0), -1
+        for step in range(self.first_step, self.steps):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
+                order, order_epoch = torch.randperm(self.images, generator=generator), epoch
+            batch = order[position * self.batch : (position + 1) * self.batch][self.rank :: self.world].tolist()
+            for chunk in range(self.chunks_per_step):
+                yield [(epoch, index) for index in batch[chunk :: self.chunks_per_step]]
