@@ -1,0 +1,150 @@
+"""What both ViT backbones are built of: attention with a bias, MLP, block, and loading from the canonical encoder by name.
+
+Axes: B batch, N tokens, D width, h w patch grid. Parameter names are timm's, so that the encoder's tensors load without renaming.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class QuickGELU(nn.Module):
+    """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
+
+
+class MLP(nn.Module):
+    """fc1, activation, fc2."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = ACTIVATIONS[activation]()
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learnt factor a channel."""
+
+    def __init__(self, width: int, initial: float = 1.0) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Drops the whole residual branch of a sample with the given probability (stochastic depth)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0:
+            return x
+        keep = 1 - self.probability
+        return x * (torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) < keep).to(x.dtype) / keep
+
+
+def drop_path_rates(highest: float, depth: int) -> list[float]:
+    """Stochastic depth of each block, from 0 to ``highest`` linearly."""
+    return [highest * index / max(depth - 1, 1) for index in range(depth)]
+
+
+class PatchEmbed(nn.Module):
+    """Image (B, 3, H, W) to patches (B, h, w, D); right and bottom are padded with zeros to whole patches."""
+
+    def __init__(self, patch_size: int, width: int, bias: bool) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        bottom, right = (-images.shape[2] % self.patch_size, -images.shape[3] % self.patch_size)
+        if bottom or right:
+            images = F.pad(images, (0, right, 0, bottom))
+        return self.proj(images).permute(0, 2, 3, 1)
+
+
+def resize_pos_embed(pos_embed: Tensor, has_class_row: bool, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
+    """The class token's row (1, 1, D) or None, and the others resized to the grid, (1, h, w, D).
+
+    Bicubic, align_corners False, no antialias, as detectron2 and mmseg do.
+    """
+    prefix = pos_embed[:, :1] if has_class_row else None
+    patches = pos_embed[:, 1:] if has_class_row else pos_embed
+    side = round(patches.shape[1] ** 0.5)
+    if side * side != patches.shape[1]:
+        raise ValueError(f"a position embedding of {patches.shape[1]} patches is not square")
+    patches = patches.reshape(1, side, side, -1)
+    if (side, side) != tuple(grid):
+        patches = F.interpolate(patches.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+    return prefix, patches
+
+
+def has_class_row(pos_embed: Tensor) -> bool:
+    """Whether a position embedding (1, N, D) begins with the class token's row: N is then one more than a square."""
+    count = pos_embed.shape[1]
+    return round(count**0.5) ** 2 != count
+
+
+def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Iterable[str], dropped: Iterable[str]) -> dict[str, list[str]]:
+    """Loads the encoder's tensors strictly.
+
+    Args:
+        new: endings of the names that this backbone may have on top of the encoder (they keep their initial value).
+        dropped: full names that the encoder may have and this backbone has no use for.
+
+    Returns:
+        ``{"matched": [...], "new": [...], "dropped": [...]}``.
+
+    Raises:
+        ValueError: names that are neither, or a shape that differs.
+    """
+    own, new, dropped = module.state_dict(), tuple(new), tuple(dropped)
+    missing = [name for name in own if name not in state and not name.endswith(new)]
+    unexpected = [name for name in state if name not in own and name not in dropped]
+    if missing or unexpected:
+        raise ValueError(f"the encoder does not fit {type(module).__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}")
+    matched = [name for name in own if name in state]
+    for name in matched:
+        if own[name].shape != state[name].shape:
+            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, {type(module).__name__} expects {tuple(own[name].shape)}")
+    module.load_state_dict({name: state[name] if name in state else value for name, value in own.items()})
+    return {"matched": matched, "new": [n for n in own if n not in state], "dropped": [n for n in state if n not in own]}
+
+
+def sizes_of(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
+    """The keyword arguments that both backbones take from the encoder's spec; presence of biases is read off the tensors.
+
+    Raises:
+        ValueError: an encoder that is no plain ViT.
+    """
+    if spec.family != "vit":
+        raise ValueError(f"a ViT backbone cannot be built from an encoder of family {spec.family!r}")
+    return {
+        "patch_size": spec.patch_size,
+        "width": spec.embed_dim,
+        "depth": spec.depth,
+        "heads": spec.num_heads,
+        "hidden": state["blocks.0.mlp.fc1.weight"].shape[0],
+        "eps": spec.layer_norm_eps,
+        "activation": spec.activation,
+        "pre_norm": bool(spec.pre_norm),
+        "layer_scale": "blocks.0.ls1.gamma" in state,
+        "patch_bias": "patch_embed.proj.bias" in state,
+        "positions": state["pos_embed"].shape[1],
+    }

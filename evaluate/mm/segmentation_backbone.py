@@ -1,0 +1,163 @@
+"""The ViT that MAE's segmentation protocol uses (mmseg's MAE backbone), from any canonical encoder and for any input size.
+
+Global attention in all blocks, the class token kept through them, a relative position bias a block (from zero) and layer scale
+(from one, or the encoder's own). mmseg's class works at one input size only; here the position embedding and the bias tables are
+interpolated. Imports only torch. Axes: B batch, N tokens, D width, h w patch grid.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from evaluate.mm.attention import MLP, DropPath, LayerScale, PatchEmbed, drop_path_rates, has_class_row, load_encoder, resize_pos_embed, sizes_of
+
+NEW = (".relative_position_bias_table", ".ls1.gamma", ".ls2.gamma")  # permitted names that an encoder may lack
+DROPPED = ("reg_token", "norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias")
+
+
+def out_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
+    """The blocks whose outputs feed UPerNet: MAE's 3, 5, 7, 11 of 12; otherwise evenly spread (repeating in a shallow encoder)."""
+    if depth == 12:
+        return (3, 5, 7, 11)
+    return tuple(max((index + 1) * depth // count - 1, 0) for index in range(count))
+
+
+def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], class_token: bool) -> Tensor:
+    """The additive bias (heads, N, N) of a table ((2 h - 1) (2 w - 1) + 3, heads) made for the grid ``base``.
+
+    The last three rows are class token to patch, patch to class token, and class token to itself (BEiT's order). The patches'
+    part is resized bicubically where the grid differs from ``base``. Without a class token the three rows are not used.
+    """
+    h, w = grid
+    patches, extra = table[:-3], table[-3:]
+    if tuple(base) != tuple(grid):
+        square = patches.T.reshape(1, -1, 2 * base[0] - 1, 2 * base[1] - 1)
+        square = F.interpolate(square.float(), size=(2 * h - 1, 2 * w - 1), mode="bicubic", align_corners=False)
+        patches = square.reshape(table.shape[1], -1).T.to(table.dtype)
+    rows, columns = torch.arange(h, device=table.device), torch.arange(w, device=table.device)
+    row_offset = (rows[:, None] - rows[None] + h - 1)[:, None, :, None]
+    column_offset = (columns[:, None] - columns[None] + w - 1)[None, :, None, :]
+    index = (row_offset * (2 * w - 1) + column_offset).reshape(h * w, h * w)
+    bias = patches[index].permute(2, 0, 1)
+    if not class_token:
+        return bias
+    full = bias.new_empty(bias.shape[0], h * w + 1, h * w + 1)
+    full[:, 1:, 1:] = bias
+    full[:, 0, :] = extra[0][:, None]
+    full[:, :, 0] = extra[1][:, None]
+    full[:, 0, 0] = extra[2]
+    return full
+
+
+class Attention(nn.Module):
+    """Multi-head attention over (B, N, D) with a relative position bias."""
+
+    def __init__(self, width: int, heads: int, base: tuple[int, int]) -> None:
+        super().__init__()
+        self.heads, self.base = heads, base
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * base[0] - 1) * (2 * base[1] - 1) + 3, heads))
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        batch, count, width = x.shape
+        query, key, value = self.qkv(x).reshape(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        bias = relative_bias(self.relative_position_bias_table, self.base, grid, count > grid[0] * grid[1])
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].to(query.dtype))
+        return self.proj(out.transpose(1, 2).reshape(batch, count, width))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with layer scale."""
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float, activation: str, drop: float, base: tuple[int, int]) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads, base)
+        self.ls1 = LayerScale(width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, hidden, activation)
+        self.ls2 = LayerScale(width)
+        self.drop_path = DropPath(drop)
+
+    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class SegmentationBackbone(nn.Module):
+    """Image (B, 3, H, W) to the maps (B, D, H / patch, W / patch) after the blocks ``out_indices``.
+
+    Args:
+        positions: rows of the position embedding, the class token's included if there is one.
+        img_size: training crop (height, width) in pixels; sets the size of the bias tables.
+        final_norm: a LayerNorm after the last block (MAE's protocol has none).
+    """
+
+    def __init__(
+        self, *, patch_size: int, width: int, depth: int, heads: int, hidden: int, eps: float, activation: str, pre_norm: bool,
+        patch_bias: bool, positions: int, class_token: bool, img_size: tuple[int, int] = (512, 512),
+        out_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, final_norm: bool = False, checkpointing: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        base = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.out_indices = out_blocks(depth) if out_indices is None else tuple(out_indices)
+        self.checkpointing = checkpointing
+        self.base = base
+        self.patch_embed = PatchEmbed(patch_size, width, patch_bias)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
+        self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(width, heads, hidden, eps, activation, drop, base) for drop in drop_path_rates(drop_path, depth)
+        )
+        self.norm = nn.LayerNorm(width, eps=eps) if final_norm else nn.Identity()
+
+    @classmethod
+    def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "SegmentationBackbone":
+        """Builds the backbone of a canonical encoder and loads its tensors strictly; ``loaded`` lists the names.
+
+        The position embedding is resized to the training crop once, before training, as MAE's protocol does.
+
+        Raises:
+            ValueError: names or shapes that do not fit.
+        """
+        sizes = sizes_of(spec, state)
+        del sizes["layer_scale"]  # this protocol always has one
+        img_size = settings.get("img_size", (512, 512))
+        grid = (img_size[0] // spec.patch_size, img_size[1] // spec.patch_size)
+        prefix, patches = resize_pos_embed(state["pos_embed"], has_class_row(state["pos_embed"]), grid)
+        positions = patches.reshape(1, grid[0] * grid[1], -1)
+        state = {**state, "pos_embed": positions if prefix is None else torch.cat([prefix, positions], 1)}
+        sizes["positions"] = state["pos_embed"].shape[1]
+        backbone = cls(**sizes, class_token="cls_token" in state, **settings)
+        backbone.loaded = load_encoder(backbone, state, NEW, DROPPED)
+        return backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        patches = self.patch_embed(images)
+        grid = (patches.shape[1], patches.shape[2])
+        prefix, positions = self._positions(grid)
+        x = (patches + positions).flatten(1, 2)
+        if self.cls_token is not None:
+            token = self.cls_token if prefix is None else self.cls_token + prefix
+            x = torch.cat([token.expand(len(x), -1, -1), x], 1)
+        x = self.norm_pre(x)
+        maps = {}
+        for index, block in enumerate(self.blocks):
+            x = checkpoint(block, x, grid, use_reentrant=False) if self.checkpointing and self.training else block(x, grid)
+            if index in self.out_indices:
+                y = self.norm(x) if index == len(self.blocks) - 1 else x
+                maps[index] = y[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid).contiguous()
+        return tuple(maps[index] for index in self.out_indices)
+
+    def _positions(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
+        """Position embedding for the grid; the stored rows are those of ``base``, which need not be square."""
+        extra = self.pos_embed.shape[1] - self.base[0] * self.base[1]
+        patches = self.pos_embed[:, extra:].unflatten(1, self.base)
+        if grid != self.base:
+            patches = F.interpolate(patches.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+        return (self.pos_embed[:, :extra] if extra else None), patches

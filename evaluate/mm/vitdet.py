@@ -1,0 +1,205 @@
+"""ViTDet's plain backbone and simple feature pyramid (Li et al., arXiv 2203.16527), as detectron2 commit 02b5c4e computes them.
+
+Window attention in most blocks, global attention in a few evenly spread ones, decomposed relative positions in all, no class token
+and no final norm. Imports only torch. Axes: B batch, D width, h w patch grid, S window side.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from evaluate.mm.attention import MLP, DropPath, LayerScale, PatchEmbed, drop_path_rates, has_class_row, load_encoder, resize_pos_embed, sizes_of
+
+NEW = (".rel_pos_h", ".rel_pos_w")  # permitted names that no encoder has; zeros, so they change nothing at first
+DROPPED = ("cls_token", "reg_token", "norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias")
+
+
+def global_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
+    """The blocks with global attention: the last of each of ``count`` equal parts; 2, 5, 8, 11 of 12. Shallow encoders get two parts."""
+    count = count if depth >= 2 * count else min(2, depth)
+    return tuple((index + 1) * depth // count - 1 for index in range(count))
+
+
+def relative_positions(table: Tensor, size: int) -> Tensor:
+    """(size, size, C) of a table (2 S - 1, C), by query and key position; the table is resized linearly if S differs from ``size``."""
+    if table.shape[0] != 2 * size - 1:
+        table = F.interpolate(table.T[None], size=2 * size - 1, mode="linear")[0].T
+    positions = torch.arange(size, device=table.device)
+    return table[positions[:, None] - positions[None] + size - 1]
+
+
+class Attention(nn.Module):
+    """Multi-head attention over a grid (B, h, w, D) with decomposed relative positions.
+
+    The relative term uses the unscaled query: softmax(q k^T / sqrt(C) + q . R_h + q . R_w).
+    """
+
+    def __init__(self, width: int, heads: int, table_size: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_size - 1, width // heads))
+        self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_size - 1, width // heads))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, h, w, width = x.shape
+        query, key, value = self.qkv(x).reshape(batch, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        grid = query.reshape(batch, self.heads, h, w, -1)
+        rows = torch.einsum("bnhwc,hkc->bnhwk", grid, relative_positions(self.rel_pos_h, h).to(grid.dtype))
+        columns = torch.einsum("bnhwc,wkc->bnhwk", grid, relative_positions(self.rel_pos_w, w).to(grid.dtype))
+        bias = (rows[..., :, None] + columns[..., None, :]).reshape(batch, self.heads, h * w, h * w)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        return self.proj(out.transpose(1, 2).reshape(batch, h, w, width))
+
+
+def to_windows(x: Tensor, side: int) -> Tensor:
+    """(B, h, w, D) to (B * windows, side, side, D); right and bottom are padded with zeros, which take part in attention."""
+    batch, h, w, width = x.shape
+    x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
+    x = x.reshape(batch, x.shape[1] // side, side, x.shape[2] // side, side, width)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, side, side, width)
+
+
+def from_windows(windows: Tensor, h: int, w: int) -> Tensor:
+    """The inverse of ``to_windows``, cut back to (B, h, w, D)."""
+    side, width = windows.shape[1], windows.shape[3]
+    rows, columns = -(-h // side), -(-w // side)
+    x = windows.reshape(-1, rows, columns, side, side, width).permute(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, rows * side, columns * side, width)[:, :h, :w]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block over a grid (B, h, w, D); ``window`` 0 is global attention."""
+
+    def __init__(
+        self, width: int, heads: int, hidden: int, eps: float, activation: str, layer_scale: bool, drop: float, window: int, table: int
+    ) -> None:
+        super().__init__()
+        self.window = window
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads, table)
+        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, hidden, activation)
+        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
+        self.drop_path = DropPath(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        if self.window:
+            y = from_windows(self.attn(to_windows(y, self.window)), x.shape[1], x.shape[2])
+        else:
+            y = self.attn(y)
+        x = x + self.drop_path(self.ls1(y))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class ViTDetBackbone(nn.Module):
+    """Plain ViT for detection: image (B, 3, H, W) to a tuple of one map (B, D, H / patch, W / patch).
+
+    Args:
+        positions: rows of the pretrained position embedding, the class token's included if there is one.
+        img_size: training image side in pixels; sets the length of the global blocks' relative tables.
+        window: side of the attention windows in patches.
+        global_indices: blocks with global attention.
+        checkpointing: recompute activations in the backward pass to save memory.
+    """
+
+    def __init__(
+        self, *, patch_size: int, width: int, depth: int, heads: int, hidden: int, eps: float, activation: str, pre_norm: bool,
+        layer_scale: bool, patch_bias: bool, positions: int, img_size: int = 1024, window: int = 14,
+        global_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, checkpointing: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        global_indices = global_blocks(depth) if global_indices is None else global_indices
+        self.checkpointing = checkpointing
+        self.width, self.patch_size = width, patch_size
+        self.patch_embed = PatchEmbed(patch_size, width, patch_bias)
+        self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
+        self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(
+            Block(width, heads, hidden, eps, activation, layer_scale, drop, *((0, img_size // patch_size) if i in global_indices else (window, window)))
+            for i, drop in enumerate(drop_path_rates(drop_path, depth))
+        )
+
+    @classmethod
+    def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "ViTDetBackbone":
+        """Builds the backbone of a canonical encoder and loads its tensors strictly; ``loaded`` lists the names.
+
+        With fresh relative positions and one window covering the image, it computes the encoder's own patch tokens, but for
+        the class token, which takes no part here.
+
+        Raises:
+            ValueError: names or shapes that do not fit.
+        """
+        backbone = cls(**sizes_of(spec, state), **settings)
+        backbone.loaded = load_encoder(backbone, state, NEW, DROPPED)
+        return backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        return (self.forward_blocks(images)[-1].permute(0, 3, 1, 2).contiguous(),)
+
+    def forward_blocks(self, images: Tensor) -> list[Tensor]:
+        """The patch embedding before the position embedding, then every block's output, (B, h, w, D) each."""
+        patches = self.patch_embed(images)
+        grid = (patches.shape[1], patches.shape[2])
+        _, positions = resize_pos_embed(self.pos_embed, has_class_row(self.pos_embed), grid)
+        x, outputs = self.norm_pre(patches + positions), [patches]
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+            outputs.append(x)
+        return outputs
+
+
+class ChannelLayerNorm(nn.Module):
+    """LayerNorm over the channels of (B, C, H, W) at each pixel, population variance.
+
+    Not a torch norm class on purpose: detectron2's rule for weight decay exempts torch's classes only, so this one is decayed.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        variance = (x - mean).pow(2).mean(1, keepdim=True)
+        return (x - mean) / torch.sqrt(variance + self.eps) * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution without bias, then LayerNorm over the channels."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = ChannelLayerNorm(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(super().forward(x))
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """The last map at stride s to five maps of ``out_channels`` at strides s/4, s/2, s, 2s, 4s (p2 to p6 for s = 16)."""
+
+    def __init__(self, in_channels: int, out_channels: int = 256) -> None:
+        super().__init__()
+        half, quarter = in_channels // 2, in_channels // 4
+        heads: list[tuple[list[nn.Module], int]] = [
+            ([nn.ConvTranspose2d(in_channels, half, 2, 2), ChannelLayerNorm(half), nn.GELU(), nn.ConvTranspose2d(half, quarter, 2, 2)], quarter),
+            ([nn.ConvTranspose2d(in_channels, half, 2, 2)], half),
+            ([], in_channels),
+            ([nn.MaxPool2d(2, 2)], in_channels),
+        ]
+        self.levels = nn.ModuleList(
+            nn.Sequential(*layers, ConvNorm(width, out_channels, 1), ConvNorm(out_channels, out_channels, 3)) for layers, width in heads
+        )
+
+    def forward(self, maps: tuple[Tensor]) -> tuple[Tensor, ...]:
+        outputs = [level(maps[-1]) for level in self.levels]
+        return (*outputs, F.max_pool2d(outputs[-1], kernel_size=1, stride=2))
