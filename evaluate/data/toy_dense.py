@@ -7,7 +7,6 @@ ADE20k labels the six kinds, and two grounds as stuff; 0 is "other", which is ne
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +19,7 @@ COLOURS = ((215, 60, 55), (60, 90, 220), (60, 190, 75), (225, 205, 60), (200, 70
 CORNERS = (24, 4, 3, 24, 4, 3)  # a round, a square, a triangle, and again
 COCO_CATEGORIES = ((1, "ball"), (3, "box"), (8, "tent"), (15, "coin"))  # (id, name) of the kinds 0 to 3
 LVIS_CATEGORIES = ((1, "ball", "f"), (2, "box", "f"), (3, "tent", "c"), (4, "coin", "c"), (5, "tile", "r"), (6, "sail", "r"))
+ADE20K_CLASSES = ("ball", "box", "tent", "coin", "tile", "sail", "sky", "field")  # labels 1 to 8
 GROUNDS = ((120, 120, 120), (70, 75, 70))  # ADE20k labels 7 and 8: the upper and the lower part of a picture
 SIZE = 96  # pixels of the longer side
 TRAIN_IMAGES, VAL_IMAGES = 200, 40
@@ -180,7 +180,9 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def _make_ade20k(root: Path, seed: int, splits: dict[str, int]) -> None:
-    write: Callable[[np.ndarray, Path], None] = lambda array, path: Image.fromarray(array).save(path)  # noqa: E731
+    root.mkdir(parents=True, exist_ok=True)
+    rows = [f"{number}\t0.1\t1\t1\t{name}" for number, name in enumerate(ADE20K_CLASSES, 1)]
+    (root / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows]) + "\n")
     for number, (split, count) in enumerate(splits.items()):
         images, annotations = root / "images" / split, root / "annotations" / split
         images.mkdir(parents=True, exist_ok=True)
@@ -190,7 +192,7 @@ def _make_ade20k(root: Path, seed: int, splits: dict[str, int]) -> None:
             picture, labels, _ = scene(generator.choice(6, int(generator.integers(2, 5)), replace=False).tolist(), generator)
             name = f"ADE_{'train' if split == 'training' else 'val'}_{index + 1:08d}"
             Image.fromarray(picture).save(images / f"{name}.jpg", quality=95)
-            write(labels, annotations / f"{name}.png")
+            Image.fromarray(labels).save(annotations / f"{name}.png")
 
 
 def _write(path: Path, content: dict) -> None:

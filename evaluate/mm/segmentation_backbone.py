@@ -92,14 +92,14 @@ class SegmentationBackbone(nn.Module):
     """Image (B, 3, H, W) to the maps (B, D, H / patch, W / patch) after the blocks ``out_indices``.
 
     Args:
-        positions: rows of the position embedding, the class token's included if there is one.
-        img_size: training crop (height, width) in pixels; sets the size of the bias tables.
+        class_position: whether the class token has a row of the position embedding.
+        img_size: training crop (height, width) in pixels; sets the size of the position embedding and of the bias tables.
         final_norm: a LayerNorm after the last block (MAE's protocol has none).
     """
 
     def __init__(
         self, *, patch_size: int, width: int, depth: int, heads: int, hidden: int, eps: float, activation: str, pre_norm: bool,
-        patch_bias: bool, positions: int, class_token: bool, img_size: tuple[int, int] = (512, 512),
+        patch_bias: bool, class_token: bool, class_position: bool, img_size: tuple[int, int] = (512, 512),
         out_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, final_norm: bool = False, checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -109,33 +109,37 @@ class SegmentationBackbone(nn.Module):
         self.base = base
         self.patch_embed = PatchEmbed(patch_size, width, patch_bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, base[0] * base[1] + int(class_position), width))
         self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
             Block(width, heads, hidden, eps, activation, drop, base) for drop in drop_path_rates(drop_path, depth)
         )
         self.norm = nn.LayerNorm(width, eps=eps) if final_norm else nn.Identity()
 
+    @staticmethod
+    def arguments(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
+        """The constructor's arguments that follow from a canonical encoder, as plain values for a config."""
+        sizes = sizes_of(spec, state)
+        del sizes["layer_scale"], sizes["positions"]  # this protocol always has the one; the other follows from img_size
+        return {**sizes, "class_token": "cls_token" in state, "class_position": has_class_row(state["pos_embed"])}
+
     @classmethod
     def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "SegmentationBackbone":
-        """Builds the backbone of a canonical encoder and loads its tensors strictly; ``loaded`` lists the names.
-
-        The position embedding is resized to the training crop once, before training, as MAE's protocol does.
-
-        Raises:
-            ValueError: names or shapes that do not fit.
-        """
-        sizes = sizes_of(spec, state)
-        del sizes["layer_scale"]  # this protocol always has one
-        img_size = settings.get("img_size", (512, 512))
-        grid = (img_size[0] // spec.patch_size, img_size[1] // spec.patch_size)
-        prefix, patches = resize_pos_embed(state["pos_embed"], has_class_row(state["pos_embed"]), grid)
-        positions = patches.reshape(1, grid[0] * grid[1], -1)
-        state = {**state, "pos_embed": positions if prefix is None else torch.cat([prefix, positions], 1)}
-        sizes["positions"] = state["pos_embed"].shape[1]
-        backbone = cls(**sizes, class_token="cls_token" in state, **settings)
-        backbone.loaded = load_encoder(backbone, state, NEW, DROPPED)
+        """The backbone of a canonical encoder with its weights."""
+        backbone = cls(**cls.arguments(spec, state), **settings)
+        backbone.load(state)
         return backbone
+
+    def load(self, state: dict[str, Tensor]) -> dict[str, list[str]]:
+        """Loads an encoder's tensors strictly; returns the names matched, new and dropped. Raises ValueError on any other.
+
+        The position embedding is resized to the training crop here, once, as MAE's protocol does.
+        """
+        prefix, patches = resize_pos_embed(state["pos_embed"], has_class_row(state["pos_embed"]), self.base)
+        positions = patches.flatten(1, 2)
+        return load_encoder(
+            self, {**state, "pos_embed": positions if prefix is None else torch.cat([prefix, positions], 1)}, NEW, DROPPED
+        )
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         patches = self.patch_embed(images)

@@ -126,19 +126,25 @@ class ViTDetBackbone(nn.Module):
             for i, drop in enumerate(drop_path_rates(drop_path, depth))
         )
 
+    @staticmethod
+    def arguments(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
+        """The constructor's arguments that follow from a canonical encoder, as plain values for a config."""
+        return sizes_of(spec, state)
+
     @classmethod
     def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "ViTDetBackbone":
-        """Builds the backbone of a canonical encoder and loads its tensors strictly; ``loaded`` lists the names.
+        """The backbone of a canonical encoder with its weights.
 
         With fresh relative positions and one window covering the image, it computes the encoder's own patch tokens, but for
         the class token, which takes no part here.
-
-        Raises:
-            ValueError: names or shapes that do not fit.
         """
-        backbone = cls(**sizes_of(spec, state), **settings)
-        backbone.loaded = load_encoder(backbone, state, NEW, DROPPED)
+        backbone = cls(**cls.arguments(spec, state), **settings)
+        backbone.load(state)
         return backbone
+
+    def load(self, state: dict[str, Tensor]) -> dict[str, list[str]]:
+        """Loads an encoder's tensors strictly; returns the names matched, new and dropped. Raises ValueError on any other."""
+        return load_encoder(self, state, NEW, DROPPED)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.forward_blocks(images)[-1].permute(0, 3, 1, 2).contiguous(),)
@@ -168,9 +174,8 @@ class ChannelLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(1, keepdim=True)
-        variance = (x - mean).pow(2).mean(1, keepdim=True)
-        return (x - mean) / torch.sqrt(variance + self.eps) * self.weight[:, None, None] + self.bias[:, None, None]
+        y = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, self.eps)
+        return y.permute(0, 3, 1, 2).contiguous()
 
 
 class ConvNorm(nn.Conv2d):

@@ -1,0 +1,46 @@
+"""mmengine hooks: plain progress lines, and an end to a training whose loss is no number."""
+
+import math
+import sys
+import time
+from typing import Any
+
+from mmengine.hooks import Hook
+
+from evaluate.progress import SECONDS_BETWEEN_LINES
+
+
+class Progress(Hook):
+    """Prints iteration, loss and time left to standard error every few seconds, on the first process only."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.begun = self.last = 0.0
+        self.first = 0
+
+    def before_train(self, runner: Any) -> None:
+        self.begun = self.last = time.monotonic()
+        self.first = runner.iter
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        now = time.monotonic()
+        if now - self.last < SECONDS_BETWEEN_LINES or runner.rank != 0:
+            return
+        self.last = now
+        done = runner.iter + 1
+        left = (now - self.begun) / (done - self.first) * (runner.max_iters - done)
+        print(f"{self.name}: {done}/{runner.max_iters}, loss {float(outputs['loss']):.3f}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+
+class FiniteLoss(Hook):
+    """Stops at a loss that is not finite.
+
+    Raises:
+        RuntimeError: naming the iteration and the losses.
+    """
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        # mmengine has already read the losses for its log, so this look waits for nothing
+        if not math.isfinite(float(outputs["loss"])):
+            values = {name: float(value) for name, value in outputs.items() if getattr(value, "numel", lambda: 0)() == 1}
+            raise RuntimeError(f"the loss at iteration {runner.iter} is not finite: {values}; lower the learning rate")

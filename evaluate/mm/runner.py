@@ -1,0 +1,105 @@
+"""From a recipe in mm_configs to metrics: what detection and segmentation share in calling mmengine."""
+
+import contextlib
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from evaluate.errors import Skip
+from evaluate.task import Env
+
+RECIPES = Path(__file__).parents[2] / "mm_configs"
+INSTALL = "install the mm* packages of pyproject.toml with `uv sync`"
+
+
+def require_packages(*names: str) -> None:
+    """Raises Skip where an mm* package cannot be imported, and says how to get it."""
+    import importlib
+
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise Skip(f"{name} cannot be imported ({error}); {INSTALL} and run again") from error
+
+
+def read_recipe(name: str) -> Any:
+    """The mmengine config ``mm_configs/<name>.py``. Raises ValueError listing the recipes there are."""
+    from mmengine.config import Config
+
+    path = RECIPES / f"{name}.py"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.py")))
+        raise ValueError(f"there is no recipe {name}; mm_configs has {known}")
+    return Config.fromfile(str(path))
+
+
+def shorten(cfg: Any, iterations: int | None, batch_size: int | None, learning_rate: float | None) -> None:
+    """Replaces numbers of a recipe; the warm-up and the steps keep their place relative to the end."""
+    if learning_rate is not None:
+        cfg.optim_wrapper.optimizer.lr = learning_rate
+    if batch_size is not None:
+        cfg.batch_size = batch_size
+    if iterations is None:
+        return
+    ratio = iterations / cfg.train_cfg.max_iters
+    for scheduler in cfg.param_scheduler:
+        if "milestones" in scheduler:
+            scheduler.milestones = [round(milestone * ratio) for milestone in scheduler.milestones]
+        for edge in ("begin", "end"):
+            if edge in scheduler:
+                scheduler[edge] = round(scheduler[edge] * ratio)
+        if "end" in scheduler:
+            scheduler.end = max(scheduler.end, scheduler.begin + 2)  # mmengine refuses an empty range
+    cfg.train_cfg.max_iters, cfg.train_cfg.val_interval = iterations, iterations + 1
+
+
+def train_and_test(cfg: Any, name: str, encoder: Any, env: Env) -> dict[str, float]:
+    """Runs a complete config from the encoder's weights in this process; mmengine's own output goes to ``out_dir/<name>.log``.
+
+    Returns the evaluator's metrics under its names.
+    """
+    from mmengine.runner import Runner
+
+    from evaluate.mm.hooks import FiniteLoss, Progress
+
+    work_dir = env.out_dir / "work"
+    shutil.rmtree(work_dir, ignore_errors=True)
+    cfg.work_dir = str(work_dir)
+    cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
+    cfg.randomness = {"seed": env.seed, "deterministic": False}
+    cfg.log_level = "INFO"
+    cfg.default_hooks = {"logger": {"type": "LoggerHook", "interval": 20}, "checkpoint": None}
+    cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}]
+    if env.device.startswith("cuda"):
+        use_mixed_precision(cfg)
+    with quiet(env.out_dir / f"{name}.log"):
+        runner = Runner.from_cfg(cfg)
+        getattr(runner.model, "module", runner.model).backbone.load(encoder.model.state_dict())
+        runner.train()
+        return {key.partition("/")[2]: float(value) for key, value in runner.test().items()}
+
+
+def use_mixed_precision(cfg: Any) -> None:
+    """Half precision with a dynamic loss scale, which mmengine has on GPUs only."""
+    from mmengine.optim import AmpOptimWrapper
+
+    cfg.optim_wrapper.type = AmpOptimWrapper
+    cfg.optim_wrapper.loss_scale = "dynamic"
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Sends standard output, mmengine's logger and warnings to a file."""
+    with log.open("w") as file, contextlib.redirect_stdout(file), warnings.catch_warnings():
+        warnings.showwarning = lambda message, category, *_, **__: file.write(f"{category.__name__}: {message}\n")  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for logger in logging.Logger.manager.loggerDict.values():
+                for handler in list(getattr(logger, "handlers", ())):
+                    if getattr(handler, "stream", None) is file:
+                        logger.removeHandler(handler)  # it would write to a closed file

@@ -1,0 +1,125 @@
+"""Images and instances as detectron2 reads, jitters and resizes them: RGB through PIL, polygons as floats, boxes from cropped polygons.
+
+A sample is mmdet's dictionary: ``img`` (H, W, 3) uint8 RGB, ``ori_shape``, ``img_shape`` (height, width), ``gt_masks`` (PolygonMasks),
+``gt_bboxes`` (x1, y1, x2, y2 in pixels), ``gt_bboxes_labels``. Random numbers come from numpy's global generator, which the data set
+seeds for each sample.
+"""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from evaluate.errors import UserError
+
+Sample = dict[str, Any]
+
+
+def jittered_size(height: int, width: int, scale: float, target: int) -> tuple[int, int]:
+    """(height, width) after large-scale jitter: fitted into a square of ``target * scale``; halves round to even."""
+    ratio = min(target * scale / height, target * scale / width)
+    return int(np.round(height * ratio)), int(np.round(width * ratio))
+
+
+def crop_offset(height: int, width: int, target: int, draw: float) -> tuple[int, int]:
+    """(top, left) of the crop of side ``target``: one draw in [0, 1] serves both axes; halves round to even."""
+    return int(np.round(max(height - target, 0) * draw)), int(np.round(max(width - target, 0) * draw))
+
+
+def tested_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
+    """(height, width) with the shorter side ``shortest``, unless the longer one then exceeds ``longest``; halves round up."""
+    scale = shortest / min(height, width)
+    scaled = (shortest, scale * width) if height < width else (scale * height, shortest)
+    if max(scaled) > longest:
+        shrink = longest / max(scaled)
+        scaled = (scaled[0] * shrink, scaled[1] * shrink)
+    return int(scaled[0] + 0.5), int(scaled[1] + 0.5)
+
+
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """PIL's bilinear filter, which averages over the area when shrinking; OpenCV's differs by up to 41 grey levels."""
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+class LoadImage:
+    """Reads ``img_path``; the picture must have the size that the annotations say.
+
+    Raises:
+        UserError: an unreadable picture, or one of another size.
+    """
+
+    def __call__(self, sample: Sample) -> Sample:
+        path = sample["img_path"]
+        try:
+            with Image.open(path) as file:
+                image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"the image {path} named by {sample['annotations']} cannot be read ({error}); restore it") from error
+        if image.shape[:2] != (sample["height"], sample["width"]):
+            expected = f"{sample['width']} x {sample['height']}"
+            raise UserError(f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {sample['annotations']} says {expected}; they belong apart")
+        return {**sample, "img": image, "ori_shape": image.shape[:2], "img_shape": image.shape[:2], "scale_factor": (1.0, 1.0), "flip": False}
+
+
+class LargeScaleJitter:
+    """Flip, resize by a random scale, crop a square of at most ``size``, and take boxes anew from the cropped polygons.
+
+    Args:
+        size: side of the square in pixels; smaller pictures are padded after normalisation, by the preprocessor.
+        scales: range of the uniform scale.
+        flip: probability of a horizontal flip, which comes first.
+    """
+
+    def __init__(self, size: int, scales: tuple[float, float], flip: float = 0.5) -> None:
+        self.size, self.scales, self.flip = size, scales, flip
+
+    def __call__(self, sample: Sample) -> Sample:
+        flip, scale, draw = np.random.random() < self.flip, np.random.uniform(*self.scales), np.random.random()
+        return jitter(sample, self.size, flip, scale, draw)
+
+
+def jitter(sample: Sample, size: int, flip: bool, scale: float, draw: float) -> Sample:
+    """``LargeScaleJitter`` with its random numbers given; reads ``polygons`` and ``labels``, writes mmdet's ground truth."""
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import PolygonMasks
+
+    image = sample["img"][:, ::-1] if flip else sample["img"]
+    height, width = image.shape[:2]
+    new_height, new_width = jittered_size(height, width, scale, size)
+    new_height, new_width = max(new_height, 1), max(new_width, 1)
+    image = resize_image(np.ascontiguousarray(image), new_height, new_width)
+    top, left = crop_offset(new_height, new_width, size, draw)
+    image = image[top : top + size, left : left + size]
+    factors = np.array([new_width / width, new_height / height])
+    polygons = [[_moved(part, width, flip, factors) for part in parts] for parts in sample["polygons"]]
+    box = np.array([left, top, left + image.shape[1], top + image.shape[0]])
+    masks = PolygonMasks(polygons, new_height, new_width).crop(box)
+    boxes = masks.get_bboxes("hbox").tensor.numpy().reshape(-1, 4)
+    kept = ((boxes[:, 2:] - boxes[:, :2]) > 1e-5).all(1)
+    return {
+        **sample, "img": image, "img_shape": image.shape[:2], "scale_factor": tuple(factors.tolist()), "flip": flip,
+        "flip_direction": "horizontal" if flip else None,
+        "gt_masks": masks[np.flatnonzero(kept)], "gt_bboxes": HorizontalBoxes(boxes[kept].astype(np.float32)),
+        "gt_bboxes_labels": np.asarray(sample["labels"], np.int64)[kept],
+        "gt_ignore_flags": np.zeros(int(kept.sum()), bool),
+    }  # fmt: skip
+
+
+def _moved(part: np.ndarray, width: int, flip: bool, factors: np.ndarray) -> np.ndarray:
+    points = np.asarray(part, np.float64).reshape(-1, 2)
+    if flip:
+        points = np.stack([width - points[:, 0], points[:, 1]], 1)
+    return (points * factors).ravel()
+
+
+class TestResize:
+    """Resizes for testing: the shorter side to ``shortest``, the longer at most ``longest``."""
+
+    def __init__(self, shortest: int, longest: int) -> None:
+        self.shortest, self.longest = shortest, longest
+
+    def __call__(self, sample: Sample) -> Sample:
+        height, width = sample["img"].shape[:2]
+        new_height, new_width = tested_size(height, width, self.shortest, self.longest)
+        image = resize_image(sample["img"], new_height, new_width)
+        return {**sample, "img": image, "img_shape": image.shape[:2], "scale_factor": (new_width / width, new_height / height)}
