@@ -1,0 +1,168 @@
+"""The certificate of a conversion: the same input through the source's own forward pass and through every framework's backbone.
+
+Reference: ``evaluate.reference``, from the source's tensors under the source's semantics. Two inputs: one fixed image, and *faint*
+tokens (standard deviation 1e-3) given straight to the blocks, where a wrong LayerNorm eps cannot hide.
+Axes: B batch, N patches, D width, C channels.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evaluate.encoder import Encoder, EncoderSpec
+from evaluate.reference import Residual, Semantics, Transformer
+
+TOLERANCE = 1e-4  # of the largest absolute feature, or of 1 where that is smaller; a right conversion gives about 1e-6
+FAINT = 1e-3
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was compared and what came of it; stored as JSON beside the encoder and bound to it by ``fingerprint``.
+
+    ``checks``: by framework either ``difference`` (largest absolute), ``largest`` (absolute feature) and ``passed``, or ``skipped``.
+    """
+
+    passed: bool
+    fingerprint: str
+    source_format: str
+    branch: str
+    source_sha256: str
+    recognised: str
+    checks: dict[str, dict[str, Any]]
+    used: list[str]
+    dropped: list[str]
+    other_entries: list[str]
+    notes: list[str] = field(default_factory=list)
+    tolerance: float = TOLERANCE
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def write(self, path: Path) -> None:
+        """Atomically, as JSON."""
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_text(json.dumps(self.to_dict(), indent=1))
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def __str__(self) -> str:
+        lines = [f"certificate: {'passed' if self.passed else 'FAILED'} ({self.recognised}; branch {self.branch})"]
+        for name, check in self.checks.items():
+            if "skipped" in check:
+                lines.append(f"  {name}: skipped: {check['skipped']}")
+            else:
+                verdict = "ok" if check["passed"] else "FAILED"
+                lines.append(f"  {name}: largest difference {check['difference']:.1e} of {check['largest']:.3g} {verdict}")
+        lines.append(f"  tensors: {len(self.used)} used, {len(self.dropped)} dropped" + _families(self.dropped))
+        lines += [f"  note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _families(keys: list[str], most: int = 6) -> str:
+    """The first parts of the dropped names, each once."""
+    heads = list(dict.fromkeys(".".join(key.split(".")[:2]) if key.count(".") > 1 else key for key in keys))
+    return f" ({', '.join(heads[:most])}{', …' if len(heads) > most else ''})" if heads else ""
+
+
+def fixed_image(size: int) -> Tensor:
+    """(1, 3, size, size), values about -1.5 to 1.5, different in every channel, row and column."""
+    rows = torch.arange(size, dtype=torch.float64)[:, None]
+    columns = torch.arange(size, dtype=torch.float64)[None, :]
+    planes = [torch.sin(0.13 * (c + 1) * rows + 0.05 * columns + c) + 0.5 * torch.cos(0.0011 * (c + 2) * rows * columns) for c in range(3)]
+    return torch.stack(planes)[None].float()
+
+
+@torch.inference_mode()
+def compare(source: Mapping[str, Tensor], roles: Mapping[str, str], semantics: Semantics, encoder: Encoder) -> dict[str, dict[str, Any]]:
+    """Differences between the source's forward pass and each framework's, for ``Certificate.checks``."""
+    image = fixed_image(encoder.spec.img_size)
+    if encoder.spec.family == "resnet":
+        return _compare_resnet(Residual(source, roles, semantics), encoder, image)
+    reference = Transformer(source, roles, semantics)
+    embedded = reference.embed(image)
+    expected = reference.blocks(embedded)
+    tokens = encoder.forward_tokens(image)
+    # without a class token of its own the encoder's output is shorter than the source's, which is a failure below
+    count = tokens.patches.shape[1]
+    checks = {"timm": _check({"cls": expected[:, 0] if "cls" in roles and reference.get("cls") is not None else None, "patches": expected[:, -count:]},
+                             {"cls": tokens.cls, "patches": tokens.patches})}  # fmt: skip
+    faint = embedded / embedded.std() * FAINT
+    mine = faint
+    for block in encoder.model.blocks:
+        mine = block(mine)
+    checks["timm, faint tokens"] = _check({"tokens": reference.blocks(faint)}, {"tokens": mine})
+    if encoder.spec.final_norm and reference.get("norm", "weight") is not None:
+        checks["timm, final norm"] = _check({"tokens": reference._norm(faint, "norm", 0)}, {"tokens": encoder.model.norm(faint)})
+    for name, build in FRAMEWORKS:
+        reason = _not_plain(encoder.spec)
+        checks[name] = {"skipped": reason} if reason else build(reference, encoder, image)
+    return checks
+
+
+def _not_plain(spec: EncoderSpec) -> str:
+    """Why a dense backbone cannot be built from this encoder; empty if it can."""
+    if spec.rel_pos_bias:
+        return "relative position bias has no counterpart in this backbone"
+    if spec.registers:
+        return "register tokens have no counterpart in this backbone"
+    return ""
+
+
+def _vitdet(reference: Transformer, encoder: Encoder, image: Tensor) -> dict[str, Any]:
+    """The detection backbone with one window over the whole image; it takes no class token, so the reference leaves it out."""
+    from evaluate.mm.vitdet import ViTDetBackbone
+
+    size = encoder.spec.img_size
+    backbone = ViTDetBackbone.from_spec(encoder.spec, encoder.model.state_dict(), img_size=size, window=size // encoder.spec.patch_size).eval()
+    expected = reference.blocks(reference.embed(image, class_token=False))
+    return _check({"patches": expected}, {"patches": backbone(image)[-1].flatten(2).transpose(1, 2)})
+
+
+def _segmentation(reference: Transformer, encoder: Encoder, image: Tensor) -> dict[str, Any]:
+    from evaluate.mm.segmentation_backbone import SegmentationBackbone
+
+    size, last = encoder.spec.img_size, encoder.spec.depth - 1
+    backbone = SegmentationBackbone.from_spec(encoder.spec, encoder.model.state_dict(), img_size=(size, size), out_indices=(last,)).eval()
+    patches = backbone(image)[-1].flatten(2).transpose(1, 2)
+    return _check({"patches": reference.blocks(reference.embed(image))[:, -patches.shape[1] :]}, {"patches": patches})
+
+
+# every framework a ViT encoder is built in besides timm; ResNets: _compare_resnet
+FRAMEWORKS: tuple[tuple[str, Callable[[Transformer, Encoder, Tensor], dict[str, Any]]], ...] = (
+    ("mmdet, ViTDet backbone", _vitdet),
+    ("mmseg, segmentation backbone", _segmentation),
+)
+
+
+def _compare_resnet(reference: Residual, encoder: Encoder, image: Tensor) -> dict[str, dict[str, Any]]:
+    expected = reference.pyramid(image)
+    stages = encoder.forward_blocks(image, 4)
+    names = [f"layer{stage}" for stage in range(1, 5)]
+    return {"timm": _check(dict(zip(names, expected, strict=True)), {name: stage.map for name, stage in zip(names, stages, strict=True)})}
+
+
+def _check(expected: Mapping[str, Tensor | None], found: Mapping[str, Tensor | None]) -> dict[str, Any]:
+    """Largest absolute difference over all outputs; one that is there on one side only, or of another shape, is an infinite one."""
+    worst = {"difference": 0.0, "largest": 0.0, "passed": True}
+    for name, tensor in expected.items():
+        other = found[name]
+        if tensor is None and other is None:
+            continue
+        if tensor is None or other is None or tensor.shape != other.shape:
+            return {"difference": float("inf"), "largest": 0.0, "passed": False, "reason": f"{name} is missing or of another shape"}
+        largest = float(tensor.abs().max())
+        difference = float((tensor - other).abs().max())
+        passed = difference < TOLERANCE * max(1.0, largest)  # False for NaN
+        if not passed or difference > worst["difference"]:
+            worst = {"difference": difference, "largest": largest, "passed": passed and worst["passed"]}
+    return worst

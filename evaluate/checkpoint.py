@@ -1,0 +1,317 @@
+"""Reads a checkpoint file of any container without running anything in it: tensors and plain data only.
+
+PyTorch archives and legacy pickles go through ``torch.load(weights_only=True)``, with ``argparse.Namespace`` the one type allowed
+besides. Files that also hold objects of a few well-known packages (numpy scalars, a trainer's configuration), and TorchScript
+archives, go through ``Inert`` below, which rebuilds tensors and puts a placeholder for everything else; no callable that a file
+names is ever looked up. Every fault is a UserError of one sentence naming the file.
+"""
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from evaluate.errors import UserError
+
+# Objects of these packages are replaced by placeholders; a file that names anything else is refused.
+INERT_PACKAGES = (
+    "numpy", "_codecs", "collections", "typing", "pathlib", "omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "yacs",
+    "mmengine", "mmcv", "fvcore", "classy_vision", "vissl",
+)  # fmt: skip
+NOT_WEIGHTS = re.compile(r"(.*optimizer.*|.*scaler.*|.*scheduler.*|amp|callbacks|loops|message_hub|args|config|hyper_parameters)")
+MAX_NESTING = 6
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+DTYPES = {
+    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        groups: state dicts by their path in the file ("" top level, "model", "teacher", …), keys without ``module.``.
+        entries: plain values at the top level (epoch, arch), ``argparse.Namespace`` as a dict.
+        config: Hugging Face's ``config.json`` beside the file, or {}.
+        preprocessor: Hugging Face's ``preprocessor_config.json`` beside the file, or {}.
+        unread: top-level entries that hold objects which were not read.
+    """
+
+    path: Path
+    sha256: str
+    groups: dict[str, dict[str, torch.Tensor]]
+    entries: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    preprocessor: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the file says of its own model: ``args`` and, stronger, ``config``."""
+        return {**self.entries.get("args", {}), **self.entries.get("config", {})}
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads a checkpoint file, or a Hugging Face folder.
+
+    Raises:
+        UserError: absent, empty, truncated, not a checkpoint, or an object that only running code could restore.
+    """
+    path = weights_file(path)
+    content = _content(path)
+    if isinstance(content, torch.Tensor) or not isinstance(content, dict):
+        raise UserError(f"{path} is not a checkpoint: it holds a single {type(content).__name__}, a dictionary of named tensors is expected")
+    groups: dict[str, dict[str, torch.Tensor]] = {}
+    _collect(content, "", groups, path, 0)
+    if not groups:
+        raise UserError(f"{path} holds no weights (its entries: {_listed(content)}); give a file with a state dict")
+    entries = {str(key): _plain(value) for key, value in content.items() if not isinstance(value, torch.Tensor)}
+    return Checkpoint(
+        path=path,
+        sha256=sha256(path),
+        groups={name: _without_wrapper(state) for name, state in groups.items()},
+        entries=entries,
+        config=_json_beside(path, "config.json"),
+        preprocessor=_json_beside(path, "preprocessor_config.json"),
+        unread=tuple(str(key) for key, value in content.items() if _holds_inert(value)),
+    )
+
+
+def weights_file(path: Path) -> Path:
+    """The file itself, or the weights in a Hugging Face folder; raises UserError where there is none."""
+    if path.is_dir():
+        for name in WEIGHT_FILES:
+            if (path / name).is_file():
+                return path / name
+        raise UserError(f"the folder {path} holds neither {' nor '.join(WEIGHT_FILES)}; give the checkpoint file itself")
+    if not path.exists():
+        raise UserError(f"the checkpoint {path} does not exist; give the path of a file")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file; give the path of a checkpoint")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content(path: Path) -> Any:
+    """The object in a file; the container is told by its bytes, not by its name."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+    if not head:
+        raise UserError(f"{path} is empty (0 bytes); download or copy it again")
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if head[:2] == b"PK":
+        return _read_zip(path)
+    if head[:1] == b"\x80":
+        return _torch_load(path, None)
+    raise UserError(f"{path} is not a checkpoint: it is neither a PyTorch archive, a pickle nor a safetensors file; download it again")
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file, it may be truncated ({error}); download or copy it again") from error
+
+
+def _read_zip(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise UserError(f"{path} is a truncated or damaged PyTorch archive ({error}); download or copy it again") from error
+    if not any(name.endswith("data.pkl") for name in names):
+        raise UserError(f"{path} is not a checkpoint: it is a zip archive without data.pkl (it holds {_listed(names)})")
+    if any(name.endswith("constants.pkl") for name in names):
+        return _flat(_read_inert(path, script=True))
+    return _torch_load(path, zipped=True)
+
+
+def _torch_load(path: Path, zipped: bool | None) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=bool(zipped))
+    except pickle.UnpicklingError as error:
+        foreign = _foreign_globals(path, str(error), bool(zipped))
+        if zipped and foreign and all(name.split(".")[0] in INERT_PACKAGES for name in foreign):
+            return _read_inert(path, script=False)
+        what = f"holds an object of type {foreign[0]}" if foreign else "is not a checkpoint that can be read safely"
+        raise UserError(
+            f"{path} {what}, which is not restored because doing so may run code;"
+            ' save its weights alone, with torch.save({"state_dict": model.state_dict()}, FILE), where it is trusted'
+        ) from error
+    except Exception as error:  # a damaged file makes torch raise almost anything; each is a fault of the file
+        raise UserError(f"{path} cannot be read as a PyTorch file, it is truncated or damaged ({_first_line(error)})") from error
+
+
+def _foreign_globals(path: Path, message: str, zipped: bool) -> list[str]:
+    """Names of the callables and types that a pickle asks for and weights_only refuses."""
+    if zipped:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"([\w]+(?:\.[\w]+)+) was not an allowed global", message)
+    return [found.group(1)] if found else []
+
+
+class Inert:
+    """A placeholder for an object that was not restored; whatever the pickle does to it has no effect."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def append(self, value: Any) -> None:
+        pass
+
+    def extend(self, values: Any) -> None:
+        pass
+
+
+class _Unpickler(pickle.Unpickler):
+    """Rebuilds tensors from an archive's storages; names of any other callable or type become ``Inert``."""
+
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(file)
+        self.archive, self.root = archive, root
+        self.storages: dict[str, torch.Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("argparse", "Namespace"): argparse.Namespace,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        }
+        if module == "torch" and name in DTYPES:
+            return name
+        return known.get((module, name), Inert)
+
+    def persistent_load(self, pid: Any) -> torch.Tensor:
+        _, kind, key, _, count = pid
+        if key not in self.storages:
+            entry = self.archive.getinfo(f"{self.root}data/{key}")
+            dtype = DTYPES[kind if isinstance(kind, str) else kind.__name__]
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < count * dtype.itemsize:
+                raise pickle.UnpicklingError(f"storage {key} is not {count} values of {dtype}")
+            data = bytearray(self.archive.read(entry))
+            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        return self.storages[key]
+
+
+def _rebuild(storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> torch.Tensor:
+    return storage.as_strided(tuple(size), tuple(stride), offset)
+
+
+def _read_inert(path: Path, script: bool) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(member) as file:
+                return _Unpickler(file, archive, member.removesuffix("data.pkl")).load()
+    except Exception as error:  # as above: whatever a damaged archive makes the unpickler raise is a fault of the file
+        remedy = "; save its state_dict() with torch.save instead" if script else ""
+        raise UserError(f"{path} cannot be read without running code from it ({_first_line(error)}){remedy}") from error
+
+
+def _flat(module: Any, prefix: str = "", depth: int = 0) -> dict[str, torch.Tensor]:
+    """The state dict of a TorchScript module read as placeholders: its attributes are tensors and further modules."""
+    state = getattr(module, "state", None)
+    tensors: dict[str, torch.Tensor] = {}
+    if isinstance(state, dict) and depth < 32:
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                tensors[prefix + str(name)] = value
+            elif isinstance(value, Inert):
+                tensors.update(_flat(value, f"{prefix}{name}.", depth + 1))
+    return tensors
+
+
+def _collect(node: dict[Any, Any], name: str, groups: dict[str, dict[str, torch.Tensor]], path: Path, depth: int) -> None:
+    """Every dictionary that directly holds named tensors, by its path; what training keeps besides the weights is left out."""
+    tensors = {key: value for key, value in node.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    for key, value in tensors.items():
+        stored = value.untyped_storage().nbytes() if value.layout == torch.strided and not value.is_meta else 0
+        if value.layout != torch.strided or value.is_quantized or value.numel() * value.element_size() > stored:
+            raise UserError(f"{path}: tensor {key!r} of shape {tuple(value.shape)} is not stored in full ({stored} bytes); save it dense")
+    if tensors:
+        groups[name] = tensors
+    for key, value in node.items():
+        if isinstance(key, str) and isinstance(value, dict) and depth < MAX_NESTING and not NOT_WEIGHTS.fullmatch(key):
+            _collect(value, f"{name}/{key}" if name else key, groups, path, depth + 1)
+
+
+def _without_wrapper(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the prefix that DistributedDataParallel or torch.compile gave to every key."""
+    for prefix in ("module.", "_orig_mod."):
+        if all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """A value as plain data: a Namespace becomes a dict, whatever is not plain its type's name."""
+    if isinstance(value, argparse.Namespace):
+        value = vars(value)
+    if isinstance(value, dict) and depth < MAX_NESTING:
+        return {str(key): _plain(item, depth + 1) for key, item in value.items() if not isinstance(item, torch.Tensor)}
+    if isinstance(value, list | tuple) and depth < MAX_NESTING and len(value) < 1000:
+        return [_plain(item, depth + 1) for item in value]
+    return value if isinstance(value, str | int | float | bool | type(None)) else type(value).__name__
+
+
+def _holds_inert(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, dict):
+        return depth < MAX_NESTING and any(_holds_inert(item, depth + 1) for item in value.values())
+    return isinstance(value, Inert)
+
+
+def _json_beside(path: Path, name: str) -> dict[str, Any]:
+    """A Hugging Face folder's JSON file; {} where there is none."""
+    file = path.with_name(name)
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}, which describes {path.name}, is not readable JSON ({error}); repair it or move the checkpoint away") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _listed(names: Any, most: int = 8) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+
+
+def _first_line(error: BaseException) -> str:
+    lines: Iterator[str] = iter(str(error).splitlines())
+    return f"{type(error).__name__}: {next(lines, '')[:160]}".rstrip(": ")

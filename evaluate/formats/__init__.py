@@ -1,0 +1,70 @@
+"""Every checkpoint format that is known, and which one a file is of."""
+
+from evaluate.checkpoint import Checkpoint
+from evaluate.errors import UserError
+from evaluate.formats import beit, clip, huggingface, mmpretrain, moco_v3, plain_vit, resnets, siameseim
+from evaluate.formats.table import Branch, Format
+
+FORMATS: tuple[Format, ...] = (
+    *siameseim.FORMATS, *plain_vit.FORMATS, *moco_v3.FORMATS, *beit.FORMATS, *clip.FORMATS, *huggingface.FORMATS, *mmpretrain.FORMATS,
+    *resnets.FORMATS,
+)  # fmt: skip
+# what different methods call the two branches
+ALIASES = (("online", "student", "base", "query", "encoder"), ("target", "ema", "teacher", "momentum", "key"))
+STEMS = ("patch_embed.proj.weight", "conv1.weight")
+
+
+def by_name(name: str) -> Format:
+    """The format called so; raises UserError listing the legal names."""
+    for known in FORMATS:
+        if known.name == name:
+            return known
+    raise UserError(f"there is no format {name!r}; the formats are {', '.join(known.name for known in FORMATS)}")
+
+
+def recognise(checkpoint: Checkpoint, asked: str | None = None) -> tuple[Format, str]:
+    """The format of a file and the path of its state dict, by keys and shapes, or as asked.
+
+    Raises:
+        UserError: no format fits (the keys seen are listed), or several do.
+    """
+    if asked is not None:
+        known = by_name(asked)
+        group = known.group_in(checkpoint)
+        if group is None:  # the signature does not hold, but the state dict may lie where the format has it
+            places = [branch.group for branch in known.branches.values() if branch.group] or list(known.groups)
+            group = next((place for place in places if place in checkpoint.groups), None)
+        if group is None:
+            raise UserError(f"{checkpoint.path} is not of format {asked}: it has no state dict at {' or '.join(map(repr, known.groups))}")
+        return known, group
+    fitting = [(known, group) for known in FORMATS if (group := known.group_in(checkpoint)) is not None]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(known.name for known, _ in fitting)
+        raise UserError(f"{checkpoint.path} fits several formats ({names}); choose one with --format")
+    prefixes = sorted({key.removesuffix(stem) for state in checkpoint.groups.values() for key in state for stem in STEMS if key.endswith(stem)})
+    if len(prefixes) > 1:
+        raise UserError(f"{checkpoint.path} is of no known format and holds several encoders ({', '.join(map(repr, prefixes))}): the branch is ambiguous")
+    raise UserError(f"{checkpoint.path} is of no known format; keys seen: {_seen(checkpoint)}; choose one with --format if it is one of them")
+
+
+def choose_branch(known: Format, checkpoint: Checkpoint, group: str, asked: str | None) -> tuple[str, Branch]:
+    """The branch asked for, under its own name or another method's, or the default one.
+
+    Raises:
+        UserError: no such branch (the legal ones are listed).
+    """
+    there = {name: branch for name, branch in known.branches.items() if branch.group is None or branch.group in checkpoint.groups}
+    if asked is None:
+        return next(iter(there.items()))
+    names = next((names for names in ALIASES if asked in names), (asked,))
+    for name in (asked, *names):
+        if name in there:
+            return name, there[name]
+    raise UserError(f"{checkpoint.path} ({known.name}) has no branch {asked!r}; its branches are {', '.join(there)}")
+
+
+def _seen(checkpoint: Checkpoint, most: int = 12) -> str:
+    keys = [f"{group}: {key}" if group else key for group, state in checkpoint.groups.items() for key in state]
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

@@ -1,0 +1,183 @@
+"""What one checkpoint format is: where its tensors lie, what they are called, and what their names do not say.
+
+Rows are two columns: a pattern that must match a whole key, and the timm name it becomes (``None``: dropped on purpose). Every key of
+the state dict must match exactly one row. ``NAME#0``, ``NAME#1`` … are parts of one tensor, joined along the first axis.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from torch import Tensor, cat
+
+from evaluate.checkpoint import Checkpoint
+from evaluate.errors import UserError
+
+Rows = tuple[tuple[str, str | None], ...]
+State = dict[str, Tensor]
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One encoder within a file.
+
+    Attributes:
+        rows: the name table of the whole state dict that holds this branch.
+        roles: what each tensor is, for the reference forward (``evaluate.reference``): role to name template.
+        group: path of the state dict; None: the format's own group.
+    """
+
+    rows: Rows
+    roles: Mapping[str, str]
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """A checkpoint format. The first branch is the one taken when none is asked for.
+
+    Attributes:
+        groups: paths where the state dict may lie.
+        has: patterns that each match some key; lacks: patterns that match none; test: what else tells it apart.
+        num_heads: from the width; None: 64 channels a head (80 at width 1280).
+        fix: the one change to tensors, after renaming.
+        adjust: semantics that a file's own content says (by field name of ``EncoderSpec``).
+    """
+
+    name: str
+    description: str
+    family: str
+    branches: Mapping[str, Branch]
+    groups: tuple[str, ...] = ("",)
+    has: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    test: Callable[[Checkpoint, str], bool] | None = None
+    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] = IMAGENET
+    layer_norm_eps: float = 1e-6
+    activation: str = "gelu"
+    pooling: str = "cls"
+    interpolation: str = "bicubic"
+    num_heads: Callable[[int], int] | None = None
+    fix: Callable[[State], State] | None = None
+    adjust: Callable[[Checkpoint], dict[str, object]] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def group_in(self, checkpoint: Checkpoint) -> str | None:
+        """Where this format's tensors lie in the file; None where the file is not of this format."""
+        own = [branch.group for branch in self.branches.values() if branch.group is not None]
+        for group in own or self.groups:
+            keys = checkpoint.groups.get(group)
+            if keys is None:
+                continue
+            found = all(any(re.fullmatch(pattern, key) for key in keys) for pattern in self.has)
+            spoiled = any(re.fullmatch(pattern, key) for pattern in self.lacks for key in keys)
+            if found and not spoiled and (self.test is None or self.test(checkpoint, group)):
+                return group
+        return None
+
+
+def vit_rows(prefix: str = "") -> Rows:
+    """timm's own VisionTransformer names behind a prefix (a regular expression)."""
+    return (
+        (prefix + r"(cls_token|pos_embed|reg_token)", r"\1"),
+        (prefix + r"patch_embed\.proj\.(weight|bias)", r"patch_embed.proj.\1"),
+        (prefix + r"norm_pre\.(weight|bias)", r"norm_pre.\1"),
+        (prefix + r"blocks\.(\d+)\.(norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.(weight|bias)", r"blocks.\1.\2.\3"),
+        (prefix + r"blocks\.(\d+)\.(ls1|ls2)\.gamma", r"blocks.\1.\2.gamma"),
+        (prefix + r"(norm|fc_norm)\.(weight|bias)", r"\1.\2"),
+    )
+
+
+def resnet_rows(prefix: str = "") -> Rows:
+    """torchvision's ResNet names behind a prefix (a regular expression), without ``fc``."""
+    tensor = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+    return (
+        (prefix + r"conv1\.weight", "conv1.weight"),
+        (prefix + rf"bn1\.{tensor}", r"bn1.\1"),
+        (prefix + r"layer([1-4])\.(\d+)\.conv([1-3])\.weight", r"layer\1.\2.conv\3.weight"),
+        (prefix + rf"layer([1-4])\.(\d+)\.bn([1-3])\.{tensor}", r"layer\1.\2.bn\3.\4"),
+        (prefix + r"layer([1-4])\.(\d+)\.downsample\.0\.weight", r"layer\1.\2.downsample.0.weight"),
+        (prefix + rf"layer([1-4])\.(\d+)\.downsample\.1\.{tensor}", r"layer\1.\2.downsample.1.\3"),
+    )
+
+
+VIT_ROLES = {
+    "patch": "patch_embed.proj.{p}", "cls": "cls_token", "registers": "reg_token", "pos": "pos_embed", "pre": "norm_pre.{p}",
+    "norm1": "blocks.{i}.norm1.{p}", "qkv": "blocks.{i}.attn.qkv.{p}", "proj": "blocks.{i}.attn.proj.{p}",
+    "norm2": "blocks.{i}.norm2.{p}", "fc1": "blocks.{i}.mlp.fc1.{p}", "fc2": "blocks.{i}.mlp.fc2.{p}",
+    "scale1": "blocks.{i}.ls1.gamma", "scale2": "blocks.{i}.ls2.gamma", "norm": "norm.{p}",
+}  # fmt: skip
+RESNET_ROLES = {"conv1": "conv1", "bn1": "bn1", "layer1": "layer1", "layer2": "layer2", "layer3": "layer3", "layer4": "layer4"}
+SEQUENTIAL_ROLES = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}  # nn.Sequential(*children)
+
+
+def behind(prefix: str, roles: Mapping[str, str]) -> dict[str, str]:
+    """Roles whose names all stand behind a literal prefix."""
+    return {role: prefix + name for role, name in roles.items()}
+
+
+def dropped(*patterns: str) -> Rows:
+    """Rows of keys that are left out on purpose."""
+    return tuple((pattern, None) for pattern in patterns)
+
+
+@lru_cache(maxsize=4096)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def rename(state: State, rows: Rows, what: str) -> tuple[State, list[str], list[str]]:
+    """The tensors under timm names, the keys used and the keys dropped.
+
+    Raises:
+        UserError: a key that matches no row or two, or two keys that become one name.
+    """
+    renamed: State = {}
+    used, left_out, unknown = [], [], []
+    for key, tensor in state.items():
+        matches = [(pattern, name) for pattern, name in rows if _compiled(pattern).fullmatch(key)]
+        if not matches:
+            unknown.append(key)
+            continue
+        if len(matches) > 1:
+            raise UserError(f"{what}: key {key!r} matches two rows of the name table, {matches[0][0]!r} and {matches[1][0]!r}")
+        pattern, name = matches[0]
+        if name is None:
+            left_out.append(key)
+            continue
+        name = _compiled(pattern).sub(name, key)
+        if name in renamed:
+            raise UserError(f"{what}: two keys become {name!r}, the second is {key!r}")
+        renamed[name] = tensor
+        used.append(key)
+    if unknown:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        listed = ", ".join(repr(key) for key in unknown[:5])
+        raise UserError(f"{what}: no row of the name table takes {listed}{more}; remove what does not belong or choose --format")
+    return _join_parts(renamed, what), used, left_out
+
+
+def _join_parts(state: State, what: str) -> State:
+    """``NAME#0`` … joined along the first axis; ``#0`` and ``#2`` without ``#1`` are an error (a missing key projection)."""
+    joined: State = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in state.items():
+        base, mark, index = name.partition("#")
+        if mark:
+            parts.setdefault(base, {})[int(index)] = tensor
+        else:
+            joined[name] = tensor
+    for base, pieces in parts.items():
+        absent = [index for index in range(3) if index not in pieces]
+        if absent:
+            raise UserError(f"{what}: part {absent[0]} of 3 (query, key, value) of {base} is missing")
+        shapes = {tuple(piece.shape) for piece in pieces.values()}
+        if len(shapes) > 1:
+            raise UserError(f"{what}: query, key and value of {base} differ in shape: {sorted(shapes)}")
+        joined[base] = cat([pieces[index] for index in range(3)])
+    return joined
