@@ -6,6 +6,8 @@ detectron2's ViTDet-B gives box AP 51.6 and mask AP 45.9 from MAE's checkpoint, 
 What depends on the encoder, on the classes or on folders is filled in by evaluate/detection.py; it is None here.
 """
 
+from mmcv.ops import RoIAlign
+from mmdet.datasets.transforms import PackDetInputs
 from mmdet.models.data_preprocessors import DetDataPreprocessor
 from mmdet.models.dense_heads import RPNHead
 from mmdet.models.detectors import MaskRCNN
@@ -18,7 +20,7 @@ from mmdet.models.task_modules.assigners import MaxIoUAssigner
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.models.task_modules.samplers import RandomSampler
-from mmcv.ops import RoIAlign
+from mmengine.dataset import DefaultSampler
 from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, TestLoop
 from torch.optim import AdamW
@@ -29,8 +31,6 @@ from evaluate.mm.optimizer import LayerDecayConstructor
 from evaluate.mm.sampler import TrainingSampler
 from evaluate.mm.transforms import LargeScaleJitter, LoadImage, TestResize
 from evaluate.mm.vitdet import ChannelLayerNorm, SimpleFeaturePyramid, ViTDetBackbone
-from mmdet.datasets.transforms import PackDetInputs
-from mmengine.dataset import DefaultSampler
 
 default_scope = "mmdet"
 

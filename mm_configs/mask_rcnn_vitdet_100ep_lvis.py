@@ -1,3 +1,4 @@
+# ruff: noqa: F403, F405
 """Mask R-CNN with a ViTDet backbone on LVIS v1, 100 epochs: the LVIS columns of the SiameseIM table.
 
     python -m evaluate.detection --ckpt FILE --data-root DIR --set dataset=lvis

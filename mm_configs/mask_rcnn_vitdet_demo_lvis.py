@@ -1,3 +1,4 @@
+# ruff: noqa: F403, F405
 """The demo's detector on the LVIS look-alike: the COCO demo with federated loss, repeat factors and LVIS' scoring."""
 
 from mmengine.config import read_base

@@ -33,9 +33,7 @@ norm = dict(type="SyncBN", requires_grad=True)  # mmengine makes it BN in a sing
 
 model = dict(
     type=EncoderDecoder,
-    data_preprocessor=dict(
-        type=SegDataPreProcessor, mean=None, std=None, bgr_to_rgb=True, pad_val=0, seg_pad_val=255, size=(crop, crop)
-    ),
+    data_preprocessor=dict(type=SegDataPreProcessor, mean=None, std=None, bgr_to_rgb=True, pad_val=0, seg_pad_val=255, size=(crop, crop)),
     backbone=dict(type=SegmentationBackbone, img_size=(crop, crop), drop_path=0.1),
     neck=dict(type=Feature2Pyramid, embed_dim=None, rescales=[4, 2, 1, 0.5], norm_cfg=norm),
     decode_head=dict(

@@ -1,3 +1,4 @@
+# ruff: noqa: F403, F405
 """The demo's segmenter: the paper's with a small head, small crops and a schedule of seconds. Its numbers compare with nothing."""
 
 from mmengine.config import read_base
@@ -14,11 +15,12 @@ model.decode_head.update(channels=32)
 model.auxiliary_head.update(channels=16)
 model.test_cfg.update(crop_size=(crop, crop), stride=(42, 42))
 # fewer steps need a higher rate, and none of the encoder may stand still
-optim_wrapper.optimizer.update(lr=1e-3)
+optim_wrapper.optimizer.update(lr=2e-3)
 optim_wrapper.paramwise_cfg.update(layer_decay=0.9)
 param_scheduler[0].update(end=15)
 param_scheduler[1].update(begin=15, end=max_iters)
 train_dataloader.dataset.pipeline[2].update(scale=(4 * crop, crop), ratio_range=(0.8, 1.5))
 train_dataloader.dataset.pipeline[3].update(crop_size=(crop, crop))
+train_dataloader.dataset.pipeline[5].update(hue_delta=4)  # hue tells the toy classes apart
 test_dataloader.dataset.pipeline[1].update(scale=(4 * crop, crop))
 train_cfg.update(max_iters=max_iters, val_interval=max_iters + 1)

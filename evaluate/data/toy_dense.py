@@ -1,8 +1,8 @@
-"""The dense part of the toy world: COCO 2017 instances, LVIS v1 on the same images, and ADE20k folders, all as their publishers lay them out.
+"""The dense part of the toy world: COCO 2017, LVIS v1 on the same images, and ADE20k, all as their publishers lay them out.
 
 Six kinds of things, each of its own hue, lie on a grey background. LVIS knows all six: two are frequent (more than 100 training
 images), two common (11 to 100), two rare (at most 10). COCO labels the first four, under category ids with gaps as in the real file.
-ADE20k labels the six kinds, and two grounds as stuff; 0 is "other", which is never scored.
+ADE20k labels the six kinds, and the ground as stuff; 0 is "other", which is never scored.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ COLOURS = ((215, 60, 55), (60, 90, 220), (60, 190, 75), (225, 205, 60), (200, 70
 CORNERS = (24, 4, 3, 24, 4, 3)  # a round, a square, a triangle, and again
 COCO_CATEGORIES = ((1, "ball"), (3, "box"), (8, "tent"), (15, "coin"))  # (id, name) of the kinds 0 to 3
 LVIS_CATEGORIES = ((1, "ball", "f"), (2, "box", "f"), (3, "tent", "c"), (4, "coin", "c"), (5, "tile", "r"), (6, "sail", "r"))
-ADE20K_CLASSES = ("ball", "box", "tent", "coin", "tile", "sail", "sky", "field")  # labels 1 to 8
-GROUNDS = ((120, 120, 120), (70, 75, 70))  # ADE20k labels 7 and 8: the upper and the lower part of a picture
+ADE20K_CLASSES = ("ball", "box", "tent", "coin", "tile", "sail", "field")  # labels 1 to 7
+GROUNDS = ((120, 120, 120), (70, 75, 70))  # the upper and the lower part of a picture
 SIZE = 96  # pixels of the longer side
 TRAIN_IMAGES, VAL_IMAGES = 200, 40
 SHARES = (0.75, 0.75, 0.35, 0.35)  # of the training images that hold the kinds 0 to 3
@@ -82,8 +82,7 @@ def scene(kinds: list[int], generator: np.random.Generator) -> tuple[np.ndarray,
     height, width = (SIZE, int(generator.integers(SIZE * 3 // 4, SIZE + 1)))[:: generator.choice((-1, 1))]
     horizon = int(height * generator.uniform(0.3, 0.7))
     labels = np.full((height, width), 7, np.uint8)
-    labels[horizon:] = 8
-    picture = np.where((labels == 7)[..., None], GROUNDS[0], GROUNDS[1]) + generator.normal(0, 10, 3)
+    picture = np.where((np.arange(height) < horizon)[:, None, None], *GROUNDS) + np.zeros((1, width, 1)) + generator.normal(0, 10, 3)
     drawn: list[tuple[int, np.ndarray, np.ndarray]] = []
     for kind in generator.permutation(kinds).tolist():
         polygon, mask = _shape(kind, height, width, [other for _, _, other in drawn], generator)

@@ -3,6 +3,7 @@
 Axes: B batch, N tokens, D width, h w patch grid. Parameter names are timm's, so that the encoder's tensors load without renaming.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -101,12 +102,39 @@ def has_class_row(pos_embed: Tensor) -> bool:
     return round(count**0.5) ** 2 != count
 
 
+def plain_state(spec: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder's tensors under the names of a plain timm ViT with a position embedding and without registers.
+
+    BEiT's separate query and value biases become one (its keys have none), its gammas layer scales; an encoder without position
+    embedding gets zeros, which change nothing; registers and their positions are left out, since neither backbone has them.
+
+    Raises:
+        ValueError: an encoder that is no ViT.
+    """
+    if spec.family != "vit":
+        raise ValueError(f"a ViT backbone cannot be built from an encoder of family {spec.family!r}")
+    plain = {name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma"): value for name, value in state.items()}
+    for index in range(spec.depth):
+        attention = f"blocks.{index}.attn."
+        query, value = plain.pop(attention + "q_bias", None), plain.pop(attention + "v_bias", None)
+        if query is not None and value is not None:
+            plain[attention + "qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
+        plain.setdefault(attention + "qkv.bias", plain[attention + "qkv.weight"].new_zeros(3 * spec.embed_dim))
+    if not spec.pos_embed:
+        plain["pos_embed"] = plain["patch_embed.proj.weight"].new_zeros(1, (spec.img_size // spec.patch_size) ** 2, spec.embed_dim)
+    elif spec.registers and spec.pos_embed_prefix:
+        rows, first = plain["pos_embed"], int(spec.class_token)
+        plain["pos_embed"] = torch.cat([rows[:, :first], rows[:, first + spec.registers :]], 1)
+    plain.pop("reg_token", None)
+    return plain
+
+
 def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Iterable[str], dropped: Iterable[str]) -> dict[str, list[str]]:
     """Loads the encoder's tensors strictly.
 
     Args:
-        new: endings of the names that this backbone may have on top of the encoder (they keep their initial value).
-        dropped: full names that the encoder may have and this backbone has no use for.
+        new: patterns of the names that this backbone may have on top of the encoder (they keep their initial value).
+        dropped: patterns of the names that the encoder may have and this backbone has no use for.
 
     Returns:
         ``{"matched": [...], "new": [...], "dropped": [...]}``.
@@ -115,8 +143,8 @@ def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Iterable[str]
         ValueError: names that are neither, or a shape that differs.
     """
     own, new, dropped = module.state_dict(), tuple(new), tuple(dropped)
-    missing = [name for name in own if name not in state and not name.endswith(new)]
-    unexpected = [name for name in state if name not in own and name not in dropped]
+    missing = [name for name in own if name not in state and not any(re.fullmatch(pattern, name) for pattern in new)]
+    unexpected = [name for name in state if name not in own and not any(re.fullmatch(pattern, name) for pattern in dropped)]
     if missing or unexpected:
         raise ValueError(f"the encoder does not fit {type(module).__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}")
     matched = [name for name in own if name in state]
@@ -128,13 +156,7 @@ def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Iterable[str]
 
 
 def sizes_of(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
-    """The keyword arguments that both backbones take from the encoder's spec; presence of biases is read off the tensors.
-
-    Raises:
-        ValueError: an encoder that is no plain ViT.
-    """
-    if spec.family != "vit":
-        raise ValueError(f"a ViT backbone cannot be built from an encoder of family {spec.family!r}")
+    """The keyword arguments that both backbones take from the encoder's spec and its plain state."""
     return {
         "patch_size": spec.patch_size,
         "width": spec.embed_dim,

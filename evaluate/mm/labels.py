@@ -51,7 +51,9 @@ class SegmentationSet(Dataset):
         labels = {path.stem: path for path in sorted((Path(root) / "annotations" / split).glob("*.png"))}
         odd = sorted(set(pictures) ^ set(labels))
         if odd or not pictures:
-            raise UserError(f"{root}: images/{split} and annotations/{split} must hold the same names; {odd[0] if odd else 'both'} is not in both")
+            raise UserError(
+                f"{root}: images/{split} and annotations/{split} must hold the same names; {odd[0] if odd else 'both'} is not in both"
+            )
         self.metainfo = {"classes": class_names(Path(root)), "palette": None}
         self.pipeline = [as_callable(step) for step in pipeline]
         self.seed = seed
@@ -93,7 +95,9 @@ class LoadLabels:
         if labels is None or labels.ndim != 2:
             raise UserError(f"the label map {path} cannot be read as one channel of labels; restore it")
         if labels.shape != tuple(sample["ori_shape"]):
-            raise UserError(f"the label map {path} is {labels.shape[::-1]} pixels, its picture {tuple(sample['ori_shape'])[::-1]}; restore it")
+            raise UserError(
+                f"the label map {path} is {labels.shape[::-1]} pixels, its picture {tuple(sample['ori_shape'])[::-1]}; restore it"
+            )
         if labels.max() > sample["classes"]:
             raise UserError(f"the label map {path} holds label {labels.max()}, but there are {sample['classes']} classes; restore it")
         # uint8 arithmetic on purpose: 0 - 1 is 255, ignored

@@ -62,9 +62,7 @@ def train_and_test(cfg: Any, name: str, encoder: Any, env: Env) -> dict[str, flo
 
     Returns the evaluator's metrics under its names.
     """
-    from mmengine.runner import Runner
-
-    from evaluate.mm.hooks import FiniteLoss, Progress
+    from evaluate.mm.hooks import FiniteLoss, Progress, QuickRunner
 
     work_dir = env.out_dir / "work"
     shutil.rmtree(work_dir, ignore_errors=True)
@@ -77,8 +75,8 @@ def train_and_test(cfg: Any, name: str, encoder: Any, env: Env) -> dict[str, flo
     if env.device.startswith("cuda"):
         use_mixed_precision(cfg)
     with quiet(env.out_dir / f"{name}.log"):
-        runner = Runner.from_cfg(cfg)
-        getattr(runner.model, "module", runner.model).backbone.load(encoder.model.state_dict())
+        runner = QuickRunner.from_cfg(cfg)
+        getattr(runner.model, "module", runner.model).backbone.load(encoder.spec, encoder.model.state_dict())
         runner.train()
         return {key.partition("/")[2]: float(value) for key, value in runner.test().items()}
 

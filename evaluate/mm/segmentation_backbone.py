@@ -12,10 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from evaluate.mm.attention import MLP, DropPath, LayerScale, PatchEmbed, drop_path_rates, has_class_row, load_encoder, resize_pos_embed, sizes_of
+from evaluate.mm.attention import (
+    MLP,
+    DropPath,
+    LayerScale,
+    PatchEmbed,
+    drop_path_rates,
+    has_class_row,
+    load_encoder,
+    plain_state,
+    resize_pos_embed,
+    sizes_of,
+)
 
-NEW = (".relative_position_bias_table", ".ls1.gamma", ".ls2.gamma")  # permitted names that an encoder may lack
-DROPPED = ("reg_token", "norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias")
+# not all encoders have them; zeros and ones, so they change nothing at first
+NEW = (r"blocks\.\d+\.attn\.relative_position_bias_table", r"blocks\.\d+\.ls[12]\.gamma")
+DROPPED = (r"(fc_)?norm\.(weight|bias)",)  # no norm after the blocks
 
 
 def out_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
@@ -25,6 +37,15 @@ def out_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
     return tuple(max((index + 1) * depth // count - 1, 0) for index in range(count))
 
 
+def resize_table(table: Tensor, base: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """A table ((2 h - 1) (2 w - 1) + 3, heads) made for the grid ``base``, resized bicubically; the last three rows stay."""
+    if tuple(base) == tuple(grid):
+        return table
+    square = table[:-3].T.reshape(1, -1, 2 * base[0] - 1, 2 * base[1] - 1)
+    square = F.interpolate(square.float(), size=(2 * grid[0] - 1, 2 * grid[1] - 1), mode="bicubic", align_corners=False)
+    return torch.cat([square.reshape(table.shape[1], -1).T.to(table.dtype), table[-3:]])
+
+
 def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], class_token: bool) -> Tensor:
     """The additive bias (heads, N, N) of a table ((2 h - 1) (2 w - 1) + 3, heads) made for the grid ``base``.
 
@@ -32,11 +53,8 @@ def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], c
     part is resized bicubically where the grid differs from ``base``. Without a class token the three rows are not used.
     """
     h, w = grid
+    table = resize_table(table, base, grid)
     patches, extra = table[:-3], table[-3:]
-    if tuple(base) != tuple(grid):
-        square = patches.T.reshape(1, -1, 2 * base[0] - 1, 2 * base[1] - 1)
-        square = F.interpolate(square.float(), size=(2 * h - 1, 2 * w - 1), mode="bicubic", align_corners=False)
-        patches = square.reshape(table.shape[1], -1).T.to(table.dtype)
     rows, columns = torch.arange(h, device=table.device), torch.arange(w, device=table.device)
     row_offset = (rows[:, None] - rows[None] + h - 1)[:, None, :, None]
     column_offset = (columns[:, None] - columns[None] + w - 1)[None, :, None, :]
@@ -111,14 +129,13 @@ class SegmentationBackbone(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, base[0] * base[1] + int(class_position), width))
         self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
-        self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, eps, activation, drop, base) for drop in drop_path_rates(drop_path, depth)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, eps, activation, drop, base) for drop in drop_path_rates(drop_path, depth))
         self.norm = nn.LayerNorm(width, eps=eps) if final_norm else nn.Identity()
 
     @staticmethod
     def arguments(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
         """The constructor's arguments that follow from a canonical encoder, as plain values for a config."""
+        state = plain_state(spec, state)
         sizes = sizes_of(spec, state)
         del sizes["layer_scale"], sizes["positions"]  # this protocol always has the one; the other follows from img_size
         return {**sizes, "class_token": "cls_token" in state, "class_position": has_class_row(state["pos_embed"])}
@@ -127,19 +144,22 @@ class SegmentationBackbone(nn.Module):
     def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "SegmentationBackbone":
         """The backbone of a canonical encoder with its weights."""
         backbone = cls(**cls.arguments(spec, state), **settings)
-        backbone.load(state)
+        backbone.load(spec, state)
         return backbone
 
-    def load(self, state: dict[str, Tensor]) -> dict[str, list[str]]:
+    def load(self, spec: Any, state: dict[str, Tensor]) -> dict[str, list[str]]:
         """Loads an encoder's tensors strictly; returns the names matched, new and dropped. Raises ValueError on any other.
 
-        The position embedding is resized to the training crop here, once, as MAE's protocol does.
+        The position embedding (and BEiT's bias) is resized to the training crop here, once, as MAE's protocol does.
         """
+        state = plain_state(spec, state)
         prefix, patches = resize_pos_embed(state["pos_embed"], has_class_row(state["pos_embed"]), self.base)
         positions = patches.flatten(1, 2)
-        return load_encoder(
-            self, {**state, "pos_embed": positions if prefix is None else torch.cat([prefix, positions], 1)}, NEW, DROPPED
-        )
+        state["pos_embed"] = positions if prefix is None else torch.cat([prefix, positions], 1)
+        side = spec.img_size // spec.patch_size
+        for name in [name for name in state if name.endswith(".relative_position_bias_table")]:
+            state[name] = resize_table(state[name], (side, side), self.base)
+        return load_encoder(self, state, NEW, DROPPED)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         patches = self.patch_embed(images)

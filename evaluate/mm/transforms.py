@@ -56,9 +56,10 @@ class LoadImage:
         except (OSError, ValueError) as error:
             raise UserError(f"the image {path} named by {sample['annotations']} cannot be read ({error}); restore it") from error
         if image.shape[:2] != (sample["height"], sample["width"]):
-            expected = f"{sample['width']} x {sample['height']}"
-            raise UserError(f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {sample['annotations']} says {expected}; they belong apart")
-        return {**sample, "img": image, "ori_shape": image.shape[:2], "img_shape": image.shape[:2], "scale_factor": (1.0, 1.0), "flip": False}
+            expected = f"{sample['annotations']} says {sample['width']} x {sample['height']}"
+            raise UserError(f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {expected}; fetch both again")
+        shape = image.shape[:2]
+        return {**sample, "img": image, "ori_shape": shape, "img_shape": shape, "scale_factor": (1.0, 1.0), "flip": False}
 
 
 class LargeScaleJitter:

@@ -4,6 +4,7 @@ Window attention in most blocks, global attention in a few evenly spread ones, d
 and no final norm. Imports only torch. Axes: B batch, D width, h w patch grid, S window side.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from evaluate.mm.attention import MLP, DropPath, LayerScale, PatchEmbed, drop_path_rates, has_class_row, load_encoder, resize_pos_embed, sizes_of
+from evaluate.mm.attention import (
+    MLP,
+    DropPath,
+    LayerScale,
+    PatchEmbed,
+    drop_path_rates,
+    has_class_row,
+    load_encoder,
+    plain_state,
+    resize_pos_embed,
+    sizes_of,
+)
 
-NEW = (".rel_pos_h", ".rel_pos_w")  # permitted names that no encoder has; zeros, so they change nothing at first
-DROPPED = ("cls_token", "reg_token", "norm.weight", "norm.bias", "fc_norm.weight", "fc_norm.bias")
+NEW = (r"blocks\.\d+\.attn\.rel_pos_[hw]",)  # no encoder has them; zeros, so they change nothing at first
+# no class token, no norm after the blocks, and no room for BEiT's bias, which has no decomposed form
+DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)", r"blocks\.\d+\.attn\.relative_position_bias_table")
 
 
 def global_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
@@ -121,15 +134,16 @@ class ViTDetBackbone(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, width, patch_bias)
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
         self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
+        spans = [(0, img_size // patch_size) if i in global_indices else (window, window) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, eps, activation, layer_scale, drop, *((0, img_size // patch_size) if i in global_indices else (window, window)))
-            for i, drop in enumerate(drop_path_rates(drop_path, depth))
+            Block(width, heads, hidden, eps, activation, layer_scale, drop, *span)
+            for drop, span in zip(drop_path_rates(drop_path, depth), spans, strict=True)
         )
 
     @staticmethod
     def arguments(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
         """The constructor's arguments that follow from a canonical encoder, as plain values for a config."""
-        return sizes_of(spec, state)
+        return sizes_of(spec, plain_state(spec, state))
 
     @classmethod
     def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "ViTDetBackbone":
@@ -139,12 +153,12 @@ class ViTDetBackbone(nn.Module):
         the class token, which takes no part here.
         """
         backbone = cls(**cls.arguments(spec, state), **settings)
-        backbone.load(state)
+        backbone.load(spec, state)
         return backbone
 
-    def load(self, state: dict[str, Tensor]) -> dict[str, list[str]]:
+    def load(self, spec: Any, state: dict[str, Tensor]) -> dict[str, list[str]]:
         """Loads an encoder's tensors strictly; returns the names matched, new and dropped. Raises ValueError on any other."""
-        return load_encoder(self, state, NEW, DROPPED)
+        return load_encoder(self, plain_state(spec, state), NEW, DROPPED)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.forward_blocks(images)[-1].permute(0, 3, 1, 2).contiguous(),)
@@ -195,9 +209,10 @@ class SimpleFeaturePyramid(nn.Module):
     def __init__(self, in_channels: int, out_channels: int = 256) -> None:
         super().__init__()
         half, quarter = in_channels // 2, in_channels // 4
+        doubled = partial(nn.ConvTranspose2d, kernel_size=2, stride=2)
         heads: list[tuple[list[nn.Module], int]] = [
-            ([nn.ConvTranspose2d(in_channels, half, 2, 2), ChannelLayerNorm(half), nn.GELU(), nn.ConvTranspose2d(half, quarter, 2, 2)], quarter),
-            ([nn.ConvTranspose2d(in_channels, half, 2, 2)], half),
+            ([doubled(in_channels, half), ChannelLayerNorm(half), nn.GELU(), doubled(half, quarter)], quarter),
+            ([doubled(in_channels, half)], half),
             ([], in_channels),
             ([nn.MaxPool2d(2, 2)], in_channels),
         ]
