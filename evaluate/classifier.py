@@ -27,7 +27,7 @@ class Classifier(nn.Module):
     """Logits (B, C) from normalised images (B, 3, H, W).
 
     Patch tokens of the last block, without class token and final norm -> mean -> LayerNorm (fresh) -> linear. A ResNet: its pooled
-    map -> linear. The position embedding and the final norm, which is not used, take no gradient; everything else does.
+    map -> linear. The position embedding and the encoder's own last norm, which is not used, take no gradient; the rest does.
     """
 
     def __init__(self, encoder: Any, classes: int, drop_path: float = 0.0) -> None:
@@ -40,7 +40,7 @@ class Classifier(nn.Module):
         trunc_normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
         for name, parameter in self.encoder.model.named_parameters():
-            parameter.requires_grad_(name != "pos_embed" and not name.startswith("norm."))
+            parameter.requires_grad_(name != "pos_embed" and not name.startswith(("norm.", "fc_norm.")))
         if not self.resnet:
             blocks = self.encoder.model.blocks
             for rate, block in zip(torch.linspace(0, drop_path, len(blocks)).tolist(), blocks, strict=True):

@@ -50,10 +50,10 @@ class Features:
 
 
 def check_image_size(encoder: Any, img_size: int) -> None:
-    """Raises UserError where a ViT's position embedding is made for another size."""
-    if encoder.spec.family == "vit" and encoder.spec.img_size != img_size:
-        size = encoder.spec.img_size
-        raise UserError(f"the encoder takes {size} px, this protocol gives {img_size}; use --set img_size={size} --set resize={size * 8 // 7}")
+    """Raises UserError where a ViT's patches do not fill the protocol's crop."""
+    spec = encoder.spec
+    if spec.family == "vit" and img_size % spec.patch_size:
+        raise UserError(f"img_size {img_size} is no multiple of the encoder's patch size {spec.patch_size}; choose another with --set img_size=N")
 
 
 def forward(encoder: Any, images: torch.Tensor, blocks: int = 1) -> tuple[torch.Tensor | None, torch.Tensor]:
