@@ -54,7 +54,7 @@ def reads(config: Config) -> tuple[str, ...]:
 
 
 def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
-    """Fine-tunes a detector; returns ``box_ap`` and ``mask_ap``, each with ``50`` and ``75``, for LVIS ``_rare``, ``_common``, ``_frequent``.
+    """Trains a detector; returns ``box_ap`` and ``mask_ap``, each with ``50`` and ``75``, for LVIS ``_rare``, ``_common``, ``_frequent``.
 
     Raises:
         Skip: no data, no mm* packages, or an encoder that is no ViT.

@@ -38,7 +38,7 @@ def tested_size(height: int, width: int, shortest: int, longest: int) -> tuple[i
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """PIL's bilinear filter, which averages over the area when shrinking; OpenCV's differs by up to 41 grey levels."""
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 class LoadImage:

@@ -1,0 +1,61 @@
+"""Both tasks train and evaluate for real, if briefly; the same seed gives the same numbers."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from evaluate import detection, segmentation
+from evaluate.encoder import Encoder
+from evaluate.errors import Skip
+from evaluate.task import Env
+
+
+def run(module, encoder: Encoder, world: Path, folder: Path, **changes) -> tuple[dict, Env]:
+    folder.mkdir(parents=True, exist_ok=True)
+    env = Env(world, folder, seed=changes.pop("seed", 0), workers=changes.pop("workers", 0), limit=changes.pop("limit", None))
+    metrics = module.run(encoder, dataclasses.replace(module.PRESETS["demo"], **changes), env)
+    return metrics, env
+
+
+@pytest.mark.parametrize("dataset", ["coco", "lvis"])
+def test_detection(dataset: str, encoder: Encoder, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics, env = run(detection, encoder, world, tmp_path / "a", dataset=dataset, iterations=6, limit=6)
+    expected = {"box_ap", "mask_ap", "box_ap50", "mask_ap50", "box_ap75", "mask_ap75"}
+    if dataset == "lvis":
+        expected |= {f"{name}_{group}" for name in ("box_ap", "mask_ap") for group in ("rare", "common", "frequent")}
+    assert set(metrics) <= expected and {"box_ap", "mask_ap"} <= set(metrics)
+    assert all(0 <= value <= 100 for value in metrics.values())
+    assert env.notes["images_asked"] == env.notes["images_evaluated"] == {dataset: 6}
+    assert env.notes["protocol"]["framework"] == "mmdet"
+    assert capsys.readouterr().out == "" and (tmp_path / "a" / f"{dataset}.log").stat().st_size > 1000
+
+
+def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Path) -> None:
+    """Also with loading processes, and whatever an earlier run has left in its folder."""
+    first, env = run(segmentation, encoder, world, tmp_path / "a", iterations=4)
+    again, _ = run(segmentation, encoder, world, tmp_path / "a", iterations=4, workers=1)
+    other, _ = run(segmentation, encoder, world, tmp_path / "b", iterations=4, seed=1)
+    assert first == again != other
+    assert set(first) == {"miou", "aacc"} and env.notes["images_evaluated"] == {"ade20k": 8}
+
+
+def test_a_loss_that_is_no_number_ends_the_training(encoder: Encoder, world: Path, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="not finite"):
+        run(segmentation, encoder, world, tmp_path, iterations=8, learning_rate=1e12)
+
+
+def test_absent_data_and_packages_are_skipped(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Skip, match="lvis"):
+        run(detection, encoder, tmp_path, tmp_path / "a", dataset="lvis")
+    monkeypatch.setitem(sys.modules, "mmcv.ops", None)
+    with pytest.raises(Skip, match="uv sync"):
+        run(segmentation, encoder, world, tmp_path / "b")
+
+
+def test_contradictions_are_refused() -> None:
+    with pytest.raises(ValueError, match="coco or lvis"):
+        detection.Config(dataset="voc")
+    with pytest.raises(ValueError, match="iterations"):
+        segmentation.Config(iterations=0)
