@@ -29,9 +29,10 @@ class Progress(Hook):
         self.begun = self.last = 0.0
         self.first = 0
 
-    def before_train(self, runner: Any) -> None:
-        self.begun = self.last = time.monotonic()
-        self.first = runner.iter
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if not self.begun:  # a resumed training does not begin at 0
+            self.begun = self.last = time.monotonic()
+            self.first = runner.iter
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
         now = time.monotonic()

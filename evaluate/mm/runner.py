@@ -1,6 +1,7 @@
 """From a recipe in mm_configs to metrics: what detection and segmentation share in calling mmengine."""
 
 import contextlib
+import hashlib
 import logging
 import shutil
 import warnings
@@ -60,25 +61,30 @@ def shorten(cfg: Any, iterations: int | None, batch_size: int | None, learning_r
 def train_and_test(cfg: Any, name: str, encoder: Any, env: Env) -> dict[str, float]:
     """Runs a complete config from the encoder's weights in this process; mmengine's own output goes to ``out_dir/<name>.log``.
 
-    Returns the evaluator's metrics under its names.
+    Killed and started again, it goes on from its last state and returns the same. Returns the evaluator's metrics under its names.
     """
+    from evaluate.mm.checkpoint import Resume
     from evaluate.mm.hooks import FiniteLoss, Progress, QuickRunner
 
     work_dir = env.out_dir / "work"
-    shutil.rmtree(work_dir, ignore_errors=True)
+    identity = hashlib.sha256(f"{encoder.fingerprint} {env.seed} {env.limit} {env.device} {cfg.to_dict()}".encode()).hexdigest()
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
     cfg.randomness = {"seed": env.seed, "deterministic": False}
     cfg.log_level = "INFO"
     cfg.default_hooks = {"logger": {"type": "LoggerHook", "interval": 20}, "checkpoint": None}
-    cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}]
+    interval = min(1000, max(1, cfg.train_cfg.max_iters // 5))
+    resume = {"type": Resume, "folder": str(work_dir / "state"), "identity": identity, "interval": interval}
+    cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
     if env.device.startswith("cuda"):
         use_mixed_precision(cfg)
     with quiet(env.out_dir / f"{name}.log"):
         runner = QuickRunner.from_cfg(cfg)
         getattr(runner.model, "module", runner.model).backbone.load(encoder.spec, encoder.model.state_dict())
         runner.train()
-        return {key.partition("/")[2]: float(value) for key, value in runner.test().items()}
+        metrics = {key.partition("/")[2]: float(value) for key, value in runner.test().items()}
+    shutil.rmtree(work_dir)  # the record has what matters; a finished task never goes on
+    return metrics
 
 
 def use_mixed_precision(cfg: Any) -> None:

@@ -1,0 +1,105 @@
+"""Training state that survives a kill at any moment, and from which the training ends with the same weights as if unbroken.
+
+mmengine's own checkpoints hold no random state, are not written atomically, delete the old file before the new one stands, and need
+unpickling. These are tensors and plain values, written aside and renamed; the two newest are kept, and an unreadable one is passed over.
+"""
+
+import os
+import pickle
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.hooks import Hook
+
+KEPT = 2
+
+
+def save(folder: Path, iteration: int, state: dict[str, Any]) -> None:
+    """Writes ``<folder>/iter_<iteration>.pt`` whole or not at all, then removes all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"iter_{iteration}.pt"
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    for old in newest_first(folder)[KEPT:]:
+        old.unlink()
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """The states in a folder."""
+    found = [(int(match[1]), path) for path in folder.glob("iter_*.pt") if (match := re.fullmatch(r"iter_(\d+)\.pt", path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def load(folder: Path, identity: str) -> dict[str, Any] | None:
+    """The newest readable state of the same training, or None; says so where a newer one is passed over."""
+    for path in newest_first(folder):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+            print(f"{path} cannot be read ({type(error).__name__}); looking for an older one", file=sys.stderr)
+            continue
+        if state["identity"] == identity:
+            return state
+    return None
+
+
+class Resume(Hook):
+    """Saves every ``interval`` iterations, and at the start goes on from the newest state of the same ``identity``.
+
+    Together with data seeded by its place in the stream (``evaluate.mm.sampler``) the model's random state is all that is needed: each
+    process's own is stored.
+    """
+
+    priority = "VERY_LOW"  # after the schedulers' step
+
+    def __init__(self, folder: str, identity: str, interval: int) -> None:
+        self.folder, self.identity, self.interval = Path(folder), identity, interval
+        self.random: dict[str, torch.Tensor] | None = None
+
+    def before_train(self, runner: Any) -> None:
+        state = load(self.folder, self.identity)
+        if state is None or len(state["random"]) != get_world_size():
+            return
+        model = getattr(runner.model, "module", runner.model)
+        model.load_state_dict(state["model"], strict=True)
+        runner.optim_wrapper.load_state_dict(state["optimizer"])
+        for scheduler, values in zip(runner.param_schedulers, state["schedulers"], strict=True):
+            scheduler.load_state_dict(values)
+        runner.train_loop._iter = state["iteration"]  # as mmengine's own resume does
+        runner.optim_wrapper.initialize_count_status(runner.model, state["iteration"], runner.max_iters)
+        self.random = state["random"][get_rank()]
+        print(f"goes on at iteration {state['iteration']} of {runner.max_iters}", file=sys.stderr)
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        # only now: making the data loader's iterator draws from torch's generator
+        if self.random is not None:
+            torch.set_rng_state(self.random["cpu"])
+            if torch.cuda.is_available() and "cuda" in self.random:
+                torch.cuda.set_rng_state(self.random["cuda"])
+            self.random = None
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+        done = runner.iter + 1
+        if done % self.interval and done != runner.max_iters:
+            return
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
+        everyones = all_gather_object(random)
+        if get_rank() != 0:
+            return
+        state = {
+            "identity": self.identity, "iteration": done, "random": everyones,
+            "model": getattr(runner.model, "module", runner.model).state_dict(),
+            "optimizer": runner.optim_wrapper.state_dict(),
+            "schedulers": [{k: v for k, v in s.state_dict().items() if not callable(v)} for s in runner.param_schedulers],
+        }  # fmt: skip
+        save(self.folder, done, state)
