@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.data import layouts
-from evaluate.errors import Skip
 from evaluate.task import Env, main
 
 ANNOTATIONS = {
@@ -23,12 +22,17 @@ ANNOTATIONS = {
 }
 
 
+# the recipe's name goes on with the schedule and the data set
+MODELS = {"vit": "mask_rcnn_vitdet", "resnet": "mask_rcnn_resnet_fpn"}
+PAPER = {"vit": "100ep", "resnet": "1x"}
+
+
 @dataclass(frozen=True)
 class Config:
-    """What is trained on what; a recipe's numbers stand in ``mm_configs/mask_rcnn_vitdet_<schedule>_<dataset>.py``."""
+    """What is trained on what; a recipe's numbers stand in ``mm_configs/<model>_<schedule>_<dataset>.py``."""
 
     dataset: str = "coco"  # coco or lvis
-    schedule: str = "100ep"  # which recipe: 100ep is the paper's, demo that of the toy world
+    schedule: str = "paper"  # which recipe: the paper's (100ep of ViTs, 1x of ResNets), or demo for the toy world
     iterations: int | None = None  # instead of the recipe's; warm-up and steps shrink with it
     batch_size: int | None = None  # images an iteration over all processes, instead of the recipe's
     learning_rate: float | None = None  # at the last layer, instead of the recipe's
@@ -57,15 +61,15 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     """Trains a detector; returns ``box_ap`` and ``mask_ap``, each with ``50`` and ``75``, for LVIS ``_rare``, ``_common``, ``_frequent``.
 
     Raises:
-        Skip: no data, no mm* packages, or an encoder that is no ViT.
+        Skip: no data or no mm* packages.
     """
     layouts.require(env.data_root, config.dataset)
-    if encoder.spec.family != "vit":
-        raise Skip(f"detection with a {encoder.spec.family} encoder is not built yet; a ViT encoder fills this column")
     from evaluate.mm import runner
 
     runner.require_packages("mmengine", "mmcv.ops", "mmdet.models", "faster_coco_eval")
-    cfg = runner.read_recipe(f"mask_rcnn_vitdet_{config.schedule}_{config.dataset}")
+    family = encoder.spec.family
+    schedule = PAPER[family] if config.schedule == "paper" else config.schedule
+    cfg = runner.read_recipe(f"{MODELS[family]}_{schedule}_{config.dataset}")
     fill_encoder(cfg, encoder)
     runner.shorten(cfg, config.iterations, config.batch_size, config.learning_rate)
     content = fill_data(cfg, config.dataset, env)
@@ -73,7 +77,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     metrics = runner.train_and_test(cfg, config.dataset, encoder, env)
     env.report(
         protocol={
-            "framework": "mmdet", "head": "Mask R-CNN", "schedule": config.schedule, "iterations": cfg.train_cfg.max_iters,
+            "framework": "mmdet", "head": "Mask R-CNN", "schedule": schedule, "iterations": cfg.train_cfg.max_iters,
             "batch": cfg.batch_size, "test": "single scale", "test_resolution": cfg.image_size,
         },
         images_asked={config.dataset: asked},
@@ -84,18 +88,24 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
 
 def fill_encoder(cfg: Any, encoder: Any) -> None:
     """Puts in what follows from the encoder: width, depth, strides and normalisation."""
+    from evaluate.mm.resnet import ResNetBackbone, widths
     from evaluate.mm.vitdet import ViTDetBackbone
 
     spec, model = encoder.spec, cfg.model
-    strides = [spec.patch_size // 4, spec.patch_size // 2, spec.patch_size, spec.patch_size * 2, spec.patch_size * 4]
-    model.backbone.update(ViTDetBackbone.arguments(spec, encoder.model.state_dict()))
+    if spec.family == "vit":
+        strides = [spec.patch_size // 4, spec.patch_size // 2, spec.patch_size, spec.patch_size * 2, spec.patch_size * 4]
+        model.backbone.update(ViTDetBackbone.arguments(spec, encoder.model.state_dict()))
+        model.neck.in_channels = spec.embed_dim
+        cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth
+    else:
+        strides = [4, 8, 16, 32, 64]
+        model.backbone.update(ResNetBackbone.arguments(spec, encoder.model.state_dict()))
+        model.neck.in_channels = widths(spec)
     model.data_preprocessor.mean = [255 * value for value in spec.mean]
     model.data_preprocessor.std = [255 * value for value in spec.std]
-    model.neck.in_channels = spec.embed_dim
     model.rpn_head.anchor_generator.strides = strides
     model.roi_head.bbox_roi_extractor.featmap_strides = strides[:4]
     model.roi_head.mask_roi_extractor.featmap_strides = strides[:4]
-    cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth
 
 
 def fill_data(cfg: Any, dataset: str, env: Env) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluate.data import layouts
-from evaluate.errors import Skip
 from evaluate.task import Env, main
 
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained; a recipe's numbers stand in ``mm_configs/upernet_vit_<schedule>_ade20k.py``."""
+    """What is trained; a recipe's numbers stand in ``mm_configs/upernet_<family>_<schedule>_ade20k.py``."""
 
     schedule: str = "160k"  # which recipe: 160k is the paper's, demo that of the toy world
     iterations: int | None = None  # instead of the recipe's; the warm-up shrinks with it
@@ -47,15 +46,13 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     """Fine-tunes a segmenter and returns ``miou`` and ``aacc`` (pixel accuracy).
 
     Raises:
-        Skip: no data, no mm* packages, or an encoder that is no ViT.
+        Skip: no data or no mm* packages.
     """
     layouts.require(env.data_root, "ade20k")
-    if encoder.spec.family != "vit":
-        raise Skip(f"segmentation with a {encoder.spec.family} encoder is not built yet; a ViT encoder fills this column")
     from evaluate.mm import runner
 
     runner.require_packages("mmengine", "mmcv.ops", "mmdet", "mmseg.models")
-    cfg = runner.read_recipe(f"upernet_vit_{config.schedule}_ade20k")
+    cfg = runner.read_recipe(f"upernet_{encoder.spec.family}_{config.schedule}_ade20k")
     fill_encoder(cfg, encoder)
     runner.shorten(cfg, config.iterations, config.batch_size, config.learning_rate)
     asked = fill_data(cfg, env)
@@ -73,17 +70,23 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
 
 def fill_encoder(cfg: Any, encoder: Any) -> None:
     """Puts in what follows from the encoder: width, depth and normalisation."""
+    from evaluate.mm.resnet import ResNetBackbone, widths
     from evaluate.mm.segmentation_backbone import SegmentationBackbone
 
     spec, model = encoder.spec, cfg.model
-    model.backbone.update(SegmentationBackbone.arguments(spec, encoder.model.state_dict()))
+    if spec.family == "vit":
+        model.backbone.update(SegmentationBackbone.arguments(spec, encoder.model.state_dict()))
+        model.neck.embed_dim = spec.embed_dim
+        cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth
+        channels = [spec.embed_dim] * 4
+    else:
+        model.backbone.update(ResNetBackbone.arguments(spec, encoder.model.state_dict()))
+        channels = widths(spec)
     model.data_preprocessor.mean = [255 * value for value in spec.mean]
     model.data_preprocessor.std = [255 * value for value in spec.std]
-    model.neck.embed_dim = spec.embed_dim
-    model.decode_head.in_channels = [spec.embed_dim] * 4
+    model.decode_head.in_channels = channels
     model.decode_head.channels = model.decode_head.channels or spec.embed_dim
-    model.auxiliary_head.in_channels = spec.embed_dim
-    cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth
+    model.auxiliary_head.in_channels = channels[2]
 
 
 def fill_data(cfg: Any, env: Env) -> int:

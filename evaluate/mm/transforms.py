@@ -80,17 +80,37 @@ class LargeScaleJitter:
 
 
 def jitter(sample: Sample, size: int, flip: bool, scale: float, draw: float) -> Sample:
-    """``LargeScaleJitter`` with its random numbers given; reads ``polygons`` and ``labels``, writes mmdet's ground truth."""
+    """``LargeScaleJitter`` with its random numbers given."""
+    height, width = jittered_size(*sample["img"].shape[:2], scale, size)
+    return placed(sample, flip, max(height, 1), max(width, 1), crop_offset(height, width, size, draw), size)
+
+
+class ResizeShortest:
+    """Flip, then resize the shorter side to one of several lengths, the longer to at most ``longest``: detectron2's default training.
+
+    Args:
+        shortest: the lengths to choose from, in pixels.
+        flip: probability of a horizontal flip.
+    """
+
+    def __init__(self, shortest: list[int], longest: int, flip: float = 0.5) -> None:
+        self.shortest, self.longest, self.flip = list(shortest), longest, flip
+
+    def __call__(self, sample: Sample) -> Sample:
+        flip, side = np.random.random() < self.flip, self.shortest[np.random.randint(len(self.shortest))]
+        height, width = tested_size(*sample["img"].shape[:2], side, self.longest)
+        return placed(sample, flip, height, width, (0, 0), self.longest)
+
+
+def placed(sample: Sample, flip: bool, new_height: int, new_width: int, corner: tuple[int, int], size: int) -> Sample:
+    """A sample flipped, resized and cropped to ``size`` at (top, left); reads ``polygons`` and ``labels``, writes mmdet's ground truth."""
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import PolygonMasks
 
     image = sample["img"][:, ::-1] if flip else sample["img"]
     height, width = image.shape[:2]
-    new_height, new_width = jittered_size(height, width, scale, size)
-    new_height, new_width = max(new_height, 1), max(new_width, 1)
-    image = resize_image(np.ascontiguousarray(image), new_height, new_width)
-    top, left = crop_offset(new_height, new_width, size, draw)
-    image = image[top : top + size, left : left + size]
+    top, left = corner
+    image = resize_image(np.ascontiguousarray(image), new_height, new_width)[top : top + size, left : left + size]
     factors = np.array([new_width / width, new_height / height])
     polygons = [[_moved(part, width, flip, factors) for part in parts] for parts in sample["polygons"]]
     box = np.array([left, top, left + image.shape[1], top + image.shape[0]])

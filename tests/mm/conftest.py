@@ -29,6 +29,18 @@ def tiny_encoder(seed: int = 0, **changes) -> Encoder:
     return Encoder(spec, state)
 
 
+def tiny_resnet() -> Encoder:
+    """A ResNet of one basic block a stage."""
+    from timm.models.resnet import BasicBlock, ResNet
+
+    torch.manual_seed(0)
+    model = ResNet(BasicBlock, (1, 1, 1, 1), 0)
+    spec = EncoderSpec(
+        family="resnet", embed_dim=512, depth=4, patch_size=32, mean=MEAN, std=STD, layers=(1, 1, 1, 1), block="basic", pooling="mean"
+    )
+    return Encoder(spec, model.state_dict())
+
+
 @pytest.fixture(scope="session")
 def encoder() -> Encoder:
     torch.manual_seed(0)

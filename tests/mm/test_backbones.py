@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from evaluate.mm.resnet import ResNetBackbone, widths
 from evaluate.mm.segmentation_backbone import SegmentationBackbone, out_blocks
 from evaluate.mm.vitdet import ViTDetBackbone, from_windows, global_blocks, to_windows
-from tests.mm.conftest import tiny_encoder
+from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 VARIANTS = {
     "plain": {},
@@ -40,7 +41,9 @@ def test_beit_keeps_its_relative_bias_in_segmentation(name: str) -> None:
         assert (backbone(images)[0] - as_map(encoder.forward_tokens(images).patches, 4, 4)).abs().max() < 2e-5
 
 
-@pytest.mark.parametrize("changes", [{}, VARIANTS["clip"], {"layer_scale": True}, {"registers": 2}], ids=["plain", "clip", "scale", "registers"])
+@pytest.mark.parametrize(
+    "changes", [{}, VARIANTS["clip"], {"layer_scale": True}, {"registers": 2}], ids=["plain", "clip", "scale", "registers"]
+)
 def test_vitdet_equals_the_encoder_without_class_token(changes: dict) -> None:
     """One window covers the picture, and relative positions begin at zero, so only the class token's absence makes a difference."""
     encoder = tiny_encoder(**{**changes, "class_token": False, "registers": 0})
@@ -79,6 +82,17 @@ def test_any_size_trains_every_parameter(build: type) -> None:
     sum(x.square().sum() for x in maps).backward()
     idle = {name for name, parameter in backbone.named_parameters() if parameter.grad is None}
     assert idle == set()
+
+
+def test_resnet_backbone_equals_the_encoder() -> None:
+    encoder = tiny_resnet()
+    backbone = ResNetBackbone(**ResNetBackbone.arguments(encoder.spec, encoder.model.state_dict()))
+    backbone.load(encoder.spec, encoder.model.state_dict())
+    images = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for ours, theirs in zip(backbone.eval()(images), encoder.eval().forward_blocks(images, 4), strict=True):
+            assert torch.equal(ours, theirs.map)
+    assert widths(encoder.spec) == [64, 128, 256, 512]
 
 
 def test_windows_come_back() -> None:

@@ -30,7 +30,16 @@ def written(folder: Path, annotations: list[dict], size: tuple[int, int] = (60, 
 
 
 def annotation(**changes) -> dict:
-    return {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 10, 20, 20], "area": 400, "segmentation": SQUARE, "iscrowd": 0, **changes}
+    return {
+        "id": 1,
+        "image_id": 1,
+        "category_id": 7,
+        "bbox": [10, 10, 20, 20],
+        "area": 400,
+        "segmentation": SQUARE,
+        "iscrowd": 0,
+        **changes,
+    }
 
 
 def opened(path: Path, pipeline: list | None = None) -> InstanceSet:
@@ -161,7 +170,11 @@ def test_ade20k_bad_files_are_named(ade20k: Path) -> None:
     data = SegmentationSet(str(ade20k), "validation", [LoadPicture(), LoadLabels()])
     path = Path(data.samples[0]["seg_map_path"])
     labels = np.array(Image.open(path))
-    for content, reason in ((np.where(labels == 7, 9, labels), "label 9"), (labels[1:], "pixels"), (np.stack([labels] * 3, 2), "one channel")):
+    for content, reason in (
+        (np.where(labels == 7, 9, labels), "label 9"),
+        (labels[1:], "pixels"),
+        (np.stack([labels] * 3, 2), "one channel"),
+    ):
         Image.fromarray(content.astype(np.uint8)).save(path)
         with pytest.raises(UserError, match=f"{path.name}.*{reason}"):
             data[0]

@@ -8,7 +8,7 @@ import torch
 from evaluate import detection, segmentation
 from evaluate.mm import runner
 from evaluate.task import Env
-from tests.mm.conftest import tiny_encoder
+from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 RECIPES = sorted(path.stem for path in runner.RECIPES.glob("*.py"))
 # what evaluate/ and mmengine's Runner read; all else at top level must be a number that the file itself uses
@@ -25,7 +25,7 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
     from mmengine.registry import DATASETS, EVALUATOR, MODELS, PARAM_SCHEDULERS, DefaultScope
 
     cfg = runner.read_recipe(name)
-    encoder = tiny_encoder()
+    encoder = tiny_resnet() if "resnet" in name else tiny_encoder()
     env = Env(world, tmp_path)
     if name.endswith("ade20k"):
         segmentation.fill_encoder(cfg, encoder)
@@ -41,8 +41,10 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
         model = MODELS.build(cfg.model)
         model.backbone.load(encoder.spec, encoder.model.state_dict())
         model.init_weights()
-        loaded = encoder.model.state_dict()["blocks.1.mlp.fc1.weight"]
-        assert torch.equal(model.backbone.blocks[1].mlp.fc1.weight, loaded), "initialising the heads changed the encoder"
+        own, theirs = model.backbone.state_dict(), encoder.model.state_dict()
+        key = "layer2.0.conv1.weight" if "resnet" in name else "blocks.1.mlp.fc1.weight"
+        kept = own[f"model.{key}" if "resnet" in name else key]
+        assert torch.equal(kept, theirs[key]), "initialising the heads changed the encoder"
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         assert sum(len(group["params"]) for group in wrapper.optimizer.param_groups) == len(list(model.parameters()))
         for scheduler in cfg.param_scheduler:

@@ -10,6 +10,7 @@ from evaluate import detection, segmentation
 from evaluate.encoder import Encoder
 from evaluate.errors import Skip
 from evaluate.task import Env
+from tests.mm.conftest import tiny_resnet
 
 
 def run(module, encoder: Encoder, world: Path, folder: Path, **changes) -> tuple[dict, Env]:
@@ -39,6 +40,12 @@ def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Pat
     other, _ = run(segmentation, encoder, world, tmp_path / "b", iterations=4, seed=1)
     assert first == again != other
     assert set(first) == {"miou", "aacc"} and env.notes["images_evaluated"] == {"ade20k": 8}
+
+
+@pytest.mark.parametrize("module", [detection, segmentation], ids=["coco", "ade20k"])
+def test_a_resnet(module, world: Path, tmp_path: Path) -> None:
+    metrics, _ = run(module, tiny_resnet(), world, tmp_path, iterations=3, limit=4)
+    assert all(0 <= value <= 100 for value in metrics.values())
 
 
 def test_a_loss_that_is_no_number_ends_the_training(encoder: Encoder, world: Path, tmp_path: Path) -> None:
