@@ -124,8 +124,8 @@ def scores(counts: Tensor) -> dict[str, float]:
 class MeanIoU(BaseMetric):
     """mmengine's metric around ``scores``: mmseg's IoUMetric without its rounding to two decimals."""
 
-    def __init__(self) -> None:
-        super().__init__(prefix="seg")
+    def __init__(self, collect_dir: str | None = None) -> None:
+        super().__init__(prefix="seg", collect_dir=collect_dir)
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         classes = len(self.dataset_meta["classes"])

@@ -63,12 +63,13 @@ class InstanceAP(BaseMetric):
     Args:
         annotations: the json that the data set was read from.
         limit: the data set's.
+        collect_dir: where several processes exchange their results; new and theirs only.
     """
 
     default_prefix = ""
 
-    def __init__(self, annotations: str, lvis: bool, max_detections: int, limit: int | None = None) -> None:
-        super().__init__(prefix="ap")
+    def __init__(self, annotations: str, lvis: bool, max_detections: int, limit: int | None = None, collect_dir: str | None = None) -> None:
+        super().__init__(prefix="ap", collect_dir=collect_dir)
         self.ground_truth = read_annotations(Path(annotations))
         self.lvis, self.max_detections = lvis, max_detections
         self.categories = sorted(category["id"] for category in self.ground_truth["categories"])

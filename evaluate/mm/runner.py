@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evaluate.errors import Skip
+from evaluate import distributed
+from evaluate.errors import Skip, UserError
 from evaluate.task import Env
 
 RECIPES = Path(__file__).parents[2] / "mm_configs"
@@ -78,13 +79,46 @@ def train_and_test(cfg: Any, name: str, encoder: Any, env: Env) -> dict[str, flo
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
     if env.device.startswith("cuda"):
         use_mixed_precision(cfg)
-    with quiet(env.out_dir / f"{name}.log"):
+    rank, _ = distributed.world()
+    share_out(cfg, env)
+    with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
         runner = QuickRunner.from_cfg(cfg)
         getattr(runner.model, "module", runner.model).backbone.load(encoder.spec, encoder.model.state_dict())
         runner.train()
         metrics = {key.partition("/")[2]: float(value) for key, value in runner.test().items()}
-    shutil.rmtree(work_dir)  # the record has what matters; a finished task never goes on
+    distributed.barrier()
+    if rank == 0:
+        shutil.rmtree(work_dir)  # the record has what matters; a finished task never goes on
     return metrics
+
+
+def share_out(cfg: Any, env: Env) -> None:
+    """Settings for several processes, each with its part of every batch.
+
+    Raises:
+        UserError: a batch that the processes cannot share evenly.
+    """
+    _, size = distributed.world()
+    if size == 1:
+        return
+    if cfg.batch_size % size:
+        raise UserError(f"a batch of {cfg.batch_size} images cannot be shared by {size} processes; set batch_size to a multiple")
+    cfg.train_dataloader.batch_size = cfg.batch_size // size
+    cfg.test_evaluator.collect_dir = str(env.out_dir / "work" / "collected")
+    cfg.launcher = "pytorch"
+    cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "find_unused_parameters": False}
+    if env.device.startswith("cuda"):
+        cfg.sync_bn = "torch"
+    else:  # mmengine would ask for a GPU of this rank, and SyncBN for any
+        cfg.model_wrapper_cfg["device_ids"] = None
+        cfg.merge_from_dict(_replaced(cfg.to_dict()["model"], "SyncBN", "BN"))
+
+
+def _replaced(value: Any, old: str, new: str, key: str = "model") -> dict[str, Any]:
+    """The dotted keys below ``value`` whose text is ``old``, each with ``new``."""
+    if isinstance(value, dict):
+        return {k: v for name, part in value.items() for k, v in _replaced(part, old, new, f"{key}.{name}").items()}
+    return {key: new} if value == old else {}
 
 
 def use_mixed_precision(cfg: Any) -> None:
