@@ -25,6 +25,7 @@ ANNOTATIONS = {
 # the recipe's name goes on with the schedule and the data set
 MODELS = {"vit": "mask_rcnn_vitdet", "resnet": "mask_rcnn_resnet_fpn"}
 PAPER = {"vit": "100ep", "resnet": "1x"}
+LARGE = {24: (0.4, 0.8), 32: (0.5, 0.9)}  # depth: drop path and layer decay of detectron2's ViTDet-L and -H
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class Config:
     iterations: int | None = None  # instead of the recipe's; warm-up and steps shrink with it
     batch_size: int | None = None  # images an iteration over all processes, instead of the recipe's
     learning_rate: float | None = None  # at the last layer, instead of the recipe's
+    at_once: int | None = None  # images a process takes at once; a larger share of the batch is accumulated
 
     def __post_init__(self) -> None:
         if self.dataset not in ANNOTATIONS:
             raise ValueError(f"dataset is coco or lvis, not {self.dataset!r}")
-        for name in ("iterations", "batch_size", "learning_rate"):
+        for name in ("iterations", "batch_size", "learning_rate", "at_once"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
@@ -74,10 +76,11 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     runner.shorten(cfg, config.iterations, config.batch_size, config.learning_rate)
     content = fill_data(cfg, config.dataset, env)
     asked = len(content["images"])
-    metrics = runner.train_and_test(cfg, config.dataset, encoder, env)
+    iterations = cfg.train_cfg.max_iters
+    metrics = runner.train_and_test(cfg, config.dataset, encoder, env, config.at_once)
     env.report(
         protocol={
-            "framework": "mmdet", "head": "Mask R-CNN", "schedule": schedule, "iterations": cfg.train_cfg.max_iters,
+            "framework": "mmdet", "head": "Mask R-CNN", "schedule": schedule, "iterations": iterations,
             "batch": cfg.batch_size, "test": "single scale", "test_resolution": cfg.image_size,
         },
         images_asked={config.dataset: asked},
@@ -97,6 +100,8 @@ def fill_encoder(cfg: Any, encoder: Any) -> None:
         model.backbone.update(ViTDetBackbone.arguments(spec, encoder.model.state_dict()))
         model.neck.in_channels = spec.embed_dim
         cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth
+        if spec.depth in LARGE and model.backbone.drop_path:  # the demo has none
+            model.backbone.drop_path, cfg.optim_wrapper.paramwise_cfg.layer_decay = LARGE[spec.depth]
     else:
         strides = [4, 8, 16, 32, 64]
         model.backbone.update(ResNetBackbone.arguments(spec, encoder.model.state_dict()))
@@ -118,7 +123,6 @@ def fill_data(cfg: Any, dataset: str, env: Env) -> dict[str, Any]:
         loader.num_workers = env.workers
         loader.persistent_workers = env.workers > 0
         loader.dataset.update(annotations=str(annotations), images=str(env.data_root / "coco"), limit=env.limit, seed=env.seed)
-    cfg.train_dataloader.batch_size = cfg.batch_size
     cfg.train_dataloader.sampler.seed = env.seed
     cfg.test_evaluator.update(annotations=str(val), limit=env.limit)
     head = cfg.model.roi_head

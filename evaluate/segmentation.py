@@ -23,9 +23,10 @@ class Config:
     iterations: int | None = None  # instead of the recipe's; the warm-up shrinks with it
     batch_size: int | None = None  # crops an iteration over all processes, instead of the recipe's
     learning_rate: float | None = None  # at the last layer, instead of the recipe's
+    at_once: int | None = None  # crops a process takes at once; a larger share of the batch is accumulated
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch_size", "learning_rate"):
+        for name in ("iterations", "batch_size", "learning_rate", "at_once"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
@@ -57,10 +58,11 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     fill_encoder(cfg, encoder)
     runner.shorten(cfg, config.iterations, config.batch_size, config.learning_rate)
     asked = fill_data(cfg, env)
-    metrics = runner.train_and_test(cfg, "ade20k", encoder, env)
+    iterations = cfg.train_cfg.max_iters
+    metrics = runner.train_and_test(cfg, "ade20k", encoder, env, config.at_once)
     env.report(
         protocol={
-            "framework": "mmseg", "head": "UPerNet", "schedule": schedule, "iterations": cfg.train_cfg.max_iters,
+            "framework": "mmseg", "head": "UPerNet", "schedule": schedule, "iterations": iterations,
             "batch": cfg.batch_size, "test": "single scale", "test_resolution": cfg.crop,
         },
         images_asked={"ade20k": asked},
@@ -99,7 +101,6 @@ def fill_data(cfg: Any, env: Env) -> int:
         loader.num_workers = env.workers
         loader.persistent_workers = env.workers > 0
         loader.dataset.update(root=str(root), limit=env.limit, seed=env.seed)
-    cfg.train_dataloader.batch_size = cfg.batch_size
     cfg.train_dataloader.sampler.seed = env.seed
     cfg.model.decode_head.num_classes = cfg.model.auxiliary_head.num_classes = len(class_names(root))
     return len(list((root / "images/validation").glob("*.jpg"))[: env.limit])

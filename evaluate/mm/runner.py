@@ -59,14 +59,25 @@ def shorten(cfg: Any, iterations: int | None, batch_size: int | None, learning_r
     cfg.train_cfg.max_iters, cfg.train_cfg.val_interval = iterations, iterations + 1
 
 
-def train_and_test(cfg: Any, name: str, encoder: Any, env: Env) -> dict[str, float]:
+def train_and_test(cfg: Any, name: str, encoder: Any, env: Env, at_once: int | None = None) -> dict[str, float]:
     """Runs a complete config from the encoder's weights in this process; mmengine's own output goes to ``out_dir/<name>.log``.
 
-    Killed and started again, it goes on from its last state and returns the same. Returns the evaluator's metrics under its names.
+    Killed and started again, it goes on from its last state and returns the same.
+
+    Args:
+        at_once: images that a process takes at once; ``None`` is its whole share of the batch.
+
+    Returns:
+        The evaluator's metrics under its names.
     """
     from evaluate.mm.checkpoint import Resume
     from evaluate.mm.hooks import FiniteLoss, Progress, QuickRunner
 
+    rank, _ = distributed.world()
+    if env.device.startswith("cuda"):
+        use_mixed_precision(cfg)
+    share_out(cfg, env)
+    accumulate(cfg, at_once)
     work_dir = env.out_dir / "work"
     identity = hashlib.sha256(f"{encoder.fingerprint} {env.seed} {env.limit} {env.device} {cfg.to_dict()}".encode()).hexdigest()
     cfg.work_dir = str(work_dir)
@@ -77,10 +88,6 @@ def train_and_test(cfg: Any, name: str, encoder: Any, env: Env) -> dict[str, flo
     interval = min(1000, max(1, cfg.train_cfg.max_iters // 5))
     resume = {"type": Resume, "folder": str(work_dir / "state"), "identity": identity, "interval": interval}
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
-    if env.device.startswith("cuda"):
-        use_mixed_precision(cfg)
-    rank, _ = distributed.world()
-    share_out(cfg, env)
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
         runner = QuickRunner.from_cfg(cfg)
         getattr(runner.model, "module", runner.model).backbone.load(encoder.spec, encoder.model.state_dict())
@@ -99,11 +106,11 @@ def share_out(cfg: Any, env: Env) -> None:
         UserError: a batch that the processes cannot share evenly.
     """
     _, size = distributed.world()
-    if size == 1:
-        return
     if cfg.batch_size % size:
         raise UserError(f"a batch of {cfg.batch_size} images cannot be shared by {size} processes; set batch_size to a multiple")
     cfg.train_dataloader.batch_size = cfg.batch_size // size
+    if size == 1:
+        return
     cfg.test_evaluator.collect_dir = str(env.out_dir / "work" / "collected")
     cfg.launcher = "pytorch"
     cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "find_unused_parameters": False}
@@ -112,6 +119,32 @@ def share_out(cfg: Any, env: Env) -> None:
     else:  # mmengine would ask for a GPU of this rank, and SyncBN for any
         cfg.model_wrapper_cfg["device_ids"] = None
         cfg.merge_from_dict(_replaced(cfg.to_dict()["model"], "SyncBN", "BN"))
+
+
+def accumulate(cfg: Any, at_once: int | None) -> None:
+    """Splits each process's share of a batch into parts of ``at_once`` images whose gradients are summed before a step.
+
+    mmengine counts parts as iterations, so all lengths grow with their number. BatchNorm sees a part at a time.
+
+    Raises:
+        UserError: a share that is no multiple of ``at_once``.
+    """
+    share = cfg.train_dataloader.batch_size
+    if at_once is None or at_once >= share:
+        return
+    if share % at_once:
+        raise UserError(f"{share} images a process cannot be taken {at_once} at once; set at_once to a divisor")
+    parts = share // at_once
+    cfg.train_dataloader.batch_size = at_once
+    cfg.optim_wrapper.accumulative_counts = parts
+    for scheduler in cfg.param_scheduler:
+        for edge in ("begin", "end"):
+            if edge in scheduler:
+                scheduler[edge] *= parts
+        if "milestones" in scheduler:
+            scheduler.milestones = [milestone * parts for milestone in scheduler.milestones]
+    cfg.train_cfg.max_iters *= parts
+    cfg.train_cfg.val_interval = cfg.train_cfg.max_iters + 1
 
 
 def _replaced(value: Any, old: str, new: str, key: str = "model") -> dict[str, Any]:

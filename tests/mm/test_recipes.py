@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evaluate import detection, segmentation
+from evaluate.errors import UserError
 from evaluate.mm import runner
 from evaluate.task import Env
 from tests.mm.conftest import tiny_encoder, tiny_resnet
@@ -72,5 +73,10 @@ def test_a_shortened_recipe_keeps_its_shape() -> None:
     assert cfg.param_scheduler[1].milestones == [889, 963]
     runner.shorten(cfg, 2, None, None)
     assert cfg.param_scheduler[0].end > cfg.param_scheduler[0].begin
+    cfg.train_dataloader.batch_size = 16
+    runner.accumulate(cfg, 4)
+    assert cfg.train_cfg.max_iters == 8 and cfg.train_dataloader.batch_size == 4 and cfg.optim_wrapper.accumulative_counts == 4
+    with pytest.raises(UserError, match="divisor"):
+        runner.accumulate(cfg, 3)
     with pytest.raises(ValueError, match="upernet_vit_demo_ade20k"):
         runner.read_recipe("nothing")

@@ -37,6 +37,7 @@ def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Pat
     """Also with loading processes, and whatever an earlier run has left in its folder."""
     first, env = run(segmentation, encoder, world, tmp_path / "a", iterations=4)
     again, _ = run(segmentation, encoder, world, tmp_path / "a", iterations=4, workers=1)
+    run(segmentation, encoder, world, tmp_path / "c", iterations=2, at_once=4)
     other, _ = run(segmentation, encoder, world, tmp_path / "b", iterations=4, seed=1)
     assert first == again != other
     assert set(first) == {"miou", "aacc"} and env.notes["images_evaluated"] == {"ade20k": 8}
