@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.geometry import RelativeGeometry, cosine, relative_sincos, sincos_2d
+from pretrain.views import Batch
 
 LAYER_NORM_EPS = 1e-6
 TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5
@@ -146,13 +147,13 @@ class SiameseIM(nn.Module):
         target, online = list(self.target.parameters()), list(self.online.parameters())
         torch._foreach_lerp_(target, online, 1 - momentum)
 
-    def forward(self, view1: Tensor, view2: Tensor, mask: Tensor, geometry: RelativeGeometry) -> Outputs:
-        """Views (B, 3, H, W), normalised; mask (B, N) bool, True where view 1 is hidden; geometry of view 2 in view 1."""
-        visible = visible_cells(mask)
-        online = self.online(view1, self.pos_embed, visible)
+    def forward(self, batch: Batch) -> Outputs:
+        """The online branch sees what the mask leaves of view 1, the target branch all of view 2."""
+        visible = visible_cells(batch.mask)
+        online = self.online(batch.view1, self.pos_embed, visible)
         with torch.no_grad():
-            target = self.target(view2, self.pos_embed)[:, 1:]
-        prediction = self.predict(online, visible, geometry)
+            target = self.target(batch.view2, self.pos_embed)[:, 1:]
+        prediction = self.predict(online, visible, batch.geometry)
         return Outputs(unigrad_loss(prediction, normalise(target), self.neg_weight), prediction, target)
 
     def predict(self, online: Tensor, visible: Tensor, geometry: RelativeGeometry) -> Tensor:
