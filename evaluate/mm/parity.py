@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 import sys
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -265,12 +266,13 @@ def schedule_multipliers(schedulers: list[dict[str, Any]], iterations: list[int]
     sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     built = [PARAM_SCHEDULERS.build({**scheduler, "optimizer": sgd}) for scheduler in schedulers]
     wanted, factors = set(iterations), {}
-    for iteration in range(max(iterations) + 1):
-        if iteration in wanted:
-            factors[iteration] = sgd.param_groups[0]["lr"]
-        sgd.step()
-        for scheduler in built:
-            scheduler.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the optimizer made no step
+        for iteration in range(max(iterations) + 1):
+            if iteration in wanted:
+                factors[iteration] = sgd.param_groups[0]["lr"]
+            for scheduler in built:
+                scheduler.step()
     return factors
 
 
