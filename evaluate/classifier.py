@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +60,8 @@ def save(path: Path, classifier: Classifier, classes: tuple[str, ...], preproces
     """Writes ``classifier.safetensors`` atomically: all weights, and what is needed to use them."""
     from safetensors.torch import save_file
 
-    metadata = {
-        "kind": KIND,
-        "encoder": classifier.encoder.fingerprint,
-        "classes": json.dumps(classes),
-        "crop": str(preprocessing.crop),
-        "resize": json.dumps(preprocessing.resize),
-        "interpolation": preprocessing.interpolation,
-    }
+    about = {"kind": KIND, "encoder": classifier.encoder.fingerprint, "classes": classes, "preprocessing": asdict(preprocessing)}
+    metadata = {"about": json.dumps(about)}  # one entry: safetensors writes several in random order, and a record hashes this file
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}, temporary, metadata)
     os.replace(temporary, path)
@@ -79,23 +74,27 @@ def load(path: Path, encoder: Any) -> tuple[Classifier, tuple[str, ...], CenterC
     """
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a classifier ({error}); make one with python -m evaluate.finetune") from error
-    if metadata.get("kind") != KIND:
+    if about.get("kind") != KIND:
         raise UserError(f"{path} is not a classifier written by evaluate.finetune; make one with python -m evaluate.finetune")
-    if metadata["encoder"] != encoder.fingerprint:
-        raise UserError(f"{path} was fine-tuned from another encoder than the one given; fine-tune this one with python -m evaluate.finetune")
-    classes = tuple(json.loads(metadata["classes"]))
+    if about["encoder"] != encoder.fingerprint:
+        raise UserError(f"{path} was fine-tuned from another encoder; fine-tune this one with python -m evaluate.finetune")
+    classes = tuple(about["classes"])
     classifier = Classifier(encoder, len(classes))
     classifier.load_state_dict(state, strict=True)
-    preprocessing = CenterCrop(int(metadata["crop"]), json.loads(metadata["resize"]), metadata["interpolation"])
-    return classifier.eval(), classes, preprocessing
+    return classifier.eval(), classes, CenterCrop(**about["preprocessing"])
 
 
 def outcomes(
-    classifier: Classifier, images: ImageSet, preprocessing: CenterCrop, env: Env, arithmetic: str, subsets: dict[str, torch.Tensor] | None = None
+    classifier: Classifier,
+    images: ImageSet,
+    preprocessing: CenterCrop,
+    env: Env,
+    arithmetic: str,
+    subsets: dict[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """For each image, bool (n,): ``top1`` and ``top5`` over all classes, and for each of ``subsets`` (class indices) top1 among these."""
     classifier.eval()

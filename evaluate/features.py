@@ -53,7 +53,7 @@ def check_image_size(encoder: Any, img_size: int) -> None:
     """Raises UserError where a ViT's patches do not fill the protocol's crop."""
     spec = encoder.spec
     if spec.family == "vit" and img_size % spec.patch_size:
-        raise UserError(f"img_size {img_size} is no multiple of the encoder's patch size {spec.patch_size}; choose another with --set img_size=N")
+        raise UserError(f"img_size {img_size} is no multiple of the patch size {spec.patch_size}; choose another: --set img_size=N")
 
 
 def forward(encoder: Any, images: torch.Tensor, blocks: int = 1) -> tuple[torch.Tensor | None, torch.Tensor]:

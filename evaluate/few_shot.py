@@ -34,7 +34,7 @@ class Config:
     pooling: str = "cls"  # raw, no norm; an encoder without class token gives its mean patch token
     l2: float = 0.1  # lambda times n; 0.01 in the official ViT-L script
     precision: str = "fp32"  # fp32, bf16, fp16, or auto (fp16 on CUDA)
-    tolerance: float = 1e-6  # largest gradient entry at which the solver stops
+    tolerance: float = 1e-8  # largest gradient entry at which the solver stops
     max_iterations: int = 1000
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ def centre_rows(values: np.ndarray) -> np.ndarray:
     return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), np.finfo(values.dtype).tiny)
 
 
-def fit(rows: np.ndarray, labels: np.ndarray, l2: float, tolerance: float = 1e-6, max_iterations: int = 1000) -> tuple[np.ndarray, float]:
+def fit(rows: np.ndarray, labels: np.ndarray, l2: float, tolerance: float = 1e-8, max_iterations: int = 1000) -> tuple[np.ndarray, float]:
     """Weights (C, D) of the classes present, in order, and the objective (1/n) sum CE + (l2/n)/2 |W|^2 there; three classes or more.
 
     scikit-learn minimises C sum CE + |W|^2 / 2, which has the same optimum at C = 1 / l2.

@@ -159,7 +159,9 @@ def _mixing(config: Config, classes: int, device: str) -> Any:
 
     erase = RandomErasing(config.erase, mode="pixel", device=device)
     if config.mixup or config.cutmix:
-        mixup = Mixup(config.mixup, config.cutmix, prob=1.0, switch_prob=config.switch, label_smoothing=config.smoothing, num_classes=classes)
+        mixup = Mixup(
+            config.mixup, config.cutmix, prob=1.0, switch_prob=config.switch, label_smoothing=config.smoothing, num_classes=classes
+        )
         return lambda images, labels: mixup(erase(images), labels)
     return lambda images, labels: (erase(images), mixup_target(labels, classes, 1.0, config.smoothing))
 

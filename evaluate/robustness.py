@@ -3,7 +3,8 @@
 Protocol: nothing is trained. IN-A and IN-R: arg-max over their own 200 classes (the sets' authors' code); the score over all classes
 and the clean score of val on the same classes stand beside it. IN-Sketch: all classes. IN-C: top-1 errors of 15 corruptions, mean
 over 5 severities, each over AlexNet's; the column is 100 - mCE. Resize 256 bicubic and CenterCrop 224 as in fine-tuning; IN-C's
-published images are 224 px already and are only cropped. Metrics in percent: imagenet_a_top1, imagenet_r_top1, imagenet_sketch_top1, imagenet_c.
+published images are 224 px already and are only cropped.
+Metrics in percent: imagenet_a_top1, imagenet_r_top1, imagenet_sketch_top1, imagenet_c (100 - mCE).
 Cost: 3.9 million forward passes, about an hour and a half on one GPU for ViT-B. Toy world: some twenty seconds.
 
     python -m evaluate.robustness --ckpt FILE --classifier OUT/NAME/finetune/classifier.safetensors --data-root DIR
@@ -65,7 +66,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     arithmetic = precision.resolve(config.precision, env.device)
     val = val_set(env.data_root, env.limit)
     if classes != val.classes:
-        raise UserError(f"{env.classifier} knows {len(classes)} classes, not the {len(val.classes)} of imagenet/train; fine-tune on this data")
+        raise UserError(f"{env.classifier} knows {len(classes)} classes, not the {len(val.classes)} of imagenet/train; fine-tune on these")
 
     def measure(images: ImageSet, crop: Any = preprocessing, **subsets: torch.Tensor) -> dict[str, torch.Tensor]:
         env.report(images_asked={images.name: images.asked}, images_evaluated={images.name: len(images)})

@@ -11,11 +11,12 @@ WNIDS = ("n00000001", "n00000002", "n00000003", "n00000004")
 
 
 def paint(label: int, rng: np.random.Generator, size: int = 32) -> Image.Image:
-    """Stripes whose direction tells the class, at a random phase, in random colours, under noise."""
+    """Stripes at a random phase in random colours, under noise; their direction and a weak tint tell the class."""
     y, x = np.mgrid[:size, :size]
     angle = np.pi * label / len(WNIDS)
     wave = np.sin((np.cos(angle) * x + np.sin(angle) * y) * 1.1 + rng.uniform(0, 6.28))[..., None]
     colours = rng.uniform(60, 190, (2, 3))
+    colours += 40 * np.eye(4, 3)[label]
     pixels = colours[0] + (colours[1] - colours[0]) * (wave + 1) / 2 + rng.normal(0, 12, (size, size, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 

@@ -91,7 +91,7 @@ def one_percent_set(data_root: Path, limit: int | None = None) -> ImageSet:
     present = {wnid: set(os.listdir(train / wnid)) for wnid in {name.rpartition("_")[0] for name in names} & set(classes)}
     absent = [name for name in names if name not in present.get(name.rpartition("_")[0], ())]
     if absent:
-        raise UserError(f"{listing} names {len(absent)} files that are not in imagenet/train, for example {absent[0]}; unpack train in full")
+        raise UserError(f"{listing} names {len(absent)} files that imagenet/train lacks, for example {absent[0]}; unpack train in full")
     pairs = [(train / name.rpartition("_")[0] / name, index[name.rpartition("_")[0]]) for name in names]
     return _image_set("1percent", data_root, pairs, classes, limit)
 

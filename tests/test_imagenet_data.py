@@ -1,0 +1,133 @@
+"""Reading ImageNet's layouts: what is right is read in order, what is wrong is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evaluate.data import imagenet
+from evaluate.data.transforms import CenterCrop, FinetuneAugmentation, SingleDrawCropFlip, normalise, posterize
+from evaluate.errors import Skip, UserError
+from tests.imagenet_world import WNIDS, write_folder
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "imagenet/train", 5, seed=1)
+    write_folder(tmp_path / "imagenet/val", 2, seed=2)
+    return tmp_path
+
+
+def read(images: imagenet.ImageSet, workers: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = list(imagenet.batches(imagenet.Images(images, CenterCrop(32, None, "bicubic")), imagenet.InOrder(len(images), 3), workers))
+    return torch.cat([pixels for pixels, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def test_val_in_order_of_wnid(root: Path) -> None:
+    images = imagenet.val_set(root)
+    pixels, labels = read(images)
+    assert images.classes == WNIDS and labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    first = np.asarray(imagenet.read_image(root / "imagenet/val" / WNIDS[0] / f"{WNIDS[0]}_0.png"))
+    assert torch.equal(pixels[0], torch.from_numpy(first.copy()).permute(2, 0, 1))
+    value = normalise(pixels[:1], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "cpu")[0, 1, 0, 0]
+    assert float(value) == pytest.approx((first[0, 0, 1] / 255 - 0.5) / 0.3, abs=1e-6)
+
+
+def test_limit_keeps_every_class_and_says_what_was_asked(root: Path) -> None:
+    images = imagenet.train_set(root, limit=8)
+    assert len(images) == 8 and images.asked == 20 and np.bincount(images.labels).tolist() == [2, 2, 2, 2]
+    assert images.fingerprint != imagenet.train_set(root).fingerprint
+
+
+def test_class_too_many_or_too_few_is_named(root: Path) -> None:
+    write_folder(root / "imagenet/val/extra", 1, WNIDS[:1])
+    with pytest.raises(UserError, match=r"1 too many \(extra\)"):
+        imagenet.val_set(root)
+    (root / "imagenet/val/extra").rename(root / "elsewhere")
+    (root / "imagenet/val" / WNIDS[2]).rename(root / "elsewhere2")
+    with pytest.raises(UserError, match=f"1 missing.*{WNIDS[2]}"):
+        imagenet.val_set(root)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text"])
+def test_unreadable_image_is_named_not_dropped(root: Path, damage: str, workers: int) -> None:
+    path = root / "imagenet/val" / WNIDS[1] / f"{WNIDS[1]}_1.png"
+    path.write_bytes({"truncated": path.read_bytes()[:900], "empty": b"", "text": b"hello"}[damage])
+    with pytest.raises(UserError, match=path.name) as caught:
+        read(imagenet.val_set(root), workers)
+    assert "\n" not in str(caught.value)
+
+
+def test_stray_file_and_empty_class(root: Path) -> None:
+    (root / "imagenet/train" / WNIDS[0] / ".DS_Store").touch()
+    assert len(imagenet.train_set(root)) == 20
+    (root / "imagenet/train" / WNIDS[0] / "notes.txt").touch()
+    with pytest.raises(UserError, match="notes.txt"):
+        imagenet.train_set(root)
+    (root / "imagenet/train" / WNIDS[0] / "notes.txt").unlink()
+    (root / "imagenet/train" / "n99999999").mkdir()
+    with pytest.raises(UserError, match="n99999999 is empty"):
+        imagenet.train_set(root)
+
+
+def test_one_percent_list(root: Path) -> None:
+    with pytest.raises(Skip, match="1percent.txt"):
+        imagenet.one_percent_set(root)
+    names = [f"{WNIDS[2]}_3.png", f"{WNIDS[0]}_1.png"]
+    listing = root / "imagenet/1percent.txt"
+    listing.write_text("\n".join(names))
+    images = imagenet.one_percent_set(root)
+    assert images.labels.tolist() == [0, 2] and [file.name for file in images.files] == sorted(names)
+    listing.write_text("\n".join([*names, f"{WNIDS[1]}_77.png"]))
+    with pytest.raises(UserError, match=f"{WNIDS[1]}_77.png"):
+        imagenet.one_percent_set(root)
+    listing.write_text("\n".join([*names, names[0]]))
+    with pytest.raises(UserError, match="twice"):
+        imagenet.one_percent_set(root)
+
+
+def test_robustness_folders_count_by_wnid(root: Path) -> None:
+    write_folder(root / "imagenet-r", 1, WNIDS[2:4])
+    images = imagenet.robustness_set("imagenet_r", root, root / "imagenet-r")
+    assert images.labels.tolist() == [2, 3]  # not 0 and 1, the folders' own order
+    write_folder(root / "imagenet-r/n99999999", 1, WNIDS[:1])
+    with pytest.raises(UserError, match="n99999999"):
+        imagenet.robustness_set("imagenet_r", root, root / "imagenet-r")
+
+
+def test_full_imagenet_demands_the_official_200(tmp_path: Path) -> None:
+    official = json.loads(imagenet.OFFICIAL_CLASSES.read_text())
+    assert [len(official[name]) for name in ("imagenet", "imagenet_a", "imagenet_r")] == [1000, 200, 200]
+    assert len(set(official["imagenet_a"]) & set(official["imagenet_r"])) == 86
+    for wnid in official["imagenet"]:
+        (tmp_path / "imagenet/train" / wnid).mkdir(parents=True)
+    for wnid in official["imagenet_a"]:
+        (tmp_path / "imagenet-a" / wnid).mkdir(parents=True)
+        (tmp_path / "imagenet-a" / wnid / "0.png").touch()
+    images = imagenet.robustness_set("imagenet_a", tmp_path, tmp_path / "imagenet-a")
+    assert images.present.tolist()[:6] == [6, 11, 13, 15, 17, 22] and images.present[-1] == 988
+    with pytest.raises(UserError, match="200 classes of imagenet_r: 114 missing"):
+        imagenet.robustness_set("imagenet_r", tmp_path, tmp_path / "imagenet-a")
+
+
+def test_views_depend_on_seed_epoch_and_index_alone(root: Path) -> None:
+    image = imagenet.read_image(imagenet.train_set(root).files[0])
+    augmentation = FinetuneAugmentation(16, "bicubic", "rand-m9-mstd0.5-inc1", (0.5, 0.5, 0.5), 0)
+    for transform in (SingleDrawCropFlip(16, "bicubic", 0), augmentation):
+        views = [np.asarray(transform(image, epoch, index)).copy() for epoch, index in ((0, 0), (1, 0), (0, 1), (0, 0))]
+        assert views[0].shape == (16, 16, 3)
+        assert np.array_equal(views[0], views[3])
+        assert not np.array_equal(views[0], views[1]) and not np.array_equal(views[0], views[2])
+
+
+def test_strongest_augmentation_runs(root: Path) -> None:
+    """Magnitude 10 posterises to 0 bits, which Pillow refuses."""
+    image = imagenet.read_image(imagenet.train_set(root).files[0])
+    transform = FinetuneAugmentation(32, "bicubic", "rand-m10-n5-inc1", (0.5, 0.5, 0.5), 0)
+    assert len({transform(image, 0, index).tobytes() for index in range(60)}) > 50
+    assert np.asarray(posterize(image, 0)).max() == 0
+    assert np.array_equal(np.asarray(posterize(image, 3)), np.asarray(image) & 0b11100000)
+    assert posterize(image, 8) is image
