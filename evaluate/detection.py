@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.data import layouts
+from evaluate.errors import UserError
 from evaluate.task import Env, main
 
 ANNOTATIONS = {
@@ -128,6 +129,8 @@ def fill_data(cfg: Any, dataset: str, env: Env) -> dict[str, Any]:
     head = cfg.model.roi_head
     head.bbox_head.num_classes = head.mask_head.num_classes = len(categories)
     if "image_counts" in head.bbox_head.loss_cls:
+        if not all("image_count" in category for category in categories):
+            raise UserError(f"{train} has categories without image_count, which every LVIS v1 file has; fetch it again")
         head.bbox_head.loss_cls.image_counts = [category["image_count"] for category in categories]
     content = read_annotations(Path(val))
     content["images"] = content["images"][: env.limit]

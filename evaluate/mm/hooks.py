@@ -43,6 +43,13 @@ class Progress(Hook):
         left = (now - self.begun) / (done - self.first) * (runner.max_iters - done)
         print(f"{self.name}: {done}/{runner.max_iters}, loss {float(outputs['loss']):.3f}, {left:.0f} s left", file=sys.stderr, flush=True)
 
+    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        now = time.monotonic()
+        if now - self.last < SECONDS_BETWEEN_LINES or runner.rank != 0:
+            return
+        self.last = now
+        print(f"{self.name}: tested {batch_idx + 1}/{len(runner.test_dataloader)}", file=sys.stderr, flush=True)
+
 
 class FiniteLoss(Hook):
     """Stops at a loss that is not finite.

@@ -91,8 +91,14 @@ def train_and_test(cfg: Any, name: str, encoder: Any, env: Env, at_once: int | N
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
         runner = QuickRunner.from_cfg(cfg)
         getattr(runner.model, "module", runner.model).backbone.load(encoder.spec, encoder.model.state_dict())
-        runner.train()
-        metrics = {key.partition("/")[2]: float(value) for key, value in runner.test().items()}
+        try:
+            runner.train()
+            metrics = {key.partition("/")[2]: float(value) for key, value in runner.test().items()}
+        except UserError as error:
+            if "Original Traceback" not in str(error):
+                raise
+            # a loading process wraps the sentence in its traceback
+            raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
     distributed.barrier()
     if rank == 0:
         shutil.rmtree(work_dir)  # the record has what matters; a finished task never goes on

@@ -1,6 +1,7 @@
 """Both tasks train and evaluate for real, if briefly; the same seed gives the same numbers."""
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from evaluate import detection, segmentation
 from evaluate.encoder import Encoder
-from evaluate.errors import Skip
+from evaluate.errors import Skip, UserError
 from evaluate.task import Env
 from tests.mm.conftest import tiny_resnet
 
@@ -51,6 +52,17 @@ def test_a_resnet(module, world: Path, tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_ends_the_training(encoder: Encoder, world: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="not finite"):
         run(segmentation, encoder, world, tmp_path, iterations=8, learning_rate=1e12)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_picture_is_one_sentence(encoder: Encoder, world: Path, tmp_path: Path, workers: int) -> None:
+    root = tmp_path / "world"
+    shutil.copytree(world / "ade20k", root / "ade20k")
+    picture = sorted((root / "ade20k/images/training").iterdir())[0]
+    picture.write_bytes(b"")
+    with pytest.raises(UserError) as raised:
+        run(segmentation, encoder, root, tmp_path / "out", iterations=5, limit=1, workers=workers)
+    assert str(raised.value) == f"the image {picture} cannot be read; restore it"
 
 
 def test_absent_data_and_packages_are_skipped(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
