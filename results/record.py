@@ -58,10 +58,33 @@ def key(entry: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def path_of(folder: Path, entry: dict[str, Any]) -> Path:
+    """Where a record lies."""
+    return folder / f"{entry['encoder']}-{entry['task']}-{key(entry)}.json"
+
+
+def find(folder: Path, encoder: str, fields: dict[str, Any]) -> dict[str, Any] | None:
+    """The ``ok`` record of exactly these KEY_FIELDS, or None."""
+    path = path_of(folder, {"encoder": encoder, **fields})
+    if not path.is_file():
+        return None
+    entry = json.loads(path.read_text())
+    return entry if entry["status"] == "ok" else None
+
+
+def died(encoder: str, task: str, reason: str, run: Any) -> dict[str, Any]:
+    """The record of a task whose process ended without writing one."""
+    return {
+        "schema": SCHEMA, "task": task, "encoder": encoder, "config": {}, "seed": run.seed, "limit": run.limit,
+        "encoder_fingerprint": None, "data_fingerprint": None, "classifier": None,
+        "status": "failed", "reason": reason, "metrics": {}, "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+
+
 def write(folder: Path, entry: dict[str, Any]) -> Path:
     """Writes a record atomically; an ``ok`` record already there under the same key is left as it is."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{entry['encoder']}-{entry['task']}-{key(entry)}.json"
+    path = path_of(folder, entry)
     if path.is_file() and json.loads(path.read_text())["status"] == "ok":
         return path
     temporary = path.with_suffix(f".{os.getpid()}.tmp")

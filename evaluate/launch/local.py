@@ -1,0 +1,84 @@
+"""Runs commands side by side on this machine: each job is a subprocess that holds one slot (a core, or a GPU) while it runs."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+POLL_SECONDS = 0.1
+SECONDS_BETWEEN_NEWS = 30.0
+
+
+@dataclass
+class Job:
+    """A command, the jobs that must end before it, and what to do before and after."""
+
+    name: str
+    command: list[str]
+    log: Path
+    needs: tuple[str, ...] = ()
+    is_done: Callable[[], bool] = lambda: False
+    """Asked when its turn comes; True: nothing to do."""
+    ended: Callable[[int], None] = lambda status: None
+    """Told the exit status."""
+    status: int | None = field(default=None, init=False)
+    seconds: float = field(default=0.0, init=False)
+
+
+def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
+    """Runs all jobs, up to ``slots`` at a time, in their order as far as their needs allow; sets their status and seconds.
+
+    A job whose need failed runs all the same: it says itself what it misses. With GPUs, each running job sees one of them alone.
+    """
+    waiting, free = list(jobs), list(range(slots))
+    running: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}
+    ended: set[str] = set()
+    news = time.monotonic()
+    try:
+        while waiting or running:
+            for job in [job for job in waiting if all(need in ended for need in job.needs)]:
+                if not free:
+                    break
+                waiting.remove(job)
+                if job.is_done():
+                    job.status = 0
+                    ended.add(job.name)
+                    print(f"{job.name}: stands already", flush=True)
+                    break  # its dependants may be ready now, and come first
+                slot = free.pop(0)
+                print(f"{job.name}: started (log: {job.log})", flush=True)
+                running[slot] = (job, _start(job, gpus[slot] if gpus else None), time.monotonic())
+            for slot, (job, process, begun) in list(running.items()):
+                if process.poll() is None:
+                    continue
+                del running[slot]
+                free.append(slot)
+                job.status, job.seconds = process.returncode, time.monotonic() - begun
+                ended.add(job.name)
+                job.ended(job.status)
+            if running and sys.stdout.isatty() is False and time.monotonic() - news > SECONDS_BETWEEN_NEWS:
+                news = time.monotonic()
+                for job, _, begun in running.values():
+                    print(f"{job.name}: {news - begun:.0f} s, {last_line(job.log)}", flush=True)
+            time.sleep(POLL_SECONDS)
+    finally:
+        for _, process, _ in running.values():  # interrupted: leave no orphan
+            process.terminate()
+
+
+def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    with job.log.open("wb") as log:
+        return subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def last_line(log: Path, most: int = 160) -> str:
+    """The last line of a log that says something."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
+    return lines[-1][:most] if lines else "no output yet"

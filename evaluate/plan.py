@@ -1,0 +1,126 @@
+"""The nodes of the table: which task with which settings fills which columns, and which records already stand.
+
+The paper's table is read off ``COLUMNS``; ``NODES`` lists what must run for it, dearest first, so that two processes end together.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluate.data import layouts
+from evaluate.errors import UserError
+from evaluate.task import module_of, override, split_overrides
+from results import record
+
+
+@dataclass(frozen=True)
+class Node:
+    """One run of one task on one encoder."""
+
+    name: str
+    task: str  # a module of evaluate/
+    overrides: tuple[tuple[str, str], ...] = ()
+    needs: str | None = None  # the node that must end before
+
+
+NODES = (
+    Node("detection_coco", "detection", (("dataset", "coco"),)),
+    Node("detection_lvis", "detection", (("dataset", "lvis"),)),
+    Node("segmentation", "segmentation"),
+    Node("finetune", "finetune"),
+    Node("linear_probe", "linear_probe"),
+    Node("few_shot", "few_shot"),
+    Node("knn", "knn"),
+    Node("robustness", "robustness", needs="finetune"),
+)
+
+COLUMNS = (  # heading, node, metric: the paper's order, then kNN
+    ("FT", "finetune", "top1"),
+    ("LIN", "linear_probe", "top1"),
+    ("1%", "few_shot", "top1"),
+    ("COCO box", "detection_coco", "box_ap"),
+    ("COCO mask", "detection_coco", "mask_ap"),
+    ("ADE20k mIoU", "segmentation", "miou"),
+    ("LVIS box", "detection_lvis", "box_ap"),
+    ("LVIS box rare", "detection_lvis", "box_ap_rare"),
+    ("LVIS mask", "detection_lvis", "mask_ap"),
+    ("LVIS mask rare", "detection_lvis", "mask_ap_rare"),
+    ("IN-A", "robustness", "imagenet_a_top1"),
+    ("IN-R", "robustness", "imagenet_r_top1"),
+    ("IN-Sketch", "robustness", "imagenet_sketch_top1"),
+    ("IN-C", "robustness", "imagenet_c"),
+    ("kNN", "knn", "top1"),
+)
+
+
+def choose(names: Sequence[str]) -> tuple[Node, ...]:
+    """Nodes by name or by task ("detection" is both of its nodes); all for no names. A node brings the node it needs.
+
+    Raises UserError listing the legal names.
+    """
+    legal = {node.name for node in NODES} | {node.task for node in NODES}
+    unknown = [name for name in names if name not in legal]
+    if unknown:
+        raise UserError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(sorted(legal))}")
+    chosen = {node.name for node in NODES if not names or node.name in names or node.task in names}
+    chosen |= {node.needs for node in NODES if node.name in chosen and node.needs}
+    return tuple(node for node in NODES if node.name in chosen)
+
+
+def configure(nodes: Sequence[Node], preset: str, overrides: dict[str, dict[str, str]]) -> dict[str, Any]:
+    """The config of each node by its name. Raises UserError for an override of an unknown task or setting."""
+    tasks = {node.task for node in nodes} | {node.name for node in nodes}
+    for task in overrides:
+        if task not in tasks:
+            given = f"{task}." if task else "a setting without its task"
+            raise UserError(f"--set {given}: write TASK.NAME=VALUE with one of {', '.join(sorted(tasks))}")
+    configs = {}
+    for node in nodes:
+        module = module_of(node.task)
+        values = {**dict(node.overrides), **overrides.get(node.task, {}), **overrides.get(node.name, {})}
+        configs[node.name] = override(module.PRESETS[preset], values)
+    return configs
+
+
+@dataclass
+class Run:
+    """What all nodes of one invocation share, and how to find the record of a node."""
+
+    out: Path
+    data_root: Path
+    configs: dict[str, Any]
+    seed: int
+    limit: int | None
+    fingerprints: dict[tuple[str, ...], str] = dataclasses.field(default_factory=dict)
+
+    def settings(self, node: Node, assignments: Sequence[str]) -> list[str]:
+        """The ``NAME=VALUE`` settings that reach one node: its own, then those given for its task or for itself."""
+        given = split_overrides(list(assignments))
+        values = {**dict(node.overrides), **given.get(node.task, {}), **given.get(node.name, {})}
+        return [f"{name}={value}" for name, value in values.items()]
+
+    def find(self, encoder: str, node: Node) -> dict[str, Any] | None:
+        """The ``ok`` record of a node that could only be repeated, or None."""
+        certificate = self.out / encoder / "encoder.certificate.json"
+        if not certificate.is_file():
+            return None
+        classifier = self.out / encoder / "finetune" / "classifier.safetensors"
+        fields = {
+            "schema": record.SCHEMA,
+            "task": node.name,
+            "config": json.loads(json.dumps(dataclasses.asdict(self.configs[node.name]))),
+            "seed": self.seed,
+            "limit": self.limit,
+            "encoder_fingerprint": json.loads(certificate.read_text())["fingerprint"],
+            "data_fingerprint": self._fingerprint(module_of(node.task).reads(self.configs[node.name])),
+            "classifier": record.sha256(classifier) if node.needs and classifier.is_file() else None,
+        }
+        return record.find(self.out / "records", encoder, fields)
+
+    def _fingerprint(self, names: tuple[str, ...]) -> str:
+        if names not in self.fingerprints:
+            self.fingerprints[names] = layouts.fingerprint(self.data_root, names)
+        return self.fingerprints[names]
