@@ -69,8 +69,8 @@ class Format:
 
     def group_in(self, checkpoint: Checkpoint) -> str | None:
         """Where this format's tensors lie in the file; None where the file is not of this format."""
-        own = [branch.group for branch in self.branches.values() if branch.group is not None]
-        for group in own or self.groups:
+        own = [branch.group for branch in self.branches.values()]
+        for group in self.groups if None in own else own:
             keys = checkpoint.groups.get(group)
             if keys is None:
                 continue
