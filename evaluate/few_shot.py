@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate import features, metrics
+from evaluate import distributed, features, metrics
 from evaluate.data import layouts
 from evaluate.data.imagenet import one_percent_set, val_set
 from evaluate.data.transforms import CenterCrop
@@ -60,6 +60,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     for name in reads(config):
         layouts.require(env.data_root, name)
     features.check_image_size(encoder, config.img_size)
+    env.device = distributed.start(env.device)
     train, val = one_percent_set(env.data_root, env.limit), val_set(env.data_root, env.limit)
     if len(train.present) < 3:
         raise UserError(f"the 1 % images are of {len(train.present)} classes, softmax regression here needs three; raise --limit")

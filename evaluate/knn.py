@@ -58,6 +58,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     """top1 at every k, in percent; raises Skip without ImageNet."""
     layouts.require(env.data_root, "imagenet")
     features.check_image_size(encoder, config.img_size)
+    env.device = distributed.start(env.device)
     train, val = train_set(env.data_root, env.limit), val_set(env.data_root, env.limit)
     preprocessing = CenterCrop(config.img_size, config.resize, config.interpolation)
     kind = features.pooling_of(encoder, config.pooling)

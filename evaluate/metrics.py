@@ -1,6 +1,7 @@
 """Accuracy, its standard error, and the per-image outcome from which paired comparisons are made."""
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,6 @@ def standard_error(percentage: float, count: int) -> float:
 
 def save_correct(out_dir: Path, correct: torch.Tensor | np.ndarray) -> None:
     """Writes ``predictions.npz`` with ``correct``, bool in the order of val, for paired comparisons of two encoders."""
-    temporary = out_dir / "predictions.tmp.npz"
+    temporary = out_dir / f".predictions.{os.getpid()}.npz"  # every process of torchrun may write
     np.savez_compressed(temporary, correct=np.asarray(correct, dtype=bool))
     temporary.replace(out_dir / "predictions.npz")
