@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluate import distributed
 from evaluate.data import layouts
 from evaluate.errors import UserError
 from evaluate.task import Env, main
@@ -69,6 +70,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     layouts.require(env.data_root, config.dataset)
     from evaluate.mm import runner
 
+    env.device = distributed.start(env.device)
     runner.require_packages("mmengine", "mmcv.ops", "mmdet.models", "faster_coco_eval")
     family = encoder.spec.family
     schedule = PAPER[family] if config.schedule == "paper" else config.schedule

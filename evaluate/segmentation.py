@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from evaluate import distributed
 from evaluate.data import layouts
 from evaluate.task import Env, main
 
@@ -52,6 +53,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     layouts.require(env.data_root, "ade20k")
     from evaluate.mm import runner
 
+    env.device = distributed.start(env.device)
     runner.require_packages("mmengine", "mmcv.ops", "mmdet", "mmseg.models")
     schedule = "160k" if config.schedule == "paper" else config.schedule
     cfg = runner.read_recipe(f"upernet_{encoder.spec.family}_{schedule}_ade20k")
