@@ -100,7 +100,9 @@ def encoder_jobs(
     """Convert one checkpoint, then every node on it; the table is rendered after each."""
     out, encoder = shared.out, shared.out / name / "encoder.safetensors"
     convert = [PYTHON, "-m", "evaluate.convert", str(path), "--out", str(encoder), *(["--branch", arguments.branch] if arguments.branch else [])]
-    jobs = [local.Job(f"{name}/convert", convert, out / "logs" / f"{name}-convert.log", (f"{name}/pretrain",) if not arguments.ckpt else ())]
+    before = () if arguments.ckpt else (f"{name}/pretrain",)
+    converted = lambda: plan.is_converted(path, encoder, arguments.branch)  # noqa: E731
+    jobs = [local.Job(f"{name}/convert", convert, out / "logs" / f"{name}-convert.log", before, converted)]
     for node in nodes:
         command = [PYTHON, "-m", f"evaluate.{node.task}", "--ckpt", str(encoder), "--data-root", str(shared.data_root), "--out", str(out)]
         command += ["--name", name, "--node", node.name, "--preset", preset, "--seed", str(arguments.seed), "--device", arguments.device]
@@ -111,10 +113,12 @@ def encoder_jobs(
         log = out / "logs" / f"{name}-{node.name}.log"
 
         def ended(status: int, node: plan.Node = node, log: Path = log) -> None:
-            known = {0: "done", EXIT_SKIPPED: "skipped"}
-            print(f"{name}/{node.name}: {known.get(status, 'FAILED')}: {local.last_line(log)}", flush=True)
-            if status not in (0, 1, 2, EXIT_SKIPPED):
-                record.write(out / "records", record.died(name, node.name, f"its process ended with status {status}; see {log}", shared))
+            word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
+            reason = local.last_line(log) if status > 0 else f"its process ended with status {status}; its log is {log}"
+            print(f"{name}/{node.name}: {word}{f': {reason}' if status else ''}", flush=True)
+            if status and "\nrecord: " not in log.read_text(errors="replace"):
+                unrun = record.without_run(name, node.name, word, reason, arguments.seed, arguments.limit)
+                record.write(out / "records", unrun)
             tables.render(out, rows, record.read_all(out / "records"))
 
         needs = (f"{name}/convert", *([f"{name}/{node.needs}"] if node.needs else []))

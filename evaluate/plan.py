@@ -85,6 +85,15 @@ def configure(nodes: Sequence[Node], preset: str, overrides: dict[str, dict[str,
     return configs
 
 
+def is_converted(checkpoint: Path, encoder: Path, branch: str | None) -> bool:
+    """Whether an encoder file was made from exactly this checkpoint file and branch."""
+    certificate = encoder.with_name(encoder.stem + ".certificate.json")
+    if not (encoder.is_file() and certificate.is_file() and checkpoint.is_file()):
+        return False
+    made = json.loads(certificate.read_text())
+    return made["source_sha256"] == record.sha256(checkpoint) and branch in (None, made["branch"])
+
+
 @dataclass
 class Run:
     """What all nodes of one invocation share, and how to find the record of a node."""

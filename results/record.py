@@ -72,13 +72,12 @@ def find(folder: Path, encoder: str, fields: dict[str, Any]) -> dict[str, Any] |
     return entry if entry["status"] == "ok" else None
 
 
-def died(encoder: str, task: str, reason: str, run: Any) -> dict[str, Any]:
-    """The record of a task whose process ended without writing one."""
-    return {
-        "schema": SCHEMA, "task": task, "encoder": encoder, "config": {}, "seed": run.seed, "limit": run.limit,
-        "encoder_fingerprint": None, "data_fingerprint": None, "classifier": None,
-        "status": "failed", "reason": reason, "metrics": {}, "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
+def without_run(encoder: str, task: str, status: str, reason: str, seed: int, limit: int | None) -> dict[str, Any]:
+    """The record of a task that did not come to write one: it was not started, or its process was ended."""
+    absent = dict.fromkeys(("encoder_fingerprint", "data_fingerprint", "classifier"))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    known = {"schema": SCHEMA, "task": task, "encoder": encoder, "config": {}, "seed": seed, "limit": limit}
+    return {**known, **absent, "status": status, "reason": reason, "metrics": {}, "started_utc": now}
 
 
 def write(folder: Path, entry: dict[str, Any]) -> Path:

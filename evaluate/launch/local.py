@@ -31,11 +31,12 @@ class Job:
 def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
     """Runs all jobs, up to ``slots`` at a time, in their order as far as their needs allow; sets their status and seconds.
 
-    A job whose need failed runs all the same: it says itself what it misses. With GPUs, each running job sees one of them alone.
+    A job whose need ended with another status than 0 does not run: it takes over that status, and its log says why. With GPUs, each
+    running job sees one of them alone.
     """
     waiting, free = list(jobs), list(range(slots))
     running: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}
-    ended: set[str] = set()
+    ended: dict[str, Job] = {}
     news = time.monotonic()
     try:
         while waiting or running:
@@ -43,10 +44,14 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
                 if not free:
                     break
                 waiting.remove(job)
-                if job.is_done():
-                    job.status = 0
-                    ended.add(job.name)
-                    print(f"{job.name}: stands already", flush=True)
+                unmet = next((ended[need] for need in job.needs if ended[need].status != 0), None)
+                if unmet or job.is_done():
+                    ended[job.name] = job
+                    if unmet:
+                        _pass_on(unmet, job)
+                    else:
+                        job.status = 0
+                        print(f"{job.name}: stands already", flush=True)
                     break  # its dependants may be ready now, and come first
                 slot = free.pop(0)
                 print(f"{job.name}: started (log: {job.log})", flush=True)
@@ -57,7 +62,7 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
                 del running[slot]
                 free.append(slot)
                 job.status, job.seconds = process.returncode, time.monotonic() - begun
-                ended.add(job.name)
+                ended[job.name] = job
                 job.ended(job.status)
             if running and sys.stdout.isatty() is False and time.monotonic() - news > SECONDS_BETWEEN_NEWS:
                 news = time.monotonic()
@@ -69,6 +74,13 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
             process.terminate()
 
 
+def _pass_on(unmet: Job, job: Job) -> None:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.write_text(f"not run, since {unmet.name} did not succeed: {last_line(unmet.log)}\n")
+    job.status = unmet.status
+    job.ended(unmet.status)
+
+
 def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
@@ -78,7 +90,8 @@ def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
         return subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
-def last_line(log: Path, most: int = 160) -> str:
-    """The last line of a log that says something."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
+def last_line(log: Path, most: int = 300) -> str:
+    """The last line of a log that says something; not the one that names the record."""
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("record: ")]
     return lines[-1][:most] if lines else "no output yet"

@@ -1,0 +1,102 @@
+"""The method: its golden numbers, its loss beside a naive loop, its moving average."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain import parity
+from pretrain.config import DEMO, PAPER, PretrainConfig
+from pretrain.methods import siameseim
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+FILES = sorted(GOLDEN.glob("siameseim_step_*.json"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_step_equals_the_official_numbers(path, capsys):
+    assert parity.main([str(path)]) == 0
+    assert "gradients" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", ["loss", "pred", "target_before_norm", "relative_pos_embed"])
+def test_parity_sees_a_changed_number(change, tmp_path, capsys):
+    golden = json.loads(FILES[0].read_text())
+    if change == "loss":
+        golden["expected"]["loss"] *= 1 + 1e-4
+    else:
+        golden["expected"][change]["value"][3] += 1e-3
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(golden))
+    assert parity.main([str(changed)]) == 1
+    assert "TOO LARGE" in capsys.readouterr().out
+
+
+def test_parity_names_a_file_it_cannot_use(tmp_path, capsys):
+    path = tmp_path / "other.json"
+    path.write_text('{"config": {}}')
+    assert parity.main([str(path)]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_loss_equals_the_naive_loop_in_value_and_gradient():
+    generator = torch.Generator().manual_seed(0)
+    p = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64).requires_grad_()
+    t = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64)
+    rows, targets = p.reshape(-1, 8), t.reshape(-1, 8)
+    total = torch.zeros((), dtype=torch.float64)
+    for row, target in zip(rows, targets, strict=True):
+        total = total + (row - target).square().sum() + 0.3 * sum((row @ other) ** 2 for other in targets) / len(targets)
+    naive = total / len(rows) / 8
+    (expected,) = torch.autograd.grad(naive, p)
+    loss = siameseim.unigrad_loss(p, t, 0.3)
+    (gradient,) = torch.autograd.grad(loss, p)
+    assert loss.item() == pytest.approx(naive.item(), rel=1e-6)
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0, 0.9])
+def test_moving_average(momentum):
+    model = siameseim.build(DEMO)
+    with torch.no_grad():
+        for parameter in model.online.parameters():
+            parameter.add_(1.0)
+    before = [p.clone() for p in model.target.parameters()]
+    model.update_target(momentum)
+    for old, new, online in zip(before, model.target.parameters(), model.online.parameters(), strict=True):
+        torch.testing.assert_close(new, momentum * old + (1 - momentum) * online)
+
+
+def test_only_the_online_side_learns_and_the_papers_patch_embedding_is_frozen():
+    small = replace(DEMO, train_patch_embed=PAPER.train_patch_embed)
+    model = siameseim.build(small)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and not any(name.startswith(("target.", "online.patch_embed")) for name in trained)
+
+
+def test_official_names_round_trip():
+    model = siameseim.build(DEMO)
+    state = model.state_dict()
+    official = siameseim.to_official(state)
+    assert {"mm_blocks.0.attn.qkv.weight", "mm_projector_decoder_blocks.1.norm1.bn.weight", "decoder_pos_mlp.bias"} <= official.keys()
+    back = siameseim.from_official(official, list(state))
+    assert all(back[name] is state[name] for name in state)
+    official["surprise"] = official.pop("cls_token")
+    with pytest.raises(ValueError, match=r"missing \['cls_token'\], unexpected \['surprise'\]"):
+        siameseim.from_official(official, list(state))
+
+
+def test_the_papers_run():
+    assert (PAPER.lr, PAPER.num_patches, PAPER.epochs, PAPER.num_masked) == (1e-3, 196, 1600, 118)
+
+
+@pytest.mark.parametrize("wrong", [{"num_masked": 0}, {"img_size": 30}, {"num_heads": 5}, {"projector_norm": "none"}, {"precision": "int8"}])
+def test_contradictions_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong)) if "img_size" not in wrong else "patch_size"):
+        replace(DEMO, **wrong)
+
+
+def test_config_has_no_mutable_values():
+    assert all(not isinstance(value, list | dict) for value in vars(PretrainConfig()).values())

@@ -1,0 +1,130 @@
+"""The loop: resuming, several processes, damaged files, bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pretrain import checkpoint, train
+from pretrain.config import DEMO
+
+TINY = ["--preset", "demo", "--device", "cpu", "--set", "batch_size=8", "--set", "epochs=3", "--set", "warmup_epochs=1"]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images") / "n1"
+    folder.mkdir()
+    for i in range(24):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    return folder.parent
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return torch.load(out / checkpoint.NAME, weights_only=True)["model"]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def run(images: Path, out: Path, *options: str) -> int:
+    return train.main(["--data", str(images), "--out", str(out), *TINY, *options])
+
+
+@pytest.fixture(scope="module")
+def unbroken(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("unbroken")
+    assert run(images, out) == 0
+    return weights(out)
+
+
+@pytest.mark.parametrize("stop_after", [2, 3, 7])
+def test_a_stopped_run_resumes_to_the_same_bits(images, unbroken, tmp_path, monkeypatch, stop_after):
+    step = train._Log.step
+
+    def stop(self, number, *rest):
+        step(self, number, *rest)
+        if number == stop_after:
+            os.kill(os.getpid(), train.signal.SIGTERM)
+
+    monkeypatch.setattr(train._Log, "step", stop)
+    assert run(images, tmp_path) == train.EXIT_INTERRUPTED
+    monkeypatch.undo()
+    assert torch.load(tmp_path / checkpoint.NAME, weights_only=True)["step"] == stop_after
+    assert run(images, tmp_path, "--workers", "1") == 0
+    assert same(weights(tmp_path), unbroken)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(images, unbroken, tmp_path, capsys):
+    assert run(images, tmp_path) == 0
+    path = tmp_path / checkpoint.NAME
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert checkpoint.load_newest(tmp_path)["step"] == 6
+    assert run(images, tmp_path) == 0
+    assert "damaged" in capsys.readouterr().out
+    assert same(weights(tmp_path), unbroken)
+
+
+def test_micro_batches_and_two_processes_follow_one_process(images, unbroken, tmp_path):
+    """Two gloo processes see the same global batch; only the order of sums differs."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533", "-m", "pretrain.train"]
+    result = subprocess.run([*command, "--data", str(images), "--out", str(tmp_path), *TINY], capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-2000:]
+    two = weights(tmp_path)
+    for name, expected in unbroken.items():
+        if expected.is_floating_point():
+            torch.testing.assert_close(two[name], expected, atol=2e-4, rtol=2e-3, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_everything_that_defines_the_run_lies_beside_the_checkpoint(images, unbroken, tmp_path):
+    assert run(images, tmp_path, "--init-only") == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["batch_size"] == 8 and config["method"] == "siameseim" and config["embed_dim"] == DEMO.embed_dim
+    assert not same(weights(tmp_path), unbroken)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--set", "colour=1"], "unknown setting 'colour=1'"),
+        (["--set", "epochs=many"], "epochs takes a value like"),
+        (["--set", "batch_size=4096"], "24 images do not fill one batch of 4096"),
+        (["--set", "precision=fp16"], "needs a GPU"),
+        (["--set", "method=moco"], "there is no method 'moco'"),
+        (["--micro-batch", "3"], "does not split"),
+    ],
+)
+def test_bad_settings_get_one_sentence(images, tmp_path, capsys, options, says):
+    assert run(images, tmp_path, *options) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_bad_images_are_named(tmp_path, capsys):
+    assert run(tmp_path / "absent", tmp_path / "out") == 2
+    assert "does not exist" in capsys.readouterr().err
+    (tmp_path / "images").mkdir()
+    for i in range(8):
+        (tmp_path / "images" / f"{i}.png").write_bytes(b"no image")
+    assert run(tmp_path / "images", tmp_path / "out") == 2
+    assert "0.png cannot be read as an image" in capsys.readouterr().err
+
+
+def test_another_config_does_not_continue_a_run(images, tmp_path, capsys):
+    assert run(images, tmp_path) == 0
+    assert run(images, tmp_path, "--set", "base_lr=0.1") == 2
+    assert "another base_lr" in capsys.readouterr().err
+
+
+def test_schedule():
+    config = replace(DEMO, epochs=10, warmup_epochs=2.0)
+    assert [train.learning_rate(e, config) / config.lr for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)

@@ -1,0 +1,93 @@
+"""Crops, masks and colours; and where the geometry says a target token lies."""
+
+from dataclasses import replace
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as TF
+from torchvision.transforms import v2
+
+from pretrain import views
+from pretrain.config import DEMO, PAPER
+from pretrain.geometry import relative_geometry, relative_positions
+
+
+@pytest.mark.parametrize("config", [PAPER, DEMO], ids=["paper", "demo"])
+def test_masks_hide_exactly_the_stated_number_in_blocks(config):
+    masks = np.stack([views.block_mask(config.grid_size, config.num_masked, config.min_block, Random(i)) for i in range(50)])
+    assert (masks.sum(1) == config.num_masked).all()
+    assert len({mask.tobytes() for mask in masks}) > 40
+    if config is PAPER:  # cells of a block have masked neighbours far more often than single cells would
+        grids = masks.reshape(-1, 14, 14)
+        both = (grids[:, :, 1:] & grids[:, :, :-1]).mean()
+        assert both > 0.47 > (118 / 196) ** 2
+
+
+def test_crops_follow_torchvisions_distribution():
+    draws = views.uniforms(0, 0, np.arange(4000), 4 * views.CROP_TRIES)
+    ours = views.crop_boxes(draws, np.full(4000, 375), np.full(4000, 500), (0.08, 1.0)).astype(float)
+    torch.manual_seed(0)
+    image = torch.zeros(1, 375, 500)
+    theirs = np.array([list(v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(224), [image]).values())[:4] for _ in range(4000)], float)
+    for column in range(4):
+        for quantile in (0.1, 0.5, 0.9):
+            a, b = np.quantile(ours[:, column], quantile), np.quantile(theirs[:, column], quantile)
+            assert abs(a - b) < 0.05 * 500, (column, quantile, a, b)
+    assert (ours[:, 0] + ours[:, 2] <= 375).all() and (ours[:, 1] + ours[:, 3] <= 500).all()
+
+
+def test_an_image_that_no_crop_fits_gives_the_centre():
+    draws = np.ones((1, 4 * views.CROP_TRIES)) * 0.999
+    box = views.crop_boxes(draws, np.array([10]), np.array([1000]), (1.0, 1.0))[0]
+    assert box.tolist() == [0, 493, 10, 13]
+
+
+def test_colour_operations_equal_torchvisions():
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    shift = torch.linspace(-0.5, 0.5, 6)
+    torch.testing.assert_close(views.shift_hue(images, shift), torch.stack([TF.adjust_hue(i, s.item()) for i, s in zip(images, shift, strict=True)]))
+    blurred = views.gaussian_blur(images, torch.full((6,), 0.7), reach=3)
+    torch.testing.assert_close(blurred[..., 3:5, 3:5], TF.gaussian_blur(images, [7, 7], [0.7, 0.7])[..., 3:5, 3:5])
+    draws = np.array([[0.9, 0.2, 0.7, 0.6, 0.0]]).repeat(6, 0)  # the first order: brightness, contrast, saturation, hue
+    expected = TF.adjust_brightness(images, 1 + 0.4 * 0.8)
+    expected = TF.adjust_contrast(expected, 1 + 0.4 * -0.6)
+    expected = TF.adjust_hue(TF.adjust_saturation(expected, 1 + 0.2 * 0.4), 0.1 * 0.2)
+    ours = views.color_jitter(images, draws, (0.4, 0.4, 0.2, 0.1))
+    torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)  # torchvision rounds the luma weights
+
+
+def test_an_image_is_augmented_alike_in_any_batch_and_differently_in_each_epoch():
+    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    whole = views.finish(views.cut(images, np.arange(6), 3, DEMO), 3, DEMO)
+    part = views.finish(views.cut(images[4:], np.array([4, 5]), 3, DEMO), 3, DEMO)
+    for name in ("view1", "view2", "mask"):
+        torch.testing.assert_close(getattr(whole, name)[4:], getattr(part, name))
+    other = views.finish(views.cut(images, np.arange(6), 4, DEMO), 4, DEMO)
+    assert not torch.equal(whole.view1, other.view1)
+
+
+def test_relative_positions_point_at_the_pixels_that_the_target_sees():
+    """On an image whose pixel values are its coordinates: the position given to each cell of view 2 is where view 1 has that pixel."""
+    height = width = 160
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    image = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
+    config = replace(DEMO, img_size=64, crop_scale=(0.3, 0.8), num_masked=30)
+    index = np.arange(24)
+    crops = views.cut([image] * len(index), index, 0, config)
+    geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
+    y, x = relative_positions(geometry, config.grid_size)
+    assert geometry.relative_flip.any() and not geometry.relative_flip.all()
+    patch = config.patch_size
+    seen1, seen2 = (view[:, :2].float().unfold(2, patch, patch).unfold(3, patch, patch).mean((-1, -2)) for view in (crops.view1, crops.view2))
+    side = config.grid_size
+    for i in range(len(index)):
+        inside = (y[i] > 0) & (y[i] < side - 1) & (x[i] > 0) & (x[i] < side - 1)
+        if not inside.any():
+            continue
+        # Bilinear look-up of view 1's own coordinates at the stated positions.
+        grid = torch.stack([x[i] / (side - 1) * 2 - 1, y[i] / (side - 1) * 2 - 1], -1)[None, None]
+        found = torch.nn.functional.grid_sample(seen1[i : i + 1], grid, align_corners=True)[0, :, 0]
+        error = (found - seen2[i].flatten(1)).abs()[:, inside].max()
+        assert error < 2.0, (i, error)  # pixels of 160; a wrong flip or scale is off by tens
