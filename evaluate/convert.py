@@ -111,7 +111,7 @@ def _spec(state: dict[str, Any], known: Format, checkpoint: Checkpoint, branch: 
             given[name] = tuple(float(value) for value in settings[name])
     if known.family == "resnet":
         return sizes.resnet(state, given, what)
-    spec = sizes.vit(state, given, known.num_heads, what)
+    spec = sizes.vit(state, given, known.num_heads, known.bare_positions, what)
     for name in ("img_size", "patch_size", "embed_dim", "depth"):
         if isinstance(settings.get(name), int) and settings[name] != getattr(spec, name):
             raise UserError(f"{what}: its config says {name} {settings[name]}, its tensors {getattr(spec, name)}; the file is inconsistent")

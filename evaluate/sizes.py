@@ -26,8 +26,9 @@ def check_values(state: dict[str, Tensor], what: str) -> None:
             raise UserError(f"{what}: {name} holds NaN or infinite values; take a checkpoint from before the run diverged")
 
 
-def vit(state: dict[str, Tensor], given: dict[str, Any], heads: Any, what: str) -> EncoderSpec:
-    """The spec of a ViT. ``given``: fields known otherwise (semantics, provenance, perhaps ``num_heads``); ``heads``: from the width.
+def vit(state: dict[str, Tensor], given: dict[str, Any], heads: Any, bare_positions: bool, what: str) -> EncoderSpec:
+    """The spec of a ViT. ``given``: fields known otherwise (semantics, provenance, perhaps ``num_heads``); ``heads``: from the width;
+    ``bare_positions``: the position embedding may lack rows for class token and registers.
 
     Raises:
         UserError: a tensor is absent whose shape is needed, or sizes that contradict each other.
@@ -41,7 +42,7 @@ def vit(state: dict[str, Tensor], given: dict[str, Any], heads: Any, what: str) 
     ratio = hidden / width
     relative = any("relative_position_bias_table" in name for name in state)
     class_token, registers = "cls_token" in state, state["reg_token"].shape[1] if "reg_token" in state else 0
-    side, with_prefix = _grid(state, int(class_token) + registers, relative, what)
+    side, with_prefix = _grid(state, int(class_token) + registers, relative, bare_positions, what)
     spec = EncoderSpec(
         **{
             "family": "vit", "embed_dim": width, "depth": depth, "img_size": side * rows, "patch_size": rows,
@@ -141,7 +142,7 @@ def _heads(width: int, heads: Any, what: str) -> int:
     return width // channels
 
 
-def _grid(state: dict[str, Tensor], prefix: int, relative: bool, what: str) -> tuple[int, bool]:
+def _grid(state: dict[str, Tensor], prefix: int, relative: bool, bare_positions: bool, what: str) -> tuple[int, bool]:
     """Patches a side, and whether class token and registers have position rows of their own."""
     if "pos_embed" not in state:
         if not relative:
@@ -152,7 +153,7 @@ def _grid(state: dict[str, Tensor], prefix: int, relative: bool, what: str) -> t
             raise UserError(f"{what}: relative_position_bias_table has {table.shape[0]} rows, which is no square window")
         return (span + 1) // 2, True
     rows = state["pos_embed"].shape[1] if state["pos_embed"].dim() == 3 else 0
-    for leading, with_prefix in ((prefix, True), (0, False)):
+    for leading, with_prefix in ((prefix, True), (0, False)) if bare_positions else ((prefix, True),):
         side = math.isqrt(max(0, rows - leading))
         if side > 0 and side * side == rows - leading:
             return side, with_prefix or prefix == 0

@@ -31,7 +31,7 @@ def share_table(state: State) -> State:
     if table is None:
         return state
     blocks = {name.split(".")[1] for name in state if name.startswith("blocks.")}
-    copies = {f"blocks.{index}.attn.relative_position_bias_table": table for index in blocks}
+    copies = {f"blocks.{index}.attn.relative_position_bias_table": table.clone() for index in blocks}
     return {**{name: tensor for name, tensor in state.items() if name != "rel_pos_bias"}, **copies}
 
 

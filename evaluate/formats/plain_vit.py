@@ -111,6 +111,7 @@ FORMATS = (
         branches={"encoder": Branch(PLAIN, VIT_ROLES), "ema": Branch(PLAIN, VIT_ROLES, "state_dict_ema")},
         normalisation=HALF,
         interpolation="bicubic_antialias",
+        bare_positions=True,
         adjust=timm_semantics,
     ),
 )

@@ -45,6 +45,7 @@ class Format:
         groups: paths where the state dict may lie.
         has: patterns that each match some key; lacks: patterns that match none; test: what else tells it apart.
         num_heads: from the width; None: 64 channels a head (80 at width 1280).
+        bare_positions: the position embedding may lack rows for class token and registers.
         fix: the one change to tensors, after renaming.
         adjust: semantics that a file's own content says (by field name of ``EncoderSpec``).
     """
@@ -63,6 +64,7 @@ class Format:
     pooling: str = "cls"
     interpolation: str = "bicubic"
     num_heads: Callable[[int], int] | None = None
+    bare_positions: bool = False
     fix: Callable[[State], State] | None = None
     adjust: Callable[[Checkpoint], dict[str, object]] | None = None
     notes: tuple[str, ...] = field(default=())
