@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.progress import Progress
+
 POLL_SECONDS = 0.1
 SECONDS_BETWEEN_NEWS = 30.0
 
@@ -38,8 +40,13 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
     running: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}
     ended: dict[str, Job] = {}
     news = time.monotonic()
+    bar = Progress(disable=not sys.stdout.isatty(), transient=True)  # it keeps what is printed above itself
+    shown = bar.add_task("", total=len(jobs))
+    bar.start()
     try:
         while waiting or running:
+            at_work = ", ".join(job.name for job, *_ in running.values())
+            bar.update(shown, completed=len(ended), description=at_work)
             for job in [job for job in waiting if all(need in ended for need in job.needs)]:
                 if not free:
                     break
@@ -64,12 +71,13 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
                 job.status, job.seconds = process.returncode, time.monotonic() - begun
                 ended[job.name] = job
                 job.ended(job.status)
-            if running and sys.stdout.isatty() is False and time.monotonic() - news > SECONDS_BETWEEN_NEWS:
+            if not sys.stdout.isatty() and time.monotonic() - news > SECONDS_BETWEEN_NEWS:
                 news = time.monotonic()
                 for job, _, begun in running.values():
                     print(f"{job.name}: {news - begun:.0f} s, {last_line(job.log)}", flush=True)
             time.sleep(POLL_SECONDS)
     finally:
+        bar.stop()
         for _, process, _ in running.values():  # interrupted: leave no orphan
             process.terminate()
 

@@ -1,0 +1,92 @@
+"""Records and the tables made from them."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluate import knn
+from evaluate.plan import COLUMNS
+from evaluate.task import Env
+from results import record, tables
+
+
+def entry(tmp_path, task="knn", encoder="mine", status="ok", metrics=None, **changes):
+    env = Env(data_root=tmp_path, out_dir=tmp_path / encoder / task)
+    config = knn.PRESETS["paper"]
+    made = record.start(task, config, "paper", SimpleNamespace(fingerprint="f" * 64, source={}), env)
+    return {**made, "status": status, "metrics": metrics or {"top1": 71.26}, **changes}
+
+
+def test_published_rows_are_complete_and_sourced():
+    table = tables.published()
+    assert list(table.index) == ["MoCo-v3", "MAE", "SiameseIM"]
+    assert table.drop(columns="kNN").notna().all().all()
+    assert (table.loc["SiameseIM", ["FT", "LVIS mask rare", "IN-C"]] == [84.1, 30.1, 57.1]).all()
+    numbers = pd.read_csv(tables.PUBLISHED)
+    assert len(numbers) == 3 * (len(COLUMNS) - 1) and numbers["source"].str.len().min() > 10
+
+
+def test_the_key_names_what_can_change_the_number_and_nothing_else(tmp_path):
+    base = entry(tmp_path)
+    for harmless in ({"seconds": 9.0}, {"versions": {}}, {"started_utc": "later"}, {"device": "cuda"}, {"git": {"commit": "x"}}):
+        assert record.key({**base, **harmless}) == record.key(base)
+    for telling in ({"seed": 1}, {"limit": 5}, {"encoder_fingerprint": "e"}, {"data_fingerprint": "d"}, {"config": {}}, {"classifier": "c"}):
+        assert record.key({**base, **telling}) != record.key(base)
+
+
+def test_an_ok_record_is_never_written_again_and_a_failed_one_is(tmp_path):
+    folder = tmp_path / "records"
+    failed = entry(tmp_path, status="failed", reason="no")
+    path = record.write(folder, failed)
+    assert record.find(folder, "mine", failed) is None
+    record.write(folder, {**failed, "status": "ok"})
+    assert record.find(folder, "mine", failed)["status"] == "ok"
+    record.write(folder, {**failed, "metrics": {"top1": 0.0}})
+    assert json.loads(path.read_text())["metrics"] == {"top1": 71.26}
+    assert [file.name for file in folder.iterdir()] == [path.name]
+
+
+def test_a_table_beside_the_published_rows_marks_what_is_not_the_papers_protocol(tmp_path):
+    entries = [entry(tmp_path), entry(tmp_path, task="few_shot", metrics={"top1": 50.0}, limit=10)]
+    text = tables.render(tmp_path, ["mine"], entries)
+    assert "| SiameseIM" in text and "71.3" in text
+    assert "50.0[" in text and "only 10 images" in text
+    frame = pd.read_csv(tmp_path / "table.csv", index_col=0)
+    assert frame.loc["mine", "kNN"] == "71.3" and frame.loc["MAE", "LIN"] == "68.0"
+    latex = (tmp_path / "table.tex").read_text()
+    assert r"\toprule" in latex and r"1\%" in latex and "50.0$^{" in latex
+    assert latex.count("&") == 5 * len(COLUMNS)  # heading, three published rows and ours
+
+
+def test_toy_records_never_meet_published_numbers(tmp_path):
+    text = tables.render(tmp_path, ["mine"], [entry(tmp_path, toy_data=True)])
+    assert "Toy data" in text and "SiameseIM |" not in text and "84.1" not in text
+    assert list(pd.read_csv(tmp_path / "table.csv")["encoder"]) == ["mine"]
+
+
+def test_what_was_not_measured_says_so(tmp_path):
+    entries = [entry(tmp_path, task="knn", status="skipped", metrics={"x": 0}, reason="no data"), entry(tmp_path, task="finetune", status="failed", metrics={"x": 0}, reason="broke")]
+    text = tables.render(tmp_path, ["mine"], entries)
+    frame = pd.read_csv(tmp_path / "table.csv", index_col=0)
+    assert (frame.loc["mine", "kNN"], frame.loc["mine", "FT"], frame.loc["mine", "LIN"]) == ("skipped", "failed", "–")
+    assert "no data" in text and "broke" in text
+
+
+def test_a_broken_record_is_named(tmp_path, capsys):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "x.json").write_text("{")
+    assert tables.main([str(tmp_path)]) == 2
+    assert "x.json is not a record" in capsys.readouterr().err
+
+
+def test_paired_interval_is_the_textbook_one():
+    first, second = np.array([1, 1, 1, 0, 1, 1, 0, 1], bool), np.array([0, 1, 0, 0, 1, 0, 1, 1], bool)
+    difference, half = tables.paired_difference(first, second)
+    gaps = [1, 0, 1, 0, 0, 1, -1, 0]
+    assert difference == pytest.approx(25.0)
+    assert half == pytest.approx(100 * 1.96 * np.std(gaps, ddof=1) / 8**0.5)
+    with pytest.raises(ValueError, match="paired"):
+        tables.paired_difference(first, second[:4])

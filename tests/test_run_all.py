@@ -1,0 +1,151 @@
+"""run_all.py as a person uses it: whole runs in processes of their own, on a small toy world."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import run_all
+from evaluate.data import toy
+from pretrain import train
+
+HERE = Path(run_all.__file__).parent
+SMALL = toy.World(train_per_class=24, val_per_class=8, list_per_class=5, shifted_per_class=2, corrupted_per_class=1)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return toy.make(tmp_path_factory.mktemp("world"), SMALL)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, world):
+    out = tmp_path_factory.mktemp("checkpoint")
+    assert train.main(["--preset", "demo", "--data", str(world / "imagenet/train"), "--out", str(out), "--init-only"]) == 0
+    return (out / "checkpoint.pth").rename(out / "mine.pth")
+
+
+def command(checkpoint, world, out, *options):
+    fixed = ["--ckpt", str(checkpoint), "--data-root", str(world), "--out", str(out), "--preset", "demo", "--device", "cpu"]
+    return [sys.executable, "run_all.py", *fixed, *options]
+
+
+def run(*arguments):
+    return subprocess.run(command(*arguments), cwd=HERE, capture_output=True, text=True, timeout=400)
+
+
+def test_finishes_after_kill_9_with_the_table_of_an_unbroken_run_and_repeats_nothing(checkpoint, world, tmp_path):
+    tasks = ("--tasks", "finetune,few_shot,knn,robustness", "--set", "finetune.epochs=3", "--set", "finetune.warmup_epochs=1")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    result = run(checkpoint, world, whole, *tasks)
+    assert result.returncode == 0, result.stderr + result.stdout
+
+    process = subprocess.Popen(command(checkpoint, world, broken, *tasks), cwd=HERE, stdout=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while not list(broken.glob("records/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)  # run_all and the task that is in its middle
+    process.wait()
+    first = {path: path.read_bytes() for path in broken.glob("records/*.json")}
+    assert first and len(first) < 4
+
+    again = run(checkpoint, world, broken, *tasks)
+    assert again.returncode == 0, again.stderr
+    assert "stands already" in again.stdout
+    assert all(path.read_bytes() == content for path, content in first.items())
+    assert (broken / "table.csv").read_text() == (whole / "table.csv").read_text()
+    frame = pd.read_csv(whole / "table.csv", index_col=0)
+    assert {"FT", "1%", "IN-A", "IN-R", "IN-Sketch", "IN-C", "kNN"} <= {name for name in frame if frame.loc["mine", name] not in ("–", "skipped")}
+
+    third = run(checkpoint, world, broken, *tasks)
+    assert third.stdout.count("stands already") == 5  # the conversion and four tasks
+
+
+def test_a_failing_task_is_recorded_and_the_others_go_on(checkpoint, world, tmp_path):
+    data = tmp_path / "data"
+    (data / "imagenet").mkdir(parents=True)
+    for name in ("train", "1percent.txt"):
+        (data / "imagenet" / name).symlink_to(world / "imagenet" / name)
+    val = data / "imagenet/val"
+    subprocess.run(["cp", "-r", str(world / "imagenet/val"), str(val)], check=True)
+    broken = sorted(val.glob("*/*"))[3]
+    broken.write_bytes(broken.read_bytes()[:200])
+    result = run(checkpoint, data, tmp_path / "out", "--tasks", "knn,segmentation")
+    assert result.returncode == 1
+    assert broken.name in result.stderr
+    records = {entry["task"]: entry for entry in map(json.loads, (path.read_text() for path in (tmp_path / "out/records").iterdir()))}
+    assert records["knn"]["status"] == "failed" and broken.name in records["knn"]["reason"]
+    assert records["segmentation"]["status"] == "skipped" and "ade20k/images/training" in records["segmentation"]["reason"]
+
+
+def test_a_file_that_is_no_checkpoint_fails_every_column_with_its_reason(world, tmp_path):
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(b"not a checkpoint")
+    result = run(bad, world, tmp_path / "out", "--tasks", "knn,few_shot")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    records = [json.loads(path.read_text()) for path in (tmp_path / "out/records").iterdir()]
+    assert [entry["status"] for entry in records] == ["failed"] * 2
+    assert all("bad.pth" in entry["reason"] for entry in records)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--tasks", "knn,juggling"], "there is no task 'juggling'; the tasks are"),
+        (["--set", "knn.height=3"], "unknown setting 'height'; the settings here are"),
+        (["--set", "juggling.height=3"], "write TASK.NAME=VALUE with one of"),
+        (["--set", "knn.temperature"], "--set takes NAME=VALUE"),
+        (["--set", "finetune.epochs=soon"], "takes a value like"),
+        (["--ckpt", "absent.pth", "--data-root", "."], "there is no checkpoint absent.pth"),
+        (["--ckpt", "run_all.py"], "--ckpt needs --data-root"),
+        (["--ckpt", "run_all.py", "--data-root", "nowhere"], "the data root nowhere is not a folder"),
+    ],
+)
+def test_bad_arguments_get_one_sentence(tmp_path, monkeypatch, capsys, options, says):
+    monkeypatch.chdir(HERE)
+    assert run_all.main(["--out", str(tmp_path / "out"), *options]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run_all.main(["--out", str(tmp_path / "file" / "out")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_every_node_and_writes_nothing(tmp_path, capsys):
+    assert run_all.main(["--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(run_all.plan.NODES) and not (tmp_path / "out").exists()
+
+
+def test_a_node_brings_what_it_needs():
+    assert [node.name for node in run_all.plan.choose(["robustness"])] == ["finetune", "robustness"]
+    assert [node.name for node in run_all.plan.choose(["detection"])] == ["detection_coco", "detection_lvis"]
+
+
+def test_importing_pretrain_and_the_imagenet_tasks_leaves_mm_alone():
+    names = "pretrain.train, evaluate.finetune, evaluate.linear_probe, evaluate.few_shot, evaluate.knn, evaluate.robustness, run_all"
+    code = f"import sys, {names}; print([m for m in sys.modules if m.split('.')[0] in ('mmengine', 'mmcv', 'mmdet', 'mmseg')])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_without_mm_packages_a_dense_column_is_skipped_with_the_command(checkpoint, world, tmp_path):
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide/sitecustomize.py").write_text("import sys\nsys.modules.update(dict.fromkeys(('mmengine', 'mmcv', 'mmdet', 'mmseg')))\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hide")}
+    options = ("--tasks", "detection_coco,segmentation,knn")
+    result = subprocess.run(
+        command(checkpoint, world, tmp_path / "out", *options), cwd=HERE, capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert result.returncode == 0, result.stderr
+    records = {entry["task"]: entry for entry in map(json.loads, (path.read_text() for path in (tmp_path / "out/records").iterdir()))}
+    assert {name: entry["status"] for name, entry in records.items()} == {"detection_coco": "skipped", "segmentation": "skipped", "knn": "ok"}
+    assert "uv sync" in records["detection_coco"]["reason"]
