@@ -1,6 +1,7 @@
 """What defines a pretraining run. The paper's run is the default; ``DEMO`` lists how the demonstration differs.
 
-Facts: the released scripts and defaults of SiameseIM (arXiv 2206.01204), named "script" below where the paper's text is silent.
+Facts: the released scripts and defaults of SiameseIM (arXiv 2206.01204), named "script" below where the paper's text is silent; for the
+``mae_`` presets Table 8 of MAE (arXiv 2111.06377) and its released code. A method ignores the fields that are said to be another's.
 Folders, devices and workers are no part of it: they are arguments of ``pretrain.train``.
 """
 
@@ -34,6 +35,8 @@ class PretrainConfig:
 
     decoder_embed_dim: int = 768
     decoder_num_heads: int = 16
+    decoder_depth: int = 8
+    """MAE's: blocks of the decoder."""
     projector_depth: int = 2
     predictor_depth: int = 4
     projector_norm: str = "batch"
@@ -45,9 +48,13 @@ class PretrainConfig:
     """Of the target's moving average at the start; rises to 1 on a half cosine."""
 
     num_masked: int = 118
-    """Masked patches of the online view, exactly (60.2 % of 196; script)."""
+    """SiameseIM's: masked patches of the online view, exactly (60.2 % of 196; script)."""
     min_block: int = 16
-    """Patches of the smallest block that the mask is made of."""
+    """SiameseIM's: patches of the smallest block that the mask is made of."""
+    mask_ratio: float = 0.75
+    """MAE's: share of the patches hidden, each by itself."""
+    norm_pix_loss: bool = True
+    """MAE's: the target is each patch's pixels normalised by their own mean and variance."""
 
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of a crop as a share of the image."""
@@ -74,7 +81,8 @@ class PretrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.05
     """Not on biases and one-dimensional parameters."""
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
+    """Largest norm of the gradient; None: not clipped."""
     precision: str = "fp16"
     """"fp32", "bf16" or "fp16" (autocast; the loss and the norms are float32 always)."""
     seed: int = 0
@@ -92,6 +100,10 @@ class PretrainConfig:
             raise ValueError("embed_dim and decoder_embed_dim must be multiples of 4 (2-D sine-cosine position embedding)")
         if not 0 < self.num_masked < self.num_patches:
             raise ValueError(f"num_masked {self.num_masked} must lie between 0 and the {self.num_patches} patches of the image")
+        if not 0 < self.num_visible < self.num_patches:
+            raise ValueError(f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"clip_norm is positive or None, not {self.clip_norm}")
         for name in ("projector_norm", "predictor_norm"):
             if getattr(self, name) not in ("batch", "layer"):
                 raise ValueError(f"{name} is 'batch' or 'layer', not {getattr(self, name)!r}")
@@ -108,6 +120,11 @@ class PretrainConfig:
     @property
     def num_patches(self) -> int:
         return self.grid_size**2
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that MAE's encoder sees, rounded as the released code does."""
+        return int(self.num_patches * (1 - self.mask_ratio))
 
     @property
     def lr(self) -> float:
@@ -143,4 +160,19 @@ DEMO = replace(
     momentum=0.99,
     precision="fp32",
 )
-PRESETS = {"paper": PAPER, "demo": DEMO}
+
+# How MAE's recipe differs from SiameseIM's (random resized crop and flip only, no clipping).
+MAE: dict[str, Any] = {
+    "method": "mae",
+    "train_patch_embed": True,
+    "crop_scale": (0.2, 1.0),
+    "jitter_probability": 0.0,
+    "gray_probability": 0.0,
+    "blur_probability": (0.0, 0.0),
+    "solarize_probability": (0.0, 0.0),
+    "clip_norm": None,
+}
+MAE_PAPER = replace(PAPER, **MAE, decoder_embed_dim=512, base_lr=1.5e-4)
+MAE_DEMO = replace(DEMO, **MAE, decoder_depth=2)
+
+PRESETS = {"paper": PAPER, "demo": DEMO, "mae_paper": MAE_PAPER, "mae_demo": MAE_DEMO}

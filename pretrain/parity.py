@@ -12,14 +12,15 @@ import json
 import sys
 import zlib
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pretrain.config import PAPER, PretrainConfig
 from pretrain.geometry import RelativeGeometry, relative_sincos
-from pretrain.methods import siameseim
+from pretrain.methods import mae, siameseim
 from pretrain.views import Batch
 
 BOUND = 1e-5
@@ -56,7 +57,9 @@ def compare(golden: dict[str, Any]) -> dict[str, float]:
     config = golden.get("config", {})
     if "predictor_depth" in config:
         return _compare_siameseim(golden)
-    raise ValueError("this file does not hold a SiameseIM step (its config has no predictor_depth)")
+    if "decoder_depth" in config:
+        return _compare_mae(golden)
+    raise ValueError("this file holds neither a SiameseIM nor an MAE step (its config has no predictor_depth and no decoder_depth)")
 
 
 def fill(golden: dict[str, Any], fixed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -69,46 +72,69 @@ def fill(golden: dict[str, Any], fixed: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _config(golden: dict[str, Any]) -> PretrainConfig:
+def _config(golden: dict[str, Any], mask: list[list[int]], **others: Any) -> PretrainConfig:
     sizes = golden["config"]
     same = {field.name for field in dataclasses.fields(PretrainConfig)} & sizes.keys()
-    masked = sum(golden["inputs"]["mask"][0])
-    return dataclasses.replace(
-        PAPER, **{name: sizes[name] for name in same}, num_masked=masked, train_patch_embed=not sizes["patch_embed_frozen"]
-    )
+    return dataclasses.replace(PAPER, **{name: sizes[name] for name in same}, num_masked=sum(mask[0]), **others)
+
+
+def _build(method: ModuleType, config: PretrainConfig, golden: dict[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model with the file's weights, and its position embeddings."""
+    model = method.build(config)
+    buffers = {name: getattr(model, name) for name in ("pos_embed", "decoder_pos_embed")}
+    model.load_state_dict(method.from_official(fill(golden, buffers), list(model.state_dict())))
+    return model.train(), buffers
+
+
+def _compare_gradients(method: ModuleType, model: nn.Module, buffers: dict[str, Tensor], expected: dict[str, Any]) -> dict[str, float]:
+    """Gradients and position embeddings, and which parameters have no gradient."""
+    gradients = method.to_official({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    without = set(method.to_official(dict(model.named_parameters())) | buffers) - gradients.keys()
+    return {
+        **{name: difference(buffer, expected[name]) for name, buffer in buffers.items()},
+        "gradients": worst(gradients, expected["grads"]),
+        "parameters without gradient": 0.0 if without == set(expected["no_grad"]) else float("inf"),
+    }
+
+
+def _compare_mae(golden: dict[str, Any]) -> dict[str, float]:
+    inputs, expected, tag = golden["inputs"], golden["expected"], golden["tag"]
+    config = _config(golden, expected["mask"], train_patch_embed=True)
+    model, buffers = _build(mae, config, golden)
+    image, noise = generate(f"{tag}/image", [inputs["batch"], 3, config.img_size, config.img_size]), torch.tensor(inputs["noise"])
+    out = model.reconstruct(image, noise)
+    out.loss.backward()
+    return {
+        "inputs": difference(image, inputs["image"]),
+        "loss": difference(out.loss, expected["loss"]),
+        "mask": 0.0 if torch.equal(out.mask, torch.tensor(expected["mask"]).bool()) else float("inf"),
+        "prediction": difference(out.prediction, expected["pred"]),
+        **_compare_gradients(mae, model, buffers, expected),
+    }
 
 
 def _compare_siameseim(golden: dict[str, Any]) -> dict[str, float]:
-    config, inputs, expected, tag = _config(golden), golden["inputs"], golden["expected"], golden["tag"]
-    model = siameseim.build(config)
-    buffers = {name: getattr(model, name) for name in ("pos_embed", "decoder_pos_embed")}
-    model.load_state_dict(siameseim.from_official(fill(golden, buffers), list(model.state_dict())))
+    inputs, expected, tag = golden["inputs"], golden["expected"], golden["tag"]
+    config = _config(golden, inputs["mask"], train_patch_embed=not golden["config"]["patch_embed_frozen"])
+    model, buffers = _build(siameseim, config, golden)
     shape = [inputs["batch"], 3, config.img_size, config.img_size]
     views = {name: generate(f"{tag}/{name}", shape) for name in ("view1", "view2")}
     geometry = RelativeGeometry(*(torch.tensor(inputs[field.name]) for field in dataclasses.fields(RelativeGeometry)))
     mask = torch.tensor(inputs["mask"]).bool()
 
-    model.train()
     model.update_target(golden["config"]["momentum"])
-    out = model(Batch(views["view1"], views["view2"], mask, geometry, torch.arange(inputs["batch"])))
+    out = model(Batch(views["view1"], views["view2"], mask, geometry, torch.arange(inputs["batch"]), noise=torch.zeros(mask.shape)))
     out.loss.backward()
 
-    gradients = siameseim.to_official({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    after = siameseim.to_official(model.state_dict())
-    without = set(siameseim.to_official(dict(model.named_parameters())) | buffers) - gradients.keys()
-    found = {
+    return {
         "inputs": max(difference(views[name], inputs[name]) for name in views),
         "loss": difference(out.loss, expected["loss"]),
         "relative_pos_embed": difference(relative_sincos(geometry, config.grid_size, config.decoder_embed_dim), expected["relative_pos_embed"]),
-        "pos_embed": difference(model.pos_embed, expected["pos_embed"]),
-        "decoder_pos_embed": difference(model.decoder_pos_embed, expected["decoder_pos_embed"]),
         "prediction": difference(out.prediction, expected["pred"]),
         "target": difference(out.target, expected["target_before_norm"]),
-        "gradients": worst(gradients, expected["grads"]),
-        "state after the step": worst(after, expected["after"]),
-        "parameters without gradient": 0.0 if without == set(expected["no_grad"]) else float("inf"),
+        "state after the step": worst(siameseim.to_official(model.state_dict()), expected["after"]),
+        **_compare_gradients(siameseim, model, buffers, expected),
     }
-    return found
 
 
 def worst(ours: dict[str, Tensor], expected: dict[str, Any]) -> float:

@@ -4,8 +4,9 @@
     torchrun --nproc_per_node 8 -m pretrain.train --data DIR --out OUT  the same on 8 GPUs
     python -m pretrain.train --preset demo --data DIR --out OUT         minutes on one CPU core
 
-Writes OUT/checkpoint.pth (official SiameseIM layout, which ``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json and
-log.jsonl. Started again with the same arguments, it goes on from the newest whole checkpoint.
+``--preset mae_paper`` and ``mae_demo`` train MAE. Writes OUT/checkpoint.pth (the layout of the method's official code, which
+``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json and log.jsonl. Started again with the same arguments, it goes on from
+the newest whole checkpoint.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import os
 import signal
 import sys
@@ -26,11 +28,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import checkpoint, distributed, views
-from pretrain.config import PRESETS, PretrainConfig
+from pretrain.config import PAPER, PRESETS, PretrainConfig
 from pretrain.data import DataError, ImageFolder, epoch_batches, steps_per_epoch
 from pretrain.geometry import cosine
 
-METHODS = ("siameseim",)
+METHODS = ("siameseim", "mae")
 EXIT_INTERRUPTED = 75  # "try again": saved on a signal, start again to go on
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 SECONDS_BETWEEN_LINES = 10.0
@@ -101,7 +103,8 @@ def train(config: PretrainConfig, data: Path, out: Path, device: str, workers: i
             model.before_step(step / (config.epochs * steps))
             loss = _accumulate(wrapped, scaler, micro, epoch, config, device)
             scaler.unscale_(optimizer)
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            # A limit of infinity multiplies by 1 and measures the norm.
+            norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip_norm is None else config.clip_norm)
             if not distributed.all_finite(loss) or (not distributed.all_finite(norm) and not scaler.is_enabled()):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {step}; images {[str(images.paths[i]) for i in micro[0].index[:3].tolist()]} …")
             scaler.step(optimizer)
@@ -207,19 +210,22 @@ class _Log:
 
 
 def configure(preset: str, assignments: list[str]) -> PretrainConfig:
-    """A preset with ``NAME=VALUE`` overrides. Raises ValueError listing the legal names for an unknown one."""
+    """A preset with ``NAME=VALUE`` overrides (``clip_norm=null``: no clipping). Raises ValueError listing the legal names for an unknown one."""
     config = PRESETS[preset]
     values = {}
     for text in assignments:
         name, separator, value = text.partition("=")
         if not separator or name not in config.to_json():
             raise ValueError(f"unknown setting {text!r}; write NAME=VALUE with one of {', '.join(config.to_json())}")
-        current = getattr(config, name)
+        example = getattr(PAPER, name)  # clip_norm may be None, here not
         try:
-            parsed = value if isinstance(current, str) else json.loads(value.lower())
-            values[name] = tuple(parsed) if isinstance(current, tuple) else type(current)(parsed)
+            parsed = value if isinstance(example, str) else json.loads(value.lower())
+            if parsed is None and name == "clip_norm":
+                values[name] = None
+            else:
+                values[name] = tuple(parsed) if isinstance(example, tuple) else type(example)(parsed)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{name} takes a value like {current!r}, not {value!r}") from error
+            raise ValueError(f"{name} takes a value like {example!r}, not {value!r}") from error
     return dataclasses.replace(config, **values)
 
 

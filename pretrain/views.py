@@ -43,13 +43,17 @@ class Cut:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method trains on: views (B, 3, S, S) normalised, mask (B, N) bool, geometry of view 2 in view 1, indices (B,)."""
+    """What a method trains on: views (B, 3, S, S) normalised, mask (B, N) bool, geometry of view 2 in view 1, indices (B,).
+
+    ``noise`` (B, N) are uniform numbers for methods that mask single patches at random.
+    """
 
     view1: Tensor
     view2: Tensor
     mask: Tensor
     geometry: RelativeGeometry
     index: Tensor
+    noise: Tensor
 
 
 def uniforms(seed: int, epoch: int, index: np.ndarray, count: int) -> np.ndarray:
@@ -153,14 +157,15 @@ def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray,
 def finish(crops: Cut, epoch: int, config: PretrainConfig) -> Batch:
     """Colour, blur, solarisation and normalisation of both views, on the device where the crops lie."""
     device, batch = crops.view1.device, len(crops.view1)
-    draws = uniforms(config.seed, epoch, crops.index.cpu().numpy(), 2 * CUT_DRAWS + 2 * COLOUR_DRAWS)[:, 2 * CUT_DRAWS :]
-    draws = np.concatenate([draws[:, :COLOUR_DRAWS], draws[:, COLOUR_DRAWS:]])
+    draws = uniforms(config.seed, epoch, crops.index.cpu().numpy(), 2 * (CUT_DRAWS + COLOUR_DRAWS) + config.num_patches)
+    _, colour1, colour2, noise = np.split(draws, np.cumsum([2 * CUT_DRAWS, COLOUR_DRAWS, COLOUR_DRAWS]), axis=1)
+    draws = np.concatenate([colour1, colour2])
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
     images = torch.cat([crops.view1, crops.view2]).float() / 255
     blur, solarize = (np.repeat(p, batch) for p in (config.blur_probability, config.solarize_probability))
     images = (_colour(images, draws, blur, solarize, config) - mean) / std
     geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
-    return Batch(images[:batch], images[batch:], crops.mask, geometry, crops.index)
+    return Batch(images[:batch], images[batch:], crops.mask, geometry, crops.index, torch.from_numpy(noise).to(device))
 
 
 def _colour(images: Tensor, draws: np.ndarray, blur: np.ndarray, solarize: np.ndarray, config: PretrainConfig) -> Tensor:

@@ -8,22 +8,21 @@ Axes: B batch, N patches of a view, V visible patches, D width.
 """
 
 import copy
-import functools
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block, PatchEmbed
+from timm.models.vision_transformer import PatchEmbed
 from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.geometry import RelativeGeometry, cosine, relative_sincos, sincos_2d
 from pretrain.views import Batch
+from pretrain.vit import LAYER_NORM, blocks, initialise, take, under_our_names
 
-LAYER_NORM_EPS = 1e-6
 TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5
 
 # ours -> the official state dict's name; first match wins
@@ -73,15 +72,7 @@ class TokenBatchNorm(nn.Module):
         return centred * torch.rsqrt(variance + self.bn.eps) * self.bn.weight + self.bn.bias
 
 
-NORMS = {"batch": TokenBatchNorm, "layer": functools.partial(nn.LayerNorm, eps=LAYER_NORM_EPS)}
-
-
-def blocks(depth: int, width: int, num_heads: int, mlp_ratio: float, norm: str, drop_path_rate: float = 0.0) -> nn.Sequential:
-    """timm's pre-norm transformer blocks."""
-    rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-    return nn.Sequential(
-        *(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=NORMS[norm]) for rate in rates)
-    )
+NORMS = {"batch": TokenBatchNorm, "layer": LAYER_NORM}
 
 
 class Branch(nn.Module):
@@ -93,10 +84,10 @@ class Branch(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_embed_dim))  # the target's is never used, but published
         self.patch_embed = PatchEmbed(config.img_size, config.patch_size, 3, width)
-        self.blocks = blocks(config.depth, width, config.num_heads, config.mlp_ratio, "layer", config.drop_path_rate)
+        self.blocks = blocks(config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate)
         self.decoder_embed = nn.Linear(width, config.decoder_embed_dim)
         self.projector = blocks(
-            config.projector_depth, config.decoder_embed_dim, config.decoder_num_heads, config.mlp_ratio, config.projector_norm
+            config.projector_depth, config.decoder_embed_dim, config.decoder_num_heads, config.mlp_ratio, NORMS[config.projector_norm]
         )
 
     def forward(self, images: Tensor, pos_embed: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -118,24 +109,14 @@ class SiameseIM(nn.Module):
         self.momentum = config.momentum
         width = config.decoder_embed_dim
         self.online = Branch(config)
-        self.predictor = blocks(config.predictor_depth, width, config.decoder_num_heads, config.mlp_ratio, config.predictor_norm)
+        self.predictor = blocks(config.predictor_depth, width, config.decoder_num_heads, config.mlp_ratio, NORMS[config.predictor_norm])
         self.decoder_pred = nn.Linear(width, width)
         self.decoder_pos_mlp = nn.Linear(2 * width, width)
         self.register_buffer("pos_embed", sincos_2d(config.grid_size, config.embed_dim))
         self.register_buffer("decoder_pos_embed", sincos_2d(config.grid_size, width))
-        self._initialise()
+        initialise(self, self.online.patch_embed, self.online.cls_token, self.online.mask_token)
         self.online.patch_embed.requires_grad_(config.train_patch_embed)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        convolution = self.online.patch_embed.proj
-        nn.init.xavier_uniform_(convolution.weight.view(len(convolution.weight), -1))
-        nn.init.normal_(self.online.cls_token, std=0.02)
-        nn.init.normal_(self.online.mask_token, std=0.02)
 
     def before_step(self, progress: float) -> None:
         """Moves the target towards the online branch; ``progress`` is the share of the run done, in [0, 1]."""
@@ -172,11 +153,6 @@ def visible_cells(mask: Tensor) -> Tensor:
     return (~mask).nonzero()[:, 1].view(len(mask), -1)
 
 
-def take(tokens: Tensor, cells: Tensor) -> Tensor:
-    """Tokens (B, N, D) at the cells (B, V): (B, V, D)."""
-    return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
 def normalise(target: Tensor) -> Tensor:
     """LayerNorm over the width without affine parameters, in float32."""
     return F.layer_norm(target.float(), target.shape[-1:], eps=TARGET_NORM_EPS)
@@ -203,11 +179,7 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     """The released code's state dict under our names. Raises ValueError naming keys that are absent or left over."""
-    wanted = {_official_name(name): name for name in names}
-    if wanted.keys() != state.keys():
-        missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-        raise ValueError(f"state dict does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    return {wanted[name]: tensor for name, tensor in state.items()}
+    return under_our_names(state, {name: _official_name(name) for name in names})
 
 
 def _official_name(name: str) -> str:

@@ -62,7 +62,7 @@ def test_an_image_is_augmented_alike_in_any_batch_and_differently_in_each_epoch(
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(6)]
     whole = views.finish(views.cut(images, np.arange(6), 3, DEMO), 3, DEMO)
     part = views.finish(views.cut(images[4:], np.array([4, 5]), 3, DEMO), 3, DEMO)
-    for name in ("view1", "view2", "mask"):
+    for name in ("view1", "view2", "mask", "noise"):
         torch.testing.assert_close(getattr(whole, name)[4:], getattr(part, name))
     other = views.finish(views.cut(images, np.arange(6), 4, DEMO), 4, DEMO)
     assert not torch.equal(whole.view1, other.view1)

@@ -1,0 +1,122 @@
+"""MAE: reconstruct the pixels of masked patches from the visible ones (He et al., arXiv 2111.06377, Section 3).
+
+    visible patches ─ encoder ─ norm ─ linear ─┐
+                    mask tokens elsewhere ─────┴─ decoder ─ norm ─ linear ─▶ pixels ─ squared error on masked patches
+
+The module carries the official names, so its state dict is the official one. Axes: B batch, N patches, V visible patches, D width,
+P = 3 * patch_size ** 2 pixel values of a patch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from timm.models.vision_transformer import PatchEmbed
+from torch import Tensor, nn
+
+from pretrain.config import PretrainConfig
+from pretrain.geometry import sincos_2d
+from pretrain.views import Batch
+from pretrain.vit import LAYER_NORM, blocks, initialise, take, under_our_names
+
+TARGET_EPS = 1e-6  # added to the variance of a patch
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one forward pass makes: loss (), predicted pixels (B, N, P), mask (B, N), True where a patch was hidden."""
+
+    loss: Tensor
+    prediction: Tensor
+    mask: Tensor
+
+
+class MAE(nn.Module):
+    """Model and loss of one training step; the loop calls ``before_step`` and then the module itself."""
+
+    def __init__(self, config: PretrainConfig):
+        super().__init__()
+        self.patch_size, self.num_visible, self.norm_pix_loss = config.patch_size, config.num_visible, config.norm_pix_loss
+        width, narrow = config.embed_dim, config.decoder_embed_dim
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.mask_token = nn.Parameter(torch.empty(1, 1, narrow))
+        self.register_buffer("pos_embed", sincos_2d(config.grid_size, width, columns_first=True))
+        self.register_buffer("decoder_pos_embed", sincos_2d(config.grid_size, narrow, columns_first=True))
+        self.patch_embed = PatchEmbed(config.img_size, config.patch_size, 3, width)
+        self.blocks = blocks(config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate)
+        self.norm = LAYER_NORM(width)
+        self.decoder_embed = nn.Linear(width, narrow)
+        self.decoder_blocks = blocks(config.decoder_depth, narrow, config.decoder_num_heads, config.mlp_ratio)
+        self.decoder_norm = LAYER_NORM(narrow)
+        self.decoder_pred = nn.Linear(narrow, 3 * config.patch_size**2)
+        initialise(self, self.patch_embed, self.cls_token, self.mask_token)
+        self.patch_embed.requires_grad_(config.train_patch_embed)
+
+    def before_step(self, progress: float) -> None:
+        """Nothing moves but by gradients; ``progress`` is the share of the run done, in [0, 1]."""
+
+    def forward(self, batch: Batch) -> Outputs:
+        """Sees view 1 alone; ``batch.noise`` decides what is hidden."""
+        return self.reconstruct(batch.view1, batch.noise)
+
+    def reconstruct(self, images: Tensor, noise: Tensor) -> Outputs:
+        """Images (B, 3, H, W); noise (B, N), smallest where a patch stays visible."""
+        visible, mask = random_mask(noise, self.num_visible)
+        prediction = self.decode(self.encode(images, visible), visible)
+        target = patchify(images, self.patch_size)
+        target = normalise(target) if self.norm_pix_loss else target
+        return Outputs(masked_loss(prediction, target, mask), prediction, mask)
+
+    def encode(self, images: Tensor, visible: Tensor) -> Tensor:
+        """Images (B, 3, H, W) and the cells to keep (B, V) to tokens (B, 1+V, D)."""
+        patches = take(self.patch_embed(images) + self.pos_embed[:, 1:], visible)
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        return self.norm(self.blocks(torch.cat([cls, patches], dim=1)))
+
+    def decode(self, encoded: Tensor, visible: Tensor) -> Tensor:
+        """Tokens (B, 1+V, D) and their cells (B, V) to the pixels of all patches (B, N, P)."""
+        tokens = self.decoder_embed(encoded)
+        batch, width, cells = len(tokens), tokens.shape[-1], self.decoder_pos_embed.shape[1] - 1
+        hidden = self.mask_token.to(tokens.dtype).expand(batch, cells, -1)
+        patches = hidden.scatter(1, visible[..., None].expand(-1, -1, width), tokens[:, 1:])
+        tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.decoder_pos_embed
+        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(tokens)))[:, 1:]
+
+
+def random_mask(noise: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
+    """Noise (B, N) to the cells (B, num_visible) where it is smallest, in that order, and the mask (B, N), True elsewhere."""
+    visible = noise.argsort(dim=1, stable=True)[:, :num_visible]
+    return visible, torch.ones_like(noise, dtype=torch.bool).scatter(1, visible, False)
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """Images (B, 3, H, W) to patches (B, N, P); within a patch row, column, colour."""
+    patches = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)
+    return patches.permute(0, 2, 3, 4, 5, 1).flatten(1, 2).flatten(2)
+
+
+def normalise(patches: Tensor) -> Tensor:
+    """(x - mean) / sqrt(var + eps) of each patch (B, N, P), with the unbiased variance."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return (patches - mean) / (variance + TARGET_EPS).sqrt()
+
+
+def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean over masked patches of mean_P (prediction - target)^2, a float32 scalar; (B, N, P), (B, N, P), (B, N) bool."""
+    with torch.autocast(prediction.device.type, enabled=False):
+        error = (prediction.float() - target.float()).square().mean(-1)
+        return (error * mask).sum() / mask.sum()
+
+
+def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our state dict under the released code's names, which are ours."""
+    return dict(state)
+
+
+def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The released code's state dict under our names. Raises ValueError naming keys that are absent or left over."""
+    return under_our_names(state, {name: name for name in names})
+
+
+def build(config: PretrainConfig) -> MAE:
+    """What the loop asks of a method file."""
+    return MAE(config)

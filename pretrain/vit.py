@@ -1,0 +1,50 @@
+"""What the methods' vision transformers share: blocks, their random start, choosing tokens, official names.
+
+Axes: B batch, N patches, V visible patches, D width.
+"""
+
+import functools
+from collections.abc import Callable
+
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)
+
+
+def blocks(
+    depth: int, width: int, num_heads: int, mlp_ratio: float, norm: Callable[[int], nn.Module] = LAYER_NORM, drop_path_rate: float = 0.0
+) -> nn.Sequential:
+    """timm's pre-norm transformer blocks; the drop path rate rises linearly to ``drop_path_rate``."""
+    rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+    return nn.Sequential(*(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates))
+
+
+def initialise(model: nn.Module, patch_embed: nn.Module, *tokens: nn.Parameter) -> None:
+    """MAE's random start: Xavier for linear layers and the patch embedding (as one), normal (0.02) tokens, biases 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    convolution = patch_embed.proj
+    nn.init.xavier_uniform_(convolution.weight.view(len(convolution.weight), -1))
+    for token in tokens:
+        nn.init.normal_(token, std=0.02)
+
+
+def take(tokens: Tensor, cells: Tensor) -> Tensor:
+    """Tokens (B, N, D) at the cells (B, V): (B, V, D)."""
+    return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def under_our_names(state: dict[str, Tensor], official: dict[str, str]) -> dict[str, Tensor]:
+    """A state dict under our names, from one under the official names; ``official`` maps ours to theirs.
+
+    Raises:
+        ValueError: naming keys that are absent or left over.
+    """
+    wanted = {theirs: ours for ours, theirs in official.items()}
+    if wanted.keys() != state.keys():
+        missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+        raise ValueError(f"state dict does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    return {wanted[name]: tensor for name, tensor in state.items()}

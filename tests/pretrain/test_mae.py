@@ -1,0 +1,177 @@
+"""MAE: its golden numbers, what it hides, its loss beside a naive loop, its run and its checkpoint."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluate import convert, encoder
+from pretrain import checkpoint, parity, train, views
+from pretrain.config import DEMO, MAE_DEMO, MAE_PAPER, PAPER
+from pretrain.methods import mae
+
+FILES = sorted((Path(__file__).parents[1] / "golden").glob("mae_step_*.json"))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_step_equals_the_official_numbers(path, capsys):
+    assert parity.main([str(path)]) == 0
+    assert "gradients" in capsys.readouterr().out
+
+
+def test_both_golden_files_are_there():
+    assert len(FILES) == 2
+
+
+@pytest.mark.parametrize("change", ["loss", "mask", "pred", "decoder_pos_embed", "grads", "no_grad"])
+def test_parity_sees_a_changed_number(change, tmp_path, capsys):
+    golden = json.loads(FILES[0].read_text())
+    expected = golden["expected"]
+    if change == "loss":
+        expected["loss"] *= 1 + 1e-4
+    elif change == "mask":
+        expected["mask"][1][0] = 1 - expected["mask"][1][0]
+    elif change == "grads":
+        sample = expected["grads"]["decoder_blocks.1.mlp.fc2.weight"]["value"]
+        sample[2] += 1e-3 * max(map(abs, sample))
+    elif change == "no_grad":
+        expected["no_grad"].append("cls_token")
+    else:
+        expected[change]["value"][3] += 1e-3
+    changed = tmp_path / "changed.json"
+    changed.write_text(json.dumps(golden))
+    assert parity.main([str(changed)]) == 1
+    assert capsys.readouterr().out.count("TOO LARGE") == 1
+
+
+def test_exactly_the_stated_share_is_hidden_where_the_noise_is_largest():
+    noise = torch.rand(5, 196, generator=generator())
+    visible, mask = mae.random_mask(noise, MAE_PAPER.num_visible)
+    assert visible.shape == (5, 49) and (mask.sum(1) == 147).all()
+    for row in range(5):
+        assert noise[row][~mask[row]].max() < noise[row][mask[row]].min()
+        assert set(visible[row].tolist()) == set((~mask[row]).nonzero()[:, 0].tolist())
+
+
+def test_patches_hold_their_own_pixels():
+    images = torch.arange(2 * 3 * 8 * 8).float().view(2, 3, 8, 8)
+    patches = mae.patchify(images, 4)
+    assert patches.shape == (2, 4, 48)
+    torch.testing.assert_close(patches[1, 2].view(4, 4, 3), images[1, :, 4:, :4].permute(1, 2, 0))
+
+
+def test_loss_equals_the_naive_loop():
+    prediction, pixels = torch.randn(2, 2, 5, 12, generator=generator(), dtype=torch.float64)
+    mask = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]]).bool()
+    total, count = 0.0, 0
+    for image, patch in mask.nonzero().tolist():
+        values = pixels[image, patch].numpy()
+        target = (values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-6)
+        total, count = total + ((prediction[image, patch].numpy() - target) ** 2).mean(), count + 1
+    assert mae.masked_loss(prediction, mae.normalise(pixels), mask).item() == pytest.approx(total / count, rel=1e-6)
+
+
+def test_hidden_pixels_do_not_reach_the_prediction():
+    model = mae.build(MAE_DEMO)
+    images, noise = torch.randn(2, 3, 32, 32, generator=generator()), torch.rand(2, 16, generator=generator())
+    before = model.reconstruct(images, noise)
+    hidden = before.mask.view(2, 1, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2)
+    assert torch.equal(model.reconstruct(torch.where(hidden, 7.0, images), noise).prediction, before.prediction)
+    assert not torch.equal(model.reconstruct(torch.where(hidden, images, 7.0), noise).prediction, before.prediction)
+
+
+def test_noise_depends_on_seed_epoch_and_image_alone():
+    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=generator(i)) for i in range(4)]
+
+    def noise(index: list[int], epoch: int = 3, seed: int = 0) -> torch.Tensor:
+        config = replace(MAE_DEMO, seed=seed)
+        return views.finish(views.cut([images[i] for i in index], np.array(index), epoch, config), epoch, config).noise
+
+    whole = noise([0, 1, 2, 3])
+    assert whole.shape == (4, 16) and len(whole.unique()) == 64
+    assert torch.equal(noise([3, 1]), whole[[3, 1]])
+    assert not torch.equal(noise([0, 1, 2, 3], epoch=4), whole) and not torch.equal(noise([0, 1, 2, 3], seed=1), whole)
+
+
+def test_mask_noise_takes_nothing_from_the_augmentations():
+    many = views.uniforms(0, 1, np.arange(3), 200)
+    assert np.array_equal(many[:, :90], views.uniforms(0, 1, np.arange(3), 90))
+
+
+def test_official_names():
+    model = mae.build(MAE_DEMO)
+    official = mae.to_official(model.state_dict())
+    golden = json.loads(FILES[0].read_text())
+    assert official.keys() == {key for key, *_ in golden["entries"]}
+    back = mae.from_official(official, list(model.state_dict()))
+    assert all(back[name] is tensor for name, tensor in official.items())
+    official["surprise"] = official.pop("norm.bias")
+    with pytest.raises(ValueError, match=r"missing \['norm.bias'\], unexpected \['surprise'\]"):
+        mae.from_official(official, list(model.state_dict()))
+
+
+def test_the_papers_run():
+    assert MAE_PAPER.lr == pytest.approx(2.4e-3)
+    assert (MAE_PAPER.decoder_depth, MAE_PAPER.decoder_embed_dim, MAE_PAPER.decoder_num_heads) == (8, 512, 16)
+    assert (MAE_PAPER.epochs, MAE_PAPER.warmup_epochs, MAE_PAPER.clip_norm, MAE_PAPER.num_visible) == (1600, 40, None, 49)
+    with torch.device("meta"):
+        values = sum(tensor.numel() for tensor in mae.build(MAE_PAPER).state_dict().values())
+    block = {width: 12 * width**2 + 13 * width for width in (768, 512)}  # weights, then biases and norms
+    encoder_values = 12 * block[768] + 768 * 768 + 768 + 198 * 768 + 2 * 768
+    decoder_values = 8 * block[512] + 769 * 512 + 198 * 512 + 2 * 512 + 513 * 768
+    assert values == encoder_values + decoder_values
+
+
+@pytest.mark.parametrize(("wrong", "says"), [({"mask_ratio": 1.0}, "mask_ratio"), ({"mask_ratio": 0.0}, "mask_ratio"), ({"clip_norm": 0.0}, "clip_norm")])
+def test_contradictions_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        replace(MAE_DEMO, **wrong)
+
+
+def test_clipping_can_be_set_and_taken_away():
+    assert train.configure("demo", ["clip_norm=null"]) == replace(DEMO, clip_norm=None)
+    assert train.configure("mae_demo", ["clip_norm=2"]) == replace(MAE_DEMO, clip_norm=2.0)
+    assert PAPER.clip_norm == 1.0
+    with pytest.raises(ValueError, match="epochs takes a value like 1600"):
+        train.configure("mae_paper", ["epochs=null"])
+
+
+def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypatch):
+    folder = tmp_path / "images" / "n1"
+    folder.mkdir(parents=True)
+    for i in range(16):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+    options = ["--preset", "mae_demo", "--device", "cpu", *(o for s in ("batch_size=8", "epochs=2", "warmup_epochs=1") for o in ("--set", s))]
+
+    def run(out: str) -> int:
+        return train.main(["--data", str(folder.parent), "--out", str(tmp_path / out), *options])
+
+    assert run("unbroken") == 0
+    step = train._Log.step
+
+    def stop(self, number, *rest):
+        step(self, number, *rest)
+        if number == 3:
+            os.kill(os.getpid(), train.signal.SIGTERM)
+
+    monkeypatch.setattr(train._Log, "step", stop)
+    assert run("broken") == train.EXIT_INTERRUPTED
+    monkeypatch.undo()
+    assert run("broken") == 0
+    unbroken, broken = (torch.load(tmp_path / name / checkpoint.NAME, weights_only=True)["model"] for name in ("unbroken", "broken"))
+    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken | broken)
+    entries = [json.loads(line) for line in (tmp_path / "unbroken" / "log.jsonl").read_text().splitlines()]
+    assert len(entries) == 2 and all(entry["grad_norm"] > 0 for entry in entries)
+
+    made = convert.convert(tmp_path / "unbroken" / checkpoint.NAME, tmp_path / "encoder.safetensors")
+    spec = encoder.load(tmp_path / "encoder.safetensors").spec
+    assert made.passed and (spec.source_format, spec.num_heads, spec.embed_dim, spec.final_norm) == ("mae", 3, 48, True)
