@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from evaluate.encoder import KIND
 from evaluate.errors import UserError
 
 # Objects of these packages are replaced by placeholders; a file that names anything else is refused.
@@ -48,6 +49,7 @@ class Checkpoint:
         config: Hugging Face's ``config.json`` beside the file, or {}.
         preprocessor: Hugging Face's ``preprocessor_config.json`` beside the file, or {}.
         unread: top-level entries that hold objects which were not read.
+        said: what a file written by ``evaluate.export``, or an encoder file, says of its encoder (fields of ``EncoderSpec``), or {}.
     """
 
     path: Path
@@ -57,6 +59,7 @@ class Checkpoint:
     config: dict[str, Any] = field(default_factory=dict)
     preprocessor: dict[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    said: dict[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -79,14 +82,16 @@ def read(path: Path) -> Checkpoint:
     if not groups:
         raise UserError(f"{path} holds no weights (its entries: {_listed(content)}); give a file with a state dict")
     entries = {str(key): _plain(value) for key, value in content.items() if not isinstance(value, torch.Tensor)}
+    config = _json_beside(path, "config.json")
     return Checkpoint(
         path=path,
         sha256=sha256(path),
         groups={name: _without_wrapper(state) for name, state in groups.items()},
         entries=entries,
-        config=_json_beside(path, "config.json"),
+        config=config,
         preprocessor=_json_beside(path, "preprocessor_config.json"),
         unread=tuple(str(key) for key, value in content.items() if _holds_inert(value)),
+        said=_said(content, entries, config),
     )
 
 
@@ -131,7 +136,9 @@ def _content(path: Path) -> Any:
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            state = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  (not a dict)
+            state._metadata = file.metadata() or {}  # where torch keeps what belongs to a state dict and is no tensor
+            return state
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file, it may be truncated ({error}); download or copy it again") from error
 
@@ -287,6 +294,22 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, list | tuple) and depth < MAX_NESTING and len(value) < 1000:
         return [_plain(item, depth + 1) for item in value]
     return value if isinstance(value, str | int | float | bool | type(None)) else type(value).__name__
+
+
+def _said(content: dict[Any, Any], entries: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """What an exported file or an encoder file says of its encoder, wherever its format has room for it."""
+    metadata = getattr(content, "_metadata", None)
+    metadata = metadata if isinstance(metadata, dict) else {}
+    own = metadata.get("spec") if metadata.get("kind") == KIND else None
+    for place in (entries.get("encoder_spec"), metadata.get("encoder_spec"), own, config.get("encoder_spec")):
+        if isinstance(place, str):  # safetensors metadata holds text
+            try:
+                place = json.loads(place)
+            except ValueError:
+                place = None  # another program's word for something else
+        if isinstance(place, dict):
+            return place
+    return {}
 
 
 def _holds_inert(value: Any, depth: int = 0) -> bool:

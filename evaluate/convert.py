@@ -1,6 +1,7 @@
 """Converts a checkpoint of any known format into the canonical encoder file, and certifies it by numbers.
 
     python -m evaluate.convert FILE [--out encoder.safetensors] [--branch target] [--format mae] [--inspect] [--json]
+    python -m evaluate.convert ENCODER_OR_CKPT --to mae|timm|hf|torchvision [--out FILE]     writes it back out (evaluate/export.py)
 
 Exit status 0: written and certified; 2: one sentence says what is wrong, and nothing was written.
 """
@@ -11,9 +12,10 @@ import json
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from evaluate import certificate, encoder, formats, sizes
+from evaluate import certificate, encoder, formats, semantics, sizes
 from evaluate.certificate import Certificate
 from evaluate.checkpoint import Checkpoint, read, sha256, weights_file
 from evaluate.encoder import EncoderSpec
@@ -55,8 +57,8 @@ def convert(path: Path | str, out: Path | str, branch: str | None = None, format
         "other_entries": sorted({*checkpoint.entries, *checkpoint.groups} - {where, ""}),
         "notes": [*known.notes, *(f"{entry} holds objects that were not read" for entry in checkpoint.unread)],
     }
-    semantics = Semantics(spec.num_heads, spec.layer_norm_eps, spec.activation, spec.batch_norm_eps)
-    return _write(out, state, spec, lambda built: certificate.compare(source, chosen.roles, semantics, built), facts)
+    meant = Semantics(spec.num_heads, spec.layer_norm_eps, spec.activation, spec.batch_norm_eps)
+    return _write(out, state, spec, lambda built: certificate.compare(source, chosen.roles, meant, built), facts)
 
 
 def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, facts: dict[str, Any]) -> Certificate:
@@ -102,13 +104,10 @@ def _spec(state: dict[str, Any], known: Format, checkpoint: Checkpoint, branch: 
         **(known.adjust(checkpoint) if known.adjust else {}),
     }
     heads = settings.get("num_heads", checkpoint.settings.get("num_heads"))
-    if isinstance(heads, int) and not isinstance(heads, bool):
-        if not 0 < heads <= 1024:
-            raise UserError(f"{what}: its config says {heads} heads")
+    if known.family == "vit" and ("num_heads" in settings or isinstance(heads, int)):  # args may mean another model's by it
         given["num_heads"] = heads
-    for name in ("mean", "std"):
-        if isinstance(settings.get(name), list) and len(settings[name]) == 3:
-            given[name] = tuple(float(value) for value in settings[name])
+    given.update({name: settings[name] for name in ("mean", "std") if isinstance(settings.get(name), list)})
+    given = semantics.checked({**given, **semantics.obeyed(checkpoint.said, known.family)}, f"{what}: the file")
     if known.family == "resnet":
         return sizes.resnet(state, given, what)
     spec = sizes.vit(state, given, known.num_heads, known.bare_positions, what)
@@ -177,6 +176,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the encoder file to write (default: NAME.encoder.safetensors beside the checkpoint)")
     parser.add_argument("--branch", help="which encoder of the file (default: the one that the method's own evaluation takes)")
     parser.add_argument("--format", help=f"one of {', '.join(known.name for known in formats.FORMATS)} (default: recognised by its keys)")
+    parser.add_argument("--to", choices=("mae", "timm", "hf", "torchvision"), help="write the encoder in this format instead of the canonical one")
     parser.add_argument("--inspect", action="store_true", help="say what the file holds and write nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
@@ -184,6 +184,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.inspect:
             print(json.dumps(inspect(arguments.file), indent=1))
             return 0
+        if arguments.to:
+            return _write_out(arguments)
         out = arguments.out or default_out(arguments.file)
         made = convert(arguments.file, out, arguments.branch, arguments.format)
     except UserError as error:
@@ -194,6 +196,25 @@ def main(argv: list[str] | None = None) -> int:
         print(json.dumps({"encoder": str(out), "certificate_file": str(encoder.certificate_path(out)), "spec": spec, "certificate": made.to_dict()}, indent=1))
     else:
         print(f"{made}\nencoder: {out}")
+    return 0
+
+
+def _write_out(arguments: argparse.Namespace) -> int:
+    """``--to``: an encoder file is taken with its certificate, any other checkpoint is converted and certified on the way."""
+    from evaluate import export
+
+    with TemporaryDirectory() as folder:
+        path = weights_file(arguments.file)
+        if encoder.read_spec(path) is None:
+            path = Path(folder) / "encoder.safetensors"
+            convert(arguments.file, path, arguments.branch, arguments.format)
+        loaded = encoder.load(path)
+    out = arguments.out or export.default_out(arguments.file, arguments.to)
+    notes = export.export(loaded, arguments.to, out)
+    if arguments.json:
+        print(json.dumps({"file": str(out), "format": arguments.to, "fingerprint": loaded.fingerprint, "notes": notes}, indent=1))
+    else:
+        print("\n".join([f"written as {arguments.to}: {out}", "read back: every tensor and setting equal", *(f"note: {note}" for note in notes)]))
     return 0
 
 

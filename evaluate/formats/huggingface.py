@@ -84,16 +84,17 @@ ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu"}
 
 def hf_semantics(checkpoint: Checkpoint) -> dict[str, Any]:
     """eps, activation, heads, mean and std from the JSON files beside the weights."""
-    config: Mapping[str, Any] = checkpoint.config.get("vision_config") or checkpoint.config
+    vision = checkpoint.config.get("vision_config")
+    config: Mapping[str, Any] = vision if isinstance(vision, dict) and vision else checkpoint.config
     found: dict[str, Any] = {}
     if "layer_norm_eps" in config:
-        found["layer_norm_eps"] = float(config["layer_norm_eps"])
+        found["layer_norm_eps"] = config["layer_norm_eps"]
     if "hidden_act" in config:
         if config["hidden_act"] not in ACTIVATIONS:
             raise UserError(f"{checkpoint.path}: config.json asks for activation {config['hidden_act']!r}; {', '.join(ACTIVATIONS)} are supported")
         found["activation"] = ACTIVATIONS[config["hidden_act"]]
     if "num_attention_heads" in config:
-        found["num_heads"] = int(config["num_attention_heads"])
+        found["num_heads"] = config["num_attention_heads"]
     for name in ("mean", "std"):
         value = checkpoint.preprocessor.get(f"image_{name}")
         if isinstance(value, list) and len(value) == 3:

@@ -39,6 +39,16 @@ FORMATS = (
         branches={"encoder": Branch(MAE, VIT_ROLES)},
     ),
     Format(
+        name="mae_no_norm",
+        description="a ViT without final norm under MAE's names, as --to mae writes SiameseIM",
+        family="vit",
+        groups=("model",),
+        has=(BLOCKS,),
+        lacks=(*NOT_PLAIN, HEAD, r"(fc_)?norm\.weight"),
+        test=lambda checkpoint, group: bool(checkpoint.said),  # any other file without norm is an incomplete one
+        branches={"encoder": Branch(MAE, VIT_ROLES)},
+    ),
+    Format(
         name="finetuned",
         description="SiameseIM or MAE after fine-tuning: mean of the patch tokens, fc_norm, head",
         family="vit",

@@ -47,7 +47,7 @@ EXTRAS = {
 }
 # groups whose first place is ambiguous or shared: where this test puts the state dict
 GROUPS = {"beit": "module", "beit_blocks": "model", "siameseim": "model", "timm": ""}
-NO_FINAL_NORM = ("siameseim", "finetuned")
+NO_FINAL_NORM = ("siameseim", "finetuned", "mae_no_norm")
 CHARACTERS = {"cls": (1, 1, WIDTH), "pos": (1, SIDE**2 + 1, WIDTH), "scale1": (WIDTH,), "scale2": (WIDTH,), "q_bias": (WIDTH,), "v_bias": (WIDTH,)}
 LINEAR = {"qkv": (3 * WIDTH, WIDTH), "proj": (WIDTH, WIDTH), "fc1": (4 * WIDTH, WIDTH), "fc2": (WIDTH, 4 * WIDTH)}
 LINEAR |= {role: (WIDTH, WIDTH) for role in "qkv"}
@@ -115,6 +115,8 @@ def checkpoint_of(known: formats.Format) -> dict[str, object]:
         node.update({key: torch.zeros(shape) for key, shape in EXTRAS.get(known.name, {}).items()})
     if known.name != "simclr_converted" and any(content.get(name) is not None for name in ("state_dict", "model", "module")):
         content["epoch"] = 7
+    if known.name == "mae_no_norm":
+        content["encoder_spec"] = {"num_heads": WIDTH // 64}
     return content
 
 
