@@ -111,8 +111,6 @@ def compare(source: Mapping[str, Tensor], roles: Mapping[str, str], semantics: S
 
 def _not_plain(spec: EncoderSpec) -> str:
     """Why a dense backbone cannot be built from this encoder; empty if it can."""
-    if spec.rel_pos_bias:
-        return "relative position bias has no counterpart in this backbone"
     if spec.registers:
         return "register tokens have no counterpart in this backbone"
     return ""
@@ -145,10 +143,22 @@ FRAMEWORKS: tuple[tuple[str, Callable[[Transformer, Encoder, Tensor], dict[str, 
 
 
 def _compare_resnet(reference: Residual, encoder: Encoder, image: Tensor) -> dict[str, dict[str, Any]]:
+    """The four stages' maps, through timm and through the backbone that detection and segmentation build.
+
+    mmdet's own ResNet class is none of them: the dense tasks do not use it, and importing mmdet takes longer than all the rest.
+    """
+    from evaluate.mm.resnet import ResNetBackbone
+
     expected = reference.pyramid(image)
     stages = encoder.forward_blocks(image, 4)
     names = [f"layer{stage}" for stage in range(1, 5)]
-    return {"timm": _check(dict(zip(names, expected, strict=True)), {name: stage.map for name, stage in zip(names, stages, strict=True)})}
+    wanted = dict(zip(names, expected, strict=True))
+    backbone = ResNetBackbone(encoder.spec.to_json())
+    backbone.load(encoder.spec, encoder.model.state_dict())
+    return {
+        "timm": _check(wanted, {name: stage.map for name, stage in zip(names, stages, strict=True)}),
+        "mmdet and mmseg, ResNet backbone": _check(wanted, dict(zip(names, backbone.eval()(image), strict=True))),
+    }
 
 
 def _check(expected: Mapping[str, Tensor | None], found: Mapping[str, Tensor | None]) -> dict[str, Any]:

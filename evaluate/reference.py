@@ -5,6 +5,7 @@ It shares nothing with timm's modules, with the name tables or with the encoder 
 Axes: B batch, N tokens, D width, H heads.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -91,7 +92,9 @@ class Transformer:
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         table = self.get("bias_table", block=block)
         if table is not None:
-            scores = scores + relative_bias(table, round((x.shape[1] - 1) ** 0.5))
+            side = math.isqrt(x.shape[1])
+            bias = relative_bias(table, side)
+            scores = scores + (bias[:, 1:, 1:] if side * side == x.shape[1] else bias)  # without class token in the dense backbone's case
         return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 

@@ -21,7 +21,9 @@ from evaluate.mm.attention import (
     has_class_row,
     load_encoder,
     plain_state,
+    relative_bias,
     resize_pos_embed,
+    resize_table,
     sizes_of,
 )
 
@@ -35,39 +37,6 @@ def out_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
     if depth == 12:
         return (3, 5, 7, 11)
     return tuple(max((index + 1) * depth // count - 1, 0) for index in range(count))
-
-
-def resize_table(table: Tensor, base: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """A table ((2 h - 1) (2 w - 1) + 3, heads) made for the grid ``base``, resized bicubically; the last three rows stay."""
-    if tuple(base) == tuple(grid):
-        return table
-    square = table[:-3].T.reshape(1, -1, 2 * base[0] - 1, 2 * base[1] - 1)
-    square = F.interpolate(square.float(), size=(2 * grid[0] - 1, 2 * grid[1] - 1), mode="bicubic", align_corners=False)
-    return torch.cat([square.reshape(table.shape[1], -1).T.to(table.dtype), table[-3:]])
-
-
-def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], class_token: bool) -> Tensor:
-    """The additive bias (heads, N, N) of a table ((2 h - 1) (2 w - 1) + 3, heads) made for the grid ``base``.
-
-    The last three rows are class token to patch, patch to class token, and class token to itself (BEiT's order). The patches'
-    part is resized bicubically where the grid differs from ``base``. Without a class token the three rows are not used.
-    """
-    h, w = grid
-    table = resize_table(table, base, grid)
-    patches, extra = table[:-3], table[-3:]
-    rows, columns = torch.arange(h, device=table.device), torch.arange(w, device=table.device)
-    row_offset = (rows[:, None] - rows[None] + h - 1)[:, None, :, None]
-    column_offset = (columns[:, None] - columns[None] + w - 1)[None, :, None, :]
-    index = (row_offset * (2 * w - 1) + column_offset).reshape(h * w, h * w)
-    bias = patches[index].permute(2, 0, 1)
-    if not class_token:
-        return bias
-    full = bias.new_empty(bias.shape[0], h * w + 1, h * w + 1)
-    full[:, 1:, 1:] = bias
-    full[:, 0, :] = extra[0][:, None]
-    full[:, :, 0] = extra[1][:, None]
-    full[:, 0, 0] = extra[2]
-    return full
 
 
 class Attention(nn.Module):

@@ -21,13 +21,13 @@ from evaluate.mm.attention import (
     has_class_row,
     load_encoder,
     plain_state,
+    relative_bias,
     resize_pos_embed,
     sizes_of,
 )
 
 NEW = (r"blocks\.\d+\.attn\.rel_pos_[hw]",)  # no encoder has them; zeros, so they change nothing at first
-# no class token, no norm after the blocks, and no room for BEiT's bias, which has no decomposed form
-DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)", r"blocks\.\d+\.attn\.relative_position_bias_table")
+DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)")  # no class token, no norm after the blocks
 
 
 def global_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
@@ -47,16 +47,19 @@ def relative_positions(table: Tensor, size: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention over a grid (B, h, w, D) with decomposed relative positions.
 
-    The relative term uses the unscaled query: softmax(q k^T / sqrt(C) + q . R_h + q . R_w).
+    The relative term uses the unscaled query: softmax(q k^T / sqrt(C) + q . R_h + q . R_w). BEiT's own bias (``bias_side`` patches a
+    side; 0: none) is added to it; detectron2 has no such term and BEiT without it is another model.
     """
 
-    def __init__(self, width: int, heads: int, table_size: int) -> None:
+    def __init__(self, width: int, heads: int, table_size: int, bias_side: int = 0) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.bias_side = heads, bias_side
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_size - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * table_size - 1, width // heads))
+        if bias_side:
+            self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * bias_side - 1) ** 2 + 3, heads))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, h, w, width = x.shape
@@ -65,6 +68,9 @@ class Attention(nn.Module):
         rows = torch.einsum("bnhwc,hkc->bnhwk", grid, relative_positions(self.rel_pos_h, h).to(grid.dtype))
         columns = torch.einsum("bnhwc,wkc->bnhwk", grid, relative_positions(self.rel_pos_w, w).to(grid.dtype))
         bias = (rows[..., :, None] + columns[..., None, :]).reshape(batch, self.heads, h * w, h * w)
+        if self.bias_side:
+            own = relative_bias(self.relative_position_bias_table, (self.bias_side, self.bias_side), (h, w), class_token=False)
+            bias = bias + own.to(bias.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.proj(out.transpose(1, 2).reshape(batch, h, w, width))
 
@@ -89,12 +95,12 @@ class Block(nn.Module):
     """Pre-norm transformer block over a grid (B, h, w, D); ``window`` 0 is global attention."""
 
     def __init__(
-        self, width: int, heads: int, hidden: int, eps: float, activation: str, layer_scale: bool, drop: float, window: int, table: int
+        self, width: int, heads: int, hidden: int, eps: float, activation: str, layer_scale: bool, bias_side: int, drop: float, window: int, table: int
     ) -> None:
         super().__init__()
         self.window = window
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads, table)
+        self.attn = Attention(width, heads, table, bias_side)
         self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, hidden, activation)
@@ -120,12 +126,13 @@ class ViTDetBackbone(nn.Module):
         window: side of the attention windows in patches.
         global_indices: blocks with global attention.
         checkpointing: recompute activations in the backward pass to save memory.
+        bias_side: patches a side for which an encoder's relative position bias (BEiT's) was made; 0: it has none.
     """
 
     def __init__(
         self, *, patch_size: int, width: int, depth: int, heads: int, hidden: int, eps: float, activation: str, pre_norm: bool,
         layer_scale: bool, patch_bias: bool, positions: int, img_size: int = 1024, window: int = 14,
-        global_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, checkpointing: bool = False,
+        global_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, checkpointing: bool = False, bias_side: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         global_indices = global_blocks(depth) if global_indices is None else global_indices
@@ -136,14 +143,14 @@ class ViTDetBackbone(nn.Module):
         self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
         spans = [(0, img_size // patch_size) if i in global_indices else (window, window) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, eps, activation, layer_scale, drop, *span)
+            Block(width, heads, hidden, eps, activation, layer_scale, bias_side, drop, *span)
             for drop, span in zip(drop_path_rates(drop_path, depth), spans, strict=True)
         )
 
     @staticmethod
     def arguments(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
         """The constructor's arguments that follow from a canonical encoder, as plain values for a config."""
-        return sizes_of(spec, plain_state(spec, state))
+        return {**sizes_of(spec, plain_state(spec, state)), "bias_side": spec.img_size // spec.patch_size if spec.rel_pos_bias else 0}
 
     @classmethod
     def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "ViTDetBackbone":

@@ -129,6 +129,8 @@ def test_converts_with_the_right_features(known: formats.Format, tmp_path) -> No
         out = tmp_path / branch / "encoder.safetensors"
         certificate = convert.convert(file, out, branch=branch)
         assert certificate.source_format == known.name
+        assert all(check.get("passed") for check in certificate.checks.values()), "a framework was left out"
+        assert len(certificate.checks) >= (4 if known.family == "vit" else 2)
         loaded = encoder.load(out)
         assert (loaded.spec.mean, loaded.spec.std) == known.normalisation
         assert loaded.spec.layer_norm_eps == known.layer_norm_eps or known.family == "resnet" or known.adjust

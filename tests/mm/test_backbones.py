@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from evaluate.formats.beit import ROLES
 from evaluate.mm.resnet import ResNetBackbone, widths
 from evaluate.mm.segmentation_backbone import SegmentationBackbone, out_blocks
 from evaluate.mm.vitdet import ViTDetBackbone, from_windows, global_blocks, to_windows
+from evaluate.reference import Semantics, Transformer
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 VARIANTS = {
@@ -39,6 +41,23 @@ def test_beit_keeps_its_relative_bias_in_segmentation(name: str) -> None:
     images = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         assert (backbone(images)[0] - as_map(encoder.forward_tokens(images).patches, 4, 4)).abs().max() < 2e-5
+
+
+def test_beit_keeps_its_relative_bias_in_detection() -> None:
+    """One window over the picture; at another window the table is resized; and the bias makes a difference."""
+    encoder = tiny_encoder(rel_pos_bias=True, layer_scale=True, pos_embed=False, class_token=True, final_norm=False)
+    state = encoder.model.state_dict()
+    image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    backbone = ViTDetBackbone.from_spec(encoder.spec, state, img_size=32, window=4).eval()
+    source = {key: value for key, value in state.items() if key != "cls_token"}
+    reference = Transformer(source, ROLES, Semantics(encoder.spec.num_heads, encoder.spec.layer_norm_eps))
+    with torch.no_grad():
+        expected = reference.blocks(reference.embed(image, class_token=False))
+        assert (backbone(image)[0] - as_map(expected, 4, 4)).abs().max() < 2e-5
+        for block in backbone.blocks:
+            block.attn.relative_position_bias_table.zero_()
+        assert (backbone(image)[0] - as_map(expected, 4, 4)).abs().max() > 1e-2
+    assert ViTDetBackbone.from_spec(encoder.spec, state, img_size=64, window=3)(torch.randn(1, 3, 64, 48))[0].shape == (1, 48, 8, 6)
 
 
 @pytest.mark.parametrize(

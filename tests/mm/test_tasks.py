@@ -11,7 +11,7 @@ from evaluate import detection, segmentation
 from evaluate.encoder import Encoder
 from evaluate.errors import Skip, UserError
 from evaluate.task import Env
-from tests.mm.conftest import tiny_resnet
+from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 
 def run(module, encoder: Encoder, world: Path, folder: Path, **changes) -> tuple[dict, Env]:
@@ -46,6 +46,12 @@ def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Pat
 @pytest.mark.parametrize("module", [detection, segmentation], ids=["coco", "ade20k"])
 def test_a_resnet(module, world: Path, tmp_path: Path) -> None:
     metrics, _ = run(module, tiny_resnet(), world, tmp_path, iterations=3, limit=4)
+    assert all(0 <= value <= 100 for value in metrics.values())
+
+
+def test_detection_takes_beit(world: Path, tmp_path: Path) -> None:
+    beit = tiny_encoder(rel_pos_bias=True, layer_scale=True, pos_embed=False, final_norm=False)
+    metrics, _ = run(detection, beit, world, tmp_path, iterations=2, limit=2)
     assert all(0 <= value <= 100 for value in metrics.values())
 
 
