@@ -1,0 +1,42 @@
+"""Pretraining helps, and detection and segmentation learn: the demo must be able to fail."""
+
+import json
+
+import numpy as np
+import pytest
+
+from evaluate import knn, linear_probe
+from evaluate.data import toy
+from pretrain import train
+from results.tables import paired_difference
+
+WORLD = toy.World(shifted_per_class=1, corrupted_per_class=1)  # the demo's train and val sets in full
+EPOCHS = 5  # of the demo's 14
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    out = tmp_path_factory.mktemp("learning")
+    root = toy.make(out, WORLD)
+    for name, options in (("siameseim", ["--set", f"epochs={EPOCHS}"]), ("random", ["--init-only"])):
+        fixed = ["--preset", "demo", "--device", "cpu", "--data", str(root / "imagenet/train"), "--out", str(out / name)]
+        assert train.main([*fixed, *options]) == 0
+        for module in (linear_probe, knn):
+            task = module.__name__.split(".")[-1]
+            options = ["--ckpt", str(out / name / "checkpoint.pth"), "--data-root", str(root), "--out", str(out), "--name", name, "--preset", "demo"]
+            assert linear_probe.main(task, [*options, "--device", "cpu"]) == 0
+    return out
+
+
+@pytest.mark.parametrize("task", ["linear_probe", "knn"])
+def test_siameseim_is_ahead_of_its_random_start(outcomes, task):
+    first, second = (np.load(outcomes / name / task / "predictions.npz")["correct"] for name in ("siameseim", "random"))
+    difference, half = paired_difference(first, second)
+    assert difference - half > 0, f"{difference:.1f} points, interval half width {half:.1f}"
+
+
+def test_the_records_hold_the_numbers_of_the_predictions(outcomes):
+    for path in (outcomes / "records").glob("*.json"):
+        entry = json.loads(path.read_text())
+        correct = np.load(outcomes / entry["encoder"] / entry["task"] / "predictions.npz")["correct"]
+        assert entry["metrics"]["top1"] == pytest.approx(100 * correct.mean(), abs=1e-4)
