@@ -87,7 +87,18 @@ def demo_jobs(out: Path, data_root: Path, checkpoints: dict[str, Path]) -> list[
     for name, options in (("siameseim", []), ("random", ["--init-only"])):
         folder = out / "pretrain" / name
         checkpoints[name] = folder / "checkpoint.pth"
-        command = [PYTHON, "-m", "pretrain.train", "--preset", "demo", "--data", str(data_root / "imagenet/train"), "--out", str(folder), *options]
+        command = [
+            PYTHON,
+            "-m",
+            "pretrain.train",
+            "--preset",
+            "demo",
+            "--data",
+            str(data_root / "imagenet/train"),
+            "--out",
+            str(folder),
+            *options,
+        ]
         done = (lambda path: lambda: path.is_file())(folder / "finished" if not options else checkpoints[name])
         ended = (lambda path: lambda status: path.touch() if status == 0 else None)(folder / "finished")
         jobs.append(local.Job(f"{name}/pretrain", command, out / "logs" / f"{name}-pretrain.log", is_done=done, ended=ended))
@@ -99,13 +110,21 @@ def encoder_jobs(
 ) -> list[local.Job]:
     """Convert one checkpoint, then every node on it; the table is rendered after each."""
     out, encoder = shared.out, shared.out / name / "encoder.safetensors"
-    convert = [PYTHON, "-m", "evaluate.convert", str(path), "--out", str(encoder), *(["--branch", arguments.branch] if arguments.branch else [])]
+    convert = [
+        PYTHON,
+        "-m",
+        "evaluate.convert",
+        str(path),
+        "--out",
+        str(encoder),
+        *(["--branch", arguments.branch] if arguments.branch else []),
+    ]
     before = () if arguments.ckpt else (f"{name}/pretrain",)
     converted = lambda: plan.is_converted(path, encoder, arguments.branch)  # noqa: E731
     jobs = [local.Job(f"{name}/convert", convert, out / "logs" / f"{name}-convert.log", before, converted)]
     for node in nodes:
         command = [PYTHON, "-m", f"evaluate.{node.task}", "--ckpt", str(encoder), "--data-root", str(shared.data_root), "--out", str(out)]
-        command += ["--name", name, "--node", node.name, "--preset", preset, "--seed", str(arguments.seed), "--device", arguments.device]
+        command += ["--name", name, "--preset", preset, "--seed", str(arguments.seed), "--device", arguments.device]
         command += ["--workers", str(arguments.workers), *(["--limit", str(arguments.limit)] if arguments.limit else [])]
         command += [part for setting in shared.settings(node, arguments.set) for part in ("--set", setting)]
         if node.needs:
@@ -144,12 +163,18 @@ def visible_gpus(device: str) -> list[int]:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="run_all.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", type=Path, nargs="+", default=[], help="checkpoints of any known format, a row of the table each (default: the demo)")
-    parser.add_argument("--data-root", type=Path, help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: a toy world)")
+    parser.add_argument(
+        "--ckpt", type=Path, nargs="+", default=[], help="checkpoints of any known format, a row of the table each (default: the demo)"
+    )
+    parser.add_argument(
+        "--data-root", type=Path, help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: a toy world)"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="records, logs and tables go here (default: out)")
     parser.add_argument("--tasks", default="", help=f"comma-separated, of {', '.join(node.name for node in plan.NODES)} (default: all)")
     parser.add_argument("--preset", choices=("paper", "demo"), help="default: paper with --ckpt, demo without")
-    parser.add_argument("--set", action="append", default=[], metavar="TASK.NAME=VALUE", help="override a setting, for example finetune.epochs=50")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="TASK.NAME=VALUE", help="override a setting, for example finetune.epochs=50"
+    )
     parser.add_argument("--branch", help="which encoder of the checkpoints to take, for example target")
     parser.add_argument("--limit", type=int, help="read at most so many images of each set; the cells are marked")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")

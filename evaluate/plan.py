@@ -56,6 +56,11 @@ COLUMNS = (  # heading, node, metric: the paper's order, then kNN
 )
 
 
+def node_of(task: str, config: Any) -> str:
+    """The name of the node that a task with this config fills: "detection" with dataset "lvis" is detection_lvis."""
+    return next(node.name for node in NODES if node.task == task and all(getattr(config, name) == value for name, value in node.overrides))
+
+
 def choose(names: Sequence[str]) -> tuple[Node, ...]:
     """Nodes by name or by task ("detection" is both of its nodes); all for no names. A node brings the node it needs.
 

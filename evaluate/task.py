@@ -124,37 +124,60 @@ def _main(task: str, argv: list[str] | None) -> int:
     overrides = split_overrides(arguments.set)
     unknown = set(overrides) - {"", task}
     if unknown:
-        raise UserError(f"--set {sorted(unknown)[0]}.…: this command has only the settings of {task}")
+        raise UserError(f"--set {min(unknown)}.…: this command has only the settings of {task}")
     config = override(module.PRESETS[arguments.preset], {**overrides.get("", {}), **overrides.get(task, {})})
 
     import torch
 
-    from evaluate import convert, encoder
+    from evaluate import convert, distributed, encoder
     from evaluate.data import layouts
+    from evaluate.plan import node_of
     from results import record
 
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    out = make_folder(arguments.out)
-    name = arguments.name or arguments.ckpt.stem
+    device = distributed.start(device)
+    first = distributed.world()[0] == 0  # under torchrun one process converts, prints and writes the record
+    out, name, node = make_folder(arguments.out), arguments.name or arguments.ckpt.stem, node_of(task, config)
     env = Env(
         data_root=layouts.root(arguments.data_root),
-        out_dir=make_folder(out / name / (arguments.node or task)),
+        out_dir=make_folder(out / name / node),
         device=device,
         workers=arguments.workers,
         seed=arguments.seed,
         limit=arguments.limit,
         classifier=arguments.classifier,
     )
-    path = convert.ensure(arguments.ckpt, out / name / "encoder.safetensors")
-    loaded = encoder.load(path, device=device)
-    entry = record.start(arguments.node or task, config, arguments.preset, loaded, env)
+    path = out / name / "encoder.safetensors"
+    if first:
+        path = convert.ensure(arguments.ckpt, path)
+    distributed.barrier()
+    loaded = encoder.load(path if path.exists() else arguments.ckpt, device=device)
+    entry = record.start(node, config, arguments.preset, loaded, env)
+    status = _measure(module, loaded, config, env, entry)
+    if not first:
+        return status
+    written = record.write(out / "records", entry)
+    if status:
+        print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
+    else:
+        print(json.dumps(entry["metrics"], indent=2))
+    print(f"record: {written}")
+    return status
+
+
+def _measure(module: Any, encoder: Any, config: Any, env: Env, entry: dict[str, Any]) -> int:
+    """Runs the task and completes its record; the exit status."""
+    import torch
+
+    from evaluate.data import layouts
+
     begun = time.monotonic()
+    entry["data_fingerprint"] = layouts.fingerprint(env.data_root, module.reads(config))
     try:
-        entry["data_fingerprint"] = layouts.fingerprint(env.data_root, module.reads(config))
         torch.manual_seed(env.seed)
-        entry["metrics"] = {key: float(value) for key, value in module.run(loaded, config, env).items()}
+        entry["metrics"] = {key: float(value) for key, value in module.run(encoder, config, env).items()}
         entry["status"], status = "ok", 0
     except Skip as error:
         entry["status"], entry["reason"], status = "skipped", str(error), EXIT_SKIPPED
@@ -165,12 +188,6 @@ def _main(task: str, argv: list[str] | None) -> int:
         entry["status"], entry["reason"], status = "failed", f"{type(error).__name__}: {error}", EXIT_FAILED
     entry["seconds"] = round(time.monotonic() - begun, 2)
     entry.update(env.notes)
-    written = record.write(out / "records", entry)
-    if status:
-        print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
-    else:
-        print(json.dumps(entry["metrics"], indent=2))
-    print(f"record: {written}")
     return status
 
 
@@ -205,5 +222,4 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, help="read at most so many images of each set; marked in the record")
     parser.add_argument("--classifier", type=Path, help="fine-tuned classifier (robustness only)")
-    parser.add_argument("--node", help=argparse.SUPPRESS)
     return parser

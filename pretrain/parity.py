@@ -129,7 +129,9 @@ def _compare_siameseim(golden: dict[str, Any]) -> dict[str, float]:
     return {
         "inputs": max(difference(views[name], inputs[name]) for name in views),
         "loss": difference(out.loss, expected["loss"]),
-        "relative_pos_embed": difference(relative_sincos(geometry, config.grid_size, config.decoder_embed_dim), expected["relative_pos_embed"]),
+        "relative_pos_embed": difference(
+            relative_sincos(geometry, config.grid_size, config.decoder_embed_dim), expected["relative_pos_embed"]
+        ),
         "prediction": difference(out.prediction, expected["pred"]),
         "target": difference(out.target, expected["target_before_norm"]),
         "state after the step": worst(siameseim.to_official(model.state_dict()), expected["after"]),
@@ -144,7 +146,9 @@ def worst(ours: dict[str, Tensor], expected: dict[str, Any]) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints a line a kind of number; 0 if all are within the bound, 1 if not, 2 if the file cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path, help="numbers of one training step")
     path = parser.parse_args(argv).file
     try:

@@ -79,7 +79,9 @@ def train(config: PretrainConfig, data: Path, out: Path, device: str, workers: i
     share, remainder = divmod(config.batch_size, distributed.world_size())
     micro_batch = min(micro_batch or share, share)
     if remainder or share % micro_batch:
-        raise ValueError(f"batch_size {config.batch_size} does not split into {distributed.world_size()} processes x micro-batches of {micro_batch}")
+        raise ValueError(
+            f"batch_size {config.batch_size} does not split into {distributed.world_size()} processes x micro-batches of {micro_batch}"
+        )
 
     torch.manual_seed(config.seed)
     method = method_of(config)
@@ -89,7 +91,9 @@ def train(config: PretrainConfig, data: Path, out: Path, device: str, workers: i
     step = _resume(out, model, method, optimizer, scaler, config)
     wrapped = model
     if distributed.world_size() > 1:
-        wrapped = nn.parallel.DistributedDataParallel(model, device_ids=None if device == "cpu" else [torch.cuda.current_device()], broadcast_buffers=False)
+        wrapped = nn.parallel.DistributedDataParallel(
+            model, device_ids=None if device == "cpu" else [torch.cuda.current_device()], broadcast_buffers=False
+        )
     interrupted = _listen()
     log = _Log(out, steps, config)
     save = {"optimizer": optimizer, "scaler": scaler}
@@ -106,7 +110,9 @@ def train(config: PretrainConfig, data: Path, out: Path, device: str, workers: i
             # A limit of infinity multiplies by 1 and measures the norm.
             norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip_norm is None else config.clip_norm)
             if not distributed.all_finite(loss) or (not distributed.all_finite(norm) and not scaler.is_enabled()):
-                raise FloatingPointError(f"the loss is {loss.item()} at step {step}; images {[str(images.paths[i]) for i in micro[0].index[:3].tolist()]} …")
+                raise FloatingPointError(
+                    f"the loss is {loss.item()} at step {step}; images {[str(images.paths[i]) for i in micro[0].index[:3].tolist()]} …"
+                )
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad()
@@ -201,12 +207,22 @@ class _Log:
         rate = (step - self.first) * self.config.batch_size / (now - self.begun)
         left = (self.config.epochs * self.steps - step) * self.config.batch_size / rate
         if end_of_epoch:
-            entry = {"step": step, "epoch": step / self.steps, "loss": loss.item(), "grad_norm": norm.item(), "lr": lr, "images_per_second": round(rate, 1)}
+            entry = {
+                "step": step,
+                "epoch": step / self.steps,
+                "loss": loss.item(),
+                "grad_norm": norm.item(),
+                "lr": lr,
+                "images_per_second": round(rate, 1),
+            }
             with self.path.open("a") as file:
                 file.write(json.dumps(entry) + "\n")
         if now - self.last >= SECONDS_BETWEEN_LINES or step == self.config.epochs * self.steps:
             self.last = now
-            print(f"pretrain: epoch {step / self.steps:.1f}/{self.config.epochs} loss {loss.item():.4f} {rate:.0f} img/s {left:.0f} s left", flush=True)
+            print(
+                f"pretrain: epoch {step / self.steps:.1f}/{self.config.epochs} loss {loss.item():.4f} {rate:.0f} img/s {left:.0f} s left",
+                flush=True,
+            )
 
 
 def configure(preset: str, assignments: list[str]) -> PretrainConfig:
@@ -231,7 +247,9 @@ def configure(preset: str, assignments: list[str]) -> PretrainConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """0 done, 2 bad input, 75 stopped by a signal after saving."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of images, one folder a class (the classes are not used)")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper")

@@ -231,7 +231,9 @@ def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
     chroma = high - low
     safe = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
     red, green, blue = images.split(1, dim=1)
-    hue = torch.where(high == red, ((green - blue) / safe) % 6, torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4))
+    hue = torch.where(
+        high == red, ((green - blue) / safe) % 6, torch.where(high == green, (blue - red) / safe + 2, (red - green) / safe + 4)
+    )
     hue = hue + 6 * shift.view(-1, 1, 1, 1)
     sectors = (torch.tensor([5.0, 3.0, 1.0], device=images.device).view(1, 3, 1, 1) + hue) % 6
     return high - chroma * torch.minimum(sectors, 4 - sectors).clamp(0, 1)

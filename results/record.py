@@ -16,7 +16,18 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "onedl-mmengine", "onedl-mmcv", "onedl-mmdetection", "onedl-mmsegmentation", "faster-coco-eval")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scikit-learn",
+    "onedl-mmengine",
+    "onedl-mmcv",
+    "onedl-mmdetection",
+    "onedl-mmsegmentation",
+    "faster-coco-eval",
+)
 KEY_FIELDS = ("schema", "task", "config", "seed", "limit", "encoder_fingerprint", "data_fingerprint", "classifier")
 
 

@@ -100,10 +100,17 @@ def render(out: Path, rows: Sequence[str], entries: Sequence[dict[str, Any]]) ->
     table = measured if toy else pd.concat([published().map(lambda value: "–" if pd.isna(value) else f"{value:.1f}"), measured])
     table.index.name = "encoder"
     title = "Toy data: these numbers show that everything works and compare with nothing published." if toy else "SiameseIM table; percent."
-    reasons = [f"{row}, {task}: {entry['status']}: {entry['reason']}" for (row, task), entry in latest(entries).items() if row in rows and entry["status"] != "ok"]
+    reasons = [
+        f"{row}, {task}: {entry['status']}: {entry['reason']}"
+        for (row, task), entry in latest(entries).items()
+        if row in rows and entry["status"] != "ok"
+    ]
     footnotes = [f"[{MARKS[i % len(MARKS)]}] {note}" for i, note in enumerate(notes)] + reasons
     _write(out / "table.csv", table.to_csv())
-    _write(out / "table.html", f"<!doctype html><meta charset='utf-8'><title>{title}</title><p>{title}</p>\n{table.to_html()}<p>{'<br>'.join(footnotes)}</p>\n")
+    _write(
+        out / "table.html",
+        f"<!doctype html><meta charset='utf-8'><title>{title}</title><p>{title}</p>\n{table.to_html()}<p>{'<br>'.join(footnotes)}</p>\n",
+    )
     markdown = f"{title}\n\n{_markdown(table)}\n" + "".join(f"\n{note}  " for note in footnotes) + "\n"
     _write(out / "table.md", markdown)
     _write(out / "table.tex", latex(table, title, footnotes))
@@ -120,7 +127,9 @@ def paired(out: Path, first: str, second: str) -> str:
         files = [out / row / node / "predictions.npz" for row in (first, second)]
         if all(path.is_file() for path in files):
             difference, half = paired_difference(*(np.load(path)["correct"] for path in files))
-            lines.append(f"{heading}: {first} - {second} = {difference:+.1f} points, 95 % interval [{difference - half:+.1f}, {difference + half:+.1f}]")
+            lines.append(
+                f"{heading}: {first} - {second} = {difference:+.1f} points, 95 % interval [{difference - half:+.1f}, {difference + half:+.1f}]"
+            )
     return "\n".join(lines)
 
 
@@ -166,7 +175,9 @@ def _write(path: Path, text: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Renders the tables of an output folder again."""
-    parser = argparse.ArgumentParser(prog="python -m results.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m results.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path, help="an output folder of run_all.py")
     parser.add_argument("--rows", nargs="+", help="encoders, in this order (default: all)")
     arguments = parser.parse_args(argv)

@@ -23,7 +23,18 @@ def outcomes(tmp_path_factory):
         assert train.main([*fixed, *options]) == 0
         for module in (linear_probe, knn):
             task = module.__name__.split(".")[-1]
-            options = ["--ckpt", str(out / name / "checkpoint.pth"), "--data-root", str(root), "--out", str(out), "--name", name, "--preset", "demo"]
+            options = [
+                "--ckpt",
+                str(out / name / "checkpoint.pth"),
+                "--data-root",
+                str(root),
+                "--out",
+                str(out),
+                "--name",
+                name,
+                "--preset",
+                "demo",
+            ]
             assert linear_probe.main(task, [*options, "--device", "cpu"]) == 0
     return out
 

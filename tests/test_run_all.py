@@ -61,7 +61,9 @@ def test_finishes_after_kill_9_with_the_table_of_an_unbroken_run_and_repeats_not
     assert all(path.read_bytes() == content for path, content in first.items())
     assert (broken / "table.csv").read_text() == (whole / "table.csv").read_text()
     frame = pd.read_csv(whole / "table.csv", index_col=0)
-    assert {"FT", "1%", "IN-A", "IN-R", "IN-Sketch", "IN-C", "kNN"} <= {name for name in frame if frame.loc["mine", name] not in ("–", "skipped")}
+    assert {"FT", "1%", "IN-A", "IN-R", "IN-Sketch", "IN-C", "kNN"} <= {
+        name for name in frame if frame.loc["mine", name] not in ("–", "skipped")
+    }
 
     third = run(checkpoint, world, broken, *tasks)
     assert third.stdout.count("stands already") == 5  # the conversion and four tasks
@@ -139,7 +141,9 @@ def test_importing_pretrain_and_the_imagenet_tasks_leaves_mm_alone():
 
 def test_without_mm_packages_a_dense_column_is_skipped_with_the_command(checkpoint, world, tmp_path):
     (tmp_path / "hide").mkdir()
-    (tmp_path / "hide/sitecustomize.py").write_text("import sys\nsys.modules.update(dict.fromkeys(('mmengine', 'mmcv', 'mmdet', 'mmseg')))\n")
+    (tmp_path / "hide/sitecustomize.py").write_text(
+        "import sys\nsys.modules.update(dict.fromkeys(('mmengine', 'mmcv', 'mmdet', 'mmseg')))\n"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hide")}
     options = ("--tasks", "detection_coco,segmentation,knn")
     result = subprocess.run(
@@ -147,5 +151,9 @@ def test_without_mm_packages_a_dense_column_is_skipped_with_the_command(checkpoi
     )
     assert result.returncode == 0, result.stderr
     records = {entry["task"]: entry for entry in map(json.loads, (path.read_text() for path in (tmp_path / "out/records").iterdir()))}
-    assert {name: entry["status"] for name, entry in records.items()} == {"detection_coco": "skipped", "segmentation": "skipped", "knn": "ok"}
+    assert {name: entry["status"] for name, entry in records.items()} == {
+        "detection_coco": "skipped",
+        "segmentation": "skipped",
+        "knn": "ok",
+    }
     assert "uv sync" in records["detection_coco"]["reason"]

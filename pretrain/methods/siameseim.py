@@ -145,7 +145,7 @@ class SiameseIM(nn.Module):
         queries = self.online.mask_token + self.decoder_pos_mlp(relative)
         cls = online[:, :1] + self.decoder_pos_embed[:, :1]
         tokens = torch.cat([cls, online[:, 1:] + positions, queries.to(online.dtype)], dim=1)
-        return self.decoder_pred(self.predictor(tokens))[:, -self.grid_size**2 :]
+        return self.decoder_pred(self.predictor(tokens))[:, -(self.grid_size**2) :]
 
 
 def visible_cells(mask: Tensor) -> Tensor:

@@ -131,7 +131,9 @@ def test_the_papers_run():
     assert values == encoder_values + decoder_values
 
 
-@pytest.mark.parametrize(("wrong", "says"), [({"mask_ratio": 1.0}, "mask_ratio"), ({"mask_ratio": 0.0}, "mask_ratio"), ({"clip_norm": 0.0}, "clip_norm")])
+@pytest.mark.parametrize(
+    ("wrong", "says"), [({"mask_ratio": 1.0}, "mask_ratio"), ({"mask_ratio": 0.0}, "mask_ratio"), ({"clip_norm": 0.0}, "clip_norm")]
+)
 def test_contradictions_are_refused(wrong, says):
     with pytest.raises(ValueError, match=says):
         replace(MAE_DEMO, **wrong)
@@ -150,7 +152,13 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypat
     folder.mkdir(parents=True)
     for i in range(16):
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
-    options = ["--preset", "mae_demo", "--device", "cpu", *(o for s in ("batch_size=8", "epochs=2", "warmup_epochs=1") for o in ("--set", s))]
+    options = [
+        "--preset",
+        "mae_demo",
+        "--device",
+        "cpu",
+        *(o for s in ("batch_size=8", "epochs=2", "warmup_epochs=1") for o in ("--set", s)),
+    ]
 
     def run(out: str) -> int:
         return train.main(["--data", str(folder.parent), "--out", str(tmp_path / out), *options])

@@ -92,7 +92,9 @@ def test_the_papers_run():
     assert (PAPER.lr, PAPER.num_patches, PAPER.epochs, PAPER.num_masked) == (1e-3, 196, 1600, 118)
 
 
-@pytest.mark.parametrize("wrong", [{"num_masked": 0}, {"img_size": 30}, {"num_heads": 5}, {"projector_norm": "none"}, {"precision": "int8"}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_masked": 0}, {"img_size": 30}, {"num_heads": 5}, {"projector_norm": "none"}, {"precision": "int8"}]
+)
 def test_contradictions_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong)) if "img_size" not in wrong else "patch_size"):
         replace(DEMO, **wrong)

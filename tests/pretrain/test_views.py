@@ -47,7 +47,9 @@ def test_an_image_that_no_crop_fits_gives_the_centre():
 def test_colour_operations_equal_torchvisions():
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     shift = torch.linspace(-0.5, 0.5, 6)
-    torch.testing.assert_close(views.shift_hue(images, shift), torch.stack([TF.adjust_hue(i, s.item()) for i, s in zip(images, shift, strict=True)]))
+    torch.testing.assert_close(
+        views.shift_hue(images, shift), torch.stack([TF.adjust_hue(i, s.item()) for i, s in zip(images, shift, strict=True)])
+    )
     blurred = views.gaussian_blur(images, torch.full((6,), 0.7), reach=3)
     torch.testing.assert_close(blurred[..., 3:5, 3:5], TF.gaussian_blur(images, [7, 7], [0.7, 0.7])[..., 3:5, 3:5])
     draws = np.array([[0.9, 0.2, 0.7, 0.6, 0.0]]).repeat(6, 0)  # the first order: brightness, contrast, saturation, hue
@@ -80,7 +82,9 @@ def test_relative_positions_point_at_the_pixels_that_the_target_sees():
     y, x = relative_positions(geometry, config.grid_size)
     assert geometry.relative_flip.any() and not geometry.relative_flip.all()
     patch = config.patch_size
-    seen1, seen2 = (view[:, :2].float().unfold(2, patch, patch).unfold(3, patch, patch).mean((-1, -2)) for view in (crops.view1, crops.view2))
+    seen1, seen2 = (
+        view[:, :2].float().unfold(2, patch, patch).unfold(3, patch, patch).mean((-1, -2)) for view in (crops.view1, crops.view2)
+    )
     side = config.grid_size
     for i in range(len(index)):
         inside = (y[i] > 0) & (y[i] < side - 1) & (x[i] > 0) & (x[i] < side - 1)

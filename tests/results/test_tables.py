@@ -33,7 +33,14 @@ def test_the_key_names_what_can_change_the_number_and_nothing_else(tmp_path):
     base = entry(tmp_path)
     for harmless in ({"seconds": 9.0}, {"versions": {}}, {"started_utc": "later"}, {"device": "cuda"}, {"git": {"commit": "x"}}):
         assert record.key({**base, **harmless}) == record.key(base)
-    for telling in ({"seed": 1}, {"limit": 5}, {"encoder_fingerprint": "e"}, {"data_fingerprint": "d"}, {"config": {}}, {"classifier": "c"}):
+    for telling in (
+        {"seed": 1},
+        {"limit": 5},
+        {"encoder_fingerprint": "e"},
+        {"data_fingerprint": "d"},
+        {"config": {}},
+        {"classifier": "c"},
+    ):
         assert record.key({**base, **telling}) != record.key(base)
 
 
@@ -68,7 +75,10 @@ def test_toy_records_never_meet_published_numbers(tmp_path):
 
 
 def test_what_was_not_measured_says_so(tmp_path):
-    entries = [entry(tmp_path, task="knn", status="skipped", metrics={"x": 0}, reason="no data"), entry(tmp_path, task="finetune", status="failed", metrics={"x": 0}, reason="broke")]
+    entries = [
+        entry(tmp_path, task="knn", status="skipped", metrics={"x": 0}, reason="no data"),
+        entry(tmp_path, task="finetune", status="failed", metrics={"x": 0}, reason="broke"),
+    ]
     text = tables.render(tmp_path, ["mine"], entries)
     frame = pd.read_csv(tmp_path / "table.csv", index_col=0)
     assert (frame.loc["mine", "kNN"], frame.loc["mine", "FT"], frame.loc["mine", "LIN"]) == ("skipped", "failed", "–")
