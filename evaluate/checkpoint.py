@@ -31,7 +31,8 @@ INERT_PACKAGES = (
 )  # fmt: skip
 NOT_WEIGHTS = re.compile(r"(.*optimizer.*|.*scaler.*|.*scheduler.*|amp|callbacks|loops|message_hub|args|config|hyper_parameters)")
 MAX_NESTING = 6
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".index.json"  # of weights in several files: {"weight_map": {tensor: file}}
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors" + INDEX, "pytorch_model.bin" + INDEX)
 DTYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "DoubleStorage": torch.float64,
     "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
@@ -101,7 +102,7 @@ def weights_file(path: Path) -> Path:
         for name in WEIGHT_FILES:
             if (path / name).is_file():
                 return path / name
-        raise UserError(f"the folder {path} holds neither {' nor '.join(WEIGHT_FILES)}; give the checkpoint file itself")
+        raise UserError(f"the folder {path} holds none of {', '.join(WEIGHT_FILES)}; give the checkpoint file itself")
     if not path.exists():
         raise UserError(f"the checkpoint {path} does not exist; give the path of a file")
     if not path.is_file():
@@ -110,13 +111,45 @@ def weights_file(path: Path) -> Path:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """SHA-256 of a file's bytes, hexadecimal; of an index, that of its files' digests."""
+    if path.name.endswith(INDEX):
+        return hashlib.sha256("".join(sha256(shard) for shard in _shards(path)).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _shards(index: Path) -> dict[Path, set[str]]:
+    """The files beside an index and the tensors that each must hold."""
+    names = _json_beside(index, index.name).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(map(_is_shard, names.values())):
+        raise UserError(f"{index} is not an index of weights: its weight_map must name a file of the same folder for every tensor")
+    shards: dict[Path, set[str]] = {}
+    for tensor, name in names.items():
+        shards.setdefault(index.with_name(name), set()).add(tensor)
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"{index} names {shard.name}, which is not beside it; download all files of the folder")
+    return shards
+
+
+def _is_shard(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and not name.endswith(INDEX)
+
+
+def _read_shards(index: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = {}
+    for shard, named in _shards(index).items():
+        content = _content(shard)
+        if not isinstance(content, dict) or set(content) != named:
+            raise UserError(f"{shard} does not hold the tensors that {index.name} says; download the folder again")
+        state.update(content)
+    return state
+
+
 def _content(path: Path) -> Any:
     """The object in a file; the container is told by its bytes, not by its name."""
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
     try:
         with path.open("rb") as file:
             head = file.read(16)

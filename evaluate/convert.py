@@ -58,22 +58,23 @@ def convert(path: Path | str, out: Path | str, branch: str | None = None, format
         "notes": [*known.notes, *(f"{entry} holds objects that were not read" for entry in checkpoint.unread)],
     }
     meant = Semantics(spec.num_heads, spec.layer_norm_eps, spec.activation, spec.batch_norm_eps)
-    return _write(out, state, spec, lambda built: certificate.compare(source, chosen.roles, meant, built), facts)
+    return _write(out, state, spec, lambda built: certificate.compare(source, chosen.roles, meant, built), facts, what)
 
 
-def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, facts: dict[str, Any]) -> Certificate:
+def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, facts: dict[str, Any], what: str) -> Certificate:
     """Saves under a temporary name, reads that file back, certifies it, and only then gives it its name."""
     temporary = out.with_name(f".{out.stem}.{os.getpid()}.part.safetensors")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         encoder.save(temporary, state, spec)
+        state.clear()  # half the memory: what is certified is the file, not what was in memory
         built = encoder.load(temporary, _uncertified=True)
         checks = compare(built)
         passed = all(check.get("passed", True) for check in checks.values())
         made = Certificate(passed, built.fingerprint, spec.source_format, spec.branch, spec.source_sha256, checks=checks, **facts)
         if not passed:
             failed = ", ".join(f"{name} by {check['difference']:.1e}" for name, check in checks.items() if not check.get("passed", True))
-            raise UserError(f"the conversion to {out} was not written: its features differ from the source's ({failed}); please report the file")
+            raise UserError(f"{what} was not converted: the encoder's features differ from the source's own ({failed}); please report the file")
         certificate_path = encoder.certificate_path(out)
         certificate_path.unlink(missing_ok=True)  # never an old certificate beside a new encoder
         os.replace(temporary, out)

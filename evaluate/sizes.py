@@ -11,6 +11,7 @@ from evaluate.encoder import EncoderSpec, build
 from evaluate.errors import UserError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}  # ViT-H, -g, -G; all others have 64 channels a head
 MAX_BLOCKS = 256
 
@@ -19,6 +20,8 @@ def check_values(state: dict[str, Tensor], what: str) -> None:
     """Raises UserError naming a tensor that is not floating point, or holds NaN or infinity."""
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):
+            if tensor.dtype not in (*FLOATS, *WHOLE) or not torch.isfinite(tensor).all():
+                raise UserError(f"{what}: {name} is no count of batches ({tensor.dtype}); the file is damaged")
             continue
         if tensor.dtype not in FLOATS:
             raise UserError(f"{what}: {name} is of type {tensor.dtype}, weights are floating point; the file is damaged or of another format")
@@ -103,7 +106,7 @@ def complete(state: dict[str, Tensor], spec: EncoderSpec, what: str) -> dict[str
     wrong = [f"{name} has shape {tuple(state[name].shape)}, expected {shape}" for name, shape in expected.items() if tuple(state[name].shape) != shape]
     if wrong:
         raise UserError(f"{what}: {'; '.join(wrong[:8])}" + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""))
-    return {name: _own(state[name] if name.endswith("num_batches_tracked") else state[name].float()) for name in expected}
+    return {name: _own(state[name].long() if name.endswith("num_batches_tracked") else state[name].float()) for name in expected}
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def test_torchvision_loads_the_torchvision_file(tmp_path) -> None:
     torch.save(tiny_resnet(roles, 0), tmp_path / "source.pth")
     loaded = encoder.load(tmp_path / "source.pth")
     export.export(loaded, "torchvision", tmp_path / "written.pth")
-    model = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1])
+    model = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], width_per_group=8)
     model.fc = torch.nn.Identity()
     model.load_state_dict(torch.load(tmp_path / "written.pth", weights_only=True), strict=True)
     image = fixed_image(64)

@@ -12,7 +12,7 @@ from evaluate.errors import UserError
 from evaluate.formats.clip import batch_dimension
 from evaluate.formats.table import CLIP, HALF, Branch, Format, Rows, behind, dropped
 
-PREFIX = r"(?:vit\.|vision_model\.)?"
+PREFIX = "<prefix>"  # replaced by the model's own: "vit." in a model with a head, nothing in a bare one
 WRITTEN: Rows = (
     (PREFIX + r"embeddings\.cls_token", "cls_token"),
     (PREFIX + r"embeddings\.position_embeddings", "pos_embed"),
@@ -106,15 +106,16 @@ def _vit(name: str, description: str, prefix: str, **extra: Any) -> tuple[Format
     """The format as written to files, and as transformers 5 names it in memory."""
     common = {"family": "vit", "groups": ("", "state_dict", "model"), "layer_norm_eps": 1e-12, "adjust": hf_semantics, **extra}
     has, start = common.pop("has", ()), prefix.replace(".", r"\.")
+    written, in_memory = (tuple((pattern.replace(PREFIX, start), timm) for pattern, timm in rows) for rows in (WRITTEN, IN_MEMORY))
     return (
         Format(
             name=name, description=description, has=(start + r"encoder\.layer\.\d+\.layernorm_before\.weight", *has),
-            branches={"encoder": Branch(WRITTEN, behind(prefix, WRITTEN_ROLES))}, **common,
+            branches={"encoder": Branch(written, behind(prefix, WRITTEN_ROLES))}, **common,
         ),
         Format(
             name=f"{name}_5", description=f"{description}, names of transformers 5",
             has=(start + r"layers\.\d+\.layernorm_before\.weight", *has),
-            branches={"encoder": Branch(IN_MEMORY, behind(prefix, MEMORY_ROLES))}, **common,
+            branches={"encoder": Branch(in_memory, behind(prefix, MEMORY_ROLES))}, **common,
         ),
     )  # fmt: skip
 
@@ -123,7 +124,7 @@ FORMATS = (
     *_vit("hf_vit_mae", "Hugging Face ViT-MAE", "vit.", has=(r"decoder\..+",), pooling="mean"),
     *_vit("hf_vit", "Hugging Face ViT with a head", "vit.", lacks=(r"decoder\..+",), normalisation=HALF),
     *_vit("hf_vit_model", "Hugging Face ViT with a pooler", "", has=(r"pooler\.dense\.weight",), normalisation=HALF),
-    *_vit("hf_dino", "Hugging Face ViT without pooler, as DINO's", "", lacks=(r"pooler\.dense\.weight",)),
+    *_vit("hf_dino", "Hugging Face ViT without pooler, as DINO's", "", lacks=(r"pooler\.dense\..+",)),
     Format(
         name="hf_clip",
         description="Hugging Face CLIP, vision model",

@@ -181,5 +181,8 @@ def _join_parts(state: State, what: str) -> State:
         shapes = {tuple(piece.shape) for piece in pieces.values()}
         if len(shapes) > 1:
             raise UserError(f"{what}: query, key and value of {base} differ in shape: {sorted(shapes)}")
+        types = {piece.dtype for piece in pieces.values()}
+        if len(types) > 1 and not all(dtype.is_floating_point for dtype in types):  # joining would turn whole numbers into weights
+            raise UserError(f"{what}: query, key and value of {base} differ in type: {', '.join(sorted(map(str, types)))}; weights are floating point")
         joined[base] = cat([pieces[index] for index in range(3)])
     return joined

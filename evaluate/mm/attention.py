@@ -4,7 +4,7 @@ Axes: B batch, N tokens, D width, h w patch grid. Parameter names are timm's, so
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -162,11 +162,11 @@ def plain_state(spec: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
     return plain
 
 
-def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Iterable[str], dropped: Iterable[str]) -> dict[str, list[str]]:
-    """Loads the encoder's tensors strictly.
+def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Mapping[str, float], dropped: Iterable[str]) -> dict[str, list[str]]:
+    """Loads the encoder's tensors strictly. A module on the meta device takes them as they are, without a copy.
 
     Args:
-        new: patterns of the names that this backbone may have on top of the encoder (they keep their initial value).
+        new: patterns of the names that this backbone may have on top of the encoder, and the value that these tensors begin with.
         dropped: patterns of the names that the encoder may have and this backbone has no use for.
 
     Returns:
@@ -175,8 +175,9 @@ def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Iterable[str]
     Raises:
         ValueError: names that are neither, or a shape that differs.
     """
-    own, new, dropped = module.state_dict(), tuple(new), tuple(dropped)
-    missing = [name for name in own if name not in state and not any(re.fullmatch(pattern, name) for pattern in new)]
+    own, dropped = module.state_dict(), tuple(dropped)
+    begins = {name: value for name in own if name not in state for pattern, value in new.items() if re.fullmatch(pattern, name)}
+    missing = [name for name in own if name not in state and name not in begins]
     unexpected = [name for name in state if name not in own and not any(re.fullmatch(pattern, name) for pattern in dropped)]
     if missing or unexpected:
         raise ValueError(f"the encoder does not fit {type(module).__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}")
@@ -184,8 +185,9 @@ def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Iterable[str]
     for name in matched:
         if own[name].shape != state[name].shape:
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}, {type(module).__name__} expects {tuple(own[name].shape)}")
-    module.load_state_dict({name: state[name] if name in state else value for name, value in own.items()})
-    return {"matched": matched, "new": [n for n in own if n not in state], "dropped": [n for n in state if n not in own]}
+    filled = {name: torch.full(own[name].shape, value) for name, value in begins.items()}
+    module.load_state_dict({**filled, **{name: state[name] for name in matched}}, assign=any(tensor.is_meta for tensor in own.values()))
+    return {"matched": matched, "new": list(begins), "dropped": [n for n in state if n not in own]}
 
 
 def sizes_of(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class ResNetBackbone(nn.Module):
 
     def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
         """Loads all of an encoder's tensors strictly; returns the names. Raises ValueError on one too many or too few."""
-        return load_encoder(self.model, state, new=(), dropped=())
+        return load_encoder(self.model, state, new={}, dropped=())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.model.maxpool(self.model.act1(self.model.bn1(self.model.conv1(images))))

@@ -28,7 +28,7 @@ from evaluate.mm.attention import (
 )
 
 # not all encoders have them; zeros and ones, so they change nothing at first
-NEW = (r"blocks\.\d+\.attn\.relative_position_bias_table", r"blocks\.\d+\.ls[12]\.gamma")
+NEW = {r"blocks\.\d+\.attn\.relative_position_bias_table": 0.0, r"blocks\.\d+\.ls[12]\.gamma": 1.0}
 DROPPED = (r"(fc_)?norm\.(weight|bias)",)  # no norm after the blocks
 
 
@@ -111,8 +111,9 @@ class SegmentationBackbone(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "SegmentationBackbone":
-        """The backbone of a canonical encoder with its weights."""
-        backbone = cls(**cls.arguments(spec, state), **settings)
+        """The backbone of a canonical encoder with its weights, which it shares with ``state`` where no resizing is needed."""
+        with torch.device("meta"):
+            backbone = cls(**cls.arguments(spec, state), **settings)
         backbone.load(spec, state)
         return backbone
 

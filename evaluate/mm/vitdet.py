@@ -26,7 +26,7 @@ from evaluate.mm.attention import (
     sizes_of,
 )
 
-NEW = (r"blocks\.\d+\.attn\.rel_pos_[hw]",)  # no encoder has them; zeros, so they change nothing at first
+NEW = {r"blocks\.\d+\.attn\.rel_pos_[hw]": 0.0}  # no encoder has them; zeros, so they change nothing at first
 DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)")  # no class token, no norm after the blocks
 
 
@@ -154,12 +154,13 @@ class ViTDetBackbone(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "ViTDetBackbone":
-        """The backbone of a canonical encoder with its weights.
+        """The backbone of a canonical encoder with its weights, which it shares with ``state``.
 
         With fresh relative positions and one window covering the image, it computes the encoder's own patch tokens, but for
         the class token, which takes no part here.
         """
-        backbone = cls(**cls.arguments(spec, state), **settings)
+        with torch.device("meta"):
+            backbone = cls(**cls.arguments(spec, state), **settings)
         backbone.load(spec, state)
         return backbone
 

@@ -21,14 +21,14 @@ EXTRAS = {
     "moco_v3_resnet": {"base_encoder.fc.0.weight": (4, 4), "predictor.0.weight": (4, 4)},
     "beit": {"mask_token": (1, 1, WIDTH), "lm_head.weight": (9, WIDTH), "rel_pos_bias.relative_position_index": (5, 5)},
     "beit_blocks": {"head.weight": (5, WIDTH)},
-    "clip_openai": {"visual.proj": (WIDTH, 4), "input_resolution": (), "transformer.resblocks.0.ln_1.weight": (4,), "text_projection": (4, 4)},
+    "clip_openai": {"visual.proj": (WIDTH, 4), "input_resolution": (), "vocab_size": (), "text_projection": (4, 4), "ln_final.bias": (4,)},
     "open_clip": {"visual.proj": (WIDTH, 4), "logit_scale": (), "token_embedding.weight": (9, 4)},
     "open_clip_timm": {"visual.head.proj.weight": (4, WIDTH), "text.transformer.resblocks.0.ln_1.weight": (4,)},
-    "hf_vit_mae": {"decoder.mask_token": (1, 1, 4)},
-    "hf_vit_mae_5": {"decoder.mask_token": (1, 1, 4)},
+    "hf_vit_mae": {"decoder.mask_token": (1, 1, 4), "decoder.decoder_norm.bias": (4,)},
+    "hf_vit_mae_5": {"decoder.mask_token": (1, 1, 4), "decoder.decoder_norm.bias": (4,)},
     "hf_vit": {"classifier.weight": (5, WIDTH)},
-    "hf_vit_model": {"pooler.dense.weight": (WIDTH, WIDTH)},
-    "hf_vit_model_5": {"pooler.dense.weight": (WIDTH, WIDTH)},
+    "hf_vit_model": {"pooler.dense.weight": (WIDTH, WIDTH), "pooler.dense.bias": (WIDTH,)},
+    "hf_vit_model_5": {"pooler.dense.weight": (WIDTH, WIDTH), "pooler.dense.bias": (WIDTH,)},
     "hf_clip": {"visual_projection.weight": (4, WIDTH), "text_model.final_layer_norm.weight": (4,), "vision_model.embeddings.position_ids": (1, 5)},
     "mmpretrain_vit": {"neck.decoder_pred.weight": (4, 4), "data_preprocessor.mean": (3,)},
     "mmpretrain_resnet": {"neck.fc0.weight": (4, 4)},
@@ -91,7 +91,7 @@ def tiny_vit(known: formats.Format, roles: dict[str, str], seed: int) -> dict[st
 
 def tiny_resnet(roles: dict[str, str], seed: int) -> dict[str, torch.Tensor]:
     torch.manual_seed(seed)
-    model = ResNet(Bottleneck, (1, 1, 1, 1), 0)
+    model = ResNet(Bottleneck, (1, 1, 1, 1), 0, base_width=8)
     state = {}
     for name, tensor in model.state_dict().items():
         if name.endswith(("running_mean", "bias")):
