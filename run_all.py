@@ -9,6 +9,7 @@ missing. Exit status: 0 all done or skipped with a reason, 1 a task failed, 2 ba
 """
 
 import argparse
+import itertools
 import os
 import sys
 from pathlib import Path
@@ -16,11 +17,9 @@ from pathlib import Path
 from evaluate import plan
 from evaluate.data import layouts
 from evaluate.errors import UserError
-from evaluate.launch import local
+from evaluate.launch import jobs, local
 from evaluate.task import EXIT_SKIPPED, make_folder, split_overrides
 from results import record, tables
-
-PYTHON = sys.executable
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,38 +38,46 @@ def run(arguments: argparse.Namespace) -> int:
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
     preset = arguments.preset or ("demo" if demo else "paper")
     configs = plan.configure(nodes, preset, split_overrides(arguments.set))
-    checkpoints = {path.stem: path for path in arguments.ckpt}
-    if len(checkpoints) < len(arguments.ckpt):
-        raise UserError("two checkpoints have the same file name; rename one, since it names the row of the table")
-    for path in arguments.ckpt:
-        if not path.exists():
-            raise UserError(f"there is no checkpoint {path}; give the path of an existing file")
+    checkpoints = {row: jobs.demo_checkpoint(arguments.out, row) for row in jobs.DEMO} if demo else named(arguments.ckpt)
     if not demo and not arguments.data_root:
         raise UserError("--ckpt needs --data-root, the folder that holds imagenet/, coco/, … (README, data layout)")
-    if demo and arguments.dry_run:
-        checkpoints = {name: arguments.out / "pretrain" / name / "checkpoint.pth" for name in ("siameseim", "random")}
-        return dry_run(checkpoints, nodes, configs)
     if arguments.dry_run:
         return dry_run(checkpoints, nodes, configs)
 
     out = make_folder(arguments.out)
     data_root = layouts.root(arguments.data_root) if arguments.data_root else make_toy_world(out)
-    shared = plan.Run(out, data_root, configs, arguments.seed, arguments.limit)
-    jobs = demo_jobs(out, data_root, checkpoints) if demo else []
-    for name, path in checkpoints.items():
-        jobs += encoder_jobs(name, path, nodes, shared, preset, arguments, tuple(checkpoints))
+    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "workers", "branch")}
+    shared = plan.Run(out, data_root, preset, configs, arguments.set, **where)
+    work = jobs.pretraining(out, data_root) if demo else []
+    for row, path in checkpoints.items():
+        work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after=(f"{row}/pretrain",) if demo else ())
     gpus = visible_gpus(arguments.device)
-    local.run(jobs, slots=arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1), gpus=gpus)
+    local.run(work, slots=arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1), gpus=gpus)
+    return report(out, checkpoints, work)
 
-    print(f"\n{tables.render(out, list(checkpoints), record.read_all(out / 'records'))}")
-    for first, second in zip(checkpoints, list(checkpoints)[1:], strict=False):
+
+def report(out: Path, checkpoints: dict[str, Path], work: list[local.Job]) -> int:
+    """Prints the table, where it lies, the time of each part and what failed; the exit status."""
+    rows = list(checkpoints)
+    print(f"\n{tables.render(out, rows, record.read_all(out / 'records'))}")
+    for first, second in itertools.combinations(rows, 2):
         print(tables.paired(out, first, second))
     print("tables: " + ", ".join(str(out / f"table.{kind}") for kind in ("csv", "tex", "md", "html")))
-    print("seconds: " + ", ".join(f"{job.name} {job.seconds:.0f}" for job in jobs if job.seconds))
-    failed = [job for job in jobs if job.status not in (0, EXIT_SKIPPED)]
+    print("seconds: " + ", ".join(f"{job.name} {job.seconds:.0f}" for job in work if job.seconds))
+    failed = [job for job in work if job.status not in (0, EXIT_SKIPPED)]
     for job in failed:
         print(f"{job.name} failed: {local.last_line(job.log)} (log: {job.log})", file=sys.stderr)
     return int(bool(failed))
+
+
+def named(paths: list[Path]) -> dict[str, Path]:
+    """Checkpoints by the name of their row. Raises UserError for an absent one, or two of one name."""
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"there is no checkpoint {path}; give the path of an existing file")
+    if len({path.stem for path in paths}) < len(paths):
+        raise UserError("two checkpoints have the same file name; rename one, since it names the row of the table")
+    return {path.stem: path for path in paths}
 
 
 def make_toy_world(out: Path) -> Path:
@@ -79,70 +86,6 @@ def make_toy_world(out: Path) -> Path:
 
     print("toy world: making it, or taking the one that stands", flush=True)
     return toy.make(out / "data")
-
-
-def demo_jobs(out: Path, data_root: Path, checkpoints: dict[str, Path]) -> list[local.Job]:
-    """Jobs that make the demo's checkpoints, which are added to ``checkpoints``: a pretrained encoder and its random start."""
-    jobs = []
-    for name, options in (("siameseim", []), ("random", ["--init-only"])):
-        folder = out / "pretrain" / name
-        checkpoints[name] = folder / "checkpoint.pth"
-        command = [
-            PYTHON,
-            "-m",
-            "pretrain.train",
-            "--preset",
-            "demo",
-            "--data",
-            str(data_root / "imagenet/train"),
-            "--out",
-            str(folder),
-            *options,
-        ]
-        done = (lambda path: lambda: path.is_file())(folder / "finished" if not options else checkpoints[name])
-        ended = (lambda path: lambda status: path.touch() if status == 0 else None)(folder / "finished")
-        jobs.append(local.Job(f"{name}/pretrain", command, out / "logs" / f"{name}-pretrain.log", is_done=done, ended=ended))
-    return jobs
-
-
-def encoder_jobs(
-    name: str, path: Path, nodes: tuple[plan.Node, ...], shared: plan.Run, preset: str, arguments: argparse.Namespace, rows: tuple[str, ...]
-) -> list[local.Job]:
-    """Convert one checkpoint, then every node on it; the table is rendered after each."""
-    out, encoder = shared.out, shared.out / name / "encoder.safetensors"
-    convert = [
-        PYTHON,
-        "-m",
-        "evaluate.convert",
-        str(path),
-        "--out",
-        str(encoder),
-        *(["--branch", arguments.branch] if arguments.branch else []),
-    ]
-    before = () if arguments.ckpt else (f"{name}/pretrain",)
-    converted = lambda: plan.is_converted(path, encoder, arguments.branch)  # noqa: E731
-    jobs = [local.Job(f"{name}/convert", convert, out / "logs" / f"{name}-convert.log", before, converted)]
-    for node in nodes:
-        command = [PYTHON, "-m", f"evaluate.{node.task}", "--ckpt", str(encoder), "--data-root", str(shared.data_root), "--out", str(out)]
-        command += ["--name", name, "--preset", preset, "--seed", str(arguments.seed), "--device", arguments.device]
-        command += ["--workers", str(arguments.workers), *(["--limit", str(arguments.limit)] if arguments.limit else [])]
-        command += [part for setting in shared.settings(node, arguments.set) for part in ("--set", setting)]
-        if node.needs:
-            command += ["--classifier", str(out / name / node.needs / "classifier.safetensors")]
-        log = out / "logs" / f"{name}-{node.name}.log"
-
-        def ended(status: int, node: plan.Node = node, log: Path = log) -> None:
-            word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
-            reason = local.last_line(log) if status > 0 else f"its process ended with status {status}; its log is {log}"
-            print(f"{name}/{node.name}: {word}{f': {reason}' if status else ''}", flush=True)
-            if status and "\nrecord: " not in log.read_text(errors="replace"):
-                unrun = record.without_run(name, node.name, word, reason, arguments.seed, arguments.limit)
-                record.write(out / "records", unrun)
-            tables.render(out, rows, record.read_all(out / "records"))
-
-        needs = (f"{name}/convert", *([f"{name}/{node.needs}"] if node.needs else []))
-        jobs.append(local.Job(f"{name}/{node.name}", command, log, needs, lambda node=node: shared.find(name, node) is not None, ended))
-    return jobs
 
 
 def dry_run(checkpoints: dict[str, Path], nodes: tuple[plan.Node, ...], configs: dict[str, object]) -> int:

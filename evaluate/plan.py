@@ -105,14 +105,19 @@ class Run:
 
     out: Path
     data_root: Path
+    preset: str
     configs: dict[str, Any]
-    seed: int
-    limit: int | None
+    assignments: list[str]  # --set, as given
+    seed: int = 0
+    limit: int | None = None
+    device: str = "auto"
+    workers: int = 0
+    branch: str | None = None
     fingerprints: dict[tuple[str, ...], str] = dataclasses.field(default_factory=dict)
 
-    def settings(self, node: Node, assignments: Sequence[str]) -> list[str]:
+    def settings(self, node: Node) -> list[str]:
         """The ``NAME=VALUE`` settings that reach one node: its own, then those given for its task or for itself."""
-        given = split_overrides(list(assignments))
+        given = split_overrides(self.assignments)
         values = {**dict(node.overrides), **given.get(node.task, {}), **given.get(node.name, {})}
         return [f"{name}={value}" for name, value in values.items()]
 

@@ -1,0 +1,92 @@
+"""The commands behind the table: what makes the demo's checkpoints, and what measures one checkpoint."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from evaluate import plan
+from evaluate.launch.local import Job, last_line
+from evaluate.task import EXIT_SKIPPED
+from results import record, tables
+
+DEMO = {"siameseim": (), "random": ("--init-only",)}  # row: how it is pretrained
+
+
+def demo_checkpoint(out: Path, row: str) -> Path:
+    """Where the demo's checkpoint of a row lies."""
+    return out / "pretrain" / row / "checkpoint.pth"
+
+
+def pretraining(out: Path, data_root: Path) -> list[Job]:
+    """Jobs that make the demo's checkpoints: a pretrained encoder, and its random start."""
+    jobs = []
+    for row, options in DEMO.items():
+        folder = demo_checkpoint(out, row).parent
+        finished = folder / "finished"  # checkpoint.pth stands from the first epoch on
+        command = [sys.executable, "-m", "pretrain.train", "--preset", "demo", "--data", str(data_root / "imagenet/train")]
+        command += ["--out", str(folder), "--device", "cpu", *options]
+
+        def ended(status: int, finished: Path = finished) -> None:
+            if status == 0:
+                finished.touch()
+
+        jobs.append(Job(f"{row}/pretrain", command, out / "logs" / f"{row}-pretrain.log", is_done=finished.is_file, ended=ended))
+    return jobs
+
+
+def measuring(
+    row: str, checkpoint: Path, nodes: Sequence[plan.Node], run: plan.Run, rows: Sequence[str], after: tuple[str, ...] = ()
+) -> list[Job]:
+    """Converts one checkpoint, then measures every node on it. ``rows`` are those of the table, ``after`` the jobs that come first."""
+    encoder = run.out / row / "encoder.safetensors"
+    convert = [sys.executable, "-m", "evaluate.convert", str(checkpoint), "--out", str(encoder)]
+    convert += ["--branch", run.branch] if run.branch else []
+    log = run.out / "logs" / f"{row}-convert.log"
+
+    def converted(status: int, log: Path = log) -> None:
+        print(f"{row}/convert: {log.read_text(errors='replace').strip()}", flush=True)  # the certificate, or what is wrong
+
+    jobs = [Job(f"{row}/convert", convert, log, after, lambda: plan.is_converted(checkpoint, encoder, run.branch), converted)]
+    for node in nodes:
+        log = run.out / "logs" / f"{row}-{node.name}.log"
+        needs = (f"{row}/convert", *([f"{row}/{node.needs}"] if node.needs else []))
+
+        def stands(node: plan.Node = node) -> bool:
+            return run.find(row, node) is not None
+
+        def ended(status: int, node: plan.Node = node, log: Path = log) -> None:
+            _note(row, node, status, log, run, rows)
+
+        jobs.append(Job(f"{row}/{node.name}", _command(row, encoder, node, run), log, needs, stands, ended))
+    return jobs
+
+
+def _command(row: str, encoder: Path, node: plan.Node, run: plan.Run) -> list[str]:
+    command = [sys.executable, "-m", f"evaluate.{node.task}", "--ckpt", str(encoder), "--name", row, "--data-root", str(run.data_root)]
+    command += [
+        "--out",
+        str(run.out),
+        "--preset",
+        run.preset,
+        "--seed",
+        str(run.seed),
+        "--device",
+        run.device,
+        "--workers",
+        str(run.workers),
+    ]
+    command += ["--limit", str(run.limit)] if run.limit else []
+    command += [part for setting in run.settings(node) for part in ("--set", setting)]
+    if node.needs:
+        command += ["--classifier", str(run.out / row / node.needs / "classifier.safetensors")]
+    return command
+
+
+def _note(row: str, node: plan.Node, status: int, log: Path, run: plan.Run, rows: Sequence[str]) -> None:
+    """After a task: says how it ended, writes its record if it could not, and renders the table again."""
+    word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
+    reason = last_line(log) if status > 0 else f"its process ended with status {status}; its log is {log}"
+    print(f"{row}/{node.name}: {word}{f': {reason}' if status else ''}", flush=True)
+    if status and "\nrecord: " not in log.read_text(errors="replace"):
+        record.write(run.out / "records", record.without_run(row, node.name, word, reason, run.seed, run.limit))
+    tables.render(run.out, rows, record.read_all(run.out / "records"))
