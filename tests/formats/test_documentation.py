@@ -1,0 +1,26 @@
+"""The table of formats in docs/conversion.md is the code's."""
+
+from pathlib import Path
+
+from evaluate import formats
+from evaluate.formats.table import CLIP, HALF, IMAGENET, UNIT
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "conversion.md"
+NORMALISATIONS = {IMAGENET: "ImageNet", HALF: "0.5", UNIT: "none", CLIP: "CLIP"}
+
+
+def row(known: formats.Format) -> str:
+    """One line of the table."""
+    places = ", ".join(f"`{group}`" if group else "top level" for group in dict.fromkeys(b.group or g for b in known.branches.values() for g in known.groups))
+    marks = ", ".join(f"`{pattern}`".replace("|", "\\|") for pattern in known.has)
+    semantics = f"{known.layer_norm_eps:g}, {known.activation}" if known.family == "vit" else "1e-05 (BatchNorm)"
+    return (
+        f"| `{known.name}` | {known.description.replace('|', chr(92) + '|')} | {places} | {marks} | {', '.join(known.branches)} | {known.pooling} "
+        f"| {semantics} | {NORMALISATIONS[known.normalisation]} | {known.interpolation} |"
+    )
+
+
+def test_every_format_stands_in_the_table() -> None:
+    lines = DOCUMENT.read_text().splitlines()
+    for known in formats.FORMATS:
+        assert row(known) in lines, f"docs/conversion.md lacks, or differs from:\n{row(known)}"
