@@ -65,7 +65,8 @@ class Checkpoint:
     @property
     def settings(self) -> dict[str, Any]:
         """What the file says of its own model: ``args`` and, stronger, ``config``."""
-        return {**self.entries.get("args", {}), **self.entries.get("config", {})}
+        places = (self.entries.get("args"), self.entries.get("config"))
+        return {key: value for place in places if isinstance(place, dict) for key, value in place.items()}
 
 
 def read(path: Path) -> Checkpoint:

@@ -7,6 +7,7 @@ A mutation changes one key of a tiny file of a random format. The right encoder 
 may not be missing, changed in shape or type, or not finite, and whatever else happens to the file may not change a feature.
 """
 
+import json
 import os
 import random
 from collections import Counter
@@ -130,7 +131,7 @@ def mutated(content: dict[str, Any], name: str, kind: Any, pick: random.Random) 
 
 
 def outcome(file: Path, out: Path, right: str) -> str:
-    """"converted", "refused", or what went wrong."""
+    """Says "converted" or "refused", or else what went wrong."""
     out.unlink(missing_ok=True)
     encoder.certificate_path(out).unlink(missing_ok=True)
     try:
@@ -164,3 +165,39 @@ def test_mutated_files_convert_rightly_or_name_the_fault(untouched, tmp_path) ->
     print(f"{MUTATIONS} mutations: {counts['converted']} converted into the right encoder, {counts['refused']} refused by name")
     assert not faults, "\n".join(faults)
     assert counts["converted"] and counts["refused"] > MUTATIONS / 2
+
+
+ODD = ("text", [], [1, 2], {}, {"a": []}, None, True, -1, 10**30, 2.5, float("nan"), ["a", "b", "c"], [0, 0, 0])
+NAMES = ("num_heads", "mean", "std", "layer_norm_eps", "activation", "pooling", "interpolation", "img_size", "depth")
+BESIDE = {
+    "hf_vit_model": ("layer_norm_eps", "hidden_act", "num_attention_heads", "vision_config", "encoder_spec"),
+    "open_clip_timm": ("model_cfg", "preprocess_cfg"),
+    "timm": ("pretrained_cfg", "mean", "std"),
+}
+
+
+def some(cases: list[Any]) -> list[Any]:
+    """All of them in a long run, every seventh otherwise."""
+    return cases if MUTATIONS >= 1000 else cases[::7]
+
+
+@pytest.mark.parametrize("place", ["args", "config", "encoder_spec", "epoch"])
+def test_odd_settings_in_the_file(place, tmp_path) -> None:
+    """Whatever a file says of itself: obeyed, ignored or refused, never a traceback."""
+    file, out = tmp_path / "file.pth", tmp_path / "encoder.safetensors"
+    state = checkpoint_of(formats.by_name("mae"))["model"]
+    for value in some([*ODD, *({name: odd} for name in NAMES for odd in ODD)]):
+        torch.save({"model": state, place: value}, file)
+        came = outcome(file, out, "")
+        assert came == "refused" or came.startswith("converted into"), f"{place} {value!r}: {came}"
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_odd_settings_beside_the_file(name, tmp_path) -> None:
+    torch.save(checkpoint_of(formats.by_name(name)), tmp_path / "pytorch_model.bin")
+    for content in ("[]", "3", "{", *some([json.dumps({key: value}) for key in BESIDE[name] for value in ODD])):
+        (tmp_path / "config.json").write_text(content)
+        try:
+            convert.convert(tmp_path, tmp_path / "encoder.safetensors")
+        except UserError as error:
+            assert str(tmp_path) in str(error) and "\n" not in str(error)

@@ -58,7 +58,8 @@ def is_openai(checkpoint: Checkpoint, group: str) -> bool:
 
 def open_clip_semantics(checkpoint: Checkpoint) -> dict[str, object]:
     """open_clip's config beside the file may say quick_gelu, mean and std."""
-    model, preprocess = (checkpoint.config.get(name) or {} for name in ("model_cfg", "preprocess_cfg"))
+    places = (checkpoint.config.get(name) for name in ("model_cfg", "preprocess_cfg"))
+    model, preprocess = (place if isinstance(place, dict) else {} for place in places)
     found: dict[str, object] = {name: tuple(preprocess[name]) for name in ("mean", "std") if isinstance(preprocess.get(name), list)}
     return {**found, "activation": "quick_gelu"} if model.get("quick_gelu") else found
 

@@ -90,7 +90,7 @@ def hf_semantics(checkpoint: Checkpoint) -> dict[str, Any]:
     if "layer_norm_eps" in config:
         found["layer_norm_eps"] = config["layer_norm_eps"]
     if "hidden_act" in config:
-        if config["hidden_act"] not in ACTIVATIONS:
+        if config["hidden_act"] not in tuple(ACTIVATIONS):
             raise UserError(f"{checkpoint.path}: config.json asks for activation {config['hidden_act']!r}; {', '.join(ACTIVATIONS)} are supported")
         found["activation"] = ACTIVATIONS[config["hidden_act"]]
     if "num_attention_heads" in config:

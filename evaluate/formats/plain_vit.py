@@ -24,7 +24,8 @@ HEAD = r"head\.weight"
 
 def timm_semantics(checkpoint: Checkpoint) -> dict[str, Any]:
     """timm's hub files say their mean and std in config.json; a training checkpoint may in its args."""
-    config: Mapping[str, Any] = checkpoint.config.get("pretrained_cfg") or checkpoint.config or checkpoint.settings
+    own = checkpoint.config.get("pretrained_cfg")
+    config: Mapping[str, Any] = own if isinstance(own, dict) else checkpoint.config or checkpoint.settings
     return {name: tuple(config[name]) for name in ("mean", "std") if isinstance(config.get(name), list | tuple) and len(config[name]) == 3}
 
 
