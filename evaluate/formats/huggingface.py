@@ -121,7 +121,7 @@ def _vit(name: str, description: str, prefix: str, **extra: Any) -> tuple[Format
 
 
 FORMATS = (
-    *_vit("hf_vit_mae", "Hugging Face ViT-MAE", "vit.", has=(r"decoder\..+",), pooling="mean"),
+    *_vit("hf_vit_mae", "Hugging Face ViT-MAE", "vit.", has=(r"decoder\..+",)),
     *_vit("hf_vit", "Hugging Face ViT with a head", "vit.", lacks=(r"decoder\..+",), normalisation=HALF),
     *_vit("hf_vit_model", "Hugging Face ViT with a pooler", "", has=(r"pooler\.dense\.weight",), normalisation=HALF),
     *_vit("hf_dino", "Hugging Face ViT without pooler, as DINO's", "", lacks=(r"pooler\.dense\..+",)),
