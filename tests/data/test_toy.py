@@ -1,0 +1,58 @@
+"""The toy world is made of its parameters and nothing else."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from evaluate.data import layouts, toy
+
+TINY = toy.World(train_per_class=3, val_per_class=2, list_per_class=2, shifted_per_class=1, corrupted_per_class=1)
+MAKE = "import sys; from pathlib import Path; from evaluate.data import toy; print(toy.make(Path(sys.argv[1]), toy.World(*map(int, sys.argv[2:]))))"
+
+
+def made(folder, world):
+    """In a process of its own: random states must not be inherited."""
+    values = [str(value) for value in vars(world).values()]
+    command = [sys.executable, "-W", "ignore", "-c", MAKE, str(folder), *values]
+    return Path(subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout.strip())
+
+
+def content(root):
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("first"), TINY)
+
+
+def test_the_same_parameters_give_the_same_bytes(world, tmp_path):
+    assert content(made(tmp_path, TINY)) == content(world)
+
+
+def test_every_set_stands_in_its_layout(world):
+    for name in layouts.LAYOUTS:
+        layouts.require(world, name)
+    assert len(list((world / "imagenet-c").glob("*/*/*/*.JPEG"))) == 15 * 5 * len(toy.WNIDS)
+    assert (world / "contact_sheet.png").stat().st_size > 10_000
+    assert json.loads((world / "world.json").read_text())["train_per_class"] == 3
+
+
+def test_a_world_that_stands_is_taken_as_it_is(world):
+    before = (world / "world.json").stat().st_mtime_ns
+    assert toy.make(world.parent, TINY) == world and (world / "world.json").stat().st_mtime_ns == before
+
+
+def test_another_seed_is_another_world(world, tmp_path):
+    other = toy.World(**{**vars(TINY), "seed": 1})
+    assert toy.make(tmp_path, other).name != world.name
+
+
+def test_classes_cannot_be_told_by_their_mean_colour():
+    means = np.array([[toy.paint(c, 32, np.random.default_rng([c, i])).mean() for i in range(40)] for c in range(10)])
+    assert means.mean(1).std() < means.std(1).mean()
