@@ -37,7 +37,7 @@ class World:
     val_per_class: int = 100
     list_per_class: int = 10  # images a class in the 1 % list: 1 % of this world would be four
     shifted_per_class: int = 50  # of the look-alikes of IN-A, IN-R and IN-Sketch
-    corrupted_per_class: int = 4  # of each of the 75 folders of the IN-C look-alike
+    corrupted_per_class: int = 2  # of each of the 75 folders of the IN-C look-alike
     version: int = VERSION
 
 
