@@ -18,8 +18,8 @@ from evaluate import plan
 from evaluate.data import layouts
 from evaluate.errors import UserError
 from evaluate.launch import jobs, local
-from evaluate.task import EXIT_SKIPPED, make_folder, split_overrides
-from results import record, tables
+from evaluate.task import EXIT_SKIPPED, at_least_one, make_folder, split_overrides
+from results import tables
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,9 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         return run(arguments)
-    except UserError as error:
+    except (UserError, ValueError) as error:  # ValueError: a file among the records that is none
         print(f"run_all.py: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("run_all.py: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,13 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after=(f"{row}/pretrain",) if demo else ())
     gpus = visible_gpus(arguments.device)
     local.run(work, slots=arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1), gpus=gpus)
-    return report(out, checkpoints, work)
+    return report(shared, list(checkpoints), nodes, work)
 
 
-def report(out: Path, checkpoints: dict[str, Path], work: list[local.Job]) -> int:
+def report(run: plan.Run, rows: list[str], nodes: tuple[plan.Node, ...], work: list[local.Job]) -> int:
     """Prints the table, where it lies, the time of each part and what failed; the exit status."""
-    rows = list(checkpoints)
-    print(f"\n{tables.render(out, rows, record.read_all(out / 'records'))}")
+    out = run.out
+    print(f"\n{tables.render(out, rows, run.entries(rows, nodes))}")
     for first, second in itertools.combinations(rows, 2):
         print(tables.paired(out, first, second))
     print("tables: " + ", ".join(str(out / f"table.{kind}") for kind in ("csv", "tex", "md", "html")))
@@ -119,9 +122,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--set", action="append", default=[], metavar="TASK.NAME=VALUE", help="override a setting, for example finetune.epochs=50"
     )
     parser.add_argument("--branch", help="which encoder of the checkpoints to take, for example target")
-    parser.add_argument("--limit", type=int, help="read at most so many images of each set; the cells are marked")
+    parser.add_argument("--limit", type=at_least_one, help="read at most so many images of each set; the cells are marked")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--jobs", type=int, help="tasks at a time (default: one a GPU, or two on a CPU)")
+    parser.add_argument("--jobs", type=at_least_one, help="tasks at a time (default: one a GPU, or two on a CPU)")
     parser.add_argument("--workers", type=int, default=0, help="data loading processes a task (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")

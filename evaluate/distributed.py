@@ -5,6 +5,7 @@ metric is the same to the last digit on any number of processes.
 """
 
 import os
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -52,6 +53,15 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.grad is not None:
             dist.all_reduce(parameter.grad)
+
+
+def share(value: Any) -> Any:
+    """The first process's value, on every process."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def broadcast(tensors: list[torch.Tensor]) -> None:

@@ -113,6 +113,7 @@ class Run:
     device: str = "auto"
     workers: int = 0
     branch: str | None = None
+    refused: set[str] = dataclasses.field(default_factory=set)  # rows whose checkpoint could not be converted
     fingerprints: dict[tuple[str, ...], str] = dataclasses.field(default_factory=dict)
 
     def settings(self, node: Node) -> list[str]:
@@ -123,21 +124,49 @@ class Run:
 
     def find(self, encoder: str, node: Node) -> dict[str, Any] | None:
         """The ``ok`` record of a node that could only be repeated, or None."""
+        fields = self._fields(encoder, node)
+        return record.find(self.out / "records", encoder, fields) if fields else None
+
+    def entries(self, rows: Sequence[str], nodes: Sequence[Node]) -> list[dict[str, Any]]:
+        """The records that this invocation's table may show: of these very encoders and, for the nodes it runs, of these settings.
+
+        Another checkpoint of the same name, or an earlier run with other settings, may have left records in the same folder.
+        """
+        fingerprints = {row: self._encoder_fingerprint(row) for row in rows}
+        wanted = {(row, node.name): self._fields(row, node) for row in rows for node in nodes}
+        keys = {place: record.key(fields) if fields else None for place, fields in wanted.items()}
+        shown = []
+        for entry in record.read_all(self.out / "records"):
+            place, row = (entry["encoder"], entry["task"]), entry["encoder"]
+            if row not in rows or entry["encoder_fingerprint"] not in (None, fingerprints[row]):
+                continue
+            if entry["encoder_fingerprint"] is None or place not in keys or entry["key"] == keys[place]:
+                shown.append(entry)
+        return shown
+
+    def _encoder_fingerprint(self, encoder: str) -> str | None:
+        """None where there is no certified encoder, or where the checkpoint given now could not be converted."""
         certificate = self.out / encoder / "encoder.certificate.json"
-        if not certificate.is_file():
+        if encoder in self.refused or not certificate.is_file():
+            return None
+        return json.loads(certificate.read_text())["fingerprint"]
+
+    def _fields(self, encoder: str, node: Node) -> dict[str, Any] | None:
+        """What the key of a node's record is made of, or None before there is an encoder."""
+        fingerprint = self._encoder_fingerprint(encoder)
+        if fingerprint is None:
             return None
         classifier = self.out / encoder / "finetune" / "classifier.safetensors"
-        fields = {
+        return {
             "schema": record.SCHEMA,
             "task": node.name,
             "config": json.loads(json.dumps(dataclasses.asdict(self.configs[node.name]))),
             "seed": self.seed,
             "limit": self.limit,
-            "encoder_fingerprint": json.loads(certificate.read_text())["fingerprint"],
+            "encoder_fingerprint": fingerprint,
             "data_fingerprint": self._fingerprint(module_of(node.task).reads(self.configs[node.name])),
             "classifier": record.sha256(classifier) if node.needs and classifier.is_file() else None,
         }
-        return record.find(self.out / "records", encoder, fields)
 
     def _fingerprint(self, names: tuple[str, ...]) -> str:
         if names not in self.fingerprints:

@@ -152,8 +152,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     path = out / name / "encoder.safetensors"
     if first:
         path = convert.ensure(arguments.ckpt, path)
-    distributed.barrier()
-    loaded = encoder.load(path if path.exists() else arguments.ckpt, device=device)
+    loaded = encoder.load(distributed.share(path), device=device)
     entry = record.start(node, config, arguments.preset, loaded, env)
     status = _measure(module, loaded, config, env, entry)
     if not first:
@@ -191,6 +190,14 @@ def _measure(module: Any, encoder: Any, config: Any, env: Env, entry: dict[str, 
     return status
 
 
+def at_least_one(text: str) -> int:
+    """For argparse: a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
 def make_folder(path: Path) -> Path:
     """Creates a folder and proves that it can be written; raises UserError otherwise."""
     try:
@@ -220,6 +227,6 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--workers", type=int, default=0, help="data loading processes (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--limit", type=int, help="read at most so many images of each set; marked in the record")
+    parser.add_argument("--limit", type=at_least_one, help="read at most so many images of each set; marked in the record")
     parser.add_argument("--classifier", type=Path, help="fine-tuned classifier (robustness only)")
     return parser

@@ -29,23 +29,26 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
         if not self.paths:
             raise DataError(f"no images below {folder}; expected files ending in {', '.join(sorted(EXTENSIONS))}")
-        self.cache: dict[int, Tensor] | None = {} if self[0][0].numel() * len(self.paths) <= CACHE_BYTES else None
+        fits = self.read(0).numel() * len(self.paths) <= CACHE_BYTES
+        self.cache: dict[int, Tensor] | None = {} if fits else None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        cache = getattr(self, "cache", None)
-        if cache is not None and index in cache:
-            return cache[index], index
+        if self.cache is None:
+            return self.read(index), index
+        if index not in self.cache:
+            self.cache[index] = self.read(index)
+        return self.cache[index], index
+
+    def read(self, index: int) -> Tensor:
+        """One image (3, H, W) uint8 from its file. Raises DataError naming a file that cannot be read."""
         try:
             with Image.open(self.paths[index]) as file:
-                image = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1).contiguous()
-        except OSError as error:
+                return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1).contiguous()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{self.paths[index]} cannot be read as an image ({error}); replace or remove it") from error
-        if cache is not None:
-            cache[index] = image
-        return image, index
 
 
 class Collate:
@@ -74,11 +77,8 @@ def epoch_batches(
     steps = order[: steps_per_epoch(len(images), config) * config.batch_size].reshape(-1, config.batch_size)[first_step:]
     share = config.batch_size // distributed.world_size()
     mine = steps[:, distributed.rank() * share : (distributed.rank() + 1) * share].reshape(-1, micro_batch)
-    loader = DataLoader(
-        images,
-        batch_sampler=mine.tolist(),
-        collate_fn=Collate(epoch, config),
-        num_workers=workers,
-        pin_memory=False,
-    )
-    yield from loader
+    loader = DataLoader(images, batch_sampler=mine.tolist(), collate_fn=Collate(epoch, config), num_workers=workers)
+    try:
+        yield from loader
+    except DataError as error:  # from a worker it comes with that process's traceback before its sentence
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix("pretrain.data.DataError: ")) from error

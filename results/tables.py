@@ -7,6 +7,8 @@ published numbers. A cell that is not the paper's protocol carries a mark, with 
 """
 
 import argparse
+import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluate.plan import COLUMNS
+from evaluate.plan import COLUMNS, NODES, configure
 from results import record
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -84,11 +86,6 @@ def differences(entry: dict[str, Any]) -> list[str]:
 
 def _paper_config(entry: dict[str, Any]) -> dict[str, Any]:
     """The paper preset of a record's task as JSON, with what its node sets."""
-    import dataclasses
-    import json
-
-    from evaluate.plan import NODES, configure
-
     node = next(node for node in NODES if node.name == entry["task"])
     return json.loads(json.dumps(dataclasses.asdict(configure([node], "paper", {})[node.name])))
 

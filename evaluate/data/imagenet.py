@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ def one_percent_set(data_root: Path, limit: int | None = None) -> ImageSet:
     classes = class_names(train)
     names = sorted(line.strip() for line in listing.read_text().splitlines() if line.strip())
     if len(set(names)) != len(names):
-        raise UserError(f"{listing} names a file twice ({next(a for a, b in zip(names, names[1:], strict=False) if a == b)})")
+        raise UserError(f"{listing} names a file twice ({next(a for a, b in pairwise(names) if a == b)})")
     if len(classes) == FULL_CLASSES:
         per_class = Counter(Counter(name.rpartition("_")[0] for name in names).values())
         if per_class != ONE_PERCENT_CLASSES:

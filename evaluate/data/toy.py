@@ -142,11 +142,10 @@ def _make_imagenet(root: Path, world: World) -> None:
 
 
 def _make_corrupted(root: Path, world: World, pictures: dict[str, list[np.ndarray]]) -> None:
-    import numba  # seconds of imports that only making the world needs
+    from imagecorruptions import corrupt, corruptions  # seconds of imports that only making the world needs
 
-    numba.config.DISABLE_JIT = True  # compiling the loop of glass_blur takes longer than running it on pictures this small
-    from imagecorruptions import corrupt
-
+    shuffle = corruptions._shuffle_pixels_njit_glass_blur  # compiling this loop takes longer than running it on pictures this small
+    corruptions._shuffle_pixels_njit_glass_blur = getattr(shuffle, "py_func", shuffle)
     np.random.seed(world.seed)  # the package draws from numpy's global generator
     for corruption in CORRUPTIONS:
         for severity in range(1, 6):

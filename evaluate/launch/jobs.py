@@ -44,6 +44,8 @@ def measuring(
     log = run.out / "logs" / f"{row}-convert.log"
 
     def converted(status: int, log: Path = log) -> None:
+        if status:
+            run.refused.add(row)
         print(f"{row}/convert: {log.read_text(errors='replace').strip()}", flush=True)  # the certificate, or what is wrong
 
     jobs = [Job(f"{row}/convert", convert, log, after, lambda: plan.is_converted(checkpoint, encoder, run.branch), converted)]
@@ -55,7 +57,7 @@ def measuring(
             return run.find(row, node) is not None
 
         def ended(status: int, node: plan.Node = node, log: Path = log) -> None:
-            _note(row, node, status, log, run, rows)
+            _note(row, node, status, log, run, rows, nodes)
 
         jobs.append(Job(f"{row}/{node.name}", _command(row, encoder, node, run), log, needs, stands, ended))
     return jobs
@@ -63,18 +65,8 @@ def measuring(
 
 def _command(row: str, encoder: Path, node: plan.Node, run: plan.Run) -> list[str]:
     command = [sys.executable, "-m", f"evaluate.{node.task}", "--ckpt", str(encoder), "--name", row, "--data-root", str(run.data_root)]
-    command += [
-        "--out",
-        str(run.out),
-        "--preset",
-        run.preset,
-        "--seed",
-        str(run.seed),
-        "--device",
-        run.device,
-        "--workers",
-        str(run.workers),
-    ]
+    settings = {"out": run.out, "preset": run.preset, "seed": run.seed, "device": run.device, "workers": run.workers}
+    command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     command += ["--limit", str(run.limit)] if run.limit else []
     command += [part for setting in run.settings(node) for part in ("--set", setting)]
     if node.needs:
@@ -82,11 +74,11 @@ def _command(row: str, encoder: Path, node: plan.Node, run: plan.Run) -> list[st
     return command
 
 
-def _note(row: str, node: plan.Node, status: int, log: Path, run: plan.Run, rows: Sequence[str]) -> None:
+def _note(row: str, node: plan.Node, status: int, log: Path, run: plan.Run, rows: Sequence[str], nodes: Sequence[plan.Node]) -> None:
     """After a task: says how it ended, writes its record if it could not, and renders the table again."""
     word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
     reason = last_line(log) if status > 0 else f"its process ended with status {status}; its log is {log}"
     print(f"{row}/{node.name}: {word}{f': {reason}' if status else ''}", flush=True)
     if status and "\nrecord: " not in log.read_text(errors="replace"):
         record.write(run.out / "records", record.without_run(row, node.name, word, reason, run.seed, run.limit))
-    tables.render(run.out, rows, record.read_all(run.out / "records"))
+    tables.render(run.out, rows, run.entries(rows, nodes))

@@ -34,7 +34,7 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
     """Runs all jobs, up to ``slots`` at a time, in their order as far as their needs allow; sets their status and seconds.
 
     A job whose need ended with another status than 0 does not run: it takes over that status, and its log says why. With GPUs, each
-    running job sees one of them alone.
+    running job sees one of them alone (two share one where there are more slots than GPUs).
     """
     waiting, free = list(jobs), list(range(slots))
     running: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}
@@ -62,7 +62,7 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
                     break  # its dependants may be ready now, and come first
                 slot = free.pop(0)
                 print(f"{job.name}: started (log: {job.log})", flush=True)
-                running[slot] = (job, _start(job, gpus[slot] if gpus else None), time.monotonic())
+                running[slot] = (job, _start(job, gpus[slot % len(gpus)] if gpus else None), time.monotonic())
             for slot, (job, process, begun) in list(running.items()):
                 if process.poll() is None:
                     continue

@@ -23,7 +23,7 @@ def read(root: Path, name: str) -> dict:
 
 def test_every_path_of_the_layouts_is_there(root: Path) -> None:
     for name in ("coco", "lvis", "ade20k"):
-        layouts.require(root, name)
+        assert all((root / part).exists() for part in layouts.LAYOUTS[name]), name
 
 
 def test_coco(root: Path) -> None:

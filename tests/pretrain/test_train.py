@@ -75,6 +75,31 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(images, unbroken, tmp
     assert same(weights(tmp_path), unbroken)
 
 
+@pytest.mark.parametrize("moment", ["before the first rename", "between the renames"])
+def test_a_kill_inside_a_save_leaves_a_whole_checkpoint(images, tmp_path, monkeypatch, moment):
+    assert run(images, tmp_path, "--init-only") == 0
+    replace_file = os.replace
+
+    def killed(source, target):
+        if moment == "before the first rename" or Path(target).name == checkpoint.NAME:
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(images, tmp_path, "--init-only")
+    monkeypatch.undo()
+    assert checkpoint.load_newest(tmp_path)["step"] == 0
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_from_scratch(images, tmp_path, capsys):
+    assert run(images, tmp_path, "--init-only") == 0
+    path = tmp_path / checkpoint.NAME
+    path.write_bytes(path.read_bytes()[:-100])
+    assert run(images, tmp_path) == 2
+    assert "every checkpoint" in capsys.readouterr().err
+
+
 def test_micro_batches_and_two_processes_follow_one_process(images, unbroken, tmp_path):
     """Two gloo processes see the same global batch; only the order of sums differs."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29533", "-m", "pretrain.train"]
@@ -117,6 +142,10 @@ def test_bad_images_are_named(tmp_path, capsys):
         (tmp_path / "images" / f"{i}.png").write_bytes(b"no image")
     assert run(tmp_path / "images", tmp_path / "out") == 2
     assert "0.png cannot be read as an image" in capsys.readouterr().err
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "images" / "0.png")
+    assert run(tmp_path / "images", tmp_path / "out", "--workers", "1") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "cannot be read as an image" in error
 
 
 def test_another_config_does_not_continue_a_run(images, tmp_path, capsys):

@@ -1,0 +1,63 @@
+"""Which records a table may show."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from evaluate import plan
+from evaluate.task import Env
+from results import record, tables
+
+
+@pytest.fixture
+def run(tmp_path):
+    nodes = plan.choose(["knn"])
+    made = plan.Run(tmp_path, tmp_path, "paper", plan.configure(nodes, "paper", {}), [])
+    certify(tmp_path, "this")
+    return made
+
+
+def certify(out, fingerprint):
+    (out / "mine").mkdir(exist_ok=True)
+    (out / "mine/encoder.certificate.json").write_text(json.dumps({"fingerprint": fingerprint}))
+
+
+def measured(run, value, settings=None):
+    """Writes the record of kNN as the task itself would, for the encoder that is certified now."""
+    config = plan.configure(plan.choose(["knn"]), "paper", settings or {})["knn"]
+    encoder = SimpleNamespace(fingerprint=run._encoder_fingerprint("mine"), source={})
+    entry = record.start("knn", config, "paper", encoder, Env(data_root=run.data_root, out_dir=run.out / "mine/knn"))
+    entry["data_fingerprint"] = plan.layouts.fingerprint(run.data_root, ("imagenet",))
+    record.write(run.out / "records", {**entry, "status": "ok", "metrics": {"top1": value}})
+
+
+def shown(run):
+    table, _ = tables.cells(run.entries(["mine"], plan.choose(["knn"])), ["mine"])
+    return table.loc["mine", "kNN"]
+
+
+def test_the_record_of_this_run_is_found_and_shown(run):
+    assert run.find("mine", plan.choose(["knn"])[0]) is None
+    measured(run, 71.0)
+    assert run.find("mine", plan.choose(["knn"])[0])["metrics"] == {"top1": 71.0}
+    assert shown(run) == "71.0"
+
+
+def test_another_checkpoint_of_the_same_name_does_not_lend_its_number(run):
+    measured(run, 71.0)
+    certify(run.out, "another")
+    assert shown(run) == "–"
+
+
+def test_a_checkpoint_that_is_refused_does_not_keep_the_number_of_the_one_before(run):
+    measured(run, 71.0)
+    run.refused.add("mine")
+    record.write(run.out / "records", record.without_run("mine", "knn", "failed", "not a checkpoint", 0, None))
+    assert shown(run) == "failed"
+
+
+def test_other_settings_do_not_lend_their_number(run):
+    measured(run, 71.0)
+    measured(run, 1.0, {"knn": {"temperature": "9"}})  # newer
+    assert shown(run).startswith("71.0")
