@@ -18,7 +18,6 @@ import math
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,11 +30,11 @@ from pretrain import checkpoint, distributed, views
 from pretrain.config import PAPER, PRESETS, PretrainConfig
 from pretrain.data import DataError, ImageFolder, epoch_batches, steps_per_epoch
 from pretrain.geometry import cosine
+from pretrain.log import Log
 
 METHODS = ("siameseim", "mae")
 EXIT_INTERRUPTED = 75  # "try again": saved on a signal, start again to go on
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-SECONDS_BETWEEN_LINES = 10.0
 
 
 def method_of(config: PretrainConfig) -> ModuleType:
@@ -95,7 +94,7 @@ def train(config: PretrainConfig, data: Path, out: Path, device: str, workers: i
             model, device_ids=None if device == "cpu" else [torch.cuda.current_device()], broadcast_buffers=False
         )
     interrupted = _listen()
-    log = _Log(out, steps, config)
+    log = Log(out, steps, config)
     save = {"optimizer": optimizer, "scaler": scaler}
 
     while step < config.epochs * steps:
@@ -186,43 +185,6 @@ def _listen() -> list[str]:
     for name in ("SIGTERM", "SIGUSR2"):
         signal.signal(getattr(signal, name), lambda *_, name=name: heard.append(name))
     return heard
-
-
-class _Log:
-    """A JSON line an epoch's worth of steps into log.jsonl, and a plain line every ten seconds."""
-
-    def __init__(self, out: Path, steps: int, config: PretrainConfig):
-        self.path, self.steps, self.config = out / "log.jsonl", steps, config
-        self.begun = self.last = time.monotonic()
-        self.first: int | None = None
-
-    def step(self, step: int, loss: Tensor, norm: Tensor, lr: float) -> None:
-        if distributed.rank() != 0:
-            return
-        now = time.monotonic()
-        self.first = step - 1 if self.first is None else self.first
-        end_of_epoch = step % self.steps == 0
-        if not end_of_epoch and now - self.last < SECONDS_BETWEEN_LINES:
-            return
-        rate = (step - self.first) * self.config.batch_size / (now - self.begun)
-        left = (self.config.epochs * self.steps - step) * self.config.batch_size / rate
-        if end_of_epoch:
-            entry = {
-                "step": step,
-                "epoch": step / self.steps,
-                "loss": loss.item(),
-                "grad_norm": norm.item(),
-                "lr": lr,
-                "images_per_second": round(rate, 1),
-            }
-            with self.path.open("a") as file:
-                file.write(json.dumps(entry) + "\n")
-        if now - self.last >= SECONDS_BETWEEN_LINES or step == self.config.epochs * self.steps:
-            self.last = now
-            print(
-                f"pretrain: epoch {step / self.steps:.1f}/{self.config.epochs} loss {loss.item():.4f} {rate:.0f} img/s {left:.0f} s left",
-                flush=True,
-            )
 
 
 def configure(preset: str, assignments: list[str]) -> PretrainConfig:

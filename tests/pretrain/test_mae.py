@@ -164,14 +164,14 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypat
         return train.main(["--data", str(folder.parent), "--out", str(tmp_path / out), *options])
 
     assert run("unbroken") == 0
-    step = train._Log.step
+    step = train.Log.step
 
     def stop(self, number, *rest):
         step(self, number, *rest)
         if number == 3:
             os.kill(os.getpid(), train.signal.SIGTERM)
 
-    monkeypatch.setattr(train._Log, "step", stop)
+    monkeypatch.setattr(train.Log, "step", stop)
     assert run("broken") == train.EXIT_INTERRUPTED
     monkeypatch.undo()
     assert run("broken") == 0

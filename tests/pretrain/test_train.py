@@ -48,14 +48,14 @@ def unbroken(images, tmp_path_factory):
 
 @pytest.mark.parametrize("stop_after", [2, 3, 7])
 def test_a_stopped_run_resumes_to_the_same_bits(images, unbroken, tmp_path, monkeypatch, stop_after):
-    step = train._Log.step
+    step = train.Log.step
 
     def stop(self, number, *rest):
         step(self, number, *rest)
         if number == stop_after:
             os.kill(os.getpid(), train.signal.SIGTERM)
 
-    monkeypatch.setattr(train._Log, "step", stop)
+    monkeypatch.setattr(train.Log, "step", stop)
     assert run(images, tmp_path) == train.EXIT_INTERRUPTED
     monkeypatch.undo()
     assert torch.load(tmp_path / checkpoint.NAME, weights_only=True)["step"] == stop_after
