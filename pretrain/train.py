@@ -94,7 +94,7 @@ def train(config: PretrainConfig, data: Path, out: Path, device: str, workers: i
             model, device_ids=None if device == "cpu" else [torch.cuda.current_device()], broadcast_buffers=False
         )
     interrupted = _listen()
-    log = Log(out, steps, config)
+    log = Log(out, config, steps, step)
     save = {"optimizer": optimizer, "scaler": scaler}
 
     while step < config.epochs * steps:
@@ -103,7 +103,6 @@ def train(config: PretrainConfig, data: Path, out: Path, device: str, workers: i
         for micro in _grouped(batches, share // micro_batch):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step / steps, config)
-            model.before_step(step / (config.epochs * steps))
             loss = _accumulate(wrapped, scaler, micro, epoch, config, device)
             scaler.unscale_(optimizer)
             # A limit of infinity multiplies by 1 and measures the norm.
@@ -116,6 +115,7 @@ def train(config: PretrainConfig, data: Path, out: Path, device: str, workers: i
             scaler.update()
             optimizer.zero_grad()
             step += 1
+            model.after_step(step / (config.epochs * steps))
             log.step(step, loss, norm, optimizer.param_groups[0]["lr"])
             if interrupted:
                 _save(out, model, method, config, step, steps, save)

@@ -31,7 +31,7 @@ class Outputs:
 
 
 class MAE(nn.Module):
-    """Model and loss of one training step; the loop calls ``before_step`` and then the module itself."""
+    """Model and loss of one training step; the loop calls the module and then ``after_step``."""
 
     def __init__(self, config: PretrainConfig):
         super().__init__()
@@ -51,7 +51,7 @@ class MAE(nn.Module):
         initialise(self, self.patch_embed, self.cls_token, self.mask_token)
         self.patch_embed.requires_grad_(config.train_patch_embed)
 
-    def before_step(self, progress: float) -> None:
+    def after_step(self, progress: float) -> None:
         """Nothing moves but by gradients; ``progress`` is the share of the run done, in [0, 1]."""
 
     def forward(self, batch: Batch) -> Outputs:
@@ -66,9 +66,15 @@ class MAE(nn.Module):
         target = normalise(target) if self.norm_pix_loss else target
         return Outputs(masked_loss(prediction, target, mask), prediction, mask)
 
-    def encode(self, images: Tensor, visible: Tensor) -> Tensor:
-        """Images (B, 3, H, W) and the cells to keep (B, V) to tokens (B, 1+V, D)."""
-        patches = take(self.patch_embed(images) + self.pos_embed[:, 1:], visible)
+    def tokens(self, images: Tensor) -> Tensor:
+        """What the encoder makes of whole images (B, 3, H, W): (B, 1+N, D)."""
+        return self.encode(images)
+
+    def encode(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Images (B, 3, H, W) and the cells to keep (B, V), all if None, to tokens (B, 1+V, D)."""
+        patches = self.patch_embed(images) + self.pos_embed[:, 1:]
+        if visible is not None:
+            patches = take(patches, visible)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
         return self.norm(self.blocks(torch.cat([cls, patches], dim=1)))
 

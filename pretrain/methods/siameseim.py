@@ -91,16 +91,20 @@ class Branch(nn.Module):
         )
 
     def forward(self, images: Tensor, pos_embed: Tensor, visible: Tensor | None = None) -> Tensor:
+        """As ``encode``, then through the projector."""
+        return self.projector(self.decoder_embed(self.encode(images, pos_embed, visible)))
+
+    def encode(self, images: Tensor, pos_embed: Tensor, visible: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W), position embedding (1, 1+N, D) and the cells to keep (B, V), all if None; to (B, 1+V, D)."""
         patches = self.patch_embed(images) + pos_embed[:, 1:]
         if visible is not None:
             patches = take(patches, visible)
         cls = (self.cls_token + pos_embed[:, :1]).expand(len(patches), -1, -1)
-        return self.projector(self.decoder_embed(self.blocks(torch.cat([cls, patches], dim=1))))
+        return self.blocks(torch.cat([cls, patches], dim=1))
 
 
 class SiameseIM(nn.Module):
-    """Model and loss of one training step; the loop calls ``before_step`` and then the module itself."""
+    """Model and loss of one training step; the loop calls the module and then ``after_step``."""
 
     def __init__(self, config: PretrainConfig):
         super().__init__()
@@ -118,8 +122,8 @@ class SiameseIM(nn.Module):
         self.online.patch_embed.requires_grad_(config.train_patch_embed)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
-    def before_step(self, progress: float) -> None:
-        """Moves the target towards the online branch; ``progress`` is the share of the run done, in [0, 1]."""
+    def after_step(self, progress: float) -> None:
+        """Moves the target towards the new online branch; ``progress`` is the share of the run done, in [0, 1]."""
         self.update_target(cosine(self.momentum, 1.0, progress))
 
     @torch.no_grad()
@@ -128,14 +132,29 @@ class SiameseIM(nn.Module):
         target, online = list(self.target.parameters()), list(self.online.parameters())
         torch._foreach_lerp_(target, online, 1 - momentum)
 
+    def tokens(self, images: Tensor) -> Tensor:
+        """What the encoder that is kept makes of whole images (B, 3, H, W): (B, 1+N, D)."""
+        return self.online.encode(images, self.pos_embed)
+
     def forward(self, batch: Batch) -> Outputs:
-        """The online branch sees what the mask leaves of view 1, the target branch all of view 2."""
+        """The target goes first: what it needs is freed before the online branch starts to keep its activations."""
+        target = self.target_side(batch)
+        prediction = self.online_side(batch)
+        return Outputs(self.loss(prediction, target), prediction, target)
+
+    @torch.no_grad()
+    def target_side(self, batch: Batch) -> Tensor:
+        """What the target branch makes of all of view 2: (B, N, D)."""
+        return self.target(batch.view2, self.pos_embed)[:, 1:]
+
+    def online_side(self, batch: Batch) -> Tensor:
+        """What the online branch, from what the mask leaves of view 1, predicts for all of view 2: (B, N, D)."""
         visible = visible_cells(batch.mask)
-        online = self.online(batch.view1, self.pos_embed, visible)
-        with torch.no_grad():
-            target = self.target(batch.view2, self.pos_embed)[:, 1:]
-        prediction = self.predict(online, visible, batch.geometry)
-        return Outputs(unigrad_loss(prediction, normalise(target), self.neg_weight), prediction, target)
+        return self.predict(self.online(batch.view1, self.pos_embed, visible), visible, batch.geometry)
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The UniGrad loss of prediction and target, both (B, N, D)."""
+        return unigrad_loss(prediction, normalise(target), self.neg_weight)
 
     def predict(self, online: Tensor, visible: Tensor, geometry: RelativeGeometry) -> Tensor:
         """Online tokens (B, 1+V, D) and their cells (B, V) to the predicted tokens of view 2 (B, N, D)."""
