@@ -8,13 +8,6 @@ Folders, devices and workers are no part of it: they are arguments of ``pretrain
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-MODEL_SIZES = {  # embed_dim, depth, num_heads; MAE's and SiameseIM's ViTs have 64 channels a head (ViT-H: 80)
-    "vit_small": (384, 12, 6),
-    "vit_base": (768, 12, 12),
-    "vit_large": (1024, 24, 16),
-    "vit_huge": (1280, 32, 16),
-}
-
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -176,4 +169,13 @@ MAE: dict[str, Any] = {
 MAE_PAPER = replace(PAPER, **MAE, decoder_embed_dim=512, base_lr=1.5e-4)
 MAE_DEMO = replace(DEMO, **{**MAE, "crop_scale": DEMO.crop_scale}, decoder_depth=2)
 
-PRESETS = {"paper": PAPER, "demo": DEMO, "mae_paper": MAE_PAPER, "mae_demo": MAE_DEMO}
+PRESETS = {"paper": PAPER, "paper_400": replace(PAPER, epochs=400), "demo": DEMO, "mae_paper": MAE_PAPER, "mae_demo": MAE_DEMO}
+
+# ``--model``: how other encoders differ from ViT-B/16. Only ViT-B has a published SiameseIM; the others take MAE's encoders and keep the
+# decoder and 60.2 % of the patches masked.
+MODELS: dict[str, dict[str, Any]] = {
+    "vit_small": {"embed_dim": 384, "num_heads": 6},
+    "vit_base": {},
+    "vit_large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "vit_huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "patch_size": 14, "num_masked": 154},
+}

@@ -66,6 +66,10 @@ class MAE(nn.Module):
         target = normalise(target) if self.norm_pix_loss else target
         return Outputs(masked_loss(prediction, target, mask), prediction, mask)
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """The cells of view 1 (B, N) that the encoder does not see."""
+        return random_mask(batch.noise, self.num_visible)[1]
+
     def tokens(self, images: Tensor) -> Tensor:
         """What the encoder makes of whole images (B, 3, H, W): (B, 1+N, D)."""
         return self.encode(images)

@@ -132,6 +132,10 @@ class SiameseIM(nn.Module):
         target, online = list(self.target.parameters()), list(self.online.parameters())
         torch._foreach_lerp_(target, online, 1 - momentum)
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """The cells of view 1 (B, N) that the online branch does not see."""
+        return batch.mask
+
     def tokens(self, images: Tensor) -> Tensor:
         """What the encoder that is kept makes of whole images (B, 3, H, W): (B, 1+N, D)."""
         return self.online.encode(images, self.pos_embed)

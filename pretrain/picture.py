@@ -1,0 +1,54 @@
+"""A picture of a batch, so that a person sees what the model is asked before days are spent on it.
+
+A row is an image: view 1 with what the method hides of it in grey, and view 2. Dots of one colour are one place: in view 2 the centre of a
+token, in view 1 where the relative position that goes with that token says it lies. They must sit on the same thing in both.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from pretrain.config import PretrainConfig
+from pretrain.geometry import relative_positions
+from pretrain.views import Batch
+
+ROWS, SIDE = 6, 224
+DOTS = ("red", "yellow", "lime", "cyan", "magenta")
+
+
+def draw(batch: Batch, hidden: Tensor, config: PretrainConfig, path: Path) -> None:
+    """Writes a PNG of the first images of a batch; ``hidden`` (B, N) is True where the method does not see view 1."""
+    shown = min(ROWS, len(batch.view1))
+    rows, columns = (positions.cpu() for positions in relative_positions(batch.geometry, config.grid_size))
+    sheet = Image.new("RGB", (2 * SIDE, shown * SIDE))
+    for number in range(shown):
+        view1, view2 = (_pixels(view[number], config) for view in (batch.view1, batch.view2))
+        covered = hidden[number].cpu().view(config.grid_size, config.grid_size).numpy()
+        covered = covered.repeat(config.patch_size, 0).repeat(config.patch_size, 1)[..., None]
+        view1 = np.where(covered, view1 // 4 + 96, view1)
+        pair = Image.new("RGB", (2 * SIDE, SIDE))
+        for column, pixels in enumerate((view1, view2)):
+            pair.paste(Image.fromarray(pixels.astype(np.uint8)).resize((SIDE, SIDE)), (column * SIDE, 0))
+        _draw_dots(ImageDraw.Draw(pair), rows[number], columns[number], config.grid_size)
+        sheet.paste(pair, (0, number * SIDE))
+    sheet.save(path)
+
+
+def _pixels(image: Tensor, config: PretrainConfig) -> np.ndarray:
+    """A normalised image (3, S, S) as (S, S, 3) in 0..255."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    return ((image.cpu().float() * std + mean) * 255).clamp(0, 255).permute(1, 2, 0).numpy()
+
+
+def _draw_dots(pen: ImageDraw.ImageDraw, rows: Tensor, columns: Tensor, grid_size: int) -> None:
+    """Dots for some tokens of view 2 (the right half) whose place lies inside view 1 (the left half); (N,) rows and columns in cells."""
+    inside = [i for i in range(grid_size**2) if -0.5 <= rows[i] <= grid_size - 0.5 and -0.5 <= columns[i] <= grid_size - 0.5]
+    for colour, token in zip(DOTS, inside[:: max(1, -(-len(inside) // len(DOTS)))], strict=False):
+        row, column = divmod(token, grid_size)
+        source = ((columns[token].item() + 0.5) / grid_size, (rows[token].item() + 0.5) / grid_size)
+        own = ((column + 0.5) / grid_size + 1, (row + 0.5) / grid_size)
+        for x, y in (source, own):
+            pen.ellipse([x * SIDE - 5, y * SIDE - 5, x * SIDE + 5, y * SIDE + 5], fill=colour, outline="black")
