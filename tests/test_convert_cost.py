@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from evaluate.encoder import EncoderSpec, build
@@ -24,7 +23,6 @@ print(json.dumps({"passed": made.passed, "ratio": (peak() - before) / os.path.ge
 """
 
 
-@pytest.mark.slow
 def test_memory_of_a_base_model(tmp_path) -> None:
     spec = EncoderSpec("vit", 768, 12, (0.5,) * 3, (0.5,) * 3, num_heads=12, class_token=True, final_norm=True)
     state = {name: torch.empty(tensor.shape).normal_(0, 0.02) for name, tensor in build(spec).state_dict().items()}

@@ -9,7 +9,11 @@ from evaluate.launch.local import Job, last_line
 from evaluate.task import EXIT_SKIPPED
 from results import record, tables
 
-DEMO = {"siameseim": (), "random": ("--init-only",)}  # row: how it is pretrained
+DEMO = {  # row: how it is pretrained
+    "siameseim": ("--preset", "demo"),
+    "mae": ("--preset", "mae_demo"),
+    "random": ("--preset", "demo", "--init-only"),
+}
 
 
 def demo_checkpoint(out: Path, row: str) -> Path:
@@ -23,7 +27,7 @@ def pretraining(out: Path, data_root: Path) -> list[Job]:
     for row, options in DEMO.items():
         folder = demo_checkpoint(out, row).parent
         finished = folder / "finished"  # checkpoint.pth stands from the first epoch on
-        command = [sys.executable, "-m", "pretrain.train", "--preset", "demo", "--data", str(data_root / "imagenet/train")]
+        command = [sys.executable, "-m", "pretrain.train", "--data", str(data_root / "imagenet/train")]
         command += ["--out", str(folder), "--device", "cpu", *options]
 
         def ended(status: int, finished: Path = finished) -> None:
