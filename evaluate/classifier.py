@@ -12,15 +12,14 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import DropPath, trunc_normal_
 from torch import nn
 
-from evaluate import distributed, metrics, precision
-from evaluate.data.imagenet import Images, ImageSet, InOrder, batches
+from evaluate import metrics, precision
+from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import CenterCrop, normalise
 from evaluate.errors import UserError
-from evaluate.progress import track
+from evaluate.outcomes import table as outcome_table
 from evaluate.task import Env
 
 KIND = "siamese-eval classifier 1"
-EVALUATION_BATCH = 128
 HEAD_STD = 2e-5  # of SiameseIM's and MAE's fine-tuning
 
 
@@ -28,10 +27,11 @@ class Classifier(nn.Module):
     """Logits (B, C) from normalised images (B, 3, H, W).
 
     Patch tokens of the last block, without class token and final norm -> mean -> LayerNorm (fresh) -> linear. A ResNet: its pooled
-    map -> linear. The position embedding and the encoder's own last norm, which is not used, take no gradient; the rest does.
+    map -> linear. The encoder's own last norm, which is not used, takes no gradient, nor does the position embedding unless
+    ``train_positions``; the rest does.
     """
 
-    def __init__(self, encoder: Any, classes: int, drop_path: float = 0.0) -> None:
+    def __init__(self, encoder: Any, classes: int, drop_path: float = 0.0, train_positions: bool = False) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
         self.resnet = encoder.spec.family == "resnet"
@@ -41,7 +41,7 @@ class Classifier(nn.Module):
         trunc_normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
         for name, parameter in self.encoder.model.named_parameters():
-            parameter.requires_grad_(name != "pos_embed" and not name.startswith(("norm.", "fc_norm.")))
+            parameter.requires_grad_((train_positions or name != "pos_embed") and not name.startswith(("norm.", "fc_norm.")))
         if not self.resnet:
             blocks = self.encoder.model.blocks
             for rate, block in zip(torch.linspace(0, drop_path, len(blocks)).tolist(), blocks, strict=True):
@@ -95,20 +95,22 @@ def outcomes(
     env: Env,
     arithmetic: str,
     subsets: dict[str, torch.Tensor] | None = None,
+    allowed_bad: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """For each image, bool (n,): ``top1`` and ``top5`` over all classes, and for each of ``subsets`` (class indices) top1 among these."""
+    """For each image, bool (n,): ``top1`` and ``top5`` over all classes, and for each of ``subsets`` (class indices) top1 among these.
+
+    ``allowed_bad`` images may be unreadable and are left out; the record names them.
+    """
     classifier.eval()
     subsets = {name: indices.to(env.device) for name, indices in (subsets or {}).items()}
     mean, std = classifier.encoder.spec.mean, classifier.encoder.spec.std
-    draws = InOrder(len(images), EVALUATION_BATCH, *distributed.world())
-    rows = []
-    for pixels, labels in track(batches(Images(images, preprocessing), draws, env.workers), images.name, len(draws)):  # type: ignore[arg-type]
-        labels = labels.to(env.device)
-        with torch.inference_mode(), precision.autocast(arithmetic, env.device):
+
+    def measure(pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        with precision.autocast(arithmetic, env.device):
             logits = classifier(normalise(pixels, mean, std, env.device)).float()
         columns = [metrics.correct_at(logits, labels, 1), metrics.correct_at(logits, labels, 5)]
         columns += [indices[logits[:, indices].argmax(dim=1)] == labels for indices in subsets.values()]
-        rows.append(torch.stack(columns, dim=1).byte())
-    mine = torch.cat(rows) if rows else torch.zeros(0, 2 + len(subsets), dtype=torch.uint8, device=env.device)
-    table = distributed.assemble(mine, len(images)).bool().cpu()
+        return torch.stack(columns, dim=1)
+
+    table = outcome_table(images, preprocessing, 2 + len(subsets), measure, env, allowed_bad)
     return dict(zip(("top1", "top5", *subsets), table.unbind(dim=1), strict=True))

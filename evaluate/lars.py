@@ -8,15 +8,23 @@ import torch
 class LARS(torch.optim.Optimizer):
     """SGD with momentum whose step on a matrix is scaled to ``trust * |w| / |g + wd w|``; vectors get plain momentum SGD.
 
+    With ``vectors`` these are scaled and decayed too: apex's LARC with ``clip=False``, which SimSiam's linear probe uses.
+
     With d = g + wd w for tensors of two or more axes and d = g otherwise:
     d <- d * (trust |w| / |d|, or 1 where either norm is 0; matrices only);  m <- momentum m + d;  w <- w - lr m.
     Source: You et al. 2017 in the form MoCo-v3, MAE and SiameseIM use (``util/lars.py``).
     """
 
     def __init__(
-        self, params: Iterable[torch.nn.Parameter], lr: float, weight_decay: float = 0.0, momentum: float = 0.9, trust: float = 0.001
+        self,
+        params: Iterable[torch.nn.Parameter],
+        lr: float,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust: float = 0.001,
+        vectors: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust})
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust, "vectors": vectors})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -25,7 +33,7 @@ class LARS(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 direction = parameter.grad
-                if parameter.ndim > 1:
+                if parameter.ndim > 1 or group["vectors"]:
                     direction = direction + group["weight_decay"] * parameter
                     norms = parameter.norm(), direction.norm()
                     ratio = group["trust"] * norms[0] / norms[1]

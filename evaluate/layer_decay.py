@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-INPUT_NAMES = ("cls_token", "pos_embed", "patch_embed", "norm_pre")
-NEVER_DECAYED = ("cls_token", "pos_embed")
+INPUT_NAMES = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre")
+NEVER_DECAYED = ("cls_token", "reg_token", "pos_embed", "relative_position_bias_table")  # by the last part of the name
 
 
 def layer_of(name: str, depth: int) -> int:
@@ -20,7 +20,8 @@ def layer_of(name: str, depth: int) -> int:
 def parameter_groups(named: list[tuple[str, nn.Parameter]], depth: int, rate: float, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW groups with ``scale`` = rate ** (depth + 1 - layer), which multiplies the schedule's rate at every step.
 
-    Parameters without gradient are left out. Weight decay is 0 for vectors, biases, class token and position embedding.
+    Parameters without gradient are left out. Weight decay is 0 for vectors, biases, extra tokens and positions
+    (absolute, and BEiT's relative).
     Source: ``util/lr_decay.py`` of MAE and SiameseIM.
     """
     groups: dict[tuple[int, float], dict[str, Any]] = {}
@@ -28,7 +29,7 @@ def parameter_groups(named: list[tuple[str, nn.Parameter]], depth: int, rate: fl
         if not parameter.requires_grad:
             continue
         layer = layer_of(name, depth)
-        decay = 0.0 if parameter.ndim == 1 or name in NEVER_DECAYED else weight_decay
+        decay = 0.0 if parameter.ndim == 1 or name.split(".")[-1] in NEVER_DECAYED else weight_decay
         group = groups.setdefault((layer, decay), {"params": [], "names": [], "weight_decay": decay, "scale": rate ** (depth + 1 - layer)})
         group["params"].append(parameter)
         group["names"].append(name)

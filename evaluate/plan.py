@@ -12,7 +12,8 @@ from typing import Any
 
 from evaluate.data import layouts
 from evaluate.errors import UserError
-from evaluate.task import module_of, override, split_overrides
+from evaluate.task import configure as task_configure
+from evaluate.task import module_of, split_overrides
 from results import record
 
 
@@ -24,6 +25,7 @@ class Node:
     task: str  # a module of evaluate/
     overrides: tuple[tuple[str, str], ...] = ()
     needs: str | None = None  # the node that must end before
+    extra: bool = False  # no column of the paper: runs only when it is asked for by name
 
 
 NODES = (
@@ -31,7 +33,9 @@ NODES = (
     Node("detection_lvis", "detection", (("dataset", "lvis"),)),
     Node("segmentation", "segmentation"),
     Node("finetune", "finetune"),
-    Node("linear_probe", "linear_probe"),
+    Node("linear_probe", "linear_probe", (("views", "augmented"),)),
+    Node("linear_fast", "linear_probe", (("views", "cached"),), extra=True),
+    Node("sweep", "sweep", extra=True),
     Node("few_shot", "few_shot"),
     Node("knn", "knn"),
     Node("robustness", "robustness", needs="finetune"),
@@ -54,6 +58,10 @@ COLUMNS = (  # heading, node, metric: the paper's order, then kNN
     ("IN-C", "robustness", "imagenet_c"),
     ("kNN", "knn", "top1"),
 )
+EXTRA_COLUMNS = (  # shown where there is a record; protocols of their own, so never in a column of the paper
+    ("LIN fast", "linear_fast", "top1"),
+    ("LIN sweep", "sweep", "top1"),
+)
 
 
 def node_of(task: str, config: Any) -> str:
@@ -62,7 +70,7 @@ def node_of(task: str, config: Any) -> str:
 
 
 def choose(names: Sequence[str]) -> tuple[Node, ...]:
-    """Nodes by name or by task ("detection" is both of its nodes); all for no names. A node brings the node it needs.
+    """Nodes by name or by task ("detection" is both of its nodes); all but the extra ones for no names. A node brings what it needs.
 
     Raises UserError listing the legal names.
     """
@@ -70,7 +78,7 @@ def choose(names: Sequence[str]) -> tuple[Node, ...]:
     unknown = [name for name in names if name not in legal]
     if unknown:
         raise UserError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(sorted(legal))}")
-    chosen = {node.name for node in NODES if not names or node.name in names or node.task in names}
+    chosen = {node.name for node in NODES if (not names or node.task in names) and not node.extra or node.name in names}
     chosen |= {node.needs for node in NODES if node.name in chosen and node.needs}
     return tuple(node for node in NODES if node.name in chosen)
 
@@ -86,7 +94,7 @@ def configure(nodes: Sequence[Node], preset: str, overrides: dict[str, dict[str,
     for node in nodes:
         module = module_of(node.task)
         values = {**dict(node.overrides), **overrides.get(node.task, {}), **overrides.get(node.name, {})}
-        configs[node.name] = override(module.PRESETS[preset], values)
+        configs[node.name] = task_configure(module, preset, values)[1]
     return configs
 
 

@@ -1,10 +1,16 @@
-"""Training state on disk, so that a task killed in the middle goes on where it was."""
+"""Training state on disk, so that a task killed in the middle goes on where it was.
+
+It stays until the record is written (``evaluate.task``): a task killed between its last step and its record only evaluates again.
+"""
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from evaluate.errors import UserError
 
 FILE = "training_state.pt"
 
@@ -17,14 +23,20 @@ def save(out_dir: Path, identity: str, state: dict[str, Any]) -> None:
 
 
 def load(out_dir: Path, identity: str) -> dict[str, Any] | None:
-    """The state saved for the same identity, else None: another config or encoder never goes on from it."""
+    """The state saved for the same identity, else None: another config or encoder never goes on from it.
+
+    Raises UserError for a damaged file.
+    """
     path = out_dir / FILE
     if not path.is_file():
         return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return state if state["identity"] == identity else None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state if state["identity"] == identity else None
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
+        raise UserError(f"the training state {path} is damaged ({type(error).__name__}); remove it, and training starts again") from error
 
 
 def clear(out_dir: Path) -> None:
-    """Removes the state of a finished training."""
+    """Removes the state of a training whose record stands."""
     (out_dir / FILE).unlink(missing_ok=True)

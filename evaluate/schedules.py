@@ -1,7 +1,7 @@
 """Learning rates over training and the order in which images are drawn."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +21,18 @@ def warmup_cosine(epoch: float, warmup_epochs: float, epochs: float, peak: float
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def step_decay(epoch: float, milestones: Sequence[int], peak: float, factor: float = 0.1) -> float:
+    """Rate at a fractional epoch: ``peak``, times ``factor`` from each epoch of ``milestones`` on (MoCo's ``main_lincls.py``)."""
+    return peak * factor ** sum(epoch >= milestone for milestone in milestones)
+
+
 @dataclass(frozen=True)
 class Draws:
     """Which images each optimiser step sees, for one of ``world`` processes, in micro-batches.
 
-    The batch is the paper's whatever the number of processes: each takes its share, in as many micro-batches as it needs, all of one
-    even size (mixup pairs images). The last images of an epoch that do not fill a batch are left for another epoch, as in the
-    official code (``drop_last``). Raises ValueError if there are too few images for one step.
+    The batch is the paper's whatever the number of processes: it is shared out in pairs (mixup pairs images) over as many micro-batches
+    of each process as it needs, all of one size but for a pair. The last images of an epoch that do not fill a batch are left for
+    another epoch, as in the official code (``drop_last``). Raises ValueError if there are too few images for one step.
     """
 
     images: int
@@ -40,14 +45,15 @@ class Draws:
     first_step: int = 0  # where a resumed run goes on
 
     def __post_init__(self) -> None:
-        if self.batch == 0:
-            raise ValueError(f"{self.images} images are too few for {self.world} processes to train on")
+        if self.micro_batch < 2:
+            raise ValueError(f"micro_batch must be at least 2 images, not {self.micro_batch}")
+        if self.batch < 2 * self.world * self.chunks_per_step or self.batch == 0:
+            raise ValueError(f"{min(self.images, self.batch_size)} images a step are too few for {self.world} processes to train on")
 
     @property
     def batch(self) -> int:
-        """Images a step: ``batch_size``, or what the set has, cut to what splits evenly."""
-        unit = 2 * self.world * self.chunks_per_step
-        return min(self.batch_size, self.images) // unit * unit
+        """Images a step: ``batch_size``, or what the set has, without an odd one."""
+        return min(self.batch_size, self.images) // 2 * 2
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,7 +66,7 @@ class Draws:
     @property
     def chunks_per_step(self) -> int:
         """Micro-batches a step, the same on every process."""
-        return -(-min(self.batch_size, self.images) // (self.world * self.micro_batch))
+        return -(-(self.batch // 2) // (self.world * (self.micro_batch // 2)))
 
     def __len__(self) -> int:
         return (self.steps - self.first_step) * self.chunks_per_step
@@ -72,6 +78,7 @@ class Draws:
             if epoch != order_epoch:
                 generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
                 order, order_epoch = torch.randperm(self.images, generator=generator), epoch
-            batch = order[position * self.batch : (position + 1) * self.batch][self.rank :: self.world].tolist()
+            pairs = order[position * self.batch : (position + 1) * self.batch].view(-1, 2)
             for chunk in range(self.chunks_per_step):
-                yield [(epoch, index) for index in batch[chunk :: self.chunks_per_step]]
+                share = pairs[chunk * self.world + self.rank :: self.chunks_per_step * self.world]
+                yield [(epoch, index) for index in share.flatten().tolist()]

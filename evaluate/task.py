@@ -20,7 +20,7 @@ from typing import Any
 
 from evaluate.errors import Skip, UserError
 
-TASKS = ("finetune", "linear_probe", "few_shot", "knn", "robustness", "detection", "segmentation")
+TASKS = ("finetune", "linear_probe", "sweep", "few_shot", "knn", "robustness", "detection", "segmentation")
 EXIT_FAILED, EXIT_USER, EXIT_SKIPPED = 1, 2, 3
 
 
@@ -75,6 +75,18 @@ def override(config: Any, assignments: dict[str, str]) -> Any:
         raise UserError(str(error)) from error
 
 
+def configure(module: Any, preset: str, assignments: dict[str, str]) -> tuple[str, Any]:
+    """The preset's name and its config with settings overridden; the setting ``preset`` chooses another preset of the task.
+
+    Raises UserError for an unknown preset or as ``override`` does.
+    """
+    assignments = dict(assignments)
+    preset = assignments.pop("preset", preset)
+    if preset not in module.PRESETS:
+        raise UserError(f"there is no preset {preset!r} of {module.__name__}; the presets are {', '.join(module.PRESETS)}")
+    return preset, override(module.PRESETS[preset], assignments)
+
+
 def _parse(name: str, text: str, hint: Any) -> Any:
     """One value by its annotation: str as it is, everything else as JSON that must have the annotated type."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | None)) else (hint,)
@@ -125,11 +137,11 @@ def _main(task: str, argv: list[str] | None) -> int:
     unknown = set(overrides) - {"", task}
     if unknown:
         raise UserError(f"--set {min(unknown)}.…: this command has only the settings of {task}")
-    config = override(module.PRESETS[arguments.preset], {**overrides.get("", {}), **overrides.get(task, {})})
+    preset, config = configure(module, arguments.preset, {**overrides.get("", {}), **overrides.get(task, {})})
 
     import torch
 
-    from evaluate import convert, distributed, encoder
+    from evaluate import convert, distributed, encoder, resume
     from evaluate.data import layouts
     from evaluate.plan import node_of
     from results import record
@@ -153,11 +165,13 @@ def _main(task: str, argv: list[str] | None) -> int:
     if first:
         path = convert.ensure(arguments.ckpt, path)
     loaded = encoder.load(distributed.share(path), device=device)
-    entry = record.start(node, config, arguments.preset, loaded, env)
+    entry = record.start(node, config, preset, loaded, env)
     status = _measure(module, loaded, config, env, entry)
     if not first:
         return status
     written = record.write(out / "records", entry)
+    if not status:
+        resume.clear(env.out_dir)
     if status:
         print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
     else:

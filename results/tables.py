@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluate.plan import COLUMNS, NODES, configure
+from evaluate.plan import COLUMNS, EXTRA_COLUMNS, NODES, configure
 from results import record
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -43,9 +43,10 @@ def cells(entries: Sequence[dict[str, Any]], rows: Sequence[str]) -> tuple[pd.Da
     """The measured rows as text and the footnotes. An empty cell says why: skipped, failed, or not run (–)."""
     chosen = latest(entries)
     notes: list[str] = []
-    table = pd.DataFrame("–", index=list(rows), columns=[heading for heading, *_ in COLUMNS], dtype=object)
+    columns = [*COLUMNS, *(column for column in EXTRA_COLUMNS if any((row, column[1]) in chosen for row in rows))]
+    table = pd.DataFrame("–", index=list(rows), columns=[heading for heading, *_ in columns], dtype=object)
     for row in rows:
-        for heading, node, metric in COLUMNS:
+        for heading, node, metric in columns:
             entry = chosen.get((row, node))
             if entry is None:
                 continue
@@ -78,6 +79,8 @@ def differences(entry: dict[str, Any]) -> list[str]:
     framework = entry["protocol"].get("framework")
     if entry["task"].startswith("detection"):
         found.append(f"measured in {framework}; the published numbers come from detectron2")
+    if entry["protocol"].get("other_protocol"):
+        found.append(entry["protocol"]["other_protocol"])
     estimate = entry["protocol"].get("estimate")
     if estimate:
         found.append(f"{entry['task']}: {estimate}")
@@ -94,7 +97,7 @@ def render(out: Path, rows: Sequence[str], entries: Sequence[dict[str, Any]]) ->
     """Writes table.csv, .tex, .md and .html below ``out`` and returns the Markdown with its footnotes."""
     measured, notes = cells(entries, rows)
     toy = any(entry.get("toy_data") for entry in entries)
-    table = measured if toy else pd.concat([published().map(lambda value: "–" if pd.isna(value) else f"{value:.1f}"), measured])
+    table = measured if toy else pd.concat([published().map(lambda value: "–" if pd.isna(value) else f"{value:.1f}"), measured]).fillna("–")
     table.index.name = "encoder"
     title = "Toy data: these numbers show that everything works and compare with nothing published." if toy else "SiameseIM table; percent."
     reasons = [

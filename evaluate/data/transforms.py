@@ -14,8 +14,10 @@ from typing import Protocol
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
+
+from evaluate.errors import UserError
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
@@ -50,9 +52,15 @@ class CenterCrop:
     resize: int | None
     interpolation: str
 
+    def __post_init__(self) -> None:
+        if self.resize is not None and self.resize < self.crop:
+            raise UserError(f"a crop of {self.crop} px does not fit images resized to {self.resize} px; choose img_size and resize that do")
+
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> Image.Image:
         if self.resize is not None:
             image = F.resize(image, [self.resize], INTERPOLATIONS[self.interpolation])
+        elif min(image.size) < self.crop:  # torchvision would pad it with black
+            raise UserError(f"an image of {image.width} x {image.height} px cannot be cropped to {self.crop} px without resizing")
         return image if image.size == (self.crop, self.crop) else F.center_crop(image, [self.crop, self.crop])
 
 
@@ -86,6 +94,21 @@ def single_draw_box(
     crop_width = min(round(math.sqrt(area * aspect)), width)
     crop_height = min(round(math.sqrt(area / aspect)), height)
     return draw.randint(0, height - crop_height), draw.randint(0, width - crop_width), crop_height, crop_width
+
+
+@dataclass(frozen=True)
+class RandomCropFlip:
+    """torchvision's RandomResizedCrop and a flip with probability 1/2: the linear probes of MoCo, SimSiam, MoCo-v3 and DINOv2."""
+
+    size: int
+    interpolation: str
+    seed: int
+
+    def __call__(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
+        seed_global("cpu", self.seed, epoch, index)
+        box = RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3))
+        image = F.resized_crop(image, *box, [self.size, self.size], INTERPOLATIONS[self.interpolation])
+        return F.hflip(image) if random.random() < 0.5 else image
 
 
 class FinetuneAugmentation:
