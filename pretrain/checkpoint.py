@@ -1,59 +1,146 @@
-"""Atomic checkpoints under the official names, and resuming from the newest that is whole."""
+"""Checkpoints that survive a kill at any moment, a full disk and damage: written whole or not at all, sealed, the last few kept.
+
+``checkpoint.pth`` is the newest; ``checkpoint.1.pth``, ``checkpoint.2.pth``, … are the ones before it. The seal is a CRC-32 of every
+byte of the file, kept as the comment that a zip archive (what torch.save writes) may end with: other readers pass over it.
+"""
 
 import json
 import os
-import zipfile
+import re
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from pretrain.config import PretrainConfig
 
-NAME, PREVIOUS = "checkpoint.pth", "checkpoint.previous.pth"
+NAME = "checkpoint.pth"
+KEEP = 3
+SEAL = b"crc32:%08x"
+SEAL_LENGTH = len(SEAL % 0)
+CHUNK = 2**24
 
 
-def save(folder: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, **state: Any) -> Path:
-    """Writes ``checkpoint.pth`` and keeps the one before as ``checkpoint.previous.pth``.
+def save(folder: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, keep: int = KEEP, **state: Any) -> Path:
+    """Writes ``checkpoint.pth`` under the method's official names, and config.json; ``keep`` checkpoints stay, this one included.
 
-    The new file is complete and on the disk before it takes the name; a kill at any moment leaves at least one whole checkpoint.
+    The new file is whole and on the disk before it takes the name, and each older one is whole under one name or the next.
+
+    Raises:
+        OSError: the folder cannot take the file; the older checkpoints are as they were.
     """
     path, temporary = folder / NAME, folder / f".{NAME}.part"
-    torch.save({"model": method.to_official(model.state_dict()), "config": config.to_json(), **state}, temporary)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    if path.exists():
-        os.replace(path, folder / PREVIOUS)
+    content = {"model": method.to_official(model.state_dict()), "config": config.to_json(), **state}
+    text = json.dumps(config.to_json(), indent=1).encode()
+    write(folder / "config.json", lambda file: file.write(text))
+    _write_part(path, temporary, lambda file: _write_sealed(file, content))
+    older = [path, *(folder / f"checkpoint.{number}.pth" for number in range(1, keep))]
+    for source, target in reversed(list(zip(older, older[1:], strict=False))):
+        if source.exists():
+            os.replace(source, target)
     os.replace(temporary, path)
+    for left_over in checkpoints(folder)[keep:]:
+        left_over.unlink()
     _sync_folder(folder)
-    (folder / "config.json").write_text(json.dumps(config.to_json(), indent=1))
     return path
 
 
-def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a folder, or None where it holds none; says which damaged one it passes over.
+def checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint of a folder, the newest first."""
+    numbered = {int(match[1]): path for path in folder.glob("checkpoint.*.pth") if (match := re.fullmatch(r"checkpoint\.(\d+)", path.stem))}
+    newest = [folder / NAME] if (folder / NAME).is_file() else []
+    return newest + [numbered[number] for number in sorted(numbered)]
+
+
+def newest(folder: Path) -> tuple[Path, int] | None:
+    """The newest whole checkpoint and its checksum, or None where the folder holds none; names each damaged one that it passes over.
 
     Raises ValueError where every one is damaged: starting again from nothing must be the user's decision.
     """
-    found = [path for path in (folder / NAME, folder / PREVIOUS) if path.is_file()]
+    found = checkpoints(folder)
     for path in found:
-        if is_whole(path):
-            return torch.load(path, map_location="cpu", weights_only=True)
-        print(f"{path} is damaged and is passed over")
+        checksum = seal_of(path)
+        if checksum is not None:
+            return path, checksum
+        print(f"pretrain: {path} is damaged and is passed over", flush=True)
     if found:
         raise ValueError(f"every checkpoint in {folder} is damaged; remove them to start again, or choose another --out")
     return None
 
 
-def is_whole(path: Path) -> bool:
-    """Whether every part of a file that torch.save wrote has its checksum (it is a zip archive, which holds one for each)."""
+def load(path: Path, checksum: int) -> dict[str, Any]:
+    """What ``newest`` found. Raises ValueError if the file is another one here, in this process."""
+    if seal_of(path) != checksum:
+        raise ValueError(f"{path} is not the same file for every process; --out must be a folder that all of them share")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def seal_of(path: Path) -> int | None:
+    """The CRC-32 that a checkpoint carries, or None if the file is not what it was when it was sealed."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, EOFError, OSError):
-        return False
+        with path.open("rb") as file:
+            body = path.stat().st_size - SEAL_LENGTH - 2
+            checksum = _crc32(file, body) if body > 0 else 0
+            end = file.read()
+    except OSError:
+        return None
+    return checksum if end == SEAL_LENGTH.to_bytes(2, "little") + SEAL % checksum else None
+
+
+def write(path: Path, content: Callable[[BinaryIO], Any]) -> None:
+    """A small file, whole or not at all. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.part")
+    _write_part(path, temporary, content)
+    os.replace(temporary, path)
+
+
+def _write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
+    torch.save(content, file)
+    body = file.tell() - 2  # an archive ends with the length of its comment, which is 0
+    file.seek(0)
+    checksum = _crc32(file, body)
+    file.seek(body)
+    file.write(SEAL_LENGTH.to_bytes(2, "little") + SEAL % checksum)
+
+
+def _write_part(path: Path, temporary: Path, content: Callable[[BinaryIO], Any]) -> None:
+    try:
+        with temporary.open("wb+") as file:
+            content(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch.save hides the first behind the second
+        reason = _reason(error)
+        if reason is None:
+            raise
+        try:
+            temporary.unlink(missing_ok=True)  # it may be what fills the disk
+        except OSError:
+            pass  # a folder that cannot be written holds no part either
+        raise OSError(
+            f"{path} could not be written ({reason}); what was saved before is whole: make room, or make the folder writable, and start again"
+        ) from error
+
+
+def _reason(error: BaseException) -> str | None:
+    """The operating system's word for it, from an error or those before it."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, OSError):
+        seen = seen.__context__
+    return None if seen is None else seen.strerror
+
+
+def _crc32(file: BinaryIO, length: int) -> int:
+    """Of the next ``length`` bytes."""
+    checksum = 0
+    while length > 0 and (chunk := file.read(min(CHUNK, length))):
+        checksum = zlib.crc32(chunk, checksum)
+        length -= len(chunk)
+    return checksum
 
 
 def _sync_folder(folder: Path) -> None:

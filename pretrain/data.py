@@ -1,7 +1,14 @@
-"""Images from class folders, as uint8 tensors, in an order that depends on (seed, epoch) alone."""
+"""Images from class folders, as uint8 tensors, in an order that depends on (seed, epoch) alone.
 
+An image that cannot be read is replaced by another one, chosen by its index alone: by every worker, process and restart alike. What
+the decoder does not notice (a wrong stripe in a JPEG) nobody can.
+"""
+
+import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,14 +21,41 @@ from pretrain.config import PretrainConfig
 
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 CACHE_BYTES = 256 * 2**20  # a set that fits, decoded, is decoded once
+STRIDE = 7919  # from a damaged image to the one in its place: far enough to leave a damaged folder, prime so that all are reached
+MOST_TRIED = 100
 
 
 class DataError(ValueError):
     """What is wrong with the images, in one sentence."""
 
 
-class ImageFolder(Dataset[tuple[Tensor, int]]):
-    """All images below a folder, sorted by path: (3, H, W) uint8 and the image's index."""
+class Sample(NamedTuple):
+    """An image (3, H, W) uint8, its index, and why it is another's: the damaged images' indices, each with a sentence."""
+
+    image: Tensor
+    index: int
+    damaged: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The crops of a micro-batch, and the images that could not be read for it, by index."""
+
+    crops: views.Cut
+    damaged: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What this process trains on in one optimiser step: its epoch and micro-batches, and the images that could not be read, by index."""
+
+    epoch: int
+    micro: list[views.Cut]
+    damaged: dict[int, str]
+
+
+class ImageFolder(Dataset[Sample]):
+    """All images below a folder, sorted by path."""
 
     def __init__(self, folder: Path):
         if not folder.is_dir():
@@ -29,18 +63,30 @@ class ImageFolder(Dataset[tuple[Tensor, int]]):
         self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
         if not self.paths:
             raise DataError(f"no images below {folder}; expected files ending in {', '.join(sorted(EXTENSIONS))}")
-        fits = self.read(0).numel() * len(self.paths) <= CACHE_BYTES
-        self.cache: dict[int, Tensor] | None = {} if fits else None
+        self.cache: dict[int, Sample] | None = None
+        if self[0].image.numel() * len(self.paths) <= CACHE_BYTES:
+            self.cache = {}
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> Sample:
         if self.cache is None:
-            return self.read(index), index
+            return self.read_or_replace(index)
         if index not in self.cache:
-            self.cache[index] = self.read(index)
-        return self.cache[index], index
+            self.cache[index] = self.read_or_replace(index)
+        return self.cache[index]
+
+    def read_or_replace(self, index: int) -> Sample:
+        """The image, or another one in its place. Raises DataError where image after image is damaged."""
+        damaged: dict[int, str] = {}
+        for number in range(min(len(self), MOST_TRIED)):
+            position = (index + number * STRIDE) % len(self)
+            try:
+                return Sample(self.read(position), index, damaged)
+            except DataError as error:
+                damaged[position] = str(error)
+        raise DataError(f"{damaged[index]}, and so with {len(damaged) - 1} others that were tried in its place")
 
     def read(self, index: int) -> Tensor:
         """One image (3, H, W) uint8 from its file. Raises DataError naming a file that cannot be read."""
@@ -57,9 +103,10 @@ class Collate:
     def __init__(self, epoch: int, config: PretrainConfig):
         self.epoch, self.config = epoch, config
 
-    def __call__(self, items: list[tuple[Tensor, int]]) -> views.Cut:
-        images, index = zip(*items, strict=True)
-        return views.cut(list(images), np.array(index), self.epoch, self.config)
+    def __call__(self, samples: list[Sample]) -> Loaded:
+        index = np.array([sample.index for sample in samples])
+        crops = views.cut([sample.image for sample in samples], index, self.epoch, self.config)
+        return Loaded(crops, {position: why for sample in samples for position, why in sample.damaged.items()})
 
 
 def steps_per_epoch(images: int, config: PretrainConfig) -> int:
@@ -69,16 +116,53 @@ def steps_per_epoch(images: int, config: PretrainConfig) -> int:
     return images // config.batch_size
 
 
-def epoch_batches(
-    images: ImageFolder, epoch: int, first_step: int, micro_batch: int, config: PretrainConfig, workers: int
-) -> Iterator[views.Cut]:
-    """This process's micro-batches of one epoch from an optimiser step on: its part of each global batch, in order."""
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(images))
-    steps = order[: steps_per_epoch(len(images), config) * config.batch_size].reshape(-1, config.batch_size)[first_step:]
-    share = config.batch_size // distributed.world_size()
-    mine = steps[:, distributed.rank() * share : (distributed.rank() + 1) * share].reshape(-1, micro_batch)
-    loader = DataLoader(images, batch_sampler=mine.tolist(), collate_fn=Collate(epoch, config), num_workers=workers)
+def images_at_once(micro_batch: int | None, config: PretrainConfig) -> int:
+    """Images that each process takes at once: its whole share of a step, or ``micro_batch``. Raises ValueError if it does not split."""
+    share, remainder = divmod(config.batch_size, distributed.world_size())
+    taken = min(micro_batch or share, share)
+    if remainder or share % taken:
+        raise ValueError(f"batch_size {config.batch_size} does not split into {distributed.world_size()} processes x micro-batches of {taken}")
+    return taken
+
+
+def order(images: int, epoch: int, config: PretrainConfig) -> np.ndarray:
+    """(steps, batch_size) indices of an epoch's images, step by step."""
+    permutation = np.random.default_rng([config.seed, epoch]).permutation(images)
+    return permutation[: steps_per_epoch(images, config) * config.batch_size].reshape(-1, config.batch_size)
+
+
+def steps_from(images: ImageFolder, first: int, micro_batch: int, config: PretrainConfig, workers: int) -> Iterator[Step]:
+    """This process's part of each optimiser step from the ``first`` of the run on, to the end of the last epoch.
+
+    The images of a step are split into micro-batches first and over the processes then: what is normalised together is the same for
+    one process with a micro-batch of 2N and for two with N.
+    """
+    steps = steps_per_epoch(len(images), config)
+    for epoch in range(first // steps, config.epochs):
+        rows = order(len(images), epoch, config)[max(first - epoch * steps, 0) :]
+        mine = rows.reshape(len(rows), -1, distributed.world_size(), micro_batch)[:, :, distributed.rank()]
+        loader = iter(
+            DataLoader(
+                images,
+                batch_sampler=mine.reshape(-1, micro_batch).tolist(),
+                collate_fn=Collate(epoch, config),
+                num_workers=workers,
+                worker_init_fn=_leave_signals_to_the_run,
+            )
+        )
+        for _ in rows:
+            parts = [_next(loader) for _ in range(mine.shape[1])]
+            yield Step(epoch, [part.crops for part in parts], {i: why for part in parts for i, why in part.damaged.items()})
+
+
+def _next(loader: Iterator[Loaded]) -> Loaded:
     try:
-        yield from loader
+        return next(loader)
     except DataError as error:  # from a worker it comes with that process's traceback before its sentence
         raise DataError(str(error).strip().splitlines()[-1].removeprefix("pretrain.data.DataError: ")) from error
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """A signal to the whole process group must not end a worker before the run has saved."""
+    for heard in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(heard, signal.SIG_IGN)

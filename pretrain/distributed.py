@@ -3,20 +3,61 @@
 Axes: B batch, N tokens, D width.
 """
 
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, NoReturn, TypeVar
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=10)  # a process that has said nothing for so long is taken for dead
+
+_alone = False
+
+
+class Elsewhere(Exception):
+    """Something went wrong that process 0 tells of."""
+
+
+def start(device: str) -> None:
+    """Joins the processes that torchrun has started, if it has. What the processes tell each other goes over gloo, gradients over NCCL."""
+    if "WORLD_SIZE" not in os.environ:
+        return
+    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+    if device != "cpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def leave() -> None:
+    """Ends what ``start`` began."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
     """Processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it this process is a world of its own: to see what it computes without the others."""
+    global _alone
+    _alone = True
+    try:
+        yield
+    finally:
+        _alone = False
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
@@ -31,12 +72,88 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 def differentiable_sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum over the processes, with its gradient."""
-    return tensor if world_size() == 1 else dist_functional.all_reduce(tensor)
+    return tensor if world_size() == 1 else _Sum.apply(tensor)
 
 
-def all_finite(values: Tensor) -> bool:
-    """Whether a value is finite in every process, so that all of them decide alike."""
-    finite = torch.isfinite(values).all().float()
+class _Sum(torch.autograd.Function):
+    """Each process adds its part to the sum and has a loss that depends on it: the gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        total = tensor.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(context, gradient)
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether it holds in some process, so that all of them decide alike."""
+    if world_size() == 1:
+        return flag
+    flags = torch.tensor(float(flag))
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def exchange(value: T | None) -> list[T]:
+    """What the processes have to say, in the order of their numbers; None is nothing to say, and costs next to nothing."""
+    if not any_rank(value is not None):
+        return []
+    values: list[T | None] = [value]
     if world_size() > 1:
-        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-    return bool(finite.item())
+        values = [None] * world_size()
+        dist.all_gather_object(values, value)
+    return [value for value in values if value is not None]
+
+
+def together(action: Callable[[], T]) -> T:
+    """What ``action`` gives in this process; if it fails in any, all stop: none is left waiting for one that is gone.
+
+    Raises:
+        ValueError, OSError: as ``stop``, for the first of them, wherever it happened.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except (ValueError, OSError) as caught:
+        error = caught
+    errors = exchange(error)
+    if errors:
+        stop(errors[0])
+    return result  # type: ignore[return-value]
+
+
+def first(action: Callable[[], T]) -> T | None:
+    """As ``together``, but process 0 alone does it; the others get None."""
+    return together(lambda: action() if rank() == 0 else None)
+
+
+def stop(error: Exception) -> NoReturn:
+    """Raises an error that all processes agree on: itself in process 0, ``Elsewhere`` in the others, so that it is told once."""
+    raise error if rank() == 0 else Elsewhere
+
+
+class DataParallel(nn.parallel.DistributedDataParallel):
+    """Averages the gradients over the processes; ``is_finite`` tells of this process's own, as it was before."""
+
+    def __init__(self, model: nn.Module):
+        device_ids = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
+        super().__init__(model, device_ids=device_ids, broadcast_buffers=False)
+        self.finite: list[Tensor] = []  # one a bucket
+        self.register_comm_hook(self.finite, _look_then_average)
+
+    def is_finite(self) -> bool:
+        """Whether this process's own gradient of the last step was finite."""
+        return bool(torch.stack(self.finite).all())
+
+    def forward(self, *inputs: Any) -> Any:
+        self.finite.clear()
+        return super().forward(*inputs)
+
+
+def _look_then_average(finite: list[Tensor], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    finite.append(torch.isfinite(bucket.buffer()).all())
+    return allreduce_hook(None, bucket)

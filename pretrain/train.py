@@ -5,35 +5,45 @@
     python -m pretrain.train --preset demo --data DIR --out OUT         minutes on one CPU core
 
 ``--preset mae_paper`` and ``mae_demo`` train MAE. Writes OUT/checkpoint.pth (the layout of the method's official code, which
-``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json and log.jsonl. Started again with the same arguments, it goes on from
-the newest whole checkpoint.
+``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json and log.jsonl.
+
+Started again with the same arguments, it goes on from the newest whole checkpoint, to the same weights as without the break. On SIGTERM,
+SIGUSR2 and Ctrl-C it saves at the next step and exits with status 75 (Ctrl-C: 130; a second one stops at once). torchrun passes USR2 on
+with ``--signals-to-handle SIGTERM,SIGUSR2``, waits ``--shutdown-timeout`` seconds (30) for the save, and exits with a status of its own.
+
+An image that cannot be read is named and replaced by another; a step whose loss or gradient is not finite in some process is skipped by
+all, and its images are named: OUT/faults.jsonl lists both. With more than 1 % of the images unreadable, or 10 such steps in a row, the
+run stops.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib
 import json
 import math
-import os
-import signal
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain import checkpoint, distributed, views
 from pretrain.config import PAPER, PRESETS, PretrainConfig
-from pretrain.data import DataError, ImageFolder, epoch_batches, steps_per_epoch
-from pretrain.geometry import cosine
+from pretrain.data import ImageFolder, Step, images_at_once, steps_from, steps_per_epoch
+from pretrain.faults import Faults, Suspect, listening, sentence
 from pretrain.log import Log
+from pretrain.optimizer import learning_rate, make_optimizer
 
 METHODS = ("siameseim", "mae")
-EXIT_INTERRUPTED = 75  # "try again": saved on a signal, start again to go on
+EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
+EXIT_CTRL_C = 130
+SAVE_MINUTES = 10.0
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,147 +54,150 @@ def method_of(config: PretrainConfig) -> ModuleType:
     return importlib.import_module(f"pretrain.methods.{config.method}")
 
 
-def learning_rate(epoch: float, config: PretrainConfig) -> float:
-    """Linear warm-up, then a half cosine to ``min_lr``; ``epoch`` is fractional."""
-    if epoch < config.warmup_epochs:
-        return config.lr * epoch / config.warmup_epochs
-    return cosine(config.lr, config.min_lr, (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs))
-
-
-def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
-    """AdamW; biases and other one-dimensional parameters do not decay."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
-
-
-def train(config: PretrainConfig, data: Path, out: Path, device: str, workers: int, micro_batch: int | None = None) -> Path:
+def train(
+    config: PretrainConfig,
+    data: Path,
+    out: Path,
+    device: str,
+    workers: int,
+    micro_batch: int | None = None,
+    keep: int = checkpoint.KEEP,
+    save_minutes: float = SAVE_MINUTES,
+) -> Path:
     """Runs a config to its end, or on from where a checkpoint in ``out`` stands; returns the checkpoint's path.
 
     ``micro_batch`` is the most images a process takes at once; the rest of its share is accumulated. BatchNorm and the loss's
-    correlation are taken over each micro-batch (of all processes), so it is a property of the run and is logged.
+    correlation are taken over each micro-batch (of all processes), so processes x micro_batch is a property of the run.
 
     Raises:
-        DataError: unreadable or too few images. FloatingPointError: a loss that is not finite. Interrupted: after a signal.
+        ValueError, OSError: bad settings, images or folders. FloatingPointError: too many steps that are not finite.
+        Interrupted: after a signal. distributed.Elsewhere: for what process 0 raises.
     """
-    if config.precision == "fp16" and device == "cpu":
-        raise ValueError("precision fp16 needs a GPU; on a CPU take --set precision=bf16 or fp32")
-    out.mkdir(parents=True, exist_ok=True)
-    images = ImageFolder(data)
+    images, micro_batch = distributed.together(lambda: _prepare(config, data, out, device, micro_batch))
     steps = steps_per_epoch(len(images), config)
-    share, remainder = divmod(config.batch_size, distributed.world_size())
-    micro_batch = min(micro_batch or share, share)
-    if remainder or share % micro_batch:
-        raise ValueError(
-            f"batch_size {config.batch_size} does not split into {distributed.world_size()} processes x micro-batches of {micro_batch}"
-        )
-
-    torch.manual_seed(config.seed)
+    total = config.epochs * steps
     method = method_of(config)
+    torch.manual_seed(config.seed)
     model = method.build(config).to(device).train()
     optimizer = make_optimizer(model, config)
-    scaler = torch.amp.GradScaler(enabled=config.precision == "fp16")
-    step = _resume(out, model, method, optimizer, scaler, config)
-    wrapped = model
-    if distributed.world_size() > 1:
-        wrapped = nn.parallel.DistributedDataParallel(
-            model, device_ids=None if device == "cpu" else [torch.cuda.current_device()], broadcast_buffers=False
-        )
-    interrupted = _listen()
-    log = Log(out, config, steps, step)
-    save = {"optimizer": optimizer, "scaler": scaler}
+    scaler = torch.amp.GradScaler(device, enabled=config.precision == "fp16")
+    faults = Faults(images, out)
+    parts = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
+    first = _resume(out, model, method, config, parts)
+    parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
+    batches = steps_from(images, first, micro_batch, config, workers)
 
-    while step < config.epochs * steps:
-        epoch = step // steps
-        batches = epoch_batches(images, epoch, step % steps, micro_batch, config, workers)
-        for micro in _grouped(batches, share // micro_batch):
+    with Log(out, config, steps, first) as log, listening() as heard:
+        faults.say, saved = log.say, time.monotonic()
+        for step in range(first, total):
+            batch = distributed.together(lambda: next(batches))
+            faults.replaced(step, batch.damaged)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step / steps, config)
-            loss = _accumulate(wrapped, scaler, micro, epoch, config, device)
+            torch.manual_seed(_seed(config, step))
+            statistics = [buffer.clone() for buffer in model.buffers()]
+
+            loss = _accumulate(parallel, scaler, batch, config, device)
             scaler.unscale_(optimizer)
             # A limit of infinity multiplies by 1 and measures the norm.
             norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip_norm is None else config.clip_norm)
-            if not distributed.all_finite(loss) or (not distributed.all_finite(norm) and not scaler.is_enabled()):
-                raise FloatingPointError(
-                    f"the loss is {loss.item()} at step {step}; images {[str(images.paths[i]) for i in micro[0].index[:3].tolist()]} …"
-                )
-            scaler.step(optimizer)
+            if faults.accepts(step, loss, norm, scaler, functools.partial(_suspect, parallel, batch, config, device)):
+                scaler.step(optimizer)
+                model.after_step((step + 1) / total)
+                log.step(step + 1, distributed.mean_over_ranks(loss), norm, optimizer.param_groups[0]["lr"])
+            else:  # nothing of the step stays
+                for buffer, before in zip(model.buffers(), statistics, strict=True):
+                    buffer.copy_(before)
             scaler.update()
             optimizer.zero_grad()
-            step += 1
-            model.after_step(step / (config.epochs * steps))
-            log.step(step, loss, norm, optimizer.param_groups[0]["lr"])
-            if interrupted:
-                _save(out, model, method, config, step, steps, save)
-                raise Interrupted(f"saved at step {step} on {interrupted[0]}; start again to go on")
-        if step % steps == 0:
-            _save(out, model, method, config, step, steps, save)
-    if not (out / checkpoint.NAME).exists():
-        _save(out, model, method, config, step, steps, save)
+
+            signals = distributed.exchange(heard[0] if heard else None)
+            overdue = distributed.any_rank(distributed.rank() == 0 and time.monotonic() - saved >= 60 * save_minutes)
+            if signals or overdue or (step + 1) % steps == 0:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                states |= {"step": step + 1, "epoch": (step + 1) // steps}
+                distributed.first(functools.partial(checkpoint.save, out, model, method, config, keep, **states))
+                saved = time.monotonic()
+            if signals:
+                raise Interrupted(signals[0], step + 1)
     return out / checkpoint.NAME
 
 
 class Interrupted(Exception):
     """A signal asked the run to stop; a checkpoint was saved."""
 
+    def __init__(self, name: str, step: int):
+        super().__init__(f"saved at step {step} on {name}; start again to go on")
+        self.status = EXIT_CTRL_C if name == "SIGINT" else EXIT_SAVED
 
-def _accumulate(model: nn.Module, scaler: Any, micro: list[views.Cut], epoch: int, config: PretrainConfig, device: str) -> Tensor:
+
+def _prepare(config: PretrainConfig, data: Path, out: Path, device: str, micro_batch: int | None) -> tuple[ImageFolder, int]:
+    """The images and how many a process takes at once. Raises ValueError or OSError for whatever would stop the run."""
+    if config.precision == "fp16" and device == "cpu":
+        raise ValueError("precision fp16 needs a GPU; on a CPU take --set precision=bf16 or fp32")
+    method_of(config)
+    out.mkdir(parents=True, exist_ok=True)
+    images = ImageFolder(data)
+    steps_per_epoch(len(images), config)
+    return images, images_at_once(micro_batch, config)
+
+
+def _seed(config: PretrainConfig, step: int) -> int:
+    """Of the model's own random choices (drop path), so that a resumed step makes the same ones."""
+    return int(np.random.SeedSequence([config.seed, step, distributed.rank()]).generate_state(1)[0])
+
+
+def _accumulate(model: nn.Module, scaler: Any, batch: Step, config: PretrainConfig, device: str) -> Tensor:
     """Forward and backward of one optimiser step; the mean loss, detached."""
     total = torch.zeros((), device=device)
-    dtype = PRECISIONS.get(config.precision)
-    for number, crops in enumerate(micro, 1):
-        batch = views.finish(_to(crops, device), epoch, config)
-        last = number == len(micro)
+    for number, crops in enumerate(batch.micro, 1):
+        last = number == len(batch.micro)
         with contextlib.nullcontext() if last or distributed.world_size() == 1 else model.no_sync():
-            with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
-                loss = model(batch).loss / len(micro)
+            loss = _loss(model, crops, batch.epoch, config, device) / len(batch.micro)
             scaler.scale(loss).backward()
         total += loss.detach()
     return total
 
 
-def _to(crops: views.Cut, device: str) -> views.Cut:
-    return views.Cut(*(getattr(crops, field.name).to(device, non_blocking=True) for field in dataclasses.fields(crops)))
+def _loss(model: nn.Module, crops: views.Cut, epoch: int, config: PretrainConfig, device: str) -> Tensor:
+    crops = views.Cut(*(getattr(crops, field.name).to(device, non_blocking=True) for field in dataclasses.fields(crops)))
+    batch = views.finish(crops, epoch, config)
+    dtype = PRECISIONS.get(config.precision)
+    with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
+        return model(batch).loss
 
 
-def _grouped(items: Any, size: int) -> Any:
-    group = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
+def _suspect(model: nn.Module, batch: Step, config: PretrainConfig, device: str, finite_loss: bool) -> Suspect | None:
+    """The images of this process that a step which is not finite comes from, as far as it can tell.
+
+    BatchNorm and the correlation carry a fault from one process to all, so each looks at its micro-batches again, without the others.
+    """
+    rank, plain = distributed.rank(), getattr(model, "module", model)
+    with distributed.alone(), torch.no_grad():
+        sure = [crops for crops in batch.micro if not torch.isfinite(_loss(plain, crops, batch.epoch, config, device))]
+    finite_gradient = isinstance(model, distributed.DataParallel) and model.is_finite()
+    if not sure and finite_loss and finite_gradient:
+        return None
+    return Suspect(rank, torch.cat([crops.index for crops in sure or batch.micro]).tolist(), bool(sure))
 
 
-def _save(out: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, step: int, steps: int, parts: dict[str, Any]) -> None:
-    if distributed.rank() == 0:
-        states = {name: part.state_dict() for name, part in parts.items()}
-        checkpoint.save(out, model, method, config, epoch=step // steps, step=step, **states)
-
-
-def _resume(out: Path, model: nn.Module, method: ModuleType, optimizer: Any, scaler: Any, config: PretrainConfig) -> int:
+def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, parts: dict[str, Any]) -> int:
     """Loads the newest whole checkpoint, if there is one; the step to go on with. Raises ValueError for one of another config."""
-    saved = checkpoint.load_newest(out)
-    if saved is None:
+    found = distributed.exchange(distributed.first(lambda: checkpoint.newest(out)))
+    if not found:
         return 0
-    other = [name for name, value in config.to_json().items() if json.dumps(saved["config"].get(name)) != json.dumps(value)]
-    if other:
-        raise ValueError(f"{out} holds a run with another {', '.join(other)}; choose another --out or the same settings")
-    model.load_state_dict(method.from_official(saved["model"], list(model.state_dict())))
-    optimizer.load_state_dict(saved["optimizer"])
-    scaler.load_state_dict(saved["scaler"])
-    return saved["step"]
 
+    def load() -> int:
+        saved = checkpoint.load(*found[0])
+        other = [name for name, value in config.to_json().items() if json.dumps(saved["config"].get(name)) != json.dumps(value)]
+        if other:
+            raise ValueError(f"{out} holds a run with another {', '.join(other)}; choose another --out or the same settings")
+        model.load_state_dict(method.from_official(saved["model"], list(model.state_dict())))
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        return saved["step"]
 
-def _listen() -> list[str]:
-    """A list that SIGTERM and SIGUSR2 put their name into."""
-    heard: list[str] = []
-    for name in ("SIGTERM", "SIGUSR2"):
-        signal.signal(getattr(signal, name), lambda *_, name=name: heard.append(name))
-    return heard
+    return distributed.together(load)
 
 
 def configure(preset: str, assignments: list[str]) -> PretrainConfig:
@@ -207,45 +220,78 @@ def configure(preset: str, assignments: list[str]) -> PretrainConfig:
     return dataclasses.replace(config, **values)
 
 
+def initialise(config: PretrainConfig, out: Path) -> Path:
+    """Writes the randomly initialised checkpoint that a run starts from."""
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.seed)
+    method = method_of(config)
+    return checkpoint.save(out, method.build(config), method, config, epoch=0, step=0)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """0 done, 2 bad input, 75 stopped by a signal after saving."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """0 done, 1 another process of the run failed, 2 bad input or too many faults, 75 saved on a signal, 130 Ctrl-C."""
+    arguments = parse(argv)
+    cuda = torch.cuda.is_available() if arguments.device == "auto" else arguments.device == "cuda"
+    try:
+        return _main(arguments, "cuda" if cuda else "cpu")
+    except KeyboardInterrupt:
+        return _end(EXIT_CTRL_C, f"stopped; the same command goes on from the newest checkpoint in {arguments.out}")
+    finally:
+        distributed.leave()
+
+
+def _main(arguments: argparse.Namespace, device: str) -> int:
+    try:
+        distributed.start(device)
+        config = distributed.together(lambda: configure(arguments.preset, arguments.set))
+        if arguments.init_only:
+            path = initialise(config, arguments.out)
+        else:
+            options = {name: getattr(arguments, name) for name in ("workers", "micro_batch", "keep", "save_minutes")}
+            path = train(config, arguments.data, arguments.out, device, **options)
+    except distributed.Elsewhere:
+        return 2
+    except OSError as error:
+        named = f"{error.filename} cannot be used ({error.strerror}); make room or allow access, and start again"
+        return _end(2, named if error.filename else str(error))
+    except (ValueError, FloatingPointError) as error:
+        return _end(2, str(error))
+    except Interrupted as stop:
+        return _end(stop.status, str(stop))
+    except RuntimeError as error:
+        text = sentence(error)
+        if text is None:
+            raise
+        print(f"pretrain.train: process {distributed.rank()}: {text}", file=sys.stderr)
+        return 1
+    if distributed.rank() == 0:
+        print(path)
+    return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pretrain.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of images, one folder a class (the classes are not used)")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--workers", type=int, default=0, help="data loading processes (default: 0)")
     parser.add_argument("--micro-batch", type=int, help="most images a process takes at once (default: its whole share)")
+    parser.add_argument("--keep", type=int, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)")
+    parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="save so often, besides after each epoch (default: %(default)s)")
     parser.add_argument("--init-only", action="store_true", help="write the randomly initialised checkpoint and stop")
     arguments = parser.parse_args(argv)
-    cuda = torch.cuda.is_available() if arguments.device == "auto" else arguments.device == "cuda"
-    if "WORLD_SIZE" in os.environ:
-        dist.init_process_group("nccl" if cuda else "gloo")
-        if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    try:
-        config = configure(arguments.preset, arguments.set)
-        if arguments.init_only:
-            arguments.out.mkdir(parents=True, exist_ok=True)
-            torch.manual_seed(config.seed)
-            method = method_of(config)
-            path = checkpoint.save(arguments.out, method.build(config), method, config, epoch=0, step=0)
-        else:
-            path = train(config, arguments.data, arguments.out, "cuda" if cuda else "cpu", arguments.workers, arguments.micro_batch)
-    except (ValueError, DataError, OSError, FloatingPointError) as error:
-        print(f"pretrain.train: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as stop:
-        print(f"pretrain.train: {stop}", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-    print(path)
-    return 0
+    if arguments.keep < 1:
+        parser.error(f"--keep is at least 1, not {arguments.keep}")
+    return arguments
+
+
+def _end(status: int, text: str) -> int:
+    if distributed.rank() == 0:
+        print(f"pretrain.train: {text}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":
