@@ -5,9 +5,10 @@ import sys
 import time
 from typing import Any
 
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.runner import Runner, TestLoop
 
+from evaluate.mm.multi_scale import MultiScale
 from evaluate.progress import SECONDS_BETWEEN_LINES
 
 
@@ -19,6 +20,22 @@ class QuickRunner(Runner):
 
     def dump_config(self) -> None:
         """The log has it."""
+
+    def test_multi_scale(self, loader: Any) -> dict[str, Any]:
+        """The evaluator's metrics of a segmenter on a data loader of views."""
+        single, self.model = self.model, MultiScale(self.model)
+        try:
+            return TestLoop(self, loader, self.cfg.test_evaluator).run()
+        finally:
+            self.model = single
+
+
+class RuntimeInfo(RuntimeInfoHook):
+    """mmengine's hook without the formatted config."""
+
+    def before_run(self, runner: Any) -> None:
+        runner.message_hub.update_info_dict({"seed": runner.seed, "experiment_name": runner.experiment_name})
+        self.last_loop_stage = None
 
 
 class Progress(Hook):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from evaluate import distributed
+from evaluate import precision as arithmetic
 from evaluate.errors import Skip, UserError
 from evaluate.task import Env
 
@@ -61,23 +62,27 @@ def shorten(cfg: Any, iterations: int | None, batch_size: int | None, learning_r
     cfg.train_cfg.max_iters, cfg.train_cfg.val_interval = iterations, iterations + 1
 
 
-def train_and_test(cfg: Any, name: str, encoder: Any, env: Env, at_once: int | None = None) -> dict[str, float]:
+def train_and_test(
+    cfg: Any, name: str, encoder: Any, env: Env, at_once: int | None = None, precision: str = "auto", multi_scale: Any = None
+) -> dict[str, float]:
     """Runs a complete config from the encoder's weights in this process; mmengine's own output goes to ``out_dir/<name>.log``.
 
     Killed and started again, it goes on from its last state and returns the same.
 
     Args:
         at_once: images that a process takes at once; ``None`` is its whole share of the batch.
+        precision: of the training's forward pass, as ``evaluate.precision`` names them; the test is in float32.
+        multi_scale: a data loader of views (``evaluate.mm.multi_scale``) that a segmenter is tested on as well.
 
     Returns:
-        The evaluator's metrics under its names.
+        The evaluator's metrics under its names; those of several scales with ``_ms`` at the end.
     """
     from evaluate.mm.checkpoint import Resume
-    from evaluate.mm.hooks import FiniteLoss, Progress, QuickRunner
+    from evaluate.mm.hooks import FiniteLoss, Progress, QuickRunner, RuntimeInfo
+    from evaluate.mm.precise_bn import PreciseBN
 
     rank, _ = distributed.world()
-    if env.device.startswith("cuda"):
-        use_mixed_precision(cfg)
+    use_precision(cfg, arithmetic.resolve(precision, env.device), env.device)
     share_out(cfg, env)
     accumulate(cfg, at_once)
     work_dir = env.out_dir / "work"
@@ -86,20 +91,26 @@ def train_and_test(cfg: Any, name: str, encoder: Any, env: Env, at_once: int | N
     cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
     cfg.randomness = {"seed": env.seed, "deterministic": False}
     cfg.log_level = "INFO"
-    cfg.default_hooks = {"logger": {"type": "LoggerHook", "interval": 20}, "checkpoint": None}
+    cfg.default_hooks = {"runtime_info": {"type": RuntimeInfo}, "logger": {"type": "LoggerHook", "interval": 20}, "checkpoint": None}
     interval = min(1000, max(1, cfg.train_cfg.max_iters // 5))
     resume = {"type": Resume, "folder": str(work_dir / "state"), "identity": identity, "interval": interval}
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
+    if cfg.get("precise_bn"):
+        cfg.custom_hooks.append({"type": PreciseBN, "batches": cfg.precise_bn})
     if env.device.startswith("cuda:"):
         torch.cuda.set_device(env.device)  # mmengine takes the current one
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
         runner = QuickRunner.from_cfg(cfg)
-        getattr(runner.model, "module", runner.model).backbone.load(encoder.spec, encoder.model.state_dict())
+        load_encoder(getattr(runner.model, "module", runner.model), encoder)
         if not hasattr(runner.model, "module"):
             runner.model.to(env.device)  # mmengine takes a GPU wherever there is one
         try:
             runner.train()
-            metrics = {key.partition("/")[2]: float(value) for key, value in runner.test().items()}
+            # where BatchNorm is a process's own, the processes' running statistics differ; the first's are the model's
+            distributed.broadcast(list(runner.model.buffers()))
+            metrics = _plain(runner.test())
+            if multi_scale is not None:
+                metrics |= {f"{key}_ms": value for key, value in _plain(runner.test_multi_scale(multi_scale)).items()}
         except UserError as error:
             if "Original Traceback" not in str(error):
                 raise
@@ -109,6 +120,17 @@ def train_and_test(cfg: Any, name: str, encoder: Any, env: Env, at_once: int | N
     if rank == 0:
         shutil.rmtree(work_dir)  # the record has what matters; a finished task never goes on
     return metrics
+
+
+def load_encoder(model: Any, encoder: Any) -> None:
+    """Gives the encoder's tensors to the model's backbone, and to a head that holds its last stage (C4)."""
+    for part in (model.backbone, *(module for name, module in model.named_modules() if name.endswith("shared_head"))):
+        part.load(encoder.spec, encoder.model.state_dict())
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, float]:
+    """An evaluator's metrics without its prefix."""
+    return {key.partition("/")[2]: float(value) for key, value in metrics.items()}
 
 
 def share_out(cfg: Any, env: Env) -> None:
@@ -166,12 +188,15 @@ def _replaced(value: Any, old: str, new: str, key: str = "model") -> dict[str, A
     return {key: new} if value == old else {}
 
 
-def use_mixed_precision(cfg: Any) -> None:
-    """Half precision with a dynamic loss scale, which mmengine has on GPUs only."""
-    from mmengine.optim import AmpOptimWrapper
+def use_precision(cfg: Any, precision: str, device: str) -> None:
+    """Puts mixed precision into a recipe, whose own optimizer wrapper computes in float32.
 
-    cfg.optim_wrapper.type = AmpOptimWrapper
-    cfg.optim_wrapper.loss_scale = "dynamic"
+    In mmseg's MAE recipe ``fp16`` stands where mmengine does not read it, so that "amp" trains in float32 there.
+    """
+    from evaluate.mm.mixed_precision import MixedPrecision
+
+    if precision != "fp32":
+        cfg.optim_wrapper.update(type=MixedPrecision, precision=precision, device=device)
 
 
 @contextlib.contextmanager
