@@ -64,6 +64,14 @@ def share(value: Any) -> Any:
     return values[0]
 
 
+def gather(value: Any) -> list[Any]:
+    """Every process's value, in the order of ranks, on every process."""
+    values = [value] * world()[1]
+    if dist.is_initialized():
+        dist.all_gather_object(values, value)
+    return values
+
+
 def broadcast(tensors: list[torch.Tensor]) -> None:
     """Gives every process the tensors of the first, in place."""
     if dist.is_initialized():

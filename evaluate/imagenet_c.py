@@ -1,10 +1,27 @@
-"""The mean corruption error of ImageNet-C."""
+"""ImageNet-C: its 75 image sets, as published or made here from val, and the mean corruption error."""
 
-from collections.abc import Mapping
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from evaluate.data.imagenet import ImageSet, read_image, robustness_set
 from evaluate.data.layouts import CORRUPTIONS
+from evaluate.data.transforms import CenterCrop, seed_of
+from evaluate.errors import UserError
+from evaluate.predictions import Outcome
+from evaluate.task import Env
 
 SEVERITIES = (1, 2, 3, 4, 5)
+CELLS = tuple((corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES)
+JPEG_QUALITY = 85  # at which the published images are stored
+OWN_GENERATOR = ("impulse_noise", "glass_blur")  # of imagecorruptions: the ones that numpy's global seed does not reach
 
 # AlexNet's top-1 errors, mean over the five severities (Hendrycks and Dietterich; each paired by name, never by position)
 ALEXNET_ERROR = {
@@ -22,3 +39,93 @@ def mean_corruption_error(errors: Mapping[str, float]) -> float:
     if set(errors) != set(CORRUPTIONS):
         raise ValueError(f"mCE needs exactly the 15 corruptions, but these differ: {sorted(set(errors) ^ set(CORRUPTIONS))}")
     return 100 * sum(errors[name] / ALEXNET_ERROR[name] for name in CORRUPTIONS) / len(CORRUPTIONS)
+
+
+@dataclass(frozen=True)
+class Corrupt:
+    """The test crop, corrupted by the package imagecorruptions and stored as JPEG once, as the published images were.
+
+    Close to the published images, not equal to them: motion blur, snow and frost are made without ImageMagick. The noise depends on the
+    seed, the corruption, the severity and the image's index alone.
+    """
+
+    crop: CenterCrop
+    corruption: str
+    severity: int
+    seed: int
+
+    def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> Image.Image:
+        from imagecorruptions import corrupt  # seconds of imports that nothing else needs
+
+        seed = seed_of(self.seed, self.corruption, self.severity, index) & 0xFFFFFFFF
+        np.random.seed(seed)
+        options = {"seed": seed} if self.corruption in OWN_GENERATOR else {}
+        pixels = corrupt(np.asarray(self.crop(image)), self.severity, self.corruption, **options)
+        stored = io.BytesIO()
+        Image.fromarray(pixels).save(stored, format="JPEG", quality=JPEG_QUALITY)
+        return Image.open(stored).convert("RGB")
+
+
+def published(data_root: Path, crop: CenterCrop, per_cell: int | None) -> dict[tuple[str, int], tuple[ImageSet, Any]]:
+    """Each cell's images and their transform. Published images are cropped already, to the side of the crop, and must be of that size."""
+    cells = {}
+    for corruption, severity in CELLS:
+        part = f"imagenet-c/{corruption}/{severity}"
+        images = robustness_set("imagenet_c", data_root, part, per_cell)
+        size = read_image(images.files[0]).size
+        if crop.resize is None and size != (crop.crop, crop.crop):
+            raise UserError(
+                f"{images.files[0]} is {size[0]} x {size[1]} px, the classifier takes {crop.crop}: ImageNet-C as published is 224 px and only "
+                "cropped; for a set made at full size give --set corrupted_resize=256"
+            )
+        cells[corruption, severity] = (replace(images, name=f"imagenet_c/{corruption}/{severity}"), crop)
+    return cells
+
+
+def made(val: ImageSet, crop: CenterCrop, seed: int) -> dict[tuple[str, int], tuple[ImageSet, Any]]:
+    """Each cell from the same images of val, corrupted as they are read."""
+    return {
+        (corruption, severity): (replace(val, name=f"imagenet_c/{corruption}/{severity}"), Corrupt(crop, corruption, severity, seed))
+        for corruption, severity in CELLS
+    }
+
+
+def measure(cells: Mapping[tuple[str, int], tuple[ImageSet, Any]], outcome_of: Callable[..., Outcome], env: Env) -> dict[str, float]:
+    """imagenet_c (100 - mCE), imagenet_c_mce and imagenet_c_mean_error (not over AlexNet's), in percent.
+
+    Every corruption's and severity's error goes into the record and into ``imagenet_c.csv``.
+    """
+    table: dict[str, dict[str, float]] = {name: {} for name in CORRUPTIONS}
+    shares: dict[tuple[int, str], float] = {}  # of mCE, by image
+    counts = []
+    for (corruption, severity), (images, transform) in cells.items():
+        outcome = outcome_of(images, transform)
+        wrong = ~outcome.correct["all"]
+        table[corruption][str(severity)] = 100 * float(wrong.mean())
+        counts.append(len(outcome))
+        share = 100 / len(CELLS) / (ALEXNET_ERROR[corruption] * len(outcome))
+        for image in zip(outcome.labels.tolist(), outcome.stems, wrong.tolist(), strict=True):
+            shares[image[:2]] = shares.get(image[:2], 0.0) + share * image[2]
+    by_corruption = {name: float(np.mean(list(row.values()))) for name, row in table.items()}
+    mce = mean_corruption_error({name: error / 100 for name, error in by_corruption.items()})
+    # the 75 versions of an image go wrong together, so the deviation is over images: mCE is the sum of their shares
+    error = float(np.std(list(shares.values())) * np.sqrt(len(shares)))
+    _write_table(env.out_dir / "imagenet_c.csv", table, by_corruption)
+    env.report(
+        protocol={"corruption_errors": by_corruption, "severity_errors": table, "images_a_corruption_and_severity": max(counts)},
+        standard_error={"imagenet_c": error, "imagenet_c_mce": error},
+    )
+    return {"imagenet_c": 100 - mce, "imagenet_c_mce": mce, "imagenet_c_mean_error": float(np.mean(list(by_corruption.values())))}
+
+
+def _write_table(path: Path, table: dict[str, dict[str, float]], means: dict[str, float]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["corruption", *(f"severity_{severity}" for severity in SEVERITIES), "mean_error", "alexnet_error", "corruption_error"])
+    for name, row in table.items():
+        alexnet = 100 * ALEXNET_ERROR[name]
+        values = [*(row[str(severity)] for severity in SEVERITIES), means[name], alexnet, 100 * means[name] / alexnet]
+        writer.writerow([name, *(f"{value:.4f}" for value in values)])
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(text.getvalue())
+    os.replace(temporary, path)

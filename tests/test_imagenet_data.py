@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.data import imagenet
+from evaluate.data import imagenet, subsets
 from evaluate.data.transforms import CenterCrop, FinetuneAugmentation, SingleDrawCropFlip, normalise, posterize
 from evaluate.errors import Skip, UserError
 from tests.imagenet_world import WNIDS, write_folder
@@ -75,27 +75,27 @@ def test_stray_file_and_empty_class(root: Path) -> None:
 
 def test_one_percent_list(root: Path) -> None:
     with pytest.raises(Skip, match="1percent.txt"):
-        imagenet.one_percent_set(root)
+        subsets.listed_set("1percent", root)
     names = [f"{WNIDS[2]}_3.png", f"{WNIDS[0]}_1.png"]
     listing = root / "imagenet/1percent.txt"
     listing.write_text("\n".join(names))
-    images = imagenet.one_percent_set(root)
+    images = subsets.listed_set("1percent", root)
     assert images.labels.tolist() == [0, 2] and [file.name for file in images.files] == sorted(names)
     listing.write_text("\n".join([*names, f"{WNIDS[1]}_77.png"]))
     with pytest.raises(UserError, match=f"{WNIDS[1]}_77.png"):
-        imagenet.one_percent_set(root)
+        subsets.listed_set("1percent", root)
     listing.write_text("\n".join([*names, names[0]]))
     with pytest.raises(UserError, match="twice"):
-        imagenet.one_percent_set(root)
+        subsets.listed_set("1percent", root)
 
 
 def test_robustness_folders_count_by_wnid(root: Path) -> None:
     write_folder(root / "imagenet-r", 1, WNIDS[2:4])
-    images = imagenet.robustness_set("imagenet_r", root, root / "imagenet-r")
+    images = imagenet.robustness_set("imagenet_r", root, "imagenet-r")
     assert images.labels.tolist() == [2, 3]  # not 0 and 1, the folders' own order
     write_folder(root / "imagenet-r/n99999999", 1, WNIDS[:1])
     with pytest.raises(UserError, match="n99999999"):
-        imagenet.robustness_set("imagenet_r", root, root / "imagenet-r")
+        imagenet.robustness_set("imagenet_r", root, "imagenet-r")
 
 
 def test_full_imagenet_demands_the_official_200(tmp_path: Path) -> None:
@@ -107,10 +107,10 @@ def test_full_imagenet_demands_the_official_200(tmp_path: Path) -> None:
     for wnid in official["imagenet_a"]:
         (tmp_path / "imagenet-a" / wnid).mkdir(parents=True)
         (tmp_path / "imagenet-a" / wnid / "0.png").touch()
-    images = imagenet.robustness_set("imagenet_a", tmp_path, tmp_path / "imagenet-a")
+    images = imagenet.robustness_set("imagenet_a", tmp_path, "imagenet-a")
     assert images.present.tolist()[:6] == [6, 11, 13, 15, 17, 22] and images.present[-1] == 988
     with pytest.raises(UserError, match="200 classes of imagenet_r: 114 missing"):
-        imagenet.robustness_set("imagenet_r", tmp_path, tmp_path / "imagenet-a")
+        imagenet.robustness_set("imagenet_r", tmp_path, "imagenet-a")
 
 
 def test_views_depend_on_seed_epoch_and_index_alone(root: Path) -> None:

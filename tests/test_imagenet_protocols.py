@@ -82,7 +82,7 @@ def test_neighbours_equal_a_naive_loop() -> None:
     train = torch.nn.functional.normalize(randn("knn/train", 40, 6), dim=1)
     test = torch.nn.functional.normalize(randn("knn/test", 23, 6), dim=1)
     labels = torch.arange(40) % 3
-    predicted = knn.classify(train, labels, test, (1, 5, 100), 0.07, block=7)
+    predicted = knn.classify(train, labels, test, (1, 5, 100), 0.07)
     for k, classes in predicted.items():
         for row, image in enumerate(test):
             cosines = sorted(((float(image @ other), int(label)) for other, label in zip(train, labels, strict=True)), reverse=True)[:k]

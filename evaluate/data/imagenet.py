@@ -1,4 +1,4 @@
-"""Readers of ImageNet and of its look-alikes: train and val class folders, the 1 % list, IN-A, IN-R, IN-Sketch and IN-C.
+"""Readers of ImageNet and of its look-alikes: train and val, IN-A, IN-R, IN-Sketch and IN-C, in folders or as published.
 
 Class indices always go by wnid: the class list is the sorted names of ``imagenet/train``, and a folder of any other set counts as
 the class it is named after. Nothing is ever dropped silently: a stray file, a class too many or too few and an image that cannot
@@ -6,30 +6,34 @@ be read are errors that name what was found.
 """
 
 import hashlib
+import io
 import json
 import os
-from collections import Counter
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from evaluate.data import layouts
+from evaluate.data import archives, layouts, val_labels
 from evaluate.data.transforms import Transform
 from evaluate.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 OFFICIAL_CLASSES = Path(__file__).with_name("imagenet_classes.json")
 FULL_CLASSES = 1000
-ONE_PERCENT_CLASSES = {13: 811, 12: 189}  # images a class: number of such classes; 12,811 images
+WNID = re.compile(r"n\d{8}")
+UNREADABLE = -1  # the label of an image that could not be read, where such are kept
 KEPT_BYTES = 256 * 1024**2  # a set that decodes to less than this is decoded once and kept in memory
 
 Draw = tuple[int, int]  # (epoch, index of the image): all that a random transform may depend on, besides the run's seed
+
+
+File = Path | archives.Member
 
 
 @dataclass(frozen=True)
@@ -37,11 +41,12 @@ class ImageSet:
     """Files with their class indices; ``asked`` is how many the whole set has (``--limit`` may have left some out)."""
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
     labels: np.ndarray  # (n,) int64
     classes: tuple[str, ...]  # wnids; a label is an index into these
-    fingerprint: str  # of names and labels, and of the made world's parameters
+    fingerprint: str  # of names and labels, and of the made world's parameters; the same for a folder and for its archive
     asked: int
+    scored: tuple[int, ...]  # the classes the whole set is of, sorted: among them IN-A and IN-R are scored
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,50 +60,26 @@ class ImageSet:
 def train_set(data_root: Path, limit: int | None = None) -> ImageSet:
     """``imagenet/train/<wnid>/*``, in the order of wnid and file name."""
     folder = data_root / "imagenet/train"
-    return _folder_set("train", data_root, folder, class_names(folder), limit)
+    return _image_set("train", data_root, "imagenet/train", _folder(folder), class_names(folder), limit)
 
 
 def val_set(data_root: Path, limit: int | None = None) -> ImageSet:
-    """``imagenet/val/<wnid>/*``; raises UserError unless its classes are exactly those of train."""
-    classes = class_names(data_root / "imagenet/train")
-    found = class_names(data_root / "imagenet/val")
-    if found != classes:
-        raise UserError(
-            f"the class folders of imagenet/val differ from those of imagenet/train: {_difference(found, classes)}; "
-            "val needs one folder for each class of train (README, data layout)"
-        )
-    return _folder_set("val", data_root, data_root / "imagenet/val", classes, limit)
+    """``imagenet/val/<wnid>/*``, or ``imagenet/val/*`` beside a file that says the classes (``evaluate.data.val_labels``).
 
-
-def one_percent_set(data_root: Path, limit: int | None = None) -> ImageSet:
-    """The train images named by ``imagenet/1percent.txt``, one ``<wnid>_<id>.JPEG`` a line.
-
-    Raises:
-        UserError: a listed file is absent from train, or twice in the list, or ImageNet-1k's list has not its 12,811 names.
+    Raises UserError unless its classes are exactly those of train.
     """
-    layouts.require(data_root, "imagenet_1percent")
-    listing, train = data_root / "imagenet/1percent.txt", data_root / "imagenet/train"
-    classes = class_names(train)
-    names = sorted(line.strip() for line in listing.read_text().splitlines() if line.strip())
-    if len(set(names)) != len(names):
-        raise UserError(f"{listing} names a file twice ({next(a for a, b in pairwise(names) if a == b)})")
-    if len(classes) == FULL_CLASSES:
-        per_class = Counter(Counter(name.rpartition("_")[0] for name in names).values())
-        if per_class != ONE_PERCENT_CLASSES:
-            raise UserError(
-                f"{listing} has {len(names)} names; the published 1 % list has 12811: 13 of 811 classes and 12 of 189; fetch it again"
-            )
-    index = {wnid: number for number, wnid in enumerate(classes)}
-    present = {wnid: set(os.listdir(train / wnid)) for wnid in {name.rpartition("_")[0] for name in names} & set(classes)}
-    absent = [name for name in names if name not in present.get(name.rpartition("_")[0], ())]
-    if absent:
-        raise UserError(f"{listing} names {len(absent)} files that imagenet/train lacks, for example {absent[0]}; unpack train in full")
-    pairs = [(train / name.rpartition("_")[0] / name, index[name.rpartition("_")[0]]) for name in names]
-    return _image_set("1percent", data_root, pairs, classes, limit)
+    classes, folder = class_names(data_root / "imagenet/train"), data_root / "imagenet/val"
+    images = _flat(folder, val_labels.read(data_root / "imagenet", classes)) if _is_flat(folder) else _folder(folder)
+    if tuple(images) != classes:
+        raise UserError(
+            f"the classes of imagenet/val differ from those of imagenet/train: {_difference(tuple(images), classes)}; "
+            "val needs images of each class of train (README, data layout)"
+        )
+    return _image_set("val", data_root, "imagenet/val", images, classes, limit)
 
 
-def robustness_set(name: str, data_root: Path, folder: Path, limit: int | None = None) -> ImageSet:
-    """A set of class folders below ``folder``, all of them classes of train.
+def robustness_set(name: str, data_root: Path, part: str, limit: int | None = None) -> ImageSet:
+    """A set of class folders at ``part`` below the data root, or in its archive, all of them classes of train.
 
     For the full 1000 classes, IN-A and IN-R must have exactly their 200 official classes, IN-Sketch and IN-C all 1000.
 
@@ -106,14 +87,16 @@ def robustness_set(name: str, data_root: Path, folder: Path, limit: int | None =
         UserError: otherwise, naming the classes.
     """
     classes = class_names(data_root / "imagenet/train")
-    found = class_names(folder)
+    folder = data_root / part
+    images = _folder(folder) if folder.is_dir() else _archived(data_root, part)
+    found = tuple(images)
     if len(classes) == FULL_CLASSES:
         official = tuple(json.loads(OFFICIAL_CLASSES.read_text()).get(name, classes))
         if found != official:
             raise UserError(f"{folder} should hold the {len(official)} classes of {name}: {_difference(found, official)}")
     elif set(found) - set(classes):
         raise UserError(f"{folder} holds classes that imagenet/train lacks: {', '.join(sorted(set(found) - set(classes))[:3])}")
-    return _folder_set(name, data_root, folder, classes, limit, found)
+    return _image_set(name, data_root, part, images, classes, limit)
 
 
 def concatenate(name: str, parts: list[ImageSet]) -> ImageSet:
@@ -121,7 +104,7 @@ def concatenate(name: str, parts: list[ImageSet]) -> ImageSet:
     files = tuple(file for part in parts for file in part.files)
     labels = np.concatenate([part.labels for part in parts])
     fingerprint = hashlib.sha256("\n".join(part.fingerprint for part in parts).encode()).hexdigest()[:16]
-    return ImageSet(name, files, labels, parts[0].classes, fingerprint, sum(part.asked for part in parts))
+    return ImageSet(name, files, labels, parts[0].classes, fingerprint, sum(part.asked for part in parts), parts[0].scored)
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -134,34 +117,69 @@ def class_names(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _folder_set(
-    name: str, data_root: Path, folder: Path, classes: tuple[str, ...], limit: int | None, found: tuple[str, ...] | None = None
+def _is_flat(folder: Path) -> bool:
+    return folder.is_dir() and not any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+
+
+def _folder(folder: Path) -> dict[str, list[File]]:
+    """The images of each class folder. Raises UserError for one that is empty."""
+    images: dict[str, list[File]] = {}
+    for wnid in class_names(folder):
+        names = sorted(name for name in os.listdir(folder / wnid) if not name.startswith("."))
+        if not names:
+            raise UserError(f"the class folder {folder / wnid} is empty; unpack it again, or remove the class from every set")
+        images[wnid] = [folder / wnid / name for name in names]
+    return images
+
+
+def _flat(folder: Path, wnid_of: dict[str, str]) -> dict[str, list[File]]:
+    """The images of each class from a folder without class folders, by the classes of the images' names."""
+    images: dict[str, list[File]] = {}
+    for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
+        wnid = wnid_of.get(Path(name).stem)
+        if wnid is None:
+            raise UserError(f"{folder / name} is of no known class; {val_labels.source(folder.parent)} does not list it")
+        images.setdefault(wnid, []).append(folder / name)
+    if not images:
+        raise UserError(f"{folder} is empty; it should hold one folder a class, named by its wnid, or all images")
+    return dict(sorted(images.items()))
+
+
+def _archived(data_root: Path, part: str) -> dict[str, list[File]]:
+    """The images of each class from the archive that holds ``part``: those whose path goes on from the part's last names."""
+    archive = layouts.locate(data_root, part) or layouts.locate(data_root, str(PurePosixPath(part).parent))
+    if archive is None or archive.is_dir():
+        raise UserError(f"{data_root / part} is missing; unpack the set in full")
+    below = PurePosixPath(part).parts[1:]  # imagenet-c/fog/3: of all that an archive holds, fog/3
+    images: dict[str, list[File]] = {}
+    for member in archives.members(archive):
+        *folders, wnid, _ = ("", *PurePosixPath(member.path).parts)
+        if WNID.fullmatch(wnid) and tuple(folders[len(folders) - len(below) :]) == below:
+            images.setdefault(wnid, []).append(member)
+    if not images:
+        raise UserError(f"{archive} holds no images in folders named by their wnid below {'/'.join(below) or part}")
+    return {wnid: sorted(found, key=lambda member: member.name) for wnid, found in sorted(images.items())}
+
+
+def _image_set(
+    name: str, data_root: Path, part: str, images: dict[str, list[File]], classes: tuple[str, ...], limit: int | None
 ) -> ImageSet:
     index = {wnid: number for number, wnid in enumerate(classes)}
-    pairs: list[tuple[Path, int]] = []
-    for wnid in found or classes:
-        files = sorted(file for file in os.listdir(folder / wnid) if not file.startswith("."))
-        strange = [file for file in files if not file.lower().endswith(SUFFIXES)]
-        if strange:
-            raise UserError(f"{folder / wnid / strange[0]} is not an image by its name ({', '.join(SUFFIXES)}); move it away")
-        if not files:
-            raise UserError(f"the class folder {folder / wnid} is empty; unpack it again, or remove the class from every set")
-        pairs.extend((folder / wnid / file, index[wnid]) for file in files)
-    return _image_set(name, data_root, pairs, classes, limit)
-
-
-def _image_set(name: str, data_root: Path, pairs: list[tuple[Path, int]], classes: tuple[str, ...], limit: int | None) -> ImageSet:
-    asked = len(pairs)
+    entries = [(wnid, file) for wnid, files in images.items() for file in files]
+    strange = next((file for _, file in entries if not file.name.lower().endswith(SUFFIXES)), None)
+    if strange:
+        raise UserError(f"{strange} is not an image by its name ({', '.join(SUFFIXES)}); move it away")
+    asked = len(entries)
     if limit is not None and limit < asked:  # evenly spaced, so that every class keeps its share
-        pairs = [pairs[position * asked // limit] for position in range(limit)]
+        entries = [entries[position * asked // limit] for position in range(limit)]
     digest = hashlib.sha256()
     world = data_root / "world.json"
     if world.is_file():
         digest.update(world.read_bytes())
-    for path, label in pairs:
-        digest.update(f"{path.relative_to(data_root)}\0{label}\n".encode())
-    files, labels = tuple(path for path, _ in pairs), np.array([label for _, label in pairs], dtype=np.int64)
-    return ImageSet(name, files, labels, classes, digest.hexdigest()[:16], asked)
+    for wnid, file in entries:
+        digest.update(f"{part}/{wnid}/{file.name}\0{index[wnid]}\n".encode())
+    files, labels = tuple(file for _, file in entries), np.array([index[wnid] for wnid, _ in entries], dtype=np.int64)
+    return ImageSet(name, files, labels, classes, digest.hexdigest()[:16], asked, tuple(index[wnid] for wnid in images))
 
 
 def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
@@ -174,23 +192,24 @@ def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
     return ", ".join(parts)
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(file: File) -> Image.Image:
     """An RGB image; raises UserError naming a file that cannot be read to its end."""
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(file.read()) if isinstance(file, archives.Member) else file) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"the image {path} cannot be read ({error}); fetch it again: no image is ever left out") from error
+        raise UserError(f"the image {file} cannot be read ({error}); fetch it again: no image is left out unless allowed") from error
 
 
 class Images(Dataset):
     """Decoded and transformed images, uint8 (3, H, W), with their labels, by ``(epoch, index)``.
 
-    An unreadable file comes out as its UserError, not as an exception: a data loading process would wrap that in a traceback.
+    An unreadable file comes out as its UserError, not as an exception: a data loading process would wrap that in a traceback. With
+    ``keep_unreadable`` it comes out as a black image labelled ``UNREADABLE``, for whoever counts and leaves out such.
     """
 
-    def __init__(self, images: ImageSet, transform: Transform) -> None:
-        self.images, self.transform = images, transform
+    def __init__(self, images: ImageSet, transform: Transform, keep_unreadable: bool = False) -> None:
+        self.images, self.transform, self.keep_unreadable = images, transform, keep_unreadable
         self.kept: dict[int, Image.Image] | None = {}
 
     def __len__(self) -> int:
@@ -198,12 +217,18 @@ class Images(Dataset):
 
     def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, int] | UserError:
         epoch, index = draw
+        label = int(self.images.labels[index])
         try:
             image = self._read(index)
         except UserError as error:
-            return error
-        pixels = np.array(self.transform(image, epoch, index), dtype=np.uint8)
-        return torch.from_numpy(pixels).permute(2, 0, 1), int(self.images.labels[index])
+            if not self.keep_unreadable:
+                return error
+            image, label = Image.new("RGB", (256, 256)), UNREADABLE
+        try:
+            pixels = np.array(self.transform(image, epoch, index), dtype=np.uint8)
+        except UserError as error:  # an image that the transform refuses, of a size it was not made for
+            return UserError(f"{self.images.files[index]}: {error}")
+        return torch.from_numpy(pixels).permute(2, 0, 1), label
 
     def _read(self, index: int) -> Image.Image:
         if self.kept is not None and index in self.kept:

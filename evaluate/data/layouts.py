@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from evaluate.data import val_labels
 from evaluate.errors import Skip, UserError
 
 CORRUPTIONS = (
@@ -15,6 +16,7 @@ CORRUPTIONS = (
 LAYOUTS: dict[str, tuple[str, ...]] = {
     "imagenet": ("imagenet/train", "imagenet/val"),
     "imagenet_1percent": ("imagenet/1percent.txt",),
+    "imagenet_10percent": ("imagenet/10percent.txt",),
     "imagenet_a": ("imagenet-a",),
     "imagenet_r": ("imagenet-r",),
     "imagenet_sketch": ("imagenet-sketch",),
@@ -24,10 +26,32 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
         "coco/train2017", "coco/val2017",
     ),
     "lvis": ("lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json", "coco/train2017", "coco/val2017"),
+    "voc": tuple(
+        f"VOCdevkit/{part}" for part in (
+            "VOC2007/ImageSets/Main/trainval.txt", "VOC2007/ImageSets/Main/test.txt", "VOC2007/JPEGImages", "VOC2007/Annotations",
+            "VOC2012/ImageSets/Main/trainval.txt", "VOC2012/JPEGImages", "VOC2012/Annotations",
+        )
+    ),
     "ade20k": (
         "ade20k/images/training", "ade20k/images/validation", "ade20k/annotations/training", "ade20k/annotations/validation",
     ),
 }  # fmt: skip
+
+# the archives as published, any of which may lie there instead of the unpacked folder
+ARCHIVES: dict[str, tuple[str, ...]] = {
+    "imagenet-a": ("imagenet-a.tar",),
+    "imagenet-r": ("imagenet-r.tar",),
+    "imagenet-sketch": ("imagenet-sketch.tar", "imagenet-sketch.zip", "ImageNet-Sketch.zip"),
+    **{f"imagenet-c/{name}": ("imagenet-c/noise.tar",) for name in CORRUPTIONS[:3]},
+    **{f"imagenet-c/{name}": ("imagenet-c/blur.tar",) for name in CORRUPTIONS[3:7]},
+    **{f"imagenet-c/{name}": ("imagenet-c/weather.tar",) for name in CORRUPTIONS[7:11]},
+    **{f"imagenet-c/{name}": ("imagenet-c/digital.tar",) for name in CORRUPTIONS[11:]},
+}
+
+
+def locate(data_root: Path, part: str) -> Path | None:
+    """The file or folder ``part`` below the data root, else an archive that holds it, else None."""
+    return next((data_root / name for name in (part, *ARCHIVES.get(part, ())) if (data_root / name).exists()), None)
 
 
 def root(path: Path) -> Path:
@@ -39,9 +63,10 @@ def root(path: Path) -> Path:
 
 def require(data_root: Path, name: str) -> None:
     """Raises Skip naming the layout expected where a set is absent."""
-    missing = [part for part in LAYOUTS[name] if not (data_root / part).exists()]
+    missing = [part for part in LAYOUTS[name] if locate(data_root, part) is None]
     if missing:
-        raise Skip(f"{name} is not under {data_root}: {missing[0]} is missing; expected {', '.join(LAYOUTS[name][:4])}")
+        archives = "".join(f" or {archive}" for archive in ARCHIVES.get(missing[0], ()))
+        raise Skip(f"{name} is not under {data_root}: {missing[0]}{archives} is missing; expected {', '.join(LAYOUTS[name][:4])}")
 
 
 def fingerprint(data_root: Path, names: tuple[str, ...]) -> str:
@@ -55,10 +80,13 @@ def fingerprint(data_root: Path, names: tuple[str, ...]) -> str:
     if world.is_file():
         digest.update(world.read_bytes())
     for part in dict.fromkeys(part for name in names for part in LAYOUTS[name]):
-        path = data_root / part
-        digest.update(f"\n{part} {path.stat().st_size if path.is_file() else path.is_dir()}".encode())
+        path = locate(data_root, part) or data_root / part
+        digest.update(f"\n{path.relative_to(data_root)} {path.stat().st_size if path.is_file() else path.is_dir()}".encode())
         for folder, folders, files in os.walk(path):
             folders.sort()
             digest.update(os.path.relpath(folder, path).encode())
             digest.update("\0".join(sorted(files)).encode())
+        labels = val_labels.source(data_root / "imagenet") if part == "imagenet/val" else None
+        if labels and not any(entry.is_dir() for entry in os.scandir(path)):
+            digest.update(labels.read_bytes())
     return digest.hexdigest()[:16]

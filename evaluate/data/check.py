@@ -1,0 +1,220 @@
+"""Whether the data sets are what they should be, before hours are spent on them: counts, classes, and some images of each, read in full.
+
+    python -m evaluate.data.check --data-root DIR [--tasks knn,robustness]
+
+Sets with ImageNet-1k's, COCO's or LVIS's number of classes, and ADE20k, are held against the published counts; others (a made world,
+a subset) only against themselves. Exit status: 0 all there and right, 2 something is wrong, 3 nothing is wrong but a set is absent.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluate.data import imagenet, layouts, subsets
+from evaluate.data.imagenet import File, ImageSet, read_image
+from evaluate.data.layouts import CORRUPTIONS
+from evaluate.errors import Skip, UserError
+from evaluate.progress import track
+from evaluate.task import EXIT_SKIPPED, EXIT_USER, at_least_one
+
+SAMPLES = 100  # images of each set that are read in full
+PUBLISHED_SIDE = 224  # pixels, of ImageNet-C's images
+# how many images the published sets have
+TRAIN, VAL, VAL_PER_CLASS = 1_281_167, 50_000, 50
+SHIFTED = {"imagenet_a": 7_500, "imagenet_r": 30_000, "imagenet_sketch": 50_889}
+INSTANCES = {"coco": (80, {"train": 118_287, "val": 5_000}), "lvis": (1203, {"train": 100_170, "val": 19_809})}
+ADE20K = {"training": 20_210, "validation": 2_000}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one set: ``status`` is ok, absent or wrong, ``detail`` a sentence."""
+
+    name: str
+    status: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.status}: {self.detail}"
+
+
+def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES) -> list[Finding]:
+    """A finding for each set, by its name in ``layouts.LAYOUTS``."""
+    found = []
+    for name in track(list(dict.fromkeys(names)), "checking the data"):
+        try:
+            layouts.require(data_root, name)
+            found.append(Finding(name, "ok", CHECKS[name](data_root, samples)))
+        except Skip as reason:
+            found.append(Finding(name, "absent", str(reason)))
+        except UserError as reason:
+            found.append(Finding(name, "wrong", str(reason)))
+    return found
+
+
+def report(data_root: Path, names: Iterable[str], samples: int = SAMPLES) -> int:
+    """Prints a line a set; the exit status: 0, EXIT_USER where one is wrong, EXIT_SKIPPED where none is wrong and one absent."""
+    found = check(layouts.root(data_root), names, samples)
+    for finding in found:
+        print(finding, file=sys.stderr if finding.status == "wrong" else sys.stdout)
+    statuses = {finding.status for finding in found}
+    return EXIT_USER if "wrong" in statuses else EXIT_SKIPPED if "absent" in statuses else 0
+
+
+def _imagenet(data_root: Path, samples: int) -> str:
+    train, val = imagenet.train_set(data_root), imagenet.val_set(data_root)
+    if _is_full(train):
+        official = tuple(json.loads(imagenet.OFFICIAL_CLASSES.read_text())["imagenet"])
+        if train.classes != official:
+            strange = sorted(set(train.classes) - set(official))
+            raise UserError(f"imagenet/train has 1000 classes and not ImageNet-1k's, for example {strange[0]}")
+        _expect("imagenet/train", len(train), TRAIN)
+        _expect("imagenet/val", len(val), VAL)
+        counts = np.bincount(val.labels)
+        if counts.min() != VAL_PER_CLASS or counts.max() != VAL_PER_CLASS:
+            raise UserError(f"imagenet/val should have {VAL_PER_CLASS} images a class; {val.classes[int(counts.argmin())]} has {counts.min()}")
+    return f"train {_read_some(train.files, samples)}, val {_read_some(val.files, samples)}, {len(train.classes)} classes"
+
+
+def _listed(name: str) -> Callable[[Path, int], str]:
+    def check_list(data_root: Path, samples: int) -> str:
+        return f"{len(subsets.listed_set(name, data_root))} names, all of them in train"
+
+    return check_list
+
+
+def _shifted(name: str) -> Callable[[Path, int], str]:
+    def check_set(data_root: Path, samples: int) -> str:
+        images = imagenet.robustness_set(name, data_root, layouts.LAYOUTS[name][0])
+        if _is_full(images):
+            _expect(layouts.LAYOUTS[name][0], len(images), SHIFTED[name])
+        return f"{_read_some(images.files, samples)}, {len(images.scored)} classes"
+
+    return check_set
+
+
+def _corrupted(data_root: Path, samples: int) -> str:
+    expected: set[tuple[int, str]] | None = None
+    each = max(1, samples // (5 * len(CORRUPTIONS)))
+    for corruption in CORRUPTIONS:
+        for severity in range(1, 6):
+            part = f"imagenet-c/{corruption}/{severity}"
+            images = imagenet.robustness_set("imagenet_c", data_root, part)
+            found = set(zip(images.labels.tolist(), (file.stem for file in images.files), strict=True))
+            expected = expected or found
+            if found != expected:
+                raise UserError(f"{part} holds other images than {CORRUPTIONS[0]}/1: {len(found)}, {len(found & expected)} of them the same")
+            if _is_full(images):
+                _expect(part, len(images), VAL)
+            _read_some(images.files, each, PUBLISHED_SIDE if _is_full(images) else None)
+    return f"15 corruptions, 5 severities, {len(expected or ())} images each; {75 * each} read"
+
+
+def _instances(name: str) -> Callable[[Path, int], str]:
+    def check_instances(data_root: Path, samples: int) -> str:
+        from evaluate.mm.datasets import file_name, read_annotations
+
+        classes, counts = INSTANCES[name]
+        parts = []
+        for split, count in counts.items():
+            listing = data_root / (f"coco/annotations/instances_{split}2017.json" if name == "coco" else f"lvis/lvis_v1_{split}.json")
+            content = read_annotations(listing)
+            files = [data_root / "coco" / file_name(image, f"{split}2017") for image in content["images"]]
+            absent = [file for file in files if not file.is_file()]
+            if absent:
+                raise UserError(f"{listing} lists {len(absent)} images that are not there, for example {absent[0]}; unpack coco in full")
+            if len(content["categories"]) == classes:
+                _expect(str(listing), len(files), count)
+            parts.append(f"{split} {_read_some(files, samples)}")
+        return f"{', '.join(parts)}, {len(content['categories'])} classes"
+
+    return check_instances
+
+
+def _ade20k(data_root: Path, samples: int) -> str:
+    parts = []
+    for split, count in ADE20K.items():
+        folders = [data_root / "ade20k" / kind / split for kind in ("images", "annotations")]
+        images, labels = ({path.stem: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")} for folder in folders)
+        if images.keys() != labels.keys():
+            odd = min(images.keys() ^ labels.keys())
+            raise UserError(f"of {odd} in ade20k/{split} there is only the image or only the annotation; unpack the set again")
+        if not (data_root / "world.json").is_file():
+            _expect(f"ade20k/images/{split}", len(images), count)
+        _read_some(list(labels.values()), samples)
+        parts.append(f"{split} {_read_some(list(images.values()), samples)}")
+    return ", ".join(parts)
+
+
+def _voc(data_root: Path, samples: int) -> str:
+    parts = []
+    for year, split in (("VOC2007", "trainval"), ("VOC2007", "test"), ("VOC2012", "trainval")):
+        folder = data_root / "VOCdevkit" / year
+        names = (folder / "ImageSets/Main" / f"{split}.txt").read_text().split()
+        for kind, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
+            absent = [name for name in names if not (folder / kind / f"{name}{suffix}").is_file()]
+            if absent:
+                raise UserError(f"{folder / kind} lacks {len(absent)} of the files of {split}.txt, for example {absent[0]}{suffix}")
+        parts.append(f"{year} {split} {_read_some([folder / 'JPEGImages' / f'{name}.jpg' for name in names], samples)}")
+    return ", ".join(parts)
+
+
+CHECKS: dict[str, Callable[[Path, int], str]] = {
+    "imagenet": _imagenet,
+    **{f"imagenet_{name}": _listed(name) for name in subsets.LISTS},
+    **{name: _shifted(name) for name in SHIFTED},
+    "imagenet_c": _corrupted,
+    **{name: _instances(name) for name in INSTANCES},
+    "ade20k": _ade20k,
+    "voc": _voc,
+}
+
+
+def _is_full(images: ImageSet) -> bool:
+    return len(images.classes) == imagenet.FULL_CLASSES
+
+
+def _expect(what: str, count: int, published: int) -> None:
+    if count != published:
+        raise UserError(f"{what} has {count} images, as published {published}; unpack it in full")
+
+
+def _read_some(files: list[File] | list[Path] | tuple[File, ...], samples: int, side: int | None = None) -> str:
+    """Reads evenly spaced files in full. Raises UserError naming one that is unreadable or not ``side`` pixels wide and high."""
+    chosen = [files[index * len(files) // samples] for index in range(samples)] if samples < len(files) else files
+    for file in chosen:
+        size = read_image(file).size
+        if side is not None and size != (side, side):
+            raise UserError(f"{file} is {size[0]} x {size[1]} px; ImageNet-C as published is {side} px (a set made at full size is another set)")
+    return f"{len(files)} images ({len(chosen)} read)"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status."""
+    from evaluate import plan
+    from evaluate.task import module_of
+
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluate.data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds imagenet/, coco/, … (README, data layout)")
+    parser.add_argument("--tasks", default="", help="comma-separated; only the sets these read (default: all)")
+    parser.add_argument("--samples", type=at_least_one, default=SAMPLES, help=f"images of each set to read in full (default: {SAMPLES})")
+    arguments = parser.parse_args(argv)
+    try:
+        nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
+        configs = plan.configure(nodes, "paper", {})
+        names = [name for node in nodes for name in module_of(node.task).reads(configs[node.name])]
+        return report(arguments.data_root, names, arguments.samples)
+    except UserError as error:
+        print(f"evaluate.data.check: {error}", file=sys.stderr)
+        return EXIT_USER
+
+
+if __name__ == "__main__":
+    sys.exit(main())
