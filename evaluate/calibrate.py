@@ -21,7 +21,7 @@ import torch
 
 from evaluate import checkpoint, classifier, convert, distributed, encoder, metrics, precision
 from evaluate.data import layouts
-from evaluate.data.imagenet import val_set
+from evaluate.data.imagenet import FULL_CLASSES, val_set
 from evaluate.data.transforms import CenterCrop
 from evaluate.errors import Skip, UserError
 from evaluate.task import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, Env, at_least_one
@@ -33,6 +33,7 @@ RELEASED = {
     "mae_finetuned_vit_large": 85.952,
     "mae_finetuned_vit_huge": 86.928,
 }
+VAL_IMAGES = 50_000
 TOLERANCE = 0.1  # points
 ROUNDING = 1e-3  # of a published number and of a difference of floats
 DEVIATIONS = 3.0  # standard errors allowed besides, where only a part of val is read
@@ -110,6 +111,8 @@ def calibrate(path: Path, env: Env, expected: float, tolerance: float = TOLERANC
     env.device = distributed.start(env.device)
     val = val_set(env.data_root, env.limit)
     model = load(path, env.device)
+    if len(val.classes) == FULL_CLASSES and val.asked != VAL_IMAGES:
+        raise UserError(f"imagenet/val holds {val.asked} images, ImageNet-1k's has {VAL_IMAGES}; unpack it again")
     if model.head.out_features != len(val.classes):
         raise UserError(f"{path} tells {model.head.out_features} classes apart, imagenet/train has {len(val.classes)}; give the full ImageNet-1k")
     crop = crop or CenterCrop(224, 256, "bicubic")
