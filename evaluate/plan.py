@@ -31,6 +31,7 @@ class Node:
 NODES = (
     Node("detection_coco", "detection", (("dataset", "coco"),)),
     Node("detection_lvis", "detection", (("dataset", "lvis"),)),
+    Node("detection_voc", "detection", (("dataset", "voc"),), extra=True),
     Node("segmentation", "segmentation"),
     Node("finetune", "finetune"),
     Node("linear_probe", "linear_probe", (("views", "augmented"),)),
@@ -61,6 +62,9 @@ COLUMNS = (  # heading, node, metric: the paper's order, then kNN
 EXTRA_COLUMNS = (  # shown where there is a record; protocols of their own, so never in a column of the paper
     ("LIN fast", "linear_fast", "top1"),
     ("LIN sweep", "sweep", "top1"),
+    ("VOC AP50", "detection_voc", "box_ap50"),
+    ("VOC AP", "detection_voc", "box_ap"),
+    ("VOC AP75", "detection_voc", "box_ap75"),
 )
 
 

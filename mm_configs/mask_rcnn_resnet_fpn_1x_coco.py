@@ -1,7 +1,7 @@
 # ruff: noqa: F403, F405
 """Mask R-CNN with a ResNet encoder and FPN on COCO 2017: detectron2's 1x schedule with MoCo's BatchNorm, which is trained everywhere.
 
-    python -m evaluate.detection --ckpt FILE --data-root DIR
+    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR
 
 MoCo v1's ResNet-50 gives box AP 38.5 and mask AP 35.1 (arXiv 1911.05722, table 5), on 8 GPUs with two images each. Not the protocol of
 the SiameseIM table, which has ViTs only.
@@ -28,7 +28,11 @@ model.neck = dict(type=FPN, in_channels=None, out_channels=channels, num_outs=5,
 model.rpn_head.update(num_convs=1)
 model.roi_head.bbox_head.update(num_shared_convs=0, num_shared_fcs=2, norm_cfg=None)
 model.roi_head.mask_head.update(norm_cfg=None)
-optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.02, momentum=0.9, weight_decay=1e-4))
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=SGD, lr=0.02, momentum=0.9, weight_decay=1e-4),
+    paramwise_cfg=dict(norm_decay_mult=0.0),  # detectron2 does not decay norms
+)
 param_scheduler[0].update(end=1001)
 param_scheduler[1].update(milestones=[60_000, 80_000])
 train_dataloader.dataset.pipeline[1] = dict(type=ResizeShortest, shortest=[640, 672, 704, 736, 768, 800], longest=longest)

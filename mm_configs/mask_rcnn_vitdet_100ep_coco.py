@@ -1,8 +1,9 @@
 """Mask R-CNN with a ViTDet backbone on COCO 2017, 100 epochs: the COCO columns of the SiameseIM table.
 
-    python -m evaluate.detection --ckpt FILE --data-root DIR
+    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR --set at_once=1
 
-detectron2's ViTDet-B gives box AP 51.6 and mask AP 45.9 from MAE's checkpoint, on 64 A100 with one image each.
+detectron2's ViTDet gives box AP 51.6 and mask AP 45.9 from MAE's ViT-B (55.5 and 49.2 from its ViT-L), on 64 A100 with one image each;
+with fewer GPUs the rest of the batch of 64 is accumulated. Drop path and layer decay of ViT-L follow from the encoder.
 What depends on the encoder, on the classes or on folders is filled in by evaluate/detection.py; it is None here.
 """
 
@@ -14,9 +15,7 @@ from mmdet.models.detectors import MaskRCNN
 from mmdet.models.losses import CrossEntropyLoss, L1Loss
 from mmdet.models.roi_heads import StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import ConvFCBBoxHead
-from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
-from mmdet.models.task_modules.assigners import MaxIoUAssigner
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmdet.models.task_modules.samplers import RandomSampler
@@ -26,6 +25,7 @@ from mmengine.runner import IterBasedTrainLoop, TestLoop
 from torch.optim import AdamW
 
 from evaluate.mm.datasets import InstanceSet
+from evaluate.mm.heads import MaskHead, Matcher
 from evaluate.mm.metrics import InstanceAP
 from evaluate.mm.optimizer import LayerDecayConstructor
 from evaluate.mm.sampler import TrainingSampler
@@ -82,6 +82,11 @@ model = dict(
             reg_class_agnostic=False,
             loss_cls=dict(type=CrossEntropyLoss, use_sigmoid=False, loss_weight=1.0),
             loss_bbox=dict(type=L1Loss, loss_weight=1.0),
+            init_cfg=[  # mmdet's own, but for the fully connected layers
+                dict(type="Normal", std=0.01, override=dict(name="fc_cls")),
+                dict(type="Normal", std=0.001, override=dict(name="fc_reg")),
+                dict(type="Caffe2Xavier", override=dict(name="shared_fcs")),
+            ],
         ),
         mask_roi_extractor=dict(
             type=SingleRoIExtractor,
@@ -90,7 +95,7 @@ model = dict(
             featmap_strides=None,
         ),
         mask_head=dict(
-            type=FCNMaskHead,
+            type=MaskHead,
             num_convs=4,
             in_channels=channels,
             conv_out_channels=channels,
@@ -101,14 +106,14 @@ model = dict(
     ),
     train_cfg=dict(
         rpn=dict(
-            assigner=dict(type=MaxIoUAssigner, pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3, match_low_quality=True),
+            assigner=dict(type=Matcher, positive=0.7, negative=0.3, low_quality=True),
             sampler=dict(type=RandomSampler, num=256, pos_fraction=0.5, add_gt_as_proposals=False),
             allowed_border=-1,
             pos_weight=-1,
         ),
         rpn_proposal=dict(nms_pre=2000, max_per_img=1000, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0),
         rcnn=dict(
-            assigner=dict(type=MaxIoUAssigner, pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5, match_low_quality=False),
+            assigner=dict(type=Matcher, positive=0.5, negative=0.5, low_quality=False),
             sampler=dict(type=RandomSampler, num=512, pos_fraction=0.25, add_gt_as_proposals=True),
             mask_size=28,
             pos_weight=-1,

@@ -1,9 +1,9 @@
 # ruff: noqa: F403, F405
 """Mask R-CNN with a ViTDet backbone on COCO 2017, 25 epochs: a smaller budget than the paper's 100, and marked so in its record.
 
-    python -m evaluate.detection --ckpt FILE --data-root DIR --set schedule=25ep
+    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR --set recipe=mask_rcnn_vitdet_25ep_coco --set at_once=1
 
-The steps lie at the same shares of the schedule. No published number of this length.
+The steps lie at the same shares of the schedule. On 8 GPUs or any number that divides 64. No published box AP or mask AP of this length.
 """
 
 from mmengine.config import read_base

@@ -75,7 +75,7 @@ class InstanceSet(Dataset):
     def __init__(
         self, annotations: str, images: str, folder: str, pipeline: list[Any], training: bool, limit: int | None = None, seed: int = 0
     ) -> None:
-        content = read_annotations(Path(annotations))
+        content = self.read(annotations, folder)
         categories = sorted(content["categories"], key=lambda category: category["id"])
         self.labels = {category["id"]: label for label, category in enumerate(categories)}
         self.metainfo = {"classes": tuple(category["name"] for category in categories)}
@@ -87,7 +87,7 @@ class InstanceSet(Dataset):
         self.samples = []
         for image in sorted(content["images"], key=lambda image: image["id"])[:limit]:
             sample = {
-                "img_id": image["id"], "img_path": str(Path(images) / file_name(image, folder)), "annotations": annotations,
+                "img_id": image["id"], "img_path": str(Path(images) / self.picture(image, folder)), "annotations": annotations,
                 "height": image["height"], "width": image["width"],
             }  # fmt: skip
             if training:
@@ -97,6 +97,14 @@ class InstanceSet(Dataset):
             self.samples.append(sample)
         if not self.samples:
             raise UserError(f"{annotations} has no image with an object that can be learnt; fetch it again")
+
+    def read(self, annotations: str, folder: str) -> dict[str, Any]:
+        """The parsed annotations."""
+        return read_annotations(Path(annotations))
+
+    def picture(self, image: dict[str, Any], folder: str) -> str:
+        """An image's path below ``images``."""
+        return file_name(image, folder)
 
     def _objects(self, annotations: list[dict[str, Any]], image: dict[str, Any]) -> list[tuple[int, Any]]:
         """(label, segmentation) of what can be learnt: no crowd, a box of positive size, a traceable outline."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
+from evaluate.errors import UserError
 from evaluate.mm.datasets import read_annotations
 
 NAMES = {"bbox": "box_ap", "segm": "mask_ap"}
@@ -70,6 +71,7 @@ class InstanceAP(BaseMetric):
 
     def __init__(self, annotations: str, lvis: bool, max_detections: int, limit: int | None = None, collect_dir: str | None = None) -> None:
         super().__init__(prefix="ap", collect_dir=collect_dir)
+        self.annotations = annotations
         self.ground_truth = read_annotations(Path(annotations))
         self.lvis, self.max_detections = lvis, max_detections
         self.categories = sorted(category["id"] for category in self.ground_truth["categories"])
@@ -98,10 +100,13 @@ class InstanceAP(BaseMetric):
 
         Raises:
             RuntimeError: an image is missing or came twice.
+            UserError: none of the images has an object, so there is nothing to measure.
         """
         seen = sorted(image_id for image_id, _ in results)
         if seen != self.image_ids:
             raise RuntimeError(f"{len(seen)} images were evaluated, {len(set(seen))} of them distinct, of {len(self.image_ids)} asked")
         detections = [detection for _, found in results for detection in found]
         metrics = average_precision(self.ground_truth, detections, self.image_ids, self.lvis, self.max_detections)
+        if len({"box_ap", "mask_ap"} & set(metrics)) < 2:
+            raise UserError(f"none of the {len(seen)} images of {self.annotations} that were tested has an object; test more of them")
         return {**metrics, "images": len(seen)}

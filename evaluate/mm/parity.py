@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from evaluate.errors import UserError
 from evaluate.mm import losses, optimizer, sampler, transforms
 from evaluate.mm.attention import resize_pos_embed
+from evaluate.mm.parity_heads import roi_heads
 from evaluate.mm.reference_names import detectron2_name, mmseg_name
 from evaluate.mm.segmentation_backbone import SegmentationBackbone
 from evaluate.mm.vitdet import SimpleFeaturePyramid, ViTDetBackbone
@@ -350,6 +351,7 @@ def _feature2pyramid(case: dict[str, Any]) -> Result:
 
 
 FORMS = {  # a key that only this form has: the comparison
+    "roi_level_assignment": roi_heads,
     "pyramid_config": simple_feature_pyramid, "last_feat": vitdet_backbone, "fed_loss_num_classes": federated,
     "function_on_single_names": lr_decay, "thresholds": repeat_factors, "test_resize": large_scale_jitter, "outputs": mmseg_mae_backbone,
 }  # fmt: skip

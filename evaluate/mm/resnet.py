@@ -1,4 +1,4 @@
-"""A ResNet encoder as a backbone of four maps, for FPN and UPerNet: timm's own module with the encoder's tensors."""
+"""A ResNet encoder in a detector or segmenter: timm's own module with the encoder's tensors, whole or cut before its last stage (C4)."""
 
 from typing import Any
 
@@ -8,17 +8,23 @@ from torch import Tensor, nn
 from evaluate.encoder import EncoderSpec, build
 from evaluate.mm.attention import load_encoder
 
+LAST = "layer4."
+
 
 class ResNetBackbone(nn.Module):
     """Image (B, 3, H, W) to the stages' maps at strides 4, 8, 16 and 32. BatchNorm is trained with the rest, as MoCo does.
 
     Args:
         spec: the encoder's spec as JSON.
+        c4: only the map at stride 16; the last stage belongs to ``LastStage``.
     """
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, c4: bool = False) -> None:
         super().__init__()
         self.model = build(EncoderSpec.from_json(spec)).to_empty(device="cpu")
+        self.c4 = c4
+        if c4:
+            self.model.layer4 = nn.Identity()
 
     @staticmethod
     def arguments(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
@@ -27,15 +33,36 @@ class ResNetBackbone(nn.Module):
 
     def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
         """Loads all of an encoder's tensors strictly; returns the names. Raises ValueError on one too many or too few."""
-        return load_encoder(self.model, state, new={}, dropped=())
+        return load_encoder(self.model, state, new={}, dropped=(LAST.replace(".", r"\..*"),) if self.c4 else ())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         x = self.model.maxpool(self.model.act1(self.model.bn1(self.model.conv1(images))))
         maps = []
-        for stage in (self.model.layer1, self.model.layer2, self.model.layer3, self.model.layer4):
+        for stage in (self.model.layer1, self.model.layer2, self.model.layer3):
             x = stage(x)
             maps.append(x)
-        return tuple(maps)
+        return (maps[-1],) if self.c4 else (*maps, self.model.layer4(x))
+
+
+class LastStage(nn.Module):
+    """The encoder's last stage over regions (N, C, 14, 14) to (N, 2 C, 7, 7), then a new BatchNorm: the C4 head of MoCo.
+
+    Args:
+        spec: the encoder's spec as JSON.
+    """
+
+    def __init__(self, spec: str) -> None:
+        super().__init__()
+        self.layer4 = build(EncoderSpec.from_json(spec)).layer4.to_empty(device="cpu")
+        self.norm = nn.BatchNorm2d(widths(EncoderSpec.from_json(spec))[-1])
+
+    def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
+        """Loads the encoder's last stage strictly; returns the names. Raises ValueError on one too many or too few."""
+        own = {name.removeprefix(LAST): value for name, value in state.items() if name.startswith(LAST)}
+        return load_encoder(self.layer4, own, new={}, dropped=())
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return self.norm(self.layer4(regions))
 
 
 def widths(spec: EncoderSpec) -> list[int]:

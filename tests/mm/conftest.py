@@ -1,4 +1,4 @@
-"""A tiny encoder and a small dense world, made once for all mm tests."""
+"""A tiny encoder and a small dense world (VOC too), made once for all mm tests."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from evaluate.data import toy_dense
 from evaluate.encoder import Encoder, EncoderSpec
+from tests.mm.voc_world import make_voc
 
 torch.set_num_threads(1)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,4 +56,5 @@ def encoder() -> Encoder:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     toy_dense.make(root, seed=0, train_images=24, val_images=8)
+    make_voc(root, root)
     return root

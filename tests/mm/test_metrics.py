@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +13,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from evaluate.errors import UserError
 from evaluate.mm.labels import IGNORED, count_pixels, scores
-from evaluate.mm.metrics import average_precision
+from evaluate.mm.metrics import InstanceAP, average_precision
 
 SIDE = 80
 
@@ -76,6 +79,77 @@ def test_no_detections_are_zero() -> None:
         metrics = average_precision(truth, [], [i["id"] for i in truth["images"]], lvis, 300)
         assert metrics["box_ap"] == metrics["mask_ap"] == 0.0
         assert lvis == ("box_ap_rare" in metrics)
+
+
+def lvis_reference(truth: dict, found: list[dict], kind: str, most: int) -> dict[str, float]:
+    """The arithmetic of the lvis package, by hand: AP over ten overlaps and 101 recalls of each category, then means over groups."""
+    kept = []
+    for image in truth["images"]:
+        kept += sorted((d for d in found if d["image_id"] == image["id"]), key=lambda d: -d["score"])[:most]
+    field = "bbox" if kind == "bbox" else "segmentation"
+    precisions: dict[int, np.ndarray] = {}  # category: (10 overlaps, 101 recalls)
+    for category in (c["id"] for c in truth["categories"]):
+        scores, hits, ignored, positives = [], [], [], 0
+        for image in truth["images"]:
+            here = [a for a in truth["annotations"] if a["image_id"] == image["id"]]
+            own = [a for a in here if a["category_id"] == category]
+            if not own and category not in image["neg_category_ids"]:
+                continue  # not known to be absent: nothing counts
+            positives += len(own)
+            detections = sorted((d for d in kept if (d["image_id"], d["category_id"]) == (image["id"], category)), key=lambda d: -d["score"])
+            overlaps = rle.iou([d[field] for d in detections], [a[field] for a in own], [0] * len(own)) if detections and own else None
+            hit = np.zeros((10, len(detections)), bool)
+            for t, threshold in enumerate(np.linspace(0.5, 0.95, 10)):
+                taken: set[int] = set()
+                for d in range(len(detections)):
+                    best = [(overlaps[d, a], a) for a in range(len(own)) if a not in taken and overlaps[d, a] >= threshold]
+                    if best:
+                        taken.add(max(best)[1])
+                        hit[t, d] = True
+            scores += [d["score"] for d in detections]
+            hits.append(hit)
+            ignored.append(~hit & (category in image["not_exhaustive_category_ids"]))
+        if not positives:
+            continue
+        order = np.argsort(-np.array(scores), kind="mergesort")
+        right = np.concatenate([*hits, np.zeros((10, 0), bool)], 1)[:, order]
+        counted = ~np.concatenate([*ignored, np.zeros((10, 0), bool)], 1)[:, order]
+        precisions[category] = np.zeros((10, 101))
+        for t in range(10):
+            tp, fp = (right[t] & counted[t]).cumsum(), (~right[t] & counted[t]).cumsum()
+            recall, precision = tp / positives, tp / np.maximum(tp + fp, 1e-9)
+            for r, level in enumerate(np.linspace(0, 1, 101)):
+                precisions[category][t, r] = max(precision[recall >= level], default=0.0)
+    name, groups = ("box_ap" if kind == "bbox" else "mask_ap"), {"r": "rare", "c": "common", "f": "frequent"}
+    every = np.array(list(precisions.values()))
+    result = {name: every.mean(), f"{name}50": every[:, 0].mean(), f"{name}75": every[:, 5].mean()}
+    for letter, group in groups.items():
+        own = [precisions[c["id"]] for c in truth["categories"] if c["frequency"] == letter and c["id"] in precisions]
+        if own:
+            result[f"{name}_{group}"] = np.mean(own)
+    return {key: 100 * float(value) for key, value in result.items()}
+
+
+@pytest.mark.parametrize(("seed", "most"), [(0, 300), (1, 300), (2, 300), (3, 4), (4, 4)])
+def test_lvis_equals_its_arithmetic(seed: int, most: int) -> None:
+    """Boxes and masks, all, rare, common and frequent; with 4 detections an image the cut matters."""
+    truth, found = random_world(seed, lvis=True)
+    ids = [i["id"] for i in truth["images"]]
+    ours = average_precision(copy.deepcopy(truth), copy.deepcopy(found), ids, True, most)
+    expected = {**lvis_reference(truth, found, "bbox", most), **lvis_reference(truth, found, "segm", most)}
+    assert ours == pytest.approx(expected, abs=1e-9) and len(ours) == 12
+    assert 0 < ours["box_ap_rare"] < 100 and ours["box_ap"] != ours["mask_ap"]
+
+
+def test_images_without_any_object_are_an_error(world: Path, tmp_path: Path) -> None:
+    content = json.loads((world / "coco/annotations/instances_val2017.json").read_text())
+    path = tmp_path / "empty.json"
+    path.write_text(json.dumps({**content, "annotations": []}))
+    metric = InstanceAP(str(path), lvis=False, max_detections=100)
+    with pytest.raises(UserError, match="empty.json.* has an object"):
+        metric.compute_metrics([(image["id"], []) for image in content["images"]])
+    with pytest.raises(RuntimeError, match="7 images"):
+        metric.compute_metrics([(image["id"], []) for image in content["images"][1:]])
 
 
 def test_lvis_ignores_what_is_not_labelled() -> None:

@@ -1,5 +1,7 @@
 """Every file of mm_configs builds, and holds no key that nobody reads."""
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,14 +10,15 @@ import torch
 from evaluate import detection, segmentation
 from evaluate.errors import UserError
 from evaluate.mm import runner
-from evaluate.task import Env
+from evaluate.mm.vitdet import global_blocks
+from evaluate.task import Env, override
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 RECIPES = sorted(path.stem for path in runner.RECIPES.glob("*.py"))
 # what evaluate/ and mmengine's Runner read; all else at top level must be a number that the file itself uses
 READ = {
     "default_scope", "model", "optim_wrapper", "param_scheduler", "train_dataloader", "test_dataloader", "test_evaluator", "train_cfg",
-    "test_cfg", "batch_size",
+    "test_cfg", "batch_size", "precise_bn",
 }  # fmt: skip
 
 
@@ -40,12 +43,15 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
             assert text.count(key) > 1, f"{name}: nobody reads {key}"
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)
-        model.backbone.load(encoder.spec, encoder.model.state_dict())
+        runner.load_encoder(model, encoder)
         model.init_weights()
         own, theirs = model.backbone.state_dict(), encoder.model.state_dict()
         key = "layer2.0.conv1.weight" if "resnet" in name else "blocks.1.mlp.fc1.weight"
         kept = own[f"model.{key}" if "resnet" in name else key]
         assert torch.equal(kept, theirs[key]), "initialising the heads changed the encoder"
+        if "_c4_" in name:
+            last = model.roi_head.shared_head.layer4.state_dict()
+            assert all(torch.equal(value, theirs[f"layer4.{key}"]) for key, value in last.items()) and len(last) > 5
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         assert sum(len(group["params"]) for group in wrapper.optimizer.param_groups) == len(list(model.parameters()))
         for scheduler in cfg.param_scheduler:
@@ -56,12 +62,70 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
             assert sample["inputs"].dtype == torch.uint8 and "data_samples" in sample
 
 
+# the numbers of mmdet's free-form settings that mmdet reads
+TRAIN_KEYS = {
+    "rpn": {"assigner", "sampler", "allowed_border", "pos_weight"}, "rpn_proposal": {"nms_pre", "max_per_img", "nms", "min_bbox_size"},
+    "rcnn": {"assigner", "later_assigners", "sampler", "mask_size", "pos_weight"},
+}  # fmt: skip
+TEST_KEYS = {"rpn": TRAIN_KEYS["rpn_proposal"], "rcnn": {"score_thr", "nms", "max_per_img", "mask_thr_binary"}}
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "rcnn" in name])
+def test_a_detectors_free_settings_are_read(name: str) -> None:
+    cfg = runner.read_recipe(name)
+    for settings, known in ((cfg.model.train_cfg, TRAIN_KEYS), (cfg.model.test_cfg, TEST_KEYS)):
+        assert {key: set(value) - known[key] for key, value in settings.items()} == {key: set() for key in known}
+    assert "later_assigners" in cfg.model.train_cfg.rcnn or "cascade" not in name
+    assert cfg.param_scheduler[1].milestones[-1] < cfg.train_cfg.max_iters < cfg.train_cfg.val_interval
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if "demo" not in name])
+def test_a_recipe_says_its_row_gpus_number_and_command(name: str) -> None:
+    text = ast.get_docstring(ast.parse((runner.RECIPES / f"{name}.py").read_text()))
+    task = "segmentation" if name.startswith("upernet") else "detection"
+    command = re.search(rf"-m evaluate\.{task} (.*?)\n\n", text, re.DOTALL)
+    assert command and re.search(r"GPU|A100|V100", text) and re.search(r"\bm?AP\b|mIoU", text)
+    settings = dict(re.findall(r"--set (\w+)=(\S+)", command[1]))
+    module = {"detection": detection, "segmentation": segmentation}[task]
+    config = override(module.PRESETS["paper"], settings)
+    if task == "detection":
+        family = "resnet" if "resnet" in name else "vit"
+        assert detection.recipe_of(config, family) == name, "the command is another recipe's"
+
+
+def test_the_sizes_of_vits_follow_from_the_encoder(world: Path, tmp_path: Path) -> None:
+    """detectron2's ViTDet-B (and S) and -L: drop path, layer decay, global blocks."""
+    for depth, drop, decay, last in ((12, 0.1, 0.7, (2, 5, 8, 11)), (24, 0.4, 0.8, (5, 11, 17, 23))):
+        for name in ("mask_rcnn_vitdet_100ep_coco", "cascade_mask_rcnn_vitdet_100ep_lvis"):
+            cfg = runner.read_recipe(name)
+            detection.fill_encoder(cfg, tiny_encoder(depth=depth))
+            assert (cfg.model.backbone.drop_path, cfg.optim_wrapper.paramwise_cfg.layer_decay) == (drop, decay)
+            assert cfg.optim_wrapper.paramwise_cfg.num_layers == depth and global_blocks(depth) == last
+
+
+def test_a_recipe_is_chosen_by_name() -> None:
+    chosen = override(detection.PRESETS["paper"], {"recipe": "mask_rcnn_resnet_c4_2x_coco"})
+    assert detection.recipe_of(chosen, "resnet") == "mask_rcnn_resnet_c4_2x_coco"
+    with pytest.raises(UserError, match="not for a vit encoder"):
+        detection.recipe_of(chosen, "vit")
+    with pytest.raises(UserError, match="is not for lvis"):
+        override(detection.PRESETS["paper"], {"dataset": "lvis", "recipe": "mask_rcnn_resnet_c4_2x_coco"})
+    with pytest.raises(UserError, match="no paper recipe of voc for a vit encoder; there is .*paper of coco"):
+        detection.recipe_of(override(detection.PRESETS["paper"], {"dataset": "voc"}), "vit")
+    assert all(name in RECIPES for name in detection.RECIPES.values())
+
+
 def test_the_papers_numbers() -> None:
     coco, lvis = (runner.read_recipe(f"mask_rcnn_vitdet_100ep_{name}") for name in ("coco", "lvis"))
     assert (coco.train_cfg.max_iters, lvis.train_cfg.max_iters) == (184_375, 156_250)
     assert (coco.optim_wrapper.optimizer.lr, lvis.optim_wrapper.optimizer.lr) == (1e-4, 2e-4)
     assert (coco.batch_size, lvis.model.test_cfg.rcnn.max_per_img, lvis.model.test_cfg.rcnn.score_thr) == (64, 300, 0.02)
-    assert coco.model.train_cfg.rcnn.assigner.match_low_quality is False
+    assert coco.model.train_cfg.rcnn.assigner.low_quality is False
+    fpn, c4, voc = (runner.read_recipe(n) for n in ("mask_rcnn_resnet_fpn_1x_coco", "mask_rcnn_resnet_c4_2x_coco", "faster_rcnn_resnet_c4_24k_voc"))
+    assert [x.train_cfg.max_iters for x in (fpn, c4, voc)] == [90_000, 180_000, 24_000]
+    assert voc.param_scheduler[1].milestones == [18_000, 22_000] and voc.batch_size == 16 and voc.optim_wrapper.optimizer.lr == 0.02
+    assert voc.train_dataloader.dataset.pipeline[1].shortest == list(range(480, 801, 32))
+    assert c4.train_dataloader.dataset.pipeline[1].shortest == list(range(640, 801, 32)) and c4.precise_bn == 200
     ade = runner.read_recipe("upernet_vit_160k_ade20k")
     assert (ade.train_cfg.max_iters, ade.batch_size, tuple(ade.model.test_cfg.stride)) == (160_000, 16, (341, 341))
 

@@ -80,7 +80,7 @@ def test_absent_data_and_packages_are_skipped(encoder: Encoder, world: Path, tmp
 
 
 def test_contradictions_are_refused() -> None:
-    with pytest.raises(ValueError, match="coco or lvis"):
-        detection.Config(dataset="voc")
+    with pytest.raises(ValueError, match="coco, lvis or voc"):
+        detection.Config(dataset="openimages")
     with pytest.raises(ValueError, match="iterations"):
         segmentation.Config(iterations=0)

@@ -1,0 +1,201 @@
+"""Seconds an image of a detector's training and testing on this machine, by part, beside detectron2's recorded ones.
+
+    python -m evaluate.mm.benchmark                                        ViTDet-B at 1024 pixels
+    python -m evaluate.mm.benchmark --size vit_large --recipe cascade_mask_rcnn_vitdet_100ep_coco
+    python -m evaluate.mm.benchmark --size tiny --recipe mask_rcnn_vitdet_demo_coco --device cpu
+
+Weights and pictures are noise, with as many objects and detections as COCO's: time does not depend on what they show. detectron2's
+seconds were recorded on an A100; they are multiplied by its peak rate (312 TFLOP/s in half precision) over the rate of a matrix product
+measured here in the same run. An A100 itself reaches about three quarters of its peak, so on another card the scaled time is a goal
+that is a little too hard. Reading and jittering pictures is left to loading processes and not in these times.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from evaluate.encoder import Encoder, EncoderSpec, build
+from evaluate.errors import UserError
+
+SIZES = {  # width, blocks, heads, patch, image of the encoder
+    "tiny": (48, 3, 3, 8, 32),
+    "vit_small": (384, 12, 6, 16, 224),
+    "vit_base": (768, 12, 12, 16, 224),
+    "vit_large": (1024, 24, 16, 16, 224),
+}
+A100_FLOPS = 312e12
+DETECTRON2 = {  # recipe and size: training and testing seconds an image (ViTDet's README)
+    ("mask_rcnn_vitdet_100ep_coco", "vit_base"): (0.314, 0.079),
+    ("mask_rcnn_vitdet_100ep_coco", "vit_large"): (0.603, 0.125),
+    ("cascade_mask_rcnn_vitdet_100ep_coco", "vit_base"): (0.362, 0.089),
+    ("cascade_mask_rcnn_vitdet_100ep_coco", "vit_large"): (0.643, 0.142),
+}
+OBJECTS, CLASSES, DETECTIONS = 7, 80, 100  # of a picture of COCO
+TESTED_SIZE = (480, 640)  # height, width of a picture of COCO
+
+
+def random_encoder(size: str) -> Encoder:
+    """A ViT of noise."""
+    width, depth, heads, patch, side = SIZES[size]
+    spec = EncoderSpec(
+        family="vit", embed_dim=width, depth=depth, num_heads=heads, patch_size=patch, img_size=side, class_token=True, final_norm=True,
+        mean=(0.5,) * 3, std=(0.25,) * 3,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    return Encoder(spec, {name: 0.02 * torch.randn(value.shape, generator=generator) for name, value in build(spec).state_dict().items()})
+
+
+def made(recipe: str, size: str, device: str, precision: str) -> tuple[Any, Any, Any]:
+    """The config, the model and its optimizer wrapper."""
+    from mmengine.optim import build_optim_wrapper
+    from mmengine.registry import MODELS, DefaultScope
+
+    from evaluate import detection
+    from evaluate.mm import runner
+
+    cfg, encoder = runner.read_recipe(recipe), random_encoder(size)
+    detection.recipe_of(detection.Config(recipe.rpartition("_")[2], recipe), "vit")
+    detection.fill_encoder(cfg, encoder)
+    detection.fill_classes(cfg, [1] * CLASSES)
+    runner.use_precision(cfg, precision, device)
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        torch.manual_seed(0)
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        runner.load_encoder(model, encoder)
+        heads = model.roi_head.bbox_head
+        for head in heads if isinstance(heads, torch.nn.ModuleList) else [heads]:
+            head.fc_cls.bias.data[:4] = 3.0  # some scores above the threshold, as a trained model has
+        wrapper = build_optim_wrapper(model.to(device), cfg.optim_wrapper)
+    return cfg, model, wrapper
+
+
+def batch_of(side: int, count: int) -> dict[str, list[Any]]:
+    """Pictures of noise with objects, as a data loader gives them."""
+    from mmdet.structures import DetDataSample
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import PolygonMasks
+    from mmengine.structures import InstanceData
+
+    generator = np.random.default_rng(0)
+    samples = []
+    for _ in range(count):
+        corners = generator.uniform(0, 0.6 * side, (OBJECTS, 2))
+        boxes = np.concatenate([corners, corners + generator.uniform(0.05, 0.35, (OBJECTS, 2)) * side], 1).astype(np.float32)
+        polygons = [[np.array([x1, y1, x2, y1, x2, y2, x1, y2], np.float64)] for x1, y1, x2, y2 in boxes]
+        factors = (side / max(TESTED_SIZE),) * 2
+        sample = DetDataSample(metainfo={"img_shape": (side, side), "ori_shape": TESTED_SIZE, "scale_factor": factors, "img_id": 0})
+        sample.gt_instances = InstanceData(
+            bboxes=HorizontalBoxes(boxes), labels=torch.arange(OBJECTS), masks=PolygonMasks(polygons, side, side)
+        )
+        samples.append(sample)
+    pictures = [torch.from_numpy(generator.integers(0, 256, (3, side, side), dtype=np.uint8)) for _ in range(count)]
+    return {"inputs": pictures, "data_samples": samples}
+
+
+def synchronise(device: str) -> None:
+    """Waits for a GPU."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def seconds(step: Callable[[], Any], device: str, steps: int) -> float:
+    """Median of ``steps`` after one that warms up."""
+    times = []
+    for _ in range(steps + 1):
+        synchronise(device)
+        begun = time.perf_counter()
+        step()
+        synchronise(device)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])
+
+
+def parts(model: Any, wrapper: Any, step: Callable[[], Any], device: str) -> dict[str, float]:
+    """Seconds of the parts of one training step, in their order."""
+    spent: dict[str, float] = {}
+    places = ((model.backbone, "forward"), (model.neck, "forward"), (model.rpn_head, "loss_and_predict"), (model.roi_head, "loss"))
+    names = ("backbone", "pyramid", "RPN", "heads")
+
+    def timed(call: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def measured(*arguments: Any, **named: Any) -> Any:
+            synchronise(device)
+            begun = time.perf_counter()
+            result = call(*arguments, **named)
+            synchronise(device)
+            spent[name] = time.perf_counter() - begun
+            return result
+
+        return measured
+
+    for (owner, attribute), name in zip(places, names, strict=True):
+        setattr(owner, attribute, timed(getattr(owner, attribute), name))
+    wrapper.update_params = timed(wrapper.update_params, "backward and step")
+    step()
+    for owner, attribute in (*places, (wrapper, "update_params")):
+        delattr(owner, attribute)  # the class's own shows again
+    return spent
+
+
+def matmul_rate(device: str, precision: str) -> float:
+    """FLOP/s of a large matrix product."""
+    from evaluate.precision import TYPES
+
+    side = 8192 if device.startswith("cuda") else 1024
+    matrix = torch.randn(side, side, device=device, dtype=TYPES.get(precision, torch.float32))
+    return 2 * side**3 / seconds(lambda: matrix @ matrix, device, 5)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status (0, or 2 on bad input)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluate.mm.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", default="mask_rcnn_vitdet_100ep_coco", help="a detector of mm_configs/ for ViTs (default: ViTDet's)")
+    parser.add_argument("--size", choices=SIZES, default="vit_base", help="default: vit_base")
+    parser.add_argument("--batch", type=int, default=1, help="images a step (default: 1, as detectron2 on each of its GPUs)")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the median is taken (default: 5)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args(argv)
+    try:
+        report(arguments.recipe, arguments.size, arguments.batch, arguments.steps, arguments.device)
+    except (UserError, ValueError) as error:
+        print(f"evaluate.mm.benchmark: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def report(recipe: str, size: str, batch: int, steps: int, device: str) -> None:
+    """Measures and prints."""
+    from evaluate.precision import resolve
+
+    precision = resolve("auto", device)
+    cfg, model, wrapper = made(recipe, size, device, precision)
+    data = batch_of(cfg.image_size, batch)
+    model.train()
+    training = seconds(lambda: model.train_step(data, wrapper), device, steps) / batch
+    spent = parts(model, wrapper, lambda: model.train_step(data, wrapper), device)
+    model.eval()
+    with torch.no_grad():
+        testing = seconds(lambda: model.test_step(data), device, steps) / batch
+        found = len(model.test_step(data)[0].pred_instances)
+    rate = matmul_rate(device, precision)
+    print(f"{recipe}, {size}, {cfg.image_size} pixels, {batch} images a step, {device}, {precision}, matrix product {rate / 1e12:.3g} TFLOP/s")
+    recorded = DETECTRON2.get((recipe, size))
+    for name, value, index in (("training", training, 0), ("testing", testing, 1)):
+        scaled = f"; detectron2 on an A100 {recorded[index]}, scaled to here {recorded[index] * A100_FLOPS / rate:.3g}" if recorded else ""
+        print(f"{name}: {value:.3g} s an image{scaled}")
+    print("a training step: " + ", ".join(f"{name} {value / batch:.3g} s" for name, value in spent.items()))
+    print(f"detections of a tested image: {found}")
+    if device.startswith("cuda"):
+        print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

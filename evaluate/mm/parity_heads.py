@@ -1,0 +1,155 @@
+"""The region heads in ``evaluate.mm.parity``: names and shapes of detectron2's RPN, box and mask heads, anchors, levels, deltas, outputs."""
+
+import math
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from evaluate.mm.reference_names import detectron2_name
+
+DEPTHS = {384: 12, 768: 12, 1024: 24, 1280: 32}  # blocks of the ViT of a width
+EXACT, PIXELS, FLOAT32 = 0.0, 1e-4, 5e-5
+Result = dict[str, tuple[float, float]]  # name: (largest difference, bound)
+
+
+def our_name(name: str) -> str:
+    """Our name of a parameter of detectron2's detector; in the cascade a stage's number comes first."""
+    match = re.match(r"(roi_heads\.box_(?:head|predictor)\.)(\d+)\.", name)
+    if not match:
+        return detectron2_name(name)
+    return detectron2_name(match[1] + name[match.end() :]).replace("bbox_head.", f"bbox_head.{match[2]}.", 1)
+
+
+def detector(recipe: str, content: dict[str, Any]) -> nn.Module:
+    """A recipe's detector of the recorded classes and widths, without values (on the meta device)."""
+    import mmdet.models  # noqa: F401
+    from mmengine.registry import MODELS, DefaultScope
+
+    from evaluate.mm.runner import read_recipe
+
+    model = read_recipe(recipe).model
+    width = content["pyramid"]["backbone.simfp_2.0.weight"][0]
+    channels = content["box_head"]["roi_heads.box_head.conv1.weight"][0]
+    hidden = content["box_head"]["roi_heads.box_head.fc1.weight"][0]
+    classes = content["mask_head"]["roi_heads.mask_head.predictor.weight"][0]
+    strides = content["anchors"]["strides"]
+    model.backbone.update(
+        patch_size=strides[2], width=width, depth=DEPTHS[width], heads=width // 64, hidden=4 * width, eps=content["torch_layernorm_eps"][0],
+        activation="gelu", pre_norm=False, layer_scale=False, patch_bias=True, positions=197,
+    )  # fmt: skip
+    model.data_preprocessor.update(mean=[0.0] * 3, std=[1.0] * 3)
+    model.neck.update(in_channels=width, out_channels=channels)
+    model.rpn_head.update(in_channels=channels, feat_channels=channels)
+    model.rpn_head.anchor_generator.strides = strides
+    head = model.roi_head
+    head.bbox_roi_extractor.update(out_channels=channels, featmap_strides=strides[:4])
+    head.mask_roi_extractor.update(out_channels=channels, featmap_strides=strides[:4])
+    sizes = {"in_channels": channels, "conv_out_channels": channels, "num_classes": classes}
+    for box in head.bbox_head if isinstance(head.bbox_head, list) else [head.bbox_head]:
+        box.update(sizes, fc_out_channels=hidden)
+    head.mask_head.update(sizes)
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
+        return MODELS.build(model)
+
+
+def roi_heads(content: dict[str, Any]) -> Result:
+    """All comparisons of a file of this form."""
+    plain, cascade = detector("mask_rcnn_vitdet_100ep_coco", content), detector("cascade_mask_rcnn_vitdet_100ep_coco", content)
+    shared = {**content["pyramid"], **content["rpn"], **content["mask_head"]}
+    result: Result = {}
+    for name, model, own, total in (
+        ("Mask R-CNN", plain, {**content["box_head"], **content["box_predictor"]}, content["num_parameters"]["total"]),
+        ("Cascade", cascade, content["cascade"], content["cascade_num_parameters"]),
+    ):
+        ours = {key: list(value.shape) for key, value in model.named_parameters() if not key.startswith("backbone.")}
+        theirs = {our_name(key): shape for key, shape in {**shared, **own}.items()}
+        result[f"{name}: names or shapes that differ"] = float(sum(ours.get(k) != theirs.get(k) for k in set(ours) | set(theirs))), EXACT
+        result[f"{name}: parameters"] = float(abs(sum(value.numel() for value in model.parameters()) - total)), EXACT
+        eps = {module.eps for key, module in model.named_modules() if hasattr(module, "eps") and not key.startswith("backbone.")}
+        result[f"{name}: eps of the norms"] = float(eps != set(content["channel_norm_eps"])), EXACT
+    result.update(_pooling(plain, content))
+    result.update(_anchors(plain, content["anchors"]))
+    result.update(_deltas(content["box_deltas"]))
+    result.update(_forward(content["small_forward"]))
+    return result
+
+
+def _pooling(model: nn.Module, content: dict[str, Any]) -> Result:
+    """How regions are cut out, and from which level."""
+    result: Result = {}
+    for name in ("box", "mask"):
+        extractor = getattr(model.roi_head, f"{'bbox' if name == 'box' else name}_roi_extractor")
+        expected, layer = content[f"{name}_pooler"], extractor.roi_layers[0]
+        ours = (layer.output_size, layer.sampling_ratio, layer.aligned)
+        wrong = ours != ((expected["output_size"],) * 2, expected["sampling_ratio"], "aligned=True" in expected["type"])
+        scales = [layer.spatial_scale for layer in extractor.roi_layers]
+        result[f"{name} pooler"] = float(wrong or scales != expected.get("scales", scales)), EXACT
+    boxes = torch.tensor(content["roi_level_assignment"]["boxes_xyxy"])
+    levels = model.roi_head.bbox_roi_extractor.map_roi_levels(torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1), 4).tolist()
+    recorded = content["roi_level_assignment"]["level_index_p2_is_0"]
+    return {**result, "levels of regions that differ": (float(sum(a != b for a, b in zip(levels, recorded, strict=True))), EXACT)}
+
+
+def _anchors(model: nn.Module, content: dict[str, Any]) -> Result:
+    """Anchors around a point and over two small grids."""
+    from mmdet.models.task_modules.prior_generators import AnchorGenerator
+
+    made = model.rpn_head.prior_generator
+    generator = AnchorGenerator([stride[0] for stride in made.strides], made.ratios.tolist(), made.scales.tolist())
+    pairs = [(base, content["cell_anchors_xyxy"][level]) for level, base in enumerate(generator.base_anchors)]
+    for level, rows, columns in ((0, 2, 3), (1, 1, 2)):
+        key = next(key for key in content if key.startswith(f"grid_anchors_level{level}"))
+        pairs.append((generator.single_level_grid_priors((rows, columns), level, device="cpu"), content[key]))
+    return {"anchors": (max(_difference(ours, theirs) for ours, theirs in pairs), PIXELS)}
+
+
+def _deltas(content: dict[str, Any]) -> Result:
+    """Boxes to deltas and back, by the weights of each stage, and the largest change of size."""
+    from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+
+    result: Result = {}
+    for name, case in content.items():
+        if name == "scale_clamp":
+            wide = DeltaXYWHBBoxCoder().decode(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.0, 99.0, 0.0]]))
+            result["scale clamp"] = abs(math.log(float(wide[0, 2] - wide[0, 0])) - case), 1e-5
+            continue
+        coder = DeltaXYWHBBoxCoder(target_stds=[1 / weight for weight in case["weights"]])
+        source, target = torch.tensor(case["src"]), torch.tensor(case["target"])
+        result[f"deltas {name}"] = _difference(coder.encode(source, target), case["deltas"]), 1e-5
+        result[f"boxes {name}"] = _difference(coder.decode(source, torch.tensor(case["deltas"])), case["target"]), PIXELS
+    return result
+
+
+def _forward(content: dict[str, Any]) -> Result:
+    """The box head's features and the mask head's logits, small."""
+    from mmengine.registry import MODELS, DefaultScope
+
+    from evaluate.mm.parity import drawn, samples
+    from evaluate.mm.runner import read_recipe
+
+    roi_head, result = read_recipe("mask_rcnn_vitdet_100ep_coco").model.roi_head, {}
+    for name, config in (("box_head", roi_head.bbox_head), ("mask_head", roi_head.mask_head)):
+        case = content[name]
+        batch, channels, height, width = case["input"]["shape"]
+        parameters = {our_name(f"roi_heads.{name}.{key}").split("_head.", 2)[2]: drawn(entry) for key, entry in case["parameters"].items()}
+        config.update(in_channels=channels, conv_out_channels=channels, num_classes=case["output"]["shape"][1])
+        if name == "box_head":
+            config.update(fc_out_channels=case["output"]["shape"][1])
+        with DefaultScope.overwrite_default_scope("mmdet"):
+            head = MODELS.build(config).eval()
+        if name == "box_head":
+            head.fc_cls, head.fc_reg = nn.Identity(), nn.Identity()
+        head.load_state_dict(parameters, strict=True)
+        n, c, i, j = np.ogrid[:batch, :channels, :height, :width]
+        images = torch.from_numpy(np.sin(0.9 * i + 0.4 * j * (1 + c / channels) + 0.7 * c + 1.3 * n).astype(np.float32))
+        with torch.no_grad():
+            output = head(images)
+        result[f"{name}'s output"] = samples(output[0] if name == "box_head" else output, case["output"]), FLOAT32
+    return result
+
+
+def _difference(ours: Tensor, theirs: list) -> float:
+    return float((ours.double() - torch.tensor(theirs, dtype=torch.float64)).abs().max())
