@@ -5,6 +5,8 @@ Facts: the released scripts and defaults of SiameseIM (arXiv 2206.01204), named 
 Folders, devices and workers are no part of it: they are arguments of ``pretrain.train``.
 """
 
+import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -174,8 +176,31 @@ PRESETS = {"paper": PAPER, "paper_400": replace(PAPER, epochs=400), "demo": DEMO
 # ``--model``: how other encoders differ from ViT-B/16. Only ViT-B has a published SiameseIM; the others take MAE's encoders and keep the
 # decoder and 60.2 % of the patches masked.
 MODELS: dict[str, dict[str, Any]] = {
-    "vit_small": {"embed_dim": 384, "num_heads": 6},
-    "vit_base": {},
+    "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
+    "vit_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "vit_large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
     "vit_huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "patch_size": 14, "num_masked": 154},
 }
+
+
+def configure(preset: str, assignments: Sequence[str] = (), model: str | None = None) -> PretrainConfig:
+    """A preset with the encoder of MODELS that ``model`` names and ``NAME=VALUE`` overrides (``clip_norm=null``: no clipping).
+
+    Raises ValueError listing the legal names for an unknown one.
+    """
+    config = PRESETS[preset]
+    values: dict[str, Any] = dict(MODELS[model]) if model else {}
+    for text in assignments:
+        name, separator, value = text.partition("=")
+        if not separator or name not in config.to_json():
+            raise ValueError(f"unknown setting {text!r}; write NAME=VALUE with one of {', '.join(config.to_json())}")
+        example = getattr(PAPER, name)  # clip_norm may be None, here not
+        try:
+            parsed = value if isinstance(example, str) else json.loads(value.lower())
+            if parsed is None and name == "clip_norm":
+                values[name] = None
+            else:
+                values[name] = tuple(parsed) if isinstance(example, tuple) else type(example)(parsed)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{name} takes a value like {example!r}, not {value!r}") from error
+    return replace(config, **values)

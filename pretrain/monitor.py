@@ -52,6 +52,12 @@ class Monitor:
         return found
 
 
+def describe(found: dict[str, float]) -> str:
+    """One line for the person who watches."""
+    text = ", ".join(f"{name} {value:.2f}" for name, value in found.items())
+    return f"{text}: the features have COLLAPSED, every image gives nearly the same" if is_collapsed(found) else text
+
+
 def is_collapsed(found: dict[str, float]) -> bool:
     """Whether the features of all images are nearly one."""
     return found["feature_spread"] < COLLAPSED_SPREAD

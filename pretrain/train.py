@@ -5,7 +5,8 @@
     python -m pretrain.train --preset demo --data DIR --out OUT         minutes on one CPU core
 
 ``--preset mae_paper`` and ``mae_demo`` train MAE. Writes OUT/checkpoint.pth (the layout of the method's official code, which
-``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json and log.jsonl.
+``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json, log.jsonl and TensorBoard events (``tensorboard --logdir OUT``), and
+batch.png, which shows what the model is asked.
 
 Started again with the same arguments, it goes on from the newest whole checkpoint, to the same weights as without the break. On SIGTERM,
 SIGUSR2 and Ctrl-C it saves at the next step and exits with status 75 (Ctrl-C: 130; a second one stops at once). torchrun passes USR2 on
@@ -33,11 +34,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain import checkpoint, distributed, views
-from pretrain.config import PAPER, PRESETS, PretrainConfig
+from pretrain import checkpoint, distributed, picture, views
+from pretrain.config import MODELS, PRESETS, PretrainConfig, configure
 from pretrain.data import ImageFolder, Step, images_at_once, steps_from, steps_per_epoch
+from pretrain.export import export
 from pretrain.faults import Faults, Suspect, listening, sentence
 from pretrain.log import Log
+from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer
 
 METHODS = ("siameseim", "mae")
@@ -54,26 +57,33 @@ def method_of(config: PretrainConfig) -> ModuleType:
     return importlib.import_module(f"pretrain.methods.{config.method}")
 
 
-def train(
-    config: PretrainConfig,
-    data: Path,
-    out: Path,
-    device: str,
-    workers: int,
-    micro_batch: int | None = None,
-    keep: int = checkpoint.KEEP,
-    save_minutes: float = SAVE_MINUTES,
-) -> Path:
-    """Runs a config to its end, or on from where a checkpoint in ``out`` stands; returns the checkpoint's path.
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """Where and how a run is executed, apart from what it is."""
 
-    ``micro_batch`` is the most images a process takes at once; the rest of its share is accumulated. BatchNorm and the loss's
-    correlation are taken over each micro-batch (of all processes), so processes x micro_batch is a property of the run.
+    device: str
+    workers: int = 0
+    """Data loading processes of each training process."""
+    micro_batch: int | None = None
+    """The most images a process takes at once; the rest of its share is accumulated. BatchNorm and the loss's correlation are taken over
+    each micro-batch (of all processes), so processes x micro_batch is a property of the run."""
+    keep: int = checkpoint.KEEP
+    """Checkpoints that are kept."""
+    save_minutes: float = SAVE_MINUTES
+    """A checkpoint is written so often, besides after each epoch."""
+    monitor_epochs: int | None = None
+    """Epochs between two looks at the features (``pretrain.monitor``); 0 for none, None for a hundredth of the run."""
+
+
+def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -> Path:
+    """Runs a config to its end, or on from where a checkpoint in ``out`` stands; returns the checkpoint's path.
 
     Raises:
         ValueError, OSError: bad settings, images or folders. FloatingPointError: too many steps that are not finite.
         Interrupted: after a signal. distributed.Elsewhere: for what process 0 raises.
     """
-    images, micro_batch = distributed.together(lambda: _prepare(config, data, out, device, micro_batch))
+    device = execution.device
+    images, micro_batch = distributed.together(lambda: _prepare(config, data, out, execution))
     steps = steps_per_epoch(len(images), config)
     total = config.epochs * steps
     method = method_of(config)
@@ -85,13 +95,17 @@ def train(
     parts = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
     first = _resume(out, model, method, config, parts)
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
-    batches = steps_from(images, first, micro_batch, config, workers)
+    batches = steps_from(images, first, micro_batch, config, execution.workers)
+    epochs = max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs
+    monitor = distributed.first(lambda: Monitor(images, data, config) if epochs else None)
 
     with Log(out, config, steps, first) as log, listening() as heard:
         faults.say, saved = log.say, time.monotonic()
         for step in range(first, total):
             batch = distributed.together(lambda: next(batches))
             faults.replaced(step, batch.damaged)
+            if step == first:
+                distributed.first(functools.partial(_draw, out / "batch.png", model, batch, config))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step / steps, config)
             torch.manual_seed(_seed(config, step))
@@ -112,14 +126,16 @@ def train(
             optimizer.zero_grad()
 
             signals = distributed.exchange(heard[0] if heard else None)
-            overdue = distributed.any_rank(distributed.rank() == 0 and time.monotonic() - saved >= 60 * save_minutes)
+            overdue = distributed.any_rank(distributed.rank() == 0 and time.monotonic() - saved >= 60 * execution.save_minutes)
             if signals or overdue or (step + 1) % steps == 0:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 states |= {"step": step + 1, "epoch": (step + 1) // steps}
-                distributed.first(functools.partial(checkpoint.save, out, model, method, config, keep, **states))
+                distributed.first(functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states))
                 saved = time.monotonic()
             if signals:
                 raise Interrupted(signals[0], step + 1)
+            if epochs and (step + 1) % (epochs * steps) == 0:
+                distributed.first(functools.partial(_look, monitor, model, config, step + 1, device, log))
     return out / checkpoint.NAME
 
 
@@ -131,15 +147,26 @@ class Interrupted(Exception):
         self.status = EXIT_CTRL_C if name == "SIGINT" else EXIT_SAVED
 
 
-def _prepare(config: PretrainConfig, data: Path, out: Path, device: str, micro_batch: int | None) -> tuple[ImageFolder, int]:
+def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution) -> tuple[ImageFolder, int]:
     """The images and how many a process takes at once. Raises ValueError or OSError for whatever would stop the run."""
-    if config.precision == "fp16" and device == "cpu":
+    if config.precision == "fp16" and execution.device == "cpu":
         raise ValueError("precision fp16 needs a GPU; on a CPU take --set precision=bf16 or fp32")
     method_of(config)
     out.mkdir(parents=True, exist_ok=True)
     images = ImageFolder(data)
     steps_per_epoch(len(images), config)
-    return images, images_at_once(micro_batch, config)
+    return images, images_at_once(execution.micro_batch, config)
+
+
+def _draw(path: Path, model: nn.Module, batch: Step, config: PretrainConfig) -> None:
+    shown = views.finish(batch.micro[0], batch.epoch, config)
+    picture.draw(shown, model.hidden(shown), config, path)
+
+
+def _look(monitor: Monitor, model: nn.Module, config: PretrainConfig, step: int, device: str, log: Log) -> None:
+    found = monitor.measure(model, device, PRECISIONS.get(config.precision))
+    log.entry(step, **found)
+    log.say(describe(found))
 
 
 def _seed(config: PretrainConfig, step: int) -> int:
@@ -200,26 +227,6 @@ def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainCon
     return distributed.together(load)
 
 
-def configure(preset: str, assignments: list[str]) -> PretrainConfig:
-    """A preset with ``NAME=VALUE`` overrides (``clip_norm=null``: no clipping). Raises ValueError listing the legal names for an unknown one."""
-    config = PRESETS[preset]
-    values = {}
-    for text in assignments:
-        name, separator, value = text.partition("=")
-        if not separator or name not in config.to_json():
-            raise ValueError(f"unknown setting {text!r}; write NAME=VALUE with one of {', '.join(config.to_json())}")
-        example = getattr(PAPER, name)  # clip_norm may be None, here not
-        try:
-            parsed = value if isinstance(example, str) else json.loads(value.lower())
-            if parsed is None and name == "clip_norm":
-                values[name] = None
-            else:
-                values[name] = tuple(parsed) if isinstance(example, tuple) else type(example)(parsed)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{name} takes a value like {example!r}, not {value!r}") from error
-    return dataclasses.replace(config, **values)
-
-
 def initialise(config: PretrainConfig, out: Path) -> Path:
     """Writes the randomly initialised checkpoint that a run starts from."""
     out.mkdir(parents=True, exist_ok=True)
@@ -243,12 +250,14 @@ def main(argv: list[str] | None = None) -> int:
 def _main(arguments: argparse.Namespace, device: str) -> int:
     try:
         distributed.start(device)
-        config = distributed.together(lambda: configure(arguments.preset, arguments.set))
+        config = distributed.together(lambda: configure(arguments.preset, arguments.set, arguments.model))
         if arguments.init_only:
             path = initialise(config, arguments.out)
         else:
-            options = {name: getattr(arguments, name) for name in ("workers", "micro_batch", "keep", "save_minutes")}
-            path = train(config, arguments.data, arguments.out, device, **options)
+            settings = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Execution) if field.name != "device"}
+            path = train(config, arguments.data, arguments.out, Execution(device, **settings))
+            if arguments.export:
+                distributed.first(functools.partial(export, path))
     except distributed.Elsewhere:
         return 2
     except OSError as error:
@@ -275,16 +284,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of images, one folder a class (the classes are not used)")
     parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper")
+    parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--workers", type=int, default=0, help="data loading processes (default: 0)")
     parser.add_argument("--micro-batch", type=int, help="most images a process takes at once (default: its whole share)")
     parser.add_argument("--keep", type=int, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)")
     parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="save so often, besides after each epoch (default: %(default)s)")
+    parser.add_argument("--monitor-epochs", type=int, help="look at the features so often: kNN, rank, spread; 0: never (default: a hundredth of the run)")
+    parser.add_argument("--export", action="store_true", help="at the end, write OUT/export: the weights alone, and the certified encoder file")
     parser.add_argument("--init-only", action="store_true", help="write the randomly initialised checkpoint and stop")
     arguments = parser.parse_args(argv)
     if arguments.keep < 1:
         parser.error(f"--keep is at least 1, not {arguments.keep}")
+    if arguments.monitor_epochs is not None and arguments.monitor_epochs < 0:
+        parser.error(f"--monitor-epochs is at least 0, not {arguments.monitor_epochs}")
     return arguments
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from evaluate import convert, encoder
 from pretrain import checkpoint, parity, train, views
-from pretrain.config import DEMO, MAE_DEMO, MAE_PAPER, PAPER
+from pretrain.config import DEMO, MAE_DEMO, MAE_PAPER, PAPER, configure
 from pretrain.methods import mae
 
 FILES = sorted((Path(__file__).parents[1] / "golden").glob("mae_step_*.json"))
@@ -141,11 +141,11 @@ def test_contradictions_are_refused(wrong, says):
 
 
 def test_clipping_can_be_set_and_taken_away():
-    assert train.configure("demo", ["clip_norm=null"]) == replace(DEMO, clip_norm=None)
-    assert train.configure("mae_demo", ["clip_norm=2"]) == replace(MAE_DEMO, clip_norm=2.0)
+    assert configure("demo", ["clip_norm=null"]) == replace(DEMO, clip_norm=None)
+    assert configure("mae_demo", ["clip_norm=2"]) == replace(MAE_DEMO, clip_norm=2.0)
     assert PAPER.clip_norm == 1.0
     with pytest.raises(ValueError, match="epochs takes a value like 1600"):
-        train.configure("mae_paper", ["epochs=null"])
+        configure("mae_paper", ["epochs=null"])
 
 
 def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypatch):
@@ -179,7 +179,8 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypat
     unbroken, broken = (torch.load(tmp_path / name / checkpoint.NAME, weights_only=True)["model"] for name in ("unbroken", "broken"))
     assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken | broken)
     entries = [json.loads(line) for line in (tmp_path / "unbroken" / "log.jsonl").read_text().splitlines()]
-    assert len(entries) == 2 and all(entry["grad_norm"] > 0 for entry in entries)
+    steps = [entry for entry in entries if "loss" in entry]
+    assert len(steps) == 2 and all(entry["grad_norm"] > 0 for entry in steps)
 
     made = convert.convert(tmp_path / "unbroken" / checkpoint.NAME, tmp_path / "encoder.safetensors")
     spec = encoder.load(tmp_path / "encoder.safetensors").spec
