@@ -12,6 +12,7 @@ Cost: one pass over 12,811 + 50,000 images and some 20 s of solver; toy world: s
 """
 
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,9 +158,12 @@ def fit(rows: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int = 1
     Raises:
         UserError: that bound is above GAP.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression  # slow to import, and only this task needs it
 
-    solver = LogisticRegression(C=1 / l2, fit_intercept=False, tol=TOLERANCE, max_iter=max_iterations).fit(rows, labels)
+    solver = LogisticRegression(C=1 / l2, fit_intercept=False, tol=TOLERANCE, max_iter=max_iterations)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # what it reached is judged below
+        solver.fit(rows, labels)
     weights = torch.from_numpy(solver.coef_).requires_grad_()
     targets = torch.from_numpy(np.searchsorted(solver.classes_, labels))
     objective = torch.nn.functional.cross_entropy(torch.from_numpy(rows) @ weights.T, targets) + l2 / len(rows) / 2 * weights.square().sum()

@@ -3,7 +3,7 @@
 import csv
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from evaluate.task import Env
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CELLS = tuple((corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES)
+Cell = tuple[str, int, ImageSet, Any]  # corruption, severity, images, their transform; one at a time, for all 3.75 million would take gigabytes
 JPEG_QUALITY = 85  # at which the published images are stored
 OWN_GENERATOR = ("impulse_noise", "glass_blur")  # of imagecorruptions: the ones that numpy's global seed does not reach
 
@@ -66,43 +67,36 @@ class Corrupt:
         return Image.open(stored).convert("RGB")
 
 
-def published(data_root: Path, crop: CenterCrop, per_cell: int | None) -> dict[tuple[str, int], tuple[ImageSet, Any]]:
-    """Each cell's images and their transform. Published images are cropped already, to the side of the crop, and must be of that size."""
-    cells = {}
+def published(data_root: Path, crop: CenterCrop, per_cell: int | None) -> Iterator[Cell]:
+    """The cells as published: cropped already, to the side of the crop. Raises UserError for a folder of images of another size."""
     for corruption, severity in CELLS:
-        part = f"imagenet-c/{corruption}/{severity}"
-        images = robustness_set("imagenet_c", data_root, part, per_cell)
+        images = robustness_set("imagenet_c", data_root, f"imagenet-c/{corruption}/{severity}", per_cell)
         size = read_image(images.files[0]).size
         if crop.resize is None and size != (crop.crop, crop.crop):
             raise UserError(
                 f"{images.files[0]} is {size[0]} x {size[1]} px, the classifier takes {crop.crop}: ImageNet-C as published is 224 px and only "
                 "cropped; for a set made at full size give --set corrupted_resize=256"
             )
-        cells[corruption, severity] = (replace(images, name=f"imagenet_c/{corruption}/{severity}"), crop)
-    return cells
+        yield corruption, severity, images, crop
 
 
-def made(val: ImageSet, crop: CenterCrop, seed: int) -> dict[tuple[str, int], tuple[ImageSet, Any]]:
-    """Each cell from the same images of val, corrupted as they are read."""
-    return {
-        (corruption, severity): (replace(val, name=f"imagenet_c/{corruption}/{severity}"), Corrupt(crop, corruption, severity, seed))
-        for corruption, severity in CELLS
-    }
+def made(val: ImageSet, crop: CenterCrop, seed: int) -> Iterator[Cell]:
+    """The cells from the same images of val, corrupted as they are read."""
+    for corruption, severity in CELLS:
+        yield corruption, severity, val, Corrupt(crop, corruption, severity, seed)
 
 
-def measure(cells: Mapping[tuple[str, int], tuple[ImageSet, Any]], outcome_of: Callable[..., Outcome], env: Env) -> dict[str, float]:
+def measure(cells: Iterable[Cell], outcome_of: Callable[..., Outcome], env: Env) -> dict[str, float]:
     """imagenet_c (100 - mCE), imagenet_c_mce and imagenet_c_mean_error (not over AlexNet's), in percent.
 
     Every corruption's and severity's error goes into the record and into ``imagenet_c.csv``.
     """
     table: dict[str, dict[str, float]] = {name: {} for name in CORRUPTIONS}
     shares: dict[tuple[int, str], float] = {}  # of mCE, by image
-    counts = []
-    for (corruption, severity), (images, transform) in cells.items():
-        outcome = outcome_of(images, transform)
+    for corruption, severity, images, transform in cells:
+        outcome = outcome_of(replace(images, name=f"imagenet_c/{corruption}/{severity}"), transform)
         wrong = ~outcome.correct["all"]
         table[corruption][str(severity)] = 100 * float(wrong.mean())
-        counts.append(len(outcome))
         share = 100 / len(CELLS) / (ALEXNET_ERROR[corruption] * len(outcome))
         for image in zip(outcome.labels.tolist(), outcome.stems, wrong.tolist(), strict=True):
             shares[image[:2]] = shares.get(image[:2], 0.0) + share * image[2]
@@ -112,7 +106,7 @@ def measure(cells: Mapping[tuple[str, int], tuple[ImageSet, Any]], outcome_of: C
     error = float(np.std(list(shares.values())) * np.sqrt(len(shares)))
     _write_table(env.out_dir / "imagenet_c.csv", table, by_corruption)
     env.report(
-        protocol={"corruption_errors": by_corruption, "severity_errors": table, "images_a_corruption_and_severity": max(counts)},
+        protocol={"corruption_errors": by_corruption, "severity_errors": table},
         standard_error={"imagenet_c": error, "imagenet_c_mce": error},
     )
     return {"imagenet_c": 100 - mce, "imagenet_c_mce": mce, "imagenet_c_mean_error": float(np.mean(list(by_corruption.values())))}

@@ -128,9 +128,9 @@ def corrupted(config: Config, crop: CenterCrop, predict: Predictor, env: Env) ->
     else:
         cells = imagenet_c.published(env.data_root, replace(crop, resize=config.corrupted_resize), per_cell)
     result = imagenet_c.measure(cells, predict, env)
-    images = next(iter(cells.values()))[0]
+    asked, taken = (env.notes[name]["imagenet_c"] // len(imagenet_c.CELLS) for name in ("images_asked", "images_evaluated"))
     reasons = ["corrupted here from val, not the published images"] if config.corruptions == "made" else []
-    reasons += [f"{len(images)} of {images.asked} images of each corruption and severity"] if len(images) < images.asked else []
+    reasons += [f"{taken} of {asked} images of each corruption and severity"] if per_cell and per_cell < asked else []
     if reasons:
         error = env.notes["standard_error"]["imagenet_c"]
         env.report(protocol={"estimate": f"IN-C is an estimate ({'; '.join(reasons)}), standard error {error:.2f}"})

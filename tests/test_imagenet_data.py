@@ -1,13 +1,15 @@
 """Reading ImageNet's layouts: what is right is read in order, what is wrong is named."""
 
 import json
+import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from evaluate.data import imagenet, subsets
+from evaluate.data import archives, imagenet, layouts, subsets
 from evaluate.data.transforms import CenterCrop, FinetuneAugmentation, SingleDrawCropFlip, normalise, posterize
 from evaluate.errors import Skip, UserError
 from tests.imagenet_world import WNIDS, write_folder
@@ -131,3 +133,103 @@ def test_strongest_augmentation_runs(root: Path) -> None:
     assert np.asarray(posterize(image, 0)).max() == 0
     assert np.array_equal(np.asarray(posterize(image, 3)), np.asarray(image) & 0b11100000)
     assert posterize(image, 8) is image
+
+
+def flatten_val(root: Path) -> dict[str, str]:
+    """Renames val's images as published and moves them out of their class folders; the wnid of each by its name without suffix."""
+    val, wnid_of = root / "imagenet/val", {}
+    for number, path in enumerate(sorted(val.glob("*/*"), key=lambda path: path.stem[::-1]), 1):  # classes mixed, as they come
+        wnid_of[f"ILSVRC2012_val_{number:08d}"] = path.parent.name
+        path.rename(val / f"ILSVRC2012_val_{number:08d}.JPEG")
+    for wnid in WNIDS:
+        (val / wnid).rmdir()
+    return wnid_of
+
+
+def write_devkit(folder: Path, wnids: list[str]) -> None:
+    """The two files that matter, numbered in an order of their own, with an inner node of the hierarchy among the synsets."""
+    from scipy.io import savemat
+
+    folder.mkdir(parents=True)
+    numbers = {wnid: number for number, wnid in enumerate(reversed(WNIDS), 1)}
+    rows = [(number, wnid, 0) for wnid, number in numbers.items()] + [(len(numbers) + 1, "n99999999", 4)]
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")]
+    savemat(folder / "meta.mat", {"synsets": np.array(rows, dtype=kinds)[:, None]})
+    (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{numbers[wnid]}\n" for wnid in wnids))
+
+
+@pytest.mark.parametrize("source", ["LOC_val_solution.csv", "val_map.txt", "val.txt", "synset labels", "devkit", "devkit.tar.gz"])
+def test_val_without_class_folders(root: Path, source: str) -> None:
+    expected = {file.read_bytes(): label for file, label in zip(imagenet.val_set(root).files, imagenet.val_set(root).labels, strict=True)}
+    wnid_of, folder = flatten_val(root), root / "imagenet"
+    with pytest.raises(UserError, match="nothing says which image is of which class; put one of LOC_val_solution.csv"):
+        imagenet.val_set(root)
+    match source:
+        case "LOC_val_solution.csv":
+            lines = [f"{name},{wnid} 1 2 3 4 {wnid} 5 6 7 8" for name, wnid in reversed(wnid_of.items())]
+            (folder / source).write_text("\n".join(["ImageId,PredictionString", *lines]))
+        case "val_map.txt":
+            (folder / source).write_text("".join(f"{name}.JPEG {wnid}\n" for name, wnid in wnid_of.items()))
+        case "val.txt":
+            (folder / source).write_text("".join(f"{name}.JPEG {WNIDS.index(wnid)}\n" for name, wnid in wnid_of.items()))
+        case "synset labels":
+            (folder / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(wnid_of.values()))
+        case "devkit" | "devkit.tar.gz":
+            write_devkit(folder / "ILSVRC2012_devkit_t12/data", list(wnid_of.values()))
+            if source == "devkit.tar.gz":
+                with tarfile.open(folder / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+                    tar.add(folder / "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12")
+                shutil.rmtree(folder / "ILSVRC2012_devkit_t12")
+    images = imagenet.val_set(root)
+    assert images.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert {file.read_bytes(): label for file, label in zip(images.files, images.labels, strict=True)} == expected
+
+
+def test_a_map_that_does_not_fit_val_is_refused(root: Path) -> None:
+    wnid_of = flatten_val(root)
+    path = root / "imagenet/val_map.txt"
+    path.write_text("".join(f"{name}.JPEG {wnid}\n" for name, wnid in list(wnid_of.items())[:-1]))
+    with pytest.raises(UserError, match="ILSVRC2012_val_00000008.JPEG is of no known class; .*val_map.txt does not list it"):
+        imagenet.val_set(root)
+    before = layouts.fingerprint(root, ("imagenet",))
+    path.write_text("".join(f"{name}.JPEG {WNIDS[0]}\n" for name in wnid_of))
+    assert layouts.fingerprint(root, ("imagenet",)) != before, "another map gives other labels"
+    with pytest.raises(UserError, match="differ from those of imagenet/train: 3 missing"):
+        imagenet.val_set(root)
+    path.write_text("one\n")
+    with pytest.raises(UserError, match="does not say the classes of imagenet/val"):
+        imagenet.val_set(root)
+
+
+@pytest.mark.parametrize("suffix", ["tar", "zip"])
+def test_an_archive_is_the_set_of_its_folder(root: Path, suffix: str) -> None:
+    write_folder(root / "imagenet-sketch", 2)
+    expected = imagenet.robustness_set("imagenet_sketch", root, "imagenet-sketch")
+    pixels = read(expected)[0]
+    shutil.make_archive(str(root / "imagenet-sketch"), suffix, root, "imagenet-sketch")
+    shutil.rmtree(root / "imagenet-sketch")
+    layouts.require(root, "imagenet_sketch")
+    found = imagenet.robustness_set("imagenet_sketch", root, "imagenet-sketch")
+    assert found.fingerprint == expected.fingerprint and found.labels.tolist() == expected.labels.tolist()
+    for workers in (0, 1):
+        assert torch.equal(read(found, workers)[0], pixels)
+    archive = root / f"imagenet-sketch.{suffix}"
+    content = bytearray(archive.read_bytes())
+    member = found.files[3]
+    content[member.offset + 40 : member.offset + member.size] = bytes(member.size - 40)
+    archive.write_bytes(content)
+    archives._content.cache_clear()
+    with pytest.raises(UserError, match=f"{archive.name}:imagenet-sketch/{WNIDS[1]}/{WNIDS[1]}_1.png"):
+        read(found)
+    archive.write_bytes(content[: len(content) // 2])
+    archives.folders.cache_clear()
+    archives._content.cache_clear()
+    with pytest.raises(UserError, match="damaged or cut short"):
+        imagenet.robustness_set("imagenet_sketch", root, "imagenet-sketch")
+
+
+def test_a_crop_larger_than_the_image_is_not_padded(root: Path) -> None:
+    with pytest.raises(UserError, match="resized to 24 px"):
+        CenterCrop(32, 24, "bicubic")
+    with pytest.raises(UserError, match=f"{WNIDS[0]}_0.png: an image of 32 x 32 px cannot be cropped to 48 px"):
+        list(imagenet.batches(imagenet.Images(imagenet.val_set(root), CenterCrop(48, None, "bicubic")), imagenet.InOrder(8, 4)))

@@ -1,8 +1,8 @@
 """Images inside a tar or zip archive, read in place: nothing is unpacked.
 
-An archive is indexed once a process (a minute for the largest of ImageNet-C, at some 20,000 members a second), then each image is one
-read at its place. A tar that is compressed as a whole has no places; it is unpacked into memory, which the ones published so (IN-A,
-IN-R) allow.
+An archive is indexed once a process (11,000 members a second measured: a minute and a half for the largest of ImageNet-C), then each
+image is one read at its place. A tar that is compressed as a whole has no places; it is unpacked into memory, for which IN-A and IN-R
+are small enough.
 """
 
 import functools
@@ -23,7 +23,7 @@ SUFFIXES = (".tar", ".zip")
 ZIP_HEADER = 30  # bytes of a zip's local header before the name; the lengths of name and extra field are its last four
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A file inside an archive: ``size`` bytes at ``offset``."""
 
@@ -55,14 +55,17 @@ class Member:
             raise OSError(f"its compressed data are damaged: {error}") from error
 
 
-@functools.lru_cache(maxsize=8)
-def members(archive: Path) -> tuple[Member, ...]:
-    """The files inside an archive, in its order, without hidden ones. Raises UserError for one that is damaged."""
+@functools.lru_cache(maxsize=1)  # sets are read one after the other, and the largest index takes half a gigabyte
+def folders(archive: Path) -> dict[PurePosixPath, list[Member]]:
+    """The files inside an archive by their folder, sorted by name, without hidden ones. Raises UserError for one that is damaged."""
+    found: dict[str, list[Member]] = {}
     try:
-        found = _zip_members(archive) if archive.suffix == ".zip" else _tar_members(archive)
-        return tuple(member for member in found if not any(part.startswith(".") for part in PurePosixPath(member.path).parts[-2:]))
+        for member in _zip_members(archive) if archive.suffix == ".zip" else _tar_members(archive):
+            found.setdefault(member.path.rpartition("/")[0], []).append(member)
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(f"the archive {archive} is damaged or cut short ({error}); fetch it again") from error
+    visible = {PurePosixPath(name): [member for member in files if not member.name.startswith(".")] for name, files in found.items()}
+    return {folder: sorted(files, key=lambda member: member.path) for folder, files in visible.items() if files}
 
 
 @functools.lru_cache(maxsize=8)

@@ -152,13 +152,12 @@ def _archived(data_root: Path, part: str) -> dict[str, list[File]]:
         raise UserError(f"{data_root / part} is missing; unpack the set in full")
     below = PurePosixPath(part).parts[1:]  # imagenet-c/fog/3: of all that an archive holds, fog/3
     images: dict[str, list[File]] = {}
-    for member in archives.members(archive):
-        *folders, wnid, _ = ("", *PurePosixPath(member.path).parts)
-        if WNID.fullmatch(wnid) and tuple(folders[len(folders) - len(below) :]) == below:
-            images.setdefault(wnid, []).append(member)
+    for folder, members in archives.folders(archive).items():
+        if WNID.fullmatch(folder.name) and folder.parts[-1 - len(below) : -1] == below:
+            images.setdefault(folder.name, []).extend(members)
     if not images:
         raise UserError(f"{archive} holds no images in folders named by their wnid below {'/'.join(below) or part}")
-    return {wnid: sorted(found, key=lambda member: member.name) for wnid, found in sorted(images.items())}
+    return dict(sorted(images.items()))
 
 
 def _image_set(

@@ -1,0 +1,210 @@
+"""Robustness: whose classes are scored, ImageNet-C's arithmetic, its estimates, and what a killed run repeats."""
+
+import csv
+import io
+import tarfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from imagecorruptions import corruptions
+from PIL import Image
+
+from evaluate import classifier, imagenet_c, robustness, shards
+from evaluate.data import imagenet
+from evaluate.data.layouts import CORRUPTIONS
+from evaluate.data.transforms import CenterCrop, normalise
+from evaluate.errors import UserError
+from evaluate.predictions import Outcome
+from evaluate.task import Env
+from tests.imagenet_world import write_world
+from tests.test_features import vit
+from tests.test_processes import save_classifier
+
+DEMO = robustness.PRESETS["demo"]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tuned") / "classifier.safetensors"
+    save_classifier(path)
+    return path
+
+
+@pytest.fixture
+def env(tmp_path: Path, tuned: Path) -> Env:
+    (tmp_path / "out/robustness").mkdir(parents=True)
+    return Env(write_world(tmp_path / "data"), tmp_path / "out/robustness", classifier=tuned)
+
+
+def logits_of(env: Env, images: imagenet.ImageSet) -> torch.Tensor:
+    model, _, crop = classifier.load(env.classifier, vit())
+    pixels = torch.cat([part for part, _ in imagenet.batches(imagenet.Images(images, crop), imagenet.InOrder(len(images), 64))])
+    with torch.no_grad():
+        return model(normalise(pixels, (0.5,) * 3, (0.25,) * 3, "cpu"))
+
+
+def test_scores_among_own_classes_over_all_and_clean(env: Env) -> None:
+    result = robustness.run(vit(), DEMO, env)
+    val = imagenet.val_set(env.data_root)
+    clean, labels = logits_of(env, val), torch.from_numpy(val.labels)
+    assert result["clean_top1"] == pytest.approx(100 * (clean.argmax(1) == labels).double().mean().item())
+    for name, own in (("imagenet_a", [1, 2]), ("imagenet_r", [0, 1, 2])):
+        images = imagenet.robustness_set(name, env.data_root, name.replace("_", "-"))
+        logits, answers = logits_of(env, images), torch.from_numpy(images.labels)
+        others = [index for index in range(4) if index not in own]
+        masked, masked_clean = logits.clone(), clean.clone()
+        masked[:, others], masked_clean[:, others] = -torch.inf, -torch.inf
+        same = torch.isin(labels, torch.tensor(own))
+        assert result[f"{name}_top1"] == pytest.approx(100 * (masked.argmax(1) == answers).double().mean().item())
+        assert result[f"{name}_top1_all_classes"] == pytest.approx(100 * (logits.argmax(1) == answers).double().mean().item())
+        assert result[f"{name}_clean_top1"] == pytest.approx(100 * (masked_clean.argmax(1) == labels)[same].double().mean().item())
+    assert set(env.notes["standard_error"]) == set(result) - {"imagenet_c_mean_error"}
+
+
+def test_a_limit_does_not_make_the_question_easier(env: Env) -> None:
+    env.limit = 1  # one image of IN-R is left; it is scored among the three classes of the set, not among its own
+    robustness.run(vit(), DEMO, env)
+    identity = (next(env.out_dir.glob("predictions/imagenet_r-*")) / "identity.json").read_text()
+    assert '"imagenet_r": [\n   0,\n   1,\n   2\n  ]' in identity
+
+
+def test_the_table_of_corruptions_and_mce(env: Env) -> None:
+    result = robustness.run(vit(), DEMO, env)
+    errors = {}
+    for name in CORRUPTIONS:
+        for severity in range(1, 6):
+            images = imagenet.robustness_set("imagenet_c", env.data_root, f"imagenet-c/{name}/{severity}")
+            errors[name, severity] = 100 * (logits_of(env, images).argmax(1).numpy() != images.labels).mean()
+    with (env.out_dir / "imagenet_c.csv").open() as file:
+        rows = {row["corruption"]: row for row in csv.DictReader(file)}
+    assert set(rows) == set(CORRUPTIONS)
+    ratios = []
+    for name in CORRUPTIONS:
+        own = [errors[name, severity] for severity in range(1, 6)]
+        assert [float(rows[name][f"severity_{severity}"]) for severity in range(1, 6)] == pytest.approx(own, abs=1e-4)
+        assert list(env.notes["protocol"]["severity_errors"][name].values()) == pytest.approx(own)
+        ratios.append(np.mean(own) / (100 * imagenet_c.ALEXNET_ERROR[name]))
+        assert float(rows[name]["corruption_error"]) == pytest.approx(100 * ratios[-1], abs=1e-3)
+    assert result["imagenet_c_mce"] == pytest.approx(100 * np.mean(ratios)) and result["imagenet_c"] == 100 - result["imagenet_c_mce"]
+    assert "estimate" not in env.notes["protocol"]
+
+
+def test_the_standard_error_is_the_deviation_over_draws_of_images(tmp_path: Path) -> None:
+    """All versions of an image go wrong together here, as they do: a binomial over 75 n images would be several times too small."""
+    rng, count = np.random.default_rng(0), 60
+    images = imagenet.ImageSet("imagenet_c", (), np.zeros(0, np.int64), (), "", 0, ())
+    cells = [(*cell, images, None) for cell in imagenet_c.CELLS]
+    found, errors = [], []
+    for _ in range(80):
+        hardness = rng.uniform(0, 1, count)
+
+        def outcome(_cell: object, _transform: object, hardness: np.ndarray = hardness) -> Outcome:
+            return Outcome({"all": rng.uniform(0, 1, count) > hardness}, np.zeros(count, int), tuple(map(str, range(count))))
+
+        env = Env(tmp_path, tmp_path)
+        found.append(imagenet_c.measure(cells, outcome, env)["imagenet_c"])
+        errors.append(env.notes["standard_error"]["imagenet_c"])
+    assert np.mean(errors) == pytest.approx(np.std(found), rel=0.25)
+
+
+def test_a_part_of_the_images_is_an_estimate_and_says_so(env: Env) -> None:
+    result = robustness.run(vit(), replace(DEMO, corrupted_images=2), env)
+    assert env.notes["images_evaluated"]["imagenet_c"] == 150 and env.notes["images_asked"]["imagenet_c"] == 300
+    error = env.notes["standard_error"]["imagenet_c"]
+    assert env.notes["protocol"]["estimate"] == (
+        f"IN-C is an estimate (2 of 4 images of each corruption and severity), standard error {error:.2f}"
+    )
+    assert 0 <= result["imagenet_c_mean_error"] <= 100
+
+
+def test_corrupted_here(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    shuffle = corruptions._shuffle_pixels_njit_glass_blur  # compiling this loop takes longer than running it on pictures this small
+    monkeypatch.setattr(corruptions, "_shuffle_pixels_njit_glass_blur", getattr(shuffle, "py_func", shuffle))
+    (env.data_root / "imagenet-c").rename(env.data_root / "away")
+    assert "imagenet_c" not in robustness.run(vit(), DEMO, env)
+    config = replace(DEMO, corruptions="made", corrupted_images=2)
+    result = robustness.run(vit(), config, env)
+    assert "corrupted here from val" in env.notes["protocol"]["estimate"] and "2 of 60 images" in env.notes["protocol"]["estimate"]
+    assert "imagenet_c" in result and "imagenet_c" not in robustness.reads(config)
+    crop, image = CenterCrop(32, 32, "bicubic"), imagenet.read_image(imagenet.val_set(env.data_root).files[0])
+    for name in ("gaussian_noise", "impulse_noise", "glass_blur", "frost"):
+        views = [np.asarray(imagenet_c.Corrupt(crop, name, 3, seed)(image, 0, index)) for seed, index in ((0, 0), (0, 1), (1, 0), (0, 0))]
+        assert views[0].shape == (32, 32, 3) and np.array_equal(views[0], views[3])
+        assert not np.array_equal(views[0], views[1]) and not np.array_equal(views[0], views[2])
+
+
+def test_images_of_another_size_are_not_cropped_silently(env: Env) -> None:
+    path = sorted((env.data_root / "imagenet-c/fog/2").glob("*/*"))[0]
+    Image.open(path).resize((40, 48)).save(path)
+    with pytest.raises(UserError, match="40 x 48 px, the classifier takes 32.*corrupted_resize"):
+        robustness.run(vit(), DEMO, env)
+    assert "imagenet_c" in robustness.run(vit(), replace(DEMO, corrupted_resize=32), env)
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = robustness.run(vit(), DEMO, env)
+    broken = replace(env, out_dir=env.out_dir.parent / "broken", notes={})
+    broken.out_dir.mkdir()
+    write, written = shards._write_shard, []
+
+    def die(*arguments: object) -> None:
+        write(*arguments)  # type: ignore[arg-type]
+        written.append(1)
+        if len(written) == 10:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "_write_shard", die)
+    with pytest.raises(KeyboardInterrupt):
+        robustness.run(vit(), DEMO, broken)
+    broken.notes.clear()
+    assert robustness.run(vit(), DEMO, broken) == expected and broken.notes == env.notes
+    assert len(written) == 4 + 75, "it began again"
+
+
+def test_every_image_is_read_once_and_a_few_may_be_unreadable(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: Counter[Path] = Counter()
+    read = imagenet.read_image
+    monkeypatch.setattr(imagenet, "read_image", lambda path: opened.update([path]) or read(path))
+    robustness.run(vit(), DEMO, env)
+    assert set(opened.values()) == {1} and len(opened) == 60 + 6 + 9 + 8 + 300
+    bad = [sorted((env.data_root / "imagenet-c" / name / "5").glob("*/*"))[1] for name in ("fog", "snow")]
+    for path in bad:
+        path.write_bytes(b"")
+    env.out_dir = env.out_dir.parent / "again"
+    env.out_dir.mkdir()
+    with pytest.raises(UserError, match=str(bad[1])):
+        robustness.run(vit(), DEMO, env)
+    with pytest.raises(UserError, match=str(bad[0])):  # snow comes first; the two are of one set
+        robustness.run(vit(), replace(DEMO, allowed_bad_images=1), env)
+    robustness.run(vit(), replace(DEMO, allowed_bad_images=2), env)
+    assert env.notes["unreadable_images"]["imagenet_c"] == [str(bad[1]), str(bad[0])]
+    assert env.notes["images_evaluated"]["imagenet_c"] == 298
+
+
+def test_sets_are_read_from_the_published_archives(env: Env) -> None:
+    expected = robustness.run(vit(), DEMO, env)
+    root = env.data_root
+    groups = {"noise": CORRUPTIONS[:3], "blur": CORRUPTIONS[3:7], "weather": CORRUPTIONS[7:11], "digital": CORRUPTIONS[11:]}
+    archives = {name: [name] for name in ("imagenet-a", "imagenet-r", "imagenet-sketch")} | {
+        f"imagenet-c/{group}": [f"imagenet-c/{name}" for name in names] for group, names in groups.items()
+    }
+    for archive, folders in archives.items():
+        mode = "w:gz" if archive == "imagenet-r" else "w"  # some mirrors compress theirs
+        with tarfile.open(root / f"{archive}.tar", mode) as tar:
+            for folder in folders:
+                tar.add(root / folder, folder.removeprefix("imagenet-c/"))
+            text = b"terms of use"
+            readme = tarfile.TarInfo(f"{archive}/README.txt")
+            readme.size = len(text)
+            tar.addfile(readme, io.BytesIO(text))
+        for folder in folders:
+            (root / folder).rename(root / f"unpacked-{folder.replace('/', '-')}")
+    fresh = replace(env, out_dir=env.out_dir.parent / "archives", notes={})
+    fresh.out_dir.mkdir()
+    assert robustness.run(vit(), DEMO, fresh) == expected and fresh.notes == env.notes
+    names = {path.name for path in fresh.out_dir.glob("predictions/*")}
+    assert names == {path.name for path in env.out_dir.glob("predictions/*")}, "an archive is another set than its folder"
