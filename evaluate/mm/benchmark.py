@@ -4,7 +4,7 @@
     python -m evaluate.mm.benchmark --size vit_large --recipe cascade_mask_rcnn_vitdet_100ep_coco
     python -m evaluate.mm.benchmark --size tiny --recipe mask_rcnn_vitdet_demo_coco --device cpu
 
-Weights and pictures are noise, with as many objects and detections as COCO's: time does not depend on what they show. detectron2's
+Weights and pictures are noise, with as many objects as COCO's: time does not depend on what they show. detectron2's
 seconds were recorded on an A100; they are multiplied by its peak rate (312 TFLOP/s in half precision) over the rate of a matrix product
 measured here in the same run. An A100 itself reaches about three quarters of its peak, so on another card the scaled time is a goal
 that is a little too hard. Reading and jittering pictures is left to loading processes and not in these times.
@@ -36,7 +36,7 @@ DETECTRON2 = {  # recipe and size: training and testing seconds an image (ViTDet
     ("cascade_mask_rcnn_vitdet_100ep_coco", "vit_base"): (0.362, 0.089),
     ("cascade_mask_rcnn_vitdet_100ep_coco", "vit_large"): (0.643, 0.142),
 }
-OBJECTS, CLASSES, DETECTIONS = 7, 80, 100  # of a picture of COCO
+OBJECTS, CLASSES = 7, 80  # of COCO: in a picture, in all
 TESTED_SIZE = (480, 640)  # height, width of a picture of COCO
 
 
@@ -76,7 +76,7 @@ def made(recipe: str, size: str, device: str, precision: str) -> tuple[Any, Any,
     return cfg, model, wrapper
 
 
-def batch_of(side: int, count: int) -> dict[str, list[Any]]:
+def batch_of(height: int, width: int, count: int) -> dict[str, list[Any]]:
     """Pictures of noise with objects, as a data loader gives them."""
     from mmdet.structures import DetDataSample
     from mmdet.structures.bbox import HorizontalBoxes
@@ -86,16 +86,16 @@ def batch_of(side: int, count: int) -> dict[str, list[Any]]:
     generator = np.random.default_rng(0)
     samples = []
     for _ in range(count):
-        corners = generator.uniform(0, 0.6 * side, (OBJECTS, 2))
-        boxes = np.concatenate([corners, corners + generator.uniform(0.05, 0.35, (OBJECTS, 2)) * side], 1).astype(np.float32)
-        polygons = [[np.array([x1, y1, x2, y1, x2, y2, x1, y2], np.float64)] for x1, y1, x2, y2 in boxes]
-        factors = (side / max(TESTED_SIZE),) * 2
-        sample = DetDataSample(metainfo={"img_shape": (side, side), "ori_shape": TESTED_SIZE, "scale_factor": factors, "img_id": 0})
+        corners = generator.uniform(0, 0.6, (OBJECTS, 2))
+        boxes = np.concatenate([corners, corners + generator.uniform(0.05, 0.35, (OBJECTS, 2))], 1) * np.array([width, height] * 2)
+        polygons = [[np.array([x1, y1, x2, y1, x2, y2, x1, y2])] for x1, y1, x2, y2 in boxes]
+        factors = (width / TESTED_SIZE[1], height / TESTED_SIZE[0])
+        sample = DetDataSample(metainfo={"img_shape": (height, width), "ori_shape": TESTED_SIZE, "scale_factor": factors, "img_id": 0})
         sample.gt_instances = InstanceData(
-            bboxes=HorizontalBoxes(boxes), labels=torch.arange(OBJECTS), masks=PolygonMasks(polygons, side, side)
+            bboxes=HorizontalBoxes(boxes.astype(np.float32)), labels=torch.arange(OBJECTS), masks=PolygonMasks(polygons, height, width)
         )
         samples.append(sample)
-    pictures = [torch.from_numpy(generator.integers(0, 256, (3, side, side), dtype=np.uint8)) for _ in range(count)]
+    pictures = [torch.from_numpy(generator.integers(0, 256, (3, height, width), dtype=np.uint8)) for _ in range(count)]
     return {"inputs": pictures, "data_samples": samples}
 
 
@@ -177,14 +177,15 @@ def report(recipe: str, size: str, batch: int, steps: int, device: str) -> None:
 
     precision = resolve("auto", device)
     cfg, model, wrapper = made(recipe, size, device, precision)
-    data = batch_of(cfg.image_size, batch)
+    side = cfg.image_size
+    data, tested = batch_of(side, side, batch), batch_of(side * TESTED_SIZE[0] // TESTED_SIZE[1], side, batch)
     model.train()
     training = seconds(lambda: model.train_step(data, wrapper), device, steps) / batch
     spent = parts(model, wrapper, lambda: model.train_step(data, wrapper), device)
     model.eval()
     with torch.no_grad():
-        testing = seconds(lambda: model.test_step(data), device, steps) / batch
-        found = len(model.test_step(data)[0].pred_instances)
+        testing = seconds(lambda: model.test_step(tested), device, steps) / batch
+        found = len(model.test_step(tested)[0].pred_instances)
     rate = matmul_rate(device, precision)
     print(f"{recipe}, {size}, {cfg.image_size} pixels, {batch} images a step, {device}, {precision}, matrix product {rate / 1e12:.3g} TFLOP/s")
     recorded = DETECTRON2.get((recipe, size))

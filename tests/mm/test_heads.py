@@ -76,10 +76,17 @@ def shrink(cfg) -> None:
     if "img_size" in cfg.model.backbone:
         cfg.model.data_preprocessor.pad_size_divisor = side
         cfg.model.backbone.update(img_size=side, window=6)
-    cfg.model.train_cfg.rpn_proposal.update(nms_pre=60, max_per_img=60)
-    cfg.model.train_cfg.rcnn.sampler.update(num=32)
-    cfg.model.test_cfg.rpn.update(nms_pre=30, max_per_img=30)
-    cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=10)
+        model, head = cfg.model, cfg.model.roi_head
+        model.neck.out_channels = 16
+        for part in (model.rpn_head, head.mask_head, *head.bbox_head):
+            part.update({key: 16 for key in ("in_channels", "feat_channels", "conv_out_channels", "fc_out_channels") if key in part})
+        head.bbox_roi_extractor.out_channels = head.mask_roi_extractor.out_channels = 16
+        for part in head.bbox_head:
+            part.fc_out_channels = 16
+    cfg.model.train_cfg.rpn_proposal.update(nms_pre=20, max_per_img=20)
+    cfg.model.train_cfg.rcnn.sampler.update(num=8)
+    cfg.model.test_cfg.rpn.update(nms_pre=8, max_per_img=8)
+    cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=4)
     cfg.precise_bn = min(cfg.get("precise_bn", 0), 2)
 
 
