@@ -39,7 +39,8 @@ def newest_first(folder: Path) -> list[Path]:
 
 
 def load(folder: Path, identity: str) -> dict[str, Any] | None:
-    """The newest readable state of the same training, or None; says so where a newer one is passed over."""
+    """The newest readable state of the same training, or None; says so where a newer one is passed over, or all are."""
+    others = False
     for path in newest_first(folder):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -48,6 +49,9 @@ def load(folder: Path, identity: str) -> dict[str, Any] | None:
             continue
         if state["identity"] == identity:
             return state
+        others = True
+    if others:
+        print(f"{folder} holds states of another training (other settings, data or encoder); starting from the beginning", file=sys.stderr)
     return None
 
 

@@ -86,7 +86,7 @@ def train_and_test(
     share_out(cfg, env)
     accumulate(cfg, at_once)
     work_dir = env.out_dir / "work"
-    identity = hashlib.sha256(f"{encoder.fingerprint} {env.seed} {env.limit} {env.device} {cfg.to_dict()}".encode()).hexdigest()
+    identity = identity_of(cfg, encoder, env)
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
     cfg.randomness = {"seed": env.seed, "deterministic": False}
@@ -126,6 +126,14 @@ def load_encoder(model: Any, encoder: Any) -> None:
     """Gives the encoder's tensors to the model's backbone, and to a head that holds its last stage (C4)."""
     for part in (model.backbone, *(module for name, module in model.named_modules() if name.endswith("shared_head"))):
         part.load(encoder.spec, encoder.model.state_dict())
+
+
+def identity_of(cfg: Any, encoder: Any, env: Env) -> str:
+    """A digest of all that decides a training's weights; the number of loading processes does not."""
+    content = cfg.to_dict()
+    for loader in (content["train_dataloader"], content["test_dataloader"]):
+        del loader["num_workers"], loader["persistent_workers"]
+    return hashlib.sha256(f"{encoder.fingerprint} {env.seed} {env.limit} {env.device} {content}".encode()).hexdigest()
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, float]:

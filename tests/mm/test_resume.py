@@ -1,85 +1,138 @@
-"""A training killed at any moment ends with the weights of an unbroken one."""
+"""A training killed at any moment ends with the weights of an unbroken one, for any number of loading processes."""
 
+import contextlib
 import dataclasses
-import json
+import hashlib
+import multiprocessing
 import os
+import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from evaluate import segmentation
+from evaluate import detection, segmentation
 from evaluate.encoder import Encoder
 from evaluate.mm import checkpoint, hooks
 from evaluate.task import Env
 
-SCRIPT = """
-import json, sys
-from pathlib import Path
-import torch
-from safetensors.torch import load_file
-from evaluate.encoder import Encoder, EncoderSpec
-from tests.mm.test_resume import trained
-torch.set_num_threads(1)
-weights, world, out = map(Path, sys.argv[1:4])
-encoder = Encoder(EncoderSpec.from_json(weights.with_suffix(".json").read_text()), load_file(weights))
-print(json.dumps(trained(encoder, world, out, workers=1)))
-"""
+TASKS = {"coco": (detection, {"dataset": "coco"}), "lvis": (detection, {"dataset": "lvis"}), "ade20k": (segmentation, {})}
+ITERATIONS = 5  # a state is saved after each
+FORK = multiprocessing.get_context("fork")  # the imports take longer than the training
 
 
-def trained(encoder: Encoder, world: Path, out: Path, workers: int) -> list:
-    """The metrics, and the sum of magnitudes of every tensor of the trained model."""
-    sums: list[float] = []
+def trained(task: str, encoder: Encoder, world: Path, out: Path, workers: int) -> tuple[dict[str, float], str]:
+    """The metrics, and a digest of the trained model."""
+    digest = hashlib.sha256()
 
     def after_train(self: hooks.Progress, runner: Any) -> None:
-        sums.extend(float(value.double().abs().sum()) for value in runner.model.state_dict().values())
+        for name, value in runner.model.state_dict().items():
+            digest.update(name.encode() + value.numpy().tobytes())
 
     hooks.Progress.after_train = after_train
+    module, changes = TASKS[task]
+    out.mkdir(exist_ok=True)
+    config = dataclasses.replace(module.PRESETS["demo"], iterations=ITERATIONS, batch_size=2, **changes)
     try:
-        config = dataclasses.replace(segmentation.PRESETS["demo"], iterations=15)
-        return [segmentation.run(encoder, config, Env(world, out, workers=workers)), sums]
+        return module.run(encoder, config, Env(world, out, workers=workers, limit=4)), digest.hexdigest()
     finally:
         del hooks.Progress.after_train
 
 
-def start(encoder: Encoder, world: Path, folder: Path, name: str) -> subprocess.Popen:
-    weights = folder / "encoder.safetensors"
-    save_file(encoder.model.state_dict(), weights)
-    weights.with_suffix(".json").write_text(encoder.spec.to_json())
-    (folder / name).mkdir(exist_ok=True)
-    command = [sys.executable, "-c", SCRIPT, str(weights), str(world), str(folder / name)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def _child(sender: Connection, errors: Path, *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    with errors.open("a", buffering=1) as file, contextlib.redirect_stderr(file):
+        sender.send(trained(*arguments))
 
 
-def test_killed_and_started_again(encoder: Encoder, world: Path, tmp_path: Path) -> None:
-    """Killed after the second state, whose file is then cut short: goes on from the first; loading processes are on."""
-    broken = start(encoder, world, tmp_path, "broken")
-    states = tmp_path / "broken" / "work" / "state"
-    until = time.monotonic() + 120
-    while not (states / "iter_6.pt").exists() and time.monotonic() < until and broken.poll() is None:
-        time.sleep(0.002)
-    broken.send_signal(signal.SIGKILL)
-    broken.wait()
+def run_in_child(errors: Path, *arguments: Any, kill_after: float | None = None, when: Any = None) -> Any:
+    """What ``trained`` returns in a process of its own, or None if that was killed: after so many seconds, or as soon as ``when()``."""
+    receiver, sender = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=_child, args=(sender, errors, *arguments))
+    child.start()
+    sender.close()
+    until = time.monotonic() + (120 if kill_after is None else kill_after)
+    while time.monotonic() < until and not receiver.poll(0.001) and not (when and when()):
+        pass
+    if not receiver.poll(0):
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        return None
+    result = receiver.recv()
+    child.join()
+    return result
+
+
+def killed_at_random(task: str, kills: int, cut: bool, encoder: Encoder, world: Path, folder: Path) -> None:
+    """Kills so many processes, each within an unbroken one's time and loading with another number of processes.
+
+    Args:
+        cut: shortens the newest state's file after each kill.
+    """
+    begun = time.monotonic()
+    expected = trained(task, encoder, world, folder / "whole", 0)
+    seconds = time.monotonic() - begun
+    seed = random.SystemRandom().randrange(10**6)
+    draw, broken, errors = random.Random(seed), folder / "broken", folder / "errors"
+    result = None
+    for number in range(kills):
+        result = run_in_child(errors, task, encoder, world, broken, (number + 1) % 3, kill_after=draw.uniform(0.4, 1.0) * seconds)
+        for newest in checkpoint.newest_first(broken / "work/state")[:1] if cut else ():
+            newest.write_bytes(newest.read_bytes()[: draw.randrange(2000)])
+        if result is not None:
+            break
+    result = result or run_in_child(errors, task, encoder, world, broken, 2)
+    assert result == expected, f"seed {seed}: {errors.read_text()[-2000:]}"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_at_a_random_moment(task: str, encoder: Encoder, world: Path, tmp_path: Path) -> None:
+    killed_at_random(task, 1, True, encoder, world, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_twelve_times_at_random_moments(task: str, encoder: Encoder, world: Path, tmp_path: Path) -> None:
+    for attempt in range(4):
+        (tmp_path / str(attempt)).mkdir()
+        killed_at_random(task, 3, attempt % 2 == 1, encoder, world, tmp_path / str(attempt))
+
+
+def test_the_newest_state_cut_short(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goes on from the one before, says so, and reads nothing but tensors and plain values; then the test alone is repeated."""
+    expected = trained("ade20k", encoder, world, tmp_path / "whole", 0)
+    states, errors = tmp_path / "broken/work/state", tmp_path / "errors"
+    arguments = ("ade20k", encoder, world, tmp_path / "broken")
+    assert run_in_child(errors, *arguments, 1, when=(states / "iter_3.pt").exists) is None
     newest = checkpoint.newest_first(states)[0]
     newest.write_bytes(newest.read_bytes()[:1000])
-    again, errors = start(encoder, world, tmp_path, "broken").communicate(timeout=120)
-    assert "cannot be read" in errors and "goes on at iteration" in errors
-    assert json.loads(again) == trained(encoder, world, tmp_path, workers=0)
+    assert run_in_child(errors, *arguments, 0, when=(states / "iter_5.pt").exists) is None
+    told = errors.read_text()
+    assert f"{newest} cannot be read" in told and f"goes on at iteration {int(newest.stem[5:]) - 1} of 5" in told
+    original, safe = torch.load, []
+
+    def load(*positional: Any, **named: Any) -> Any:
+        safe.append(named.get("weights_only"))
+        return original(*positional, **named)
+
+    monkeypatch.setattr(torch, "load", load)
+    with errors.open("a") as file, contextlib.redirect_stderr(file):
+        assert trained(*arguments, 0) == expected
+    assert "goes on at iteration 5 of 5" in errors.read_text()
+    assert safe and all(safe), "something was unpickled that may run code"
+    assert not states.exists(), "a finished task leaves no state"
 
 
-def test_two_states_are_kept_and_others_ignored(tmp_path: Path) -> None:
+def test_two_states_are_kept_and_others_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for iteration in (5, 10, 15):
         checkpoint.save(tmp_path, iteration, {"identity": "a", "iteration": iteration})
     assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["iter_15.pt", "iter_10.pt"]
     assert checkpoint.load(tmp_path, "a")["iteration"] == 15
-    assert checkpoint.load(tmp_path, "b") is None
+    assert checkpoint.load(tmp_path, "b") is None and "another training" in capsys.readouterr().err
     torch.save({"identity": "a", "iteration": 20, "code": dataclasses.field}, tmp_path / "iter_20.pt")
     assert checkpoint.load(tmp_path, "a")["iteration"] == 15, "a state that would run code was opened"
 
