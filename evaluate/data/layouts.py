@@ -86,7 +86,7 @@ def fingerprint(data_root: Path, names: tuple[str, ...]) -> str:
             folders.sort()
             digest.update(os.path.relpath(folder, path).encode())
             digest.update("\0".join(sorted(files)).encode())
-        labels = val_labels.source(data_root / "imagenet") if part == "imagenet/val" else None
+        labels = val_labels.source(data_root / "imagenet") if part == "imagenet/val" and path.is_dir() else None
         if labels and not any(entry.is_dir() for entry in os.scandir(path)):
             digest.update(labels.read_bytes())
     return digest.hexdigest()[:16]
