@@ -32,10 +32,8 @@ from evaluate.task import Env, main
 
 BATCH_NORM_EPS, HEAD_STD = 1e-6, 0.01
 CROPS = {"single_draw": SingleDrawCropFlip, "torchvision": RandomCropFlip}
-CHOICES = {
-    "views": ("augmented", "cached"), "crop": tuple(CROPS), "schedule": ("cosine", "cosine_by_epoch", "steps"),
-    "optimiser": ("lars", "larc", "sgd"),
-}  # fmt: skip
+SCHEDULES = ("cosine", "cosine_by_epoch", "steps")
+CHOICES = {"views": ("augmented", "cached"), "crop": tuple(CROPS), "schedule": SCHEDULES, "optimiser": ("lars", "larc", "sgd")}
 
 
 @dataclass(frozen=True)
@@ -80,9 +78,9 @@ MOCO_V3 = replace(PLAIN, optimiser="sgd", batch_size=1024, micro_batch=128)
 PRESETS = {
     "paper": Config(),
     "mae_large": Config(epochs=50),  # ViT-L and ViT-H
-    "moco": replace(
+    "moco": replace(  # v1 and v2
         PLAIN, optimiser="sgd", base_lr=30.0, batch_size=256, micro_batch=256, epochs=100, schedule="steps", milestones=(60, 80)
-    ),  # v1 and v2
+    ),
     "simsiam": replace(PLAIN, optimiser="larc", batch_size=4096),
     "moco_v3": MOCO_V3,
     "moco_v3_vit": replace(MOCO_V3, base_lr=3.0),
@@ -108,9 +106,10 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     fit(head, encoder, kind, what, config, env)
     correct = outcomes(head, encoder, kind, what, config, env)
     norm = "BatchNorm without affine + " if config.batch_norm else ""
-    other = {"other_protocol": "LIN fast: on features of the test crop, without augmentation"} if config.views == "cached" else {}
-    augmented = config.views == "augmented"
-    return training.report(env, what, correct, pooling=kind, head=f"{norm}linear", optimiser=config.optimiser, augmented=augmented, **other)
+    protocol = {"pooling": kind, "head": f"{norm}linear", "optimiser": config.optimiser, "augmented": config.views == "augmented"}
+    if config.views == "cached":
+        protocol["other_protocol"] = "LIN fast: on features of the test crop, without augmentation"
+    return training.report(env, what, correct, **protocol)
 
 
 def make_head(width: int, classes: int, batch_norm: bool = True) -> nn.Sequential:
@@ -118,16 +117,14 @@ def make_head(width: int, classes: int, batch_norm: bool = True) -> nn.Sequentia
     linear = nn.Linear(width, classes)
     trunc_normal_(linear.weight, std=HEAD_STD)
     nn.init.zeros_(linear.bias)
-    norm = nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS) if batch_norm else nn.Identity()
-    return nn.Sequential(norm, linear)
+    return nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS) if batch_norm else nn.Identity(), linear)
 
 
 def make_optimiser(head: nn.Module, config: Config) -> torch.optim.Optimizer:
     """LARS, LARC (LARS on every tensor) or SGD; the rate is set at every step."""
     if config.optimiser == "sgd":
         return torch.optim.SGD(head.parameters(), lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
-    vectors = config.optimiser == "larc"
-    return LARS(head.parameters(), 0.0, config.weight_decay, config.momentum, config.trust, vectors)
+    return LARS(head.parameters(), 0.0, config.weight_decay, config.momentum, config.trust, vectors=config.optimiser == "larc")
 
 
 def rate(epoch: float, config: Config, peak: float) -> float:
@@ -177,7 +174,8 @@ def inputs_of_training(encoder: Any, kind: str, what: training.Setting, config: 
         for draw in what.draws:
             chosen = torch.tensor([index for _, index in draw])
             with torch.no_grad():
-                yield features.read_out(encoder, kind, tokens[chosen].to(env.device)), labels[chosen].to(env.device)
+                seen = features.read_out(encoder, kind, tokens[chosen].to(env.device))
+            yield seen, labels[chosen].to(env.device)
         return
     crop = CROPS[config.crop](config.img_size, config.interpolation, env.seed)
     for pixels, labels in batches(Images(what.train, crop), what.draws, env.workers):

@@ -11,18 +11,15 @@ Cost: 10 forward passes over train, about 5 GPU-hours (V100) for ViT-B. Toy worl
     python -m evaluate.sweep --ckpt FILE --data-root DIR
 """
 
-import hashlib
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from evaluate import distributed, metrics, precision, resume, training
 from evaluate.data.imagenet import Images, ImageSet, batches
-from evaluate.data.transforms import RandomCropFlip, normalise, seed_global, seed_of
-from evaluate.errors import UserError
+from evaluate.data.transforms import RandomCropFlip, normalise, seed_global
 from evaluate.outcomes import table
 from evaluate.progress import track
 from evaluate.schedules import warmup_cosine
@@ -76,7 +73,7 @@ def reads(config: Config) -> tuple[str, ...]:
 def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     """top1, top5 and held_out_top1 of the chosen head, in percent; raises Skip without ImageNet."""
     train, val = training.sets(encoder, config, env)
-    kept, held_out = split(train, config.held_out, env.seed)
+    kept, held_out = training.hold_out(train, config.held_out, env.seed)
     what = training.setting(encoder, config, env, kept, val)
     seed_global(env.device, env.seed, "heads")
     heads = StackedHeads(widths(encoder, config), config.rates, len(train.classes)).to(env.device)
@@ -91,24 +88,6 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     )  # fmt: skip
     env.report(images_asked={"held_out": len(held_out)})
     return {**result, "held_out_top1": right[name][index]}
-
-
-def split(train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Train without, and only, a seeded ``share`` of each class, rounded, but never all of it. Raises UserError where that is none."""
-    draw = np.random.default_rng(seed_of(seed, "held out"))
-    held = np.zeros(len(train), dtype=bool)
-    for label in train.present:
-        members = draw.permutation(np.flatnonzero(train.labels == label))
-        held[members[: min(round(share * len(members)), len(members) - 1)]] = True
-    if not held.any():
-        raise UserError(f"the classes of train are too small to hold out {share:.0%} of each; raise --limit or --set held_out")
-
-    def part(mask: np.ndarray, name: str) -> ImageSet:
-        files = tuple(train.files[index] for index in np.flatnonzero(mask))
-        fingerprint = hashlib.sha256(train.fingerprint.encode() + mask.tobytes()).hexdigest()[:16]
-        return replace(train, name=name, files=files, labels=train.labels[mask], fingerprint=fingerprint)
-
-    return part(~held, "train"), part(held, "held_out")
 
 
 def inputs(encoder: Any, images: torch.Tensor, config: Config) -> dict[str, torch.Tensor]:
@@ -137,14 +116,15 @@ def inputs(encoder: Any, images: torch.Tensor, config: Config) -> dict[str, torc
 @torch.no_grad()
 def widths(encoder: Any, config: Config) -> dict[str, int]:
     """The width of each input, from a blank image."""
-    device = next(encoder.parameters()).device
-    return {name: value.shape[1] for name, value in inputs(encoder, torch.zeros(1, 3, config.img_size, config.img_size, device=device), config).items()}
+    blank = torch.zeros(1, 3, config.img_size, config.img_size, device=next(encoder.parameters()).device)
+    return {name: value.shape[1] for name, value in inputs(encoder, blank, config).items()}
 
 
 def frozen(encoder: Any, pixels: torch.Tensor, what: training.Setting, config: Config, env: Env) -> dict[str, torch.Tensor]:
     """The heads' inputs from pixels uint8 (B, 3, H, W)."""
+    images = normalise(pixels, encoder.spec.mean, encoder.spec.std, env.device)
     with torch.no_grad(), precision.autocast(what.arithmetic, env.device):
-        return inputs(encoder, normalise(pixels, encoder.spec.mean, encoder.spec.std, env.device), config)
+        return inputs(encoder, images, config)
 
 
 def fit(heads: StackedHeads, encoder: Any, what: training.Setting, config: Config, env: Env) -> None:
@@ -174,9 +154,7 @@ def fit(heads: StackedHeads, encoder: Any, what: training.Setting, config: Confi
                 resume.save(env.out_dir, what.identity, {"heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
 
 
-def accuracies(
-    heads: StackedHeads, encoder: Any, images: ImageSet, what: training.Setting, config: Config, env: Env
-) -> dict[str, list[float]]:
+def accuracies(heads: StackedHeads, encoder: Any, images: ImageSet, what: training.Setting, config: Config, env: Env) -> dict[str, list[float]]:
     """Top-1 in percent of every head on a set: by input, in the order of the rates."""
     names, count = list(heads.weights), len(heads.rates)
 

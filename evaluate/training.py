@@ -1,15 +1,17 @@
 """What the tasks that train on ImageNet (FT, LIN, the sweep) set up and report alike."""
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from evaluate import distributed, features, metrics, precision
 from evaluate.data import layouts
 from evaluate.data.imagenet import ImageSet, train_set, val_set
-from evaluate.data.transforms import CenterCrop
+from evaluate.data.transforms import CenterCrop, seed_of
 from evaluate.errors import UserError
 from evaluate.schedules import Draws
 from evaluate.task import Env
@@ -50,6 +52,24 @@ def setting(encoder: Any, config: Any, env: Env, train: ImageSet, val: ImageSet,
     test = CenterCrop(config.img_size, config.resize, config.interpolation)
     identity = json.dumps([asdict(config), encoder.fingerprint, train.fingerprint, env.seed, world, arithmetic, *also])
     return Setting(train, val, test, draws, arithmetic, identity)
+
+
+def hold_out(train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Train without, and only, a seeded ``share`` of each class, rounded, but never all of it. Raises UserError where that is none."""
+    draw = np.random.default_rng(seed_of(seed, "held out"))
+    held = np.zeros(len(train), dtype=bool)
+    for label in train.present:
+        members = draw.permutation(np.flatnonzero(train.labels == label))
+        held[members[: min(round(share * len(members)), len(members) - 1)]] = True
+    if not held.any():
+        raise UserError(f"the classes of train are too small to hold out {share:.0%} of each; raise --limit or --set held_out")
+
+    def part(mask: np.ndarray, name: str) -> ImageSet:
+        files = tuple(train.files[index] for index in np.flatnonzero(mask))
+        fingerprint = hashlib.sha256(train.fingerprint.encode() + mask.tobytes()).hexdigest()[:16]
+        return replace(train, name=name, files=files, labels=train.labels[mask], fingerprint=fingerprint)
+
+    return part(~held, "train"), part(held, "held_out")
 
 
 def report(env: Env, what: Setting, correct: dict[str, torch.Tensor], **protocol: Any) -> dict[str, float]:

@@ -1,13 +1,19 @@
 """The sweep: its stacked heads learn as separate ones do, and its choice never sees val."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from evaluate import sweep_cost
+from evaluate import sweep, sweep_cost, training
+from evaluate.errors import UserError
 from evaluate.stacked_heads import StackedHeads, optimiser
+from tests.imagenet_world import write_world
+from tests.test_imagenet_tasks import environment, resnet, vit
 
 RATES = (1e-3, 3e-2, 0.5)
 
@@ -51,3 +57,87 @@ def test_cost_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert sweep_cost.main(arguments) == 0
     measured = json.loads(capsys.readouterr().out)
     assert measured["ratio"] > 1 and measured["all_heads"] > measured["one_head"] > 0
+
+
+SWEEP = replace(sweep.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16, rates=(1e-4, 0.3))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+def test_the_head_is_chosen_on_held_out_train_images(data: Path, tmp_path: Path) -> None:
+    env = environment(data, tmp_path, "sweep")
+    result = sweep.run(vit(), SWEEP, env)
+    told = env.notes["protocol"]
+    accuracies = told["held_out_top1"]
+    assert set(accuracies) == {"1 blocks, cls", "1 blocks, cls+mean", "2 blocks, cls", "2 blocks, cls+mean"}
+    assert all(set(values) == {"0.0001", "0.3"} for values in accuracies.values())
+    assert result["held_out_top1"] == max(value for values in accuracies.values() for value in values.values())
+    assert accuracies[told["pooling"]][str(told["rate"])] == result["held_out_top1"]
+    assert told["other_protocol"] and env.notes["images_evaluated"] == {"train": 144, "held_out": 16, "val": 60}
+    correct = np.load(env.out_dir / "predictions.npz")["correct"]
+    assert 100 * correct.mean() == pytest.approx(result["top1"])
+    # val has no say in the choice: with all its labels wrong the same head is chosen, and gets nothing right
+    other = environment(data, tmp_path / "other", "sweep")
+    true_val = training.val_set
+
+    def wrong_val(*arguments: object) -> object:
+        images = true_val(*arguments)
+        return replace(images, labels=(images.labels + 1) % 4)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "val_set", wrong_val)
+        sweep.run(vit(), SWEEP, other)
+    assert other.notes["protocol"]["held_out_top1"] == accuracies and other.notes["protocol"]["rate"] == told["rate"]
+
+
+def test_the_split_holds_out_a_tenth_of_every_class_and_overlaps_in_nothing(data: Path) -> None:
+    train = training.train_set(data)
+    kept, held = training.hold_out(train, 0.1, seed=0)
+    assert not set(kept.files) & set(held.files) and set(kept.files) | set(held.files) == set(train.files)
+    assert np.bincount(held.labels).tolist() == [4, 4, 4, 4]
+    assert kept.fingerprint != held.fingerprint != train.fingerprint
+    assert training.hold_out(train, 0.1, seed=0)[1].files == held.files != training.hold_out(train, 0.1, seed=1)[1].files
+    with pytest.raises(UserError, match="too small to hold out 10% of each"):
+        training.hold_out(training.train_set(data, limit=8), 0.1, seed=0)
+
+
+def test_inputs_are_normed_tokens_of_the_last_blocks() -> None:
+    images = torch.randn(2, 3, 32, 32)
+    encoder = vit()
+    first, second = encoder.forward_blocks(images, 2)
+    found = sweep.inputs(encoder, images, replace(SWEEP, blocks=(2,)))
+    norm = nn.LayerNorm(24, eps=1e-6, elementwise_affine=False)
+    torch.testing.assert_close(found["2 blocks, cls"], torch.cat([norm(first.cls), norm(second.cls)], dim=1))
+    torch.testing.assert_close(found["2 blocks, cls+mean"][:, 48:], norm(second.patches).mean(dim=1))
+    assert sweep.widths(encoder, SWEEP) == {"1 blocks, cls": 24, "1 blocks, cls+mean": 48, "2 blocks, cls": 48, "2 blocks, cls+mean": 72}
+    assert sweep.widths(vit(class_token=False), SWEEP) == {"1 blocks, mean": 24, "2 blocks, mean": 48}
+    assert sweep.widths(resnet(), SWEEP) == {"mean": 512}
+
+
+def test_a_killed_sweep_continues_to_the_same_record(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, broken = environment(data, tmp_path / "whole", "sweep"), environment(data, tmp_path / "broken", "sweep")
+    expected = sweep.run(vit(), SWEEP, whole)
+    accumulate, calls = StackedHeads.accumulate, []
+
+    def die_in_the_third_epoch(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) == 2 * 8 + 3:
+            raise KeyboardInterrupt
+        return accumulate(*arguments)
+
+    monkeypatch.setattr(StackedHeads, "accumulate", die_in_the_third_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(vit(), SWEEP, broken)
+    assert sweep.run(vit(), SWEEP, broken) == expected
+    assert len(calls) == 2 * 8 + 3 + 2 * 8, "it did not continue after epoch 2 of 4"
+    assert broken.notes == whole.notes
+
+
+def test_bad_settings() -> None:
+    for change, says in (({"rates": ()}, "rates"), ({"poolings": ("max",)}, "poolings"), ({"held_out": 1.0}, "held_out")):
+        with pytest.raises(ValueError, match=says):
+            replace(SWEEP, **change)
+    assert len(sweep.PRESETS["paper"].rates) * len(sweep.PRESETS["paper"].blocks) * len(sweep.PRESETS["paper"].poolings) == 52
