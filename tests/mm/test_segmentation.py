@@ -240,5 +240,5 @@ def test_two_processes(encoder: Encoder, world: Path, tmp_path: Path) -> None:
 def test_a_batch_that_processes_cannot_share_is_refused(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = recipe("upernet_vit_demo_ade20k", encoder)
     monkeypatch.setattr(runner.distributed, "world", lambda: (0, 3))
-    with pytest.raises(UserError, match="8 images cannot be shared by 3 processes"):
+    with pytest.raises(UserError, match="4 images cannot be shared by 3 processes"):
         runner.share_out(cfg, Env(tmp_path, tmp_path))
