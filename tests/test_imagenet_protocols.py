@@ -99,7 +99,7 @@ def test_single_draw_box_is_clamped_not_drawn_again() -> None:
     assert len({width for _, _, _, width in boxes}) > 10
 
 
-@pytest.mark.parametrize(("world", "micro_batch"), [(1, 64), (1, 16), (2, 16), (2, 64)])
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, 64), (1, 16), (2, 16), (2, 64), (3, 16), (3, 64), (5, 7)])
 def test_draws_cover_the_same_batches_on_any_number_of_processes(world: int, micro_batch: int) -> None:
     shares = [Draws(201, 64, micro_batch, epochs=2, seed=3, rank=rank, world=world) for rank in range(world)]
     chunks = [list(share) for share in shares]
