@@ -141,7 +141,8 @@ class DataParallel(nn.parallel.DistributedDataParallel):
 
     def __init__(self, model: nn.Module):
         device_ids = [torch.cuda.current_device()] if next(model.parameters()).is_cuda else None
-        super().__init__(model, device_ids=device_ids, broadcast_buffers=False)
+        super().__init__(model, device_ids=device_ids)
+        self.broadcast_buffers = False  # all processes compute the same ones
         self.finite: list[Tensor] = []  # one a bucket
         self.register_comm_hook(self.finite, _look_then_average)
 

@@ -104,7 +104,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
         for step in range(first, total):
             batch = distributed.together(lambda: next(batches))
             faults.replaced(step, batch.damaged)
-            if step == first:
+            if step == 0:
                 distributed.first(functools.partial(_draw, out / "batch.png", model, batch, config))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step / steps, config)
@@ -220,8 +220,9 @@ def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainCon
         if other:
             raise ValueError(f"{out} holds a run with another {', '.join(other)}; choose another --out or the same settings")
         model.load_state_dict(method.from_official(saved["model"], list(model.state_dict())))
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+        if saved["step"]:  # before the first step (--init-only) there is nothing but the weights
+            for name, part in parts.items():
+                part.load_state_dict(saved[name])
         return saved["step"]
 
     return distributed.together(load)
@@ -261,8 +262,9 @@ def _main(arguments: argparse.Namespace, device: str) -> int:
     except distributed.Elsewhere:
         return 2
     except OSError as error:
-        named = f"{error.filename} cannot be used ({error.strerror}); make room or allow access, and start again"
-        return _end(2, named if error.filename else str(error))
+        place = error.filename or f"a file in {arguments.out}"
+        text = f"{place} cannot be read or written ({error.strerror}); make room or allow access, and start again"
+        return _end(2, text if error.strerror else str(error))
     except (ValueError, FloatingPointError) as error:
         return _end(2, str(error))
     except Interrupted as stop:

@@ -15,7 +15,8 @@ from PIL import Image
 
 from pretrain import checkpoint, train
 
-TINY = ["--preset", "demo", "--device", "cpu", "--set", "batch_size=8", "--set", "epochs=3", "--set", "warmup_epochs=1"]
+SETTINGS = ["batch_size=8", "epochs=3", "warmup_epochs=1", "depth=1", "projector_depth=1", "predictor_depth=1"]
+TINY = ["--preset", "demo", "--device", "cpu", "--monitor-epochs", "0", *(part for setting in SETTINGS for part in ("--set", setting))]
 STEPS = 9  # of 24 images in 3 epochs
 
 # A server that has imported everything, and computed nothing, forks the processes.
@@ -36,8 +37,7 @@ class Run:
     """A run of one or several processes. ``sabotage`` is called with the rank in each before it begins."""
 
     def __init__(self, images: Path, out: Path, *options: str, processes: int = 1, sabotage: Callable[[int], None] | None = None):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        self.out, self.text = out, [out.parent / f"{out.name}.{rank}.txt" for rank in range(processes)]
+        self.out, self.text = out, [images.parent / f"{time.monotonic_ns()}.{rank}.txt" for rank in range(processes)]
         argv = ["--data", str(images), "--out", str(out), *TINY, *options]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -81,6 +81,7 @@ def _process(rank: int, world: dict[str, str], argv: list[str], text: Path, sabo
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that the command line starts
     os.environ.update(world, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world else {}))
     if sabotage:
         sabotage(rank)

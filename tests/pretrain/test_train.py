@@ -47,8 +47,8 @@ def unbroken(images, tmp_path_factory):
     return weights(out)
 
 
-@pytest.mark.parametrize("stop_after", [2, 3, 7])
-def test_a_stopped_run_resumes_to_the_same_bits(images, unbroken, tmp_path, monkeypatch, stop_after):
+@pytest.mark.parametrize(("stop_after", "workers"), [(2, 0), (3, 1), (7, 2)])
+def test_a_stopped_run_resumes_to_the_same_bits(images, unbroken, tmp_path, monkeypatch, stop_after, workers):
     step = train.Log.step
 
     def stop(self, number, *rest):
@@ -60,7 +60,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(images, unbroken, tmp_path, monk
     assert run(images, tmp_path) == train.EXIT_SAVED
     monkeypatch.undo()
     assert torch.load(tmp_path / checkpoint.NAME, weights_only=True)["step"] == stop_after
-    assert run(images, tmp_path, "--workers", "1") == 0
+    assert run(images, tmp_path, "--workers", str(workers)) == 0
     assert same(weights(tmp_path), unbroken)
 
 
