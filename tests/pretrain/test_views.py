@@ -48,15 +48,15 @@ def test_colour_operations_equal_torchvisions():
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     shift = torch.linspace(-0.5, 0.5, 6)
     torch.testing.assert_close(
-        views.shift_hue(images, shift), torch.stack([TF.adjust_hue(i, s.item()) for i, s in zip(images, shift, strict=True)])
+        views.shift_hue(images.clone(), shift), torch.stack([TF.adjust_hue(i, s.item()) for i, s in zip(images, shift, strict=True)])
     )
     blurred = views.gaussian_blur(images, torch.full((6,), 0.7), reach=3)
     torch.testing.assert_close(blurred[..., 3:5, 3:5], TF.gaussian_blur(images, [7, 7], [0.7, 0.7])[..., 3:5, 3:5])
-    draws = np.array([[0.9, 0.2, 0.7, 0.6, 0.0]]).repeat(6, 0)  # the first order: brightness, contrast, saturation, hue
+    draws, order = (np.array([row]).repeat(6, 0) for row in ([0.9, 0.2, 0.7, 0.6], [0, 1, 2, 3]))
     expected = TF.adjust_brightness(images, 1 + 0.4 * 0.8)
     expected = TF.adjust_contrast(expected, 1 + 0.4 * -0.6)
     expected = TF.adjust_hue(TF.adjust_saturation(expected, 1 + 0.2 * 0.4), 0.1 * 0.2)
-    ours = views.color_jitter(images, draws, (0.4, 0.4, 0.2, 0.1))
+    ours = views.color_jitter(images.clone(), draws, order, (0.4, 0.4, 0.2, 0.1), np.ones(6, dtype=bool))
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)  # torchvision rounds the luma weights
 
 
