@@ -18,7 +18,7 @@ from evaluate import plan
 from evaluate.data import layouts
 from evaluate.errors import UserError
 from evaluate.launch import jobs, local
-from evaluate.task import EXIT_SKIPPED, at_least_one, make_folder, split_overrides
+from evaluate.task import EXIT_SKIPPED, at_least_one, make_folder, module_of, split_overrides
 from results import tables
 
 
@@ -37,15 +37,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """The whole of it. Raises UserError on bad input, before anything runs."""
-    demo = not arguments.ckpt
+    demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate)
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
     preset = arguments.preset or ("demo" if demo else "paper")
     configs = plan.configure(nodes, preset, split_overrides(arguments.set))
     checkpoints = {row: jobs.demo_checkpoint(arguments.out, row) for row in jobs.DEMO} if demo else named(arguments.ckpt)
     if not demo and not arguments.data_root:
-        raise UserError("--ckpt needs --data-root, the folder that holds imagenet/, coco/, … (README, data layout)")
+        raise UserError("--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … (README, data layout)")
     if arguments.dry_run:
         return dry_run(checkpoints, nodes, configs)
+    if arguments.check_data or arguments.calibrate:
+        return examine(arguments, nodes, configs)
 
     out = make_folder(arguments.out)
     data_root = layouts.root(arguments.data_root) if arguments.data_root else make_toy_world(out)
@@ -99,6 +101,18 @@ def dry_run(checkpoints: dict[str, Path], nodes: tuple[plan.Node, ...], configs:
     return 0
 
 
+def examine(arguments: argparse.Namespace, nodes: tuple[plan.Node, ...], configs: dict[str, object]) -> int:
+    """Looks at the data before hours are spent on them: what the tasks read, or whether a released checkpoint gives its accuracy."""
+    from evaluate import calibrate
+    from evaluate.data import check
+
+    root = layouts.root(arguments.data_root)
+    if arguments.calibrate:
+        options = ["--data-root", str(root), "--device", arguments.device, "--workers", str(arguments.workers)]
+        return calibrate.main(["--ckpt", str(arguments.calibrate), *options])
+    return check.report(root, [name for node in nodes for name in module_of(node.task).reads(configs[node.name])])
+
+
 def visible_gpus(device: str) -> list[int]:
     """GPUs that tasks may take, one each."""
     import torch
@@ -127,6 +141,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=at_least_one, help="tasks at a time (default: one a GPU, or two on a CPU)")
     parser.add_argument("--workers", type=int, default=0, help="data loading processes a task (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--check-data", action="store_true", help="verify counts, classes and some images of every set that is read, and stop")
+    parser.add_argument("--calibrate", type=Path, metavar="FINETUNED", help="does this data give a released fine-tuned checkpoint its accuracy?")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     return parser.parse_args(argv)
 

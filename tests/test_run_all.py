@@ -157,3 +157,17 @@ def test_without_mm_packages_a_dense_column_is_skipped_with_the_command(checkpoi
         "knn": "ok",
     }
     assert "uv sync" in records["detection_coco"]["reason"]
+
+
+def test_the_data_are_checked_before_anything_runs(world, tmp_path, capsys):
+    options = ["--data-root", str(world), "--out", str(tmp_path / "out"), "--check-data", "--tasks", "knn,robustness"]
+    assert run_all.main(options) == 0
+    assert "imagenet_c: ok: 15 corruptions" in capsys.readouterr().out and not (tmp_path / "out").exists()
+    assert run_all.main(["--check-data", "--data-root", str(tmp_path)]) != 0
+    assert run_all.main(["--check-data"]) == 2
+    assert "need --data-root" in capsys.readouterr().err
+
+
+def test_only_a_fine_tuned_checkpoint_calibrates(checkpoint, world, capsys):
+    assert run_all.main(["--calibrate", str(checkpoint), "--data-root", str(world)]) == 2
+    assert "is not known from its name" in capsys.readouterr().err
