@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from evaluate import distributed
+from evaluate import distributed, precision
 from evaluate.data import layouts
 from evaluate.errors import UserError
 from evaluate.task import Env, main
@@ -97,6 +97,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
         protocol={
             "framework": "mmdet", "recipe": name, "head": head, "schedule": schedule, "iterations": iterations,
             "batch": cfg.batch_size, "test": "single scale", "test_resolution": cfg.image_size,
+            "precision": precision.resolve("auto", env.device),
         },
         images_asked={config.dataset: asked},
         images_evaluated={config.dataset: int(metrics.pop("images"))},
@@ -167,14 +168,14 @@ def fill_data(cfg: Any, dataset: str, env: Env) -> int:
         from evaluate.mm.voc import read_voc
 
         return len(read_voc(val, [cfg.test_evaluator.folder])["images"][: env.limit])
-    from evaluate.mm.datasets import read_annotations
+    from evaluate.mm.datasets import read_annotations, require_scorable
 
     categories = sorted(read_annotations(train)["categories"], key=lambda category: category["id"])
     counts = [category.get("image_count") for category in categories]
     if dataset == "lvis" and None in counts:
         raise UserError(f"{train} has categories without image_count, which every LVIS v1 file has; fetch it again")
     fill_classes(cfg, counts)
-    return len(read_annotations(val)["images"][: env.limit])
+    return require_scorable(val, read_annotations(val), env.limit)
 
 
 def fill_classes(cfg: Any, image_counts: list[int | None]) -> None:

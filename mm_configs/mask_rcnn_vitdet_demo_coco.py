@@ -6,6 +6,8 @@ from mmengine.config import read_base
 with read_base():
     from .mask_rcnn_vitdet_100ep_coco import *
 
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+
 image_size = 96
 batch_size = 4
 max_iters = 110
@@ -18,6 +20,9 @@ model.roi_head.bbox_roi_extractor.update(out_channels=channels)
 model.roi_head.mask_roi_extractor.update(out_channels=channels)
 model.roi_head.bbox_head.update(in_channels=channels, conv_out_channels=channels, fc_out_channels=64, num_shared_convs=1)
 model.roi_head.mask_head.update(in_channels=channels, conv_out_channels=channels, num_convs=1)
+# detectron2's small starts take more than some hundred steps to grow: mmdet's here
+model.roi_head.mask_head.update(type=FCNMaskHead)
+model.roi_head.bbox_head.pop("init_cfg")
 model.train_cfg.rpn.sampler.update(num=64)
 model.train_cfg.rpn_proposal.update(nms_pre=100, max_per_img=100)
 model.train_cfg.rcnn.sampler.update(num=32)

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evaluate.errors import UserError
 from evaluate.mm.reference_names import detectron2_name
 
-DEPTHS = {384: 12, 768: 12, 1024: 24, 1280: 32}  # blocks of the ViT of a width
+PARTS = {"backbone_net": "backbone.", "pyramid": "neck.", "rpn": "rpn_head.", "box_head": "roi_head.bbox_head.", "mask_head": "roi_head.mask_head."}
 EXACT, PIXELS, FLOAT32 = 0.0, 1e-4, 5e-5
 Result = dict[str, tuple[float, float]]  # name: (largest difference, bound)
 
@@ -21,6 +22,20 @@ def our_name(name: str) -> str:
     if not match:
         return detectron2_name(name)
     return detectron2_name(match[1] + name[match.end() :]).replace("bbox_head.", f"bbox_head.{match[2]}.", 1)
+
+
+def backbone_size(width: int, patch: int, parameters: int) -> tuple[int, int]:
+    """(blocks, heads) of the ViTDet backbone of a width that has so many parameters; 197 positions, window 14, 1024 pixels.
+
+    Raises:
+        UserError: there is none.
+    """
+    for heads in sorted({width // 64, 16, 12, 8, 6, 4, 3, 2, 1} - {0}, reverse=True):
+        for depth in range(8, 65):
+            tables = 2 * width // heads * ((depth - 4) * 27 + 4 * (2 * (1024 // patch) - 1))
+            if (3 * patch**2 + 1 + 197) * width + depth * (12 * width**2 + 13 * width) + tables == parameters:
+                return depth, heads
+    raise UserError(f"no ViTDet backbone of width {width} has {parameters} parameters; the reference file is damaged or of another detector")
 
 
 def detector(recipe: str, content: dict[str, Any]) -> nn.Module:
@@ -36,8 +51,9 @@ def detector(recipe: str, content: dict[str, Any]) -> nn.Module:
     hidden = content["box_head"]["roi_heads.box_head.fc1.weight"][0]
     classes = content["mask_head"]["roi_heads.mask_head.predictor.weight"][0]
     strides = content["anchors"]["strides"]
+    depth, heads = backbone_size(width, strides[2], content["num_parameters"]["backbone_net"])
     model.backbone.update(
-        patch_size=strides[2], width=width, depth=DEPTHS[width], heads=width // 64, hidden=4 * width, eps=content["torch_layernorm_eps"][0],
+        patch_size=strides[2], width=width, depth=depth, heads=heads, hidden=4 * width, eps=content["torch_layernorm_eps"][0],
         activation="gelu", pre_norm=False, layer_scale=False, patch_bias=True, positions=197,
     )  # fmt: skip
     model.data_preprocessor.update(mean=[0.0] * 3, std=[1.0] * 3)
@@ -70,6 +86,9 @@ def roi_heads(content: dict[str, Any]) -> Result:
         result[f"{name}: parameters"] = float(abs(sum(value.numel() for value in model.parameters()) - total)), EXACT
         eps = {module.eps for key, module in model.named_modules() if hasattr(module, "eps") and not key.startswith("backbone.")}
         result[f"{name}: eps of the norms"] = float(eps != set(content["channel_norm_eps"])), EXACT
+    for part, prefix in PARTS.items():
+        count = sum(value.numel() for name, value in plain.named_parameters() if name.startswith(prefix))
+        result[f"parameters of {part}"] = float(abs(count - content["num_parameters"][part])), EXACT
     result.update(_pooling(plain, content))
     result.update(_anchors(plain, content["anchors"]))
     result.update(_deltas(content["box_deltas"]))

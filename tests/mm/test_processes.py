@@ -11,12 +11,10 @@ import pytest
 import torch
 from mmengine.dataset import DefaultSampler
 
-from evaluate import detection
-from evaluate.encoder import Encoder
+from evaluate import detection, distributed
 from evaluate.mm.datasets import read_annotations
 from evaluate.mm.metrics import InstanceAP
 from evaluate.task import Env
-from tests.mm.conftest import tiny_encoder
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 7  # odd: the sampler gives one image to both processes
@@ -51,13 +49,15 @@ def evaluated(world: Path, folder: Path) -> dict[str, dict[str, float]]:
     return results
 
 
-def trained(encoder: Encoder, world: Path, folder: Path) -> dict[str, dict[str, float]]:
+def trained(world: Path, folder: Path) -> dict[str, dict[str, float]]:
     """The metrics of a few iterations of both data sets."""
+    from tests.mm.conftest import tiny_encoder
+
     results = {}
     for name in ("coco", "lvis"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         env = Env(world, folder / name, limit=LIMIT)
-        results[name] = detection.run(encoder, detection.Config(name, recipe="demo", iterations=4), env)
+        results[name] = detection.run(tiny_encoder(), detection.Config(name, recipe="demo", iterations=4), env)
         assert env.notes["images_evaluated"] == {name: LIMIT}
     return results
 
@@ -66,12 +66,8 @@ def main() -> None:
     """One of two processes."""
     what, world, folder = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    if what == "evaluated":
-        results = evaluated(world, folder)
-    else:
-        encoder = tiny_encoder()
-        results = trained(encoder, world, folder)
+    distributed.start("cpu")
+    results = {"evaluated": evaluated, "trained": trained}[what](world, folder)
     (folder / f"{what}{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
