@@ -105,7 +105,7 @@ def test_a_file_that_is_no_checkpoint_fails_every_column_with_its_reason(world, 
         (["--set", "knn.temperature"], "--set takes NAME=VALUE"),
         (["--set", "finetune.epochs=soon"], "takes a value like"),
         (["--ckpt", "absent.pth", "--data-root", "."], "there is no checkpoint absent.pth"),
-        (["--ckpt", "run_all.py"], "--ckpt needs --data-root"),
+        (["--ckpt", "run_all.py"], "need --data-root"),
         (["--ckpt", "run_all.py", "--data-root", "nowhere"], "the data root nowhere is not a folder"),
     ],
 )
