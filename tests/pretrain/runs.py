@@ -64,13 +64,6 @@ class Run:
         """What a process has printed."""
         return self.text[rank].read_text()
 
-    def wait_for_step(self, step: int, seconds: float = 60) -> None:
-        """Until the checkpoint of a step, or a later one, stands."""
-        end = time.monotonic() + seconds
-        while saved_step(self.out) < step:
-            assert time.monotonic() < end and any(process.is_alive() for process in self.processes), self.said()
-            time.sleep(0.01)
-
     def kill(self, rank: int = 0, number: int = signal.SIGKILL) -> None:
         os.kill(self.processes[rank].pid, number)
 
@@ -101,6 +94,14 @@ def saved_step(out: Path) -> int:
         return torch.load(out / checkpoint.NAME, weights_only=True)["step"]
     except (FileNotFoundError, EOFError):
         return -1
+
+
+def wait_for_step(out: Path, step: int, ended: Callable[[], object] = lambda: None, seconds: float = 60) -> None:
+    """Until the checkpoint of a step, or a later one, stands; fails if ``ended`` gives anything before."""
+    end = time.monotonic() + seconds
+    while saved_step(out) < step:
+        assert ended() is None and time.monotonic() < end, f"step {step} was not reached"
+        time.sleep(0.01)
 
 
 def same(first: object, second: object) -> bool:

@@ -10,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from torch import nn
 from pretrain import checkpoint, data, faults, train, views
 from pretrain.config import DEMO
 from pretrain.methods import mae, siameseim
-from tests.pretrain.runs import STEPS, Run, content, same, saved_step, write_images
+from tests.pretrain.runs import STEPS, TINY, Run, content, same, saved_step, wait_for_step, write_images
 
 EVERY_STEP = ("--save-minutes", "0")
 
@@ -140,7 +141,7 @@ def test_a_kill_at_every_point_of_a_save_changes_nothing(images, unbroken, tmp_p
 def test_a_signal_saves_at_the_next_step_in_all_processes(images, unbroken, tmp_path, processes, number, heard_by, status):
     options = ("--set", "epochs=5")
     run = Run(images, tmp_path / "out", *options, *EVERY_STEP, "--workers", "1", processes=processes)
-    run.wait_for_step(2)
+    wait_for_step(run.out, 2)
     for rank in heard_by:
         run.kill(rank, number)
     assert run.statuses() == [status] * processes
@@ -149,6 +150,21 @@ def test_a_signal_saves_at_the_next_step_in_all_processes(images, unbroken, tmp_
     assert not any(word in run.said(rank) for rank in range(processes) for word in ("Traceback", "Error"))
     assert Run(images, tmp_path / "out", *options, processes=processes).statuses() == [0] * processes
     assert same(content(tmp_path / "out"), unbroken(processes, *options))
+
+
+def test_a_signal_to_torchrun(images, unbroken, tmp_path):
+    options = ("--set", "epochs=5")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["--signals-to-handle", "SIGTERM,SIGUSR2", "-m", "pretrain.train"]
+    command += ["--data", str(images), "--out", str(tmp_path), *TINY, *options, *EVERY_STEP]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for_step(tmp_path, 2, run.poll)
+    run.send_signal(signal.SIGUSR2)
+    said = run.communicate(timeout=60)[0]
+    step = saved_step(tmp_path)
+    assert 2 <= step < 15 and run.returncode and f"saved at step {step} on SIGUSR2" in said
+    assert Run(images, tmp_path, *options, processes=2).statuses() == [0, 0]
+    assert same(content(tmp_path), unbroken(2, *options))
 
 
 def _slow(rank: int) -> None:
@@ -197,7 +213,7 @@ def test_an_error_in_one_process_ends_all_with_one_sentence(images, tmp_path, ra
 def test_the_others_end_when_one_is_killed(images, unbroken, tmp_path):
     options = ("--set", "epochs=5")
     run = Run(images, tmp_path / "out", *options, *EVERY_STEP, processes=2)
-    run.wait_for_step(2)
+    wait_for_step(run.out, 2)
     run.kill(1)
     assert run.statuses() == [1, -signal.SIGKILL]
     assert run.said().count("another process of this run has ended") == 1 and "Traceback" not in run.said()
@@ -451,7 +467,7 @@ def test_broken_images_are_named_once_and_replaced_alike_everywhere(broken, tmp_
 def test_broken_images_after_a_break(broken, tmp_path):
     folder, expected = broken
     run = Run(folder, tmp_path / "out", *BROKEN_OPTIONS, *EVERY_STEP)
-    run.wait_for_step(2)
+    wait_for_step(run.out, 2)
     run.kill()
     assert run.statuses() == [-signal.SIGKILL]
     assert Run(folder, tmp_path / "out", *BROKEN_OPTIONS).statuses() == [0]

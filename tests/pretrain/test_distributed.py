@@ -1,0 +1,171 @@
+"""Two gloo processes compute what one does for the same global batch: every sum is of the same numbers, in another order.
+
+The bounds are about four times the differences measured in float32: a sum of n numbers in another order moves by some 1e-7 of its size.
+"""
+
+import json
+import multiprocessing
+import os
+import socket
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pretrain import distributed, views
+from pretrain.config import DEMO
+from pretrain.geometry import RelativeGeometry
+from pretrain.methods import siameseim
+from tests.pretrain.runs import Run, write_images
+
+CONFIG = replace(DEMO, embed_dim=24, depth=1, decoder_embed_dim=24, projector_depth=1, predictor_depth=1, neg_weight=0.5, batch_size=8)
+SPAWN = multiprocessing.get_context("forkserver")
+SPAWN.set_forkserver_preload(["pretrain.methods.siameseim"])
+
+
+def _batch(count: int) -> views.Batch:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    mask = draw(count, CONFIG.num_patches).argsort(1) < CONFIG.num_masked
+    geometry = RelativeGeometry(draw(count), draw(count), draw(count).exp(), draw(count).exp(), draw(count) > 0, draw(count))
+    return views.Batch(draw(count, 3, 32, 32), draw(count, 3, 32, 32), mask, geometry, torch.arange(count), draw(count, CONFIG.num_patches))
+
+
+def _part(batch: views.Batch, rows: slice) -> views.Batch:
+    parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    whole = parts.pop("geometry")
+    geometry = RelativeGeometry(*(getattr(whole, field.name)[rows] for field in fields(whole)))
+    return views.Batch(geometry=geometry, **{name: value[rows] for name, value in parts.items()})
+
+
+def _train(accumulation: int, steps: int = 3) -> dict[str, Tensor]:
+    """Steps on one global batch, in as many processes as there are: loss, C, gradients of the first, and all weights in the end."""
+    world, rank = distributed.world_size(), distributed.rank()
+    torch.manual_seed(0)
+    model = siameseim.build(CONFIG)
+    with torch.no_grad():  # a target that is not the online branch
+        for parameter in model.target.parameters():
+            parameter.mul_(1.1)
+    parallel = distributed.DataParallel(model) if world > 1 else model
+    # Not AdamW, whose first steps are of one size whatever the gradient's: of one that is 0 but for rounding it would make a step.
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    batch, found, average = _batch(CONFIG.batch_size), {}, distributed.mean_over_ranks
+    size = CONFIG.batch_size // accumulation // world
+
+    def recorded(tensor: Tensor) -> Tensor:
+        found[f"C/{len(found)}"] = average(tensor)
+        return average(tensor)
+
+    for step in range(steps):
+        siameseim.distributed.mean_over_ranks = recorded if step == 0 else average
+        loss = torch.zeros(())
+        for number in range(accumulation):
+            begin = (number * world + rank) * size
+            with parallel.no_sync() if world > 1 and number + 1 < accumulation else torch.enable_grad():
+                part = parallel(_part(batch, slice(begin, begin + size))).loss / accumulation
+                part.backward()
+            loss += part.detach()
+        found[f"loss/{step}"] = average(loss)
+        if step == 0:
+            found |= {f"gradient/{name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+        optimizer.zero_grad()
+        model.update_target(0.9)
+    kinds = {"target.": "EMA/", "online.": "weights/"}
+    for name, value in model.state_dict().items():
+        kind = "statistics/" if "running" in name else kinds.get(name[:7], "weights/")
+        found[kind + name] = value.float()
+    return found
+
+
+def _norm(accumulation: int) -> dict[str, Tensor]:
+    """One BatchNorm of tokens: output, gradients, running statistics."""
+    world, rank = distributed.world_size(), distributed.rank()
+    generator = torch.Generator().manual_seed(0)
+    tokens = 3 * torch.randn(8, 5, 6, generator=generator) + 7
+    gradient = torch.randn(8, 5, 6, generator=generator)
+    norm = siameseim.TokenBatchNorm(6)
+    nn.init.normal_(norm.bn.weight, generator=generator)
+    share = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    mine = tokens[share].clone().requires_grad_()
+    output = norm(mine)
+    output.backward(gradient[share])
+    whole = {"output": torch.zeros_like(tokens), "gradient": torch.zeros_like(tokens)}
+    whole["output"][share], whole["gradient"][share] = output.detach(), mine.grad
+    whole |= {"weight": norm.bn.weight.grad, "bias": norm.bn.bias.grad}
+    summed = {name: distributed.differentiable_sum_over_ranks(value) for name, value in whole.items()}
+    return summed | {name: value.float() for name, value in norm.bn.named_buffers()}
+
+
+def _process(rank: int, port: int, action: str, accumulation: int, path: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    distributed.start("cpu")
+    found = globals()[action](accumulation)
+    torch.save(found, path.with_suffix(f".{rank}"))
+    distributed.leave()
+
+
+def _in_two(action: str, accumulation: int, folder: Path) -> list[dict[str, Tensor]]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = folder / "found"
+    processes = [SPAWN.Process(target=_process, args=(rank, port, action, accumulation, path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    return [torch.load(path.with_suffix(f".{rank}"), weights_only=True) for rank in range(2)]
+
+
+def _differences(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, float]:
+    """The largest difference of each kind, as a share of the largest number of its tensor."""
+    assert first.keys() == second.keys()
+    found: dict[str, float] = {}
+    for name, value in first.items():
+        difference = (second[name] - value).abs().max() / value.abs().max().clamp(min=1e-12)
+        kind = name.split("/")[0]
+        found[kind] = max(found.get(kind, 0.0), difference.item())
+    return found
+
+
+BOUNDS = {"loss": 1e-6, "C": 1e-6, "statistics": 1e-6, "EMA": 2e-6, "weights": 2e-6, "gradient": 1e-5}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_loss_correlation_gradient_and_moving_average_of_two_processes(tmp_path, accumulation):
+    one = _train(accumulation)
+    two = _in_two("_train", accumulation, tmp_path)
+    assert all(torch.equal(two[0][name], two[1][name]) for name in two[0]), "the processes differ"
+    found = _differences(one, two[0])
+    print(found)
+    assert found.keys() == BOUNDS.keys()
+    assert all(found[kind] <= bound for kind, bound in BOUNDS.items()), found
+
+
+def test_batch_norm_over_two_processes(tmp_path):
+    two = _in_two("_norm", 1, tmp_path)
+    found = _differences(_norm(1), two[0])
+    print(found)
+    assert max(found.values()) <= 5e-6, found
+
+
+def test_micro_batches_are_split_over_the_processes(tmp_path):
+    """What is normalised together is processes x micro-batch: 1 x 4 is 2 x 2, but not 1 x 8."""
+    images = write_images(tmp_path / "images")
+
+    def losses(processes: int, micro_batch: int) -> list[float]:
+        out = tmp_path / f"{processes} {micro_batch}"
+        assert Run(images, out, "--micro-batch", str(micro_batch), processes=processes).statuses() == [0] * processes
+        return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+    one = losses(1, 4)
+    assert losses(2, 2) == pytest.approx(one, rel=1e-4)
+    assert losses(1, 8) != pytest.approx(one, rel=1e-3)
