@@ -1,0 +1,80 @@
+"""The benchmark: its transcription computes what the method computes, its counts are right, and it runs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pretrain import benchmark, benchmark_reference, views
+from pretrain.config import DEMO
+from pretrain.methods import siameseim
+
+SMALL = replace(DEMO, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def batch() -> views.Batch:
+    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    return views.finish(views.cut(images, np.arange(4), 0, SMALL), 0, SMALL)
+
+
+def test_the_transcription_gives_the_methods_loss_gradients_and_moving_average(batch):
+    ours, plain = siameseim.build(SMALL).train(), benchmark_reference.Reference(SMALL).train()
+    plain.load_state_dict(ours.state_dict())
+    for model in (ours, plain):
+        model.loss(model.online_side(batch), model.target_side(batch)).backward()
+    trained = {name: p.grad for name, p in ours.named_parameters() if p.grad is not None}
+    assert trained.keys() == {name for name, p in plain.named_parameters() if p.grad is not None}
+    for name, parameter in plain.named_parameters():
+        if name in trained:
+            torch.testing.assert_close(parameter.grad, trained[name], rtol=1e-4, atol=1e-6, msg=name)
+    for model in (ours, plain):
+        with torch.no_grad():
+            model.online.cls_token.add_(1)
+        model.update_target(0.9)
+    torch.testing.assert_close(plain.state_dict(), ours.state_dict())
+
+
+def test_operations_are_counted(batch):
+    plain = benchmark_reference.Reference(SMALL).train()
+    with FlopCounterMode(display=False) as counter:
+        plain.target_side(batch)
+        plain.online_side(batch).sum().backward()
+    # The counter leaves out what no parameter needs: the gradient of the first layers' input.
+    assert counter.get_total_flops() == pytest.approx(4 * benchmark.step_flops(SMALL), rel=0.03)
+
+
+def test_made_images_have_the_stated_size(tmp_path):
+    paths = benchmark.make_images(tmp_path, 2)
+    assert all(0.7 * benchmark.IMAGE_BYTES < path.stat().st_size <= benchmark.IMAGE_BYTES for path in paths)
+    assert benchmark.decode(paths[0]).shape == (3, 375, 500)
+
+
+@pytest.mark.parametrize("views_alone", [False, True])
+def test_a_run_prints_its_table_and_writes_it(views_alone, tmp_path, capsys):
+    path = tmp_path / "figures.json"
+    arguments = ["--preset", "demo", "--set", "batch_size=2", "--steps", "1", "--device", "cpu", "--json", str(path)]
+    assert benchmark.main([*arguments, *["--views"] * views_alone]) == 0
+    printed, found = capsys.readouterr().out, json.loads(path.read_text())
+    if views_alone:
+        assert all(seconds > 0 for seconds in found["views"].values()) and len(found["views"]) == 4
+        assert "| per image, PIL |" in printed
+        return
+    assert found["variants"].keys() == {"ours fp32", "reference fp32"}
+    for variant in found["variants"].values():
+        parts = sum(variant["seconds"][part] for part in benchmark.PARTS)
+        assert variant["seconds"]["step"] == pytest.approx(parts, rel=1e-3)
+        assert 0 < variant["fraction_of_ceiling"] < 1 and variant["peak_bytes"] > 1e8
+    assert "speed beside the reference" in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(["--set", "size=3"], "unknown setting"), (["--precision", "fp8"], "precision"), (["--precision", "fp16"], "GPU"), (["--steps", "0"], "at least 1")],
+)
+def test_bad_input_is_named(option, message, capsys):
+    assert benchmark.main(["--preset", "demo", "--device", "cpu", *option]) == 2
+    assert message in capsys.readouterr().err
