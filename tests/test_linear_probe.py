@@ -158,3 +158,9 @@ def test_an_unreadable_image_of_val_fails_the_column_unless_allowed(tmp_path: Pa
             module.run(vit(), config, env)
         module.run(vit(), replace(config, allowed_bad_images=1), env)
         assert env.notes["images_evaluated"]["val"] == 59 and env.notes["unreadable_images"]["val"] == [str(victim)]
+
+
+@pytest.mark.parametrize(("change", "limit", "says"), [({}, 1, "1 images a step are too few"), ({"micro_batch": 1}, None, "at least 2 images")])
+def test_steps_that_cannot_be_shared_out(change: dict, limit: int | None, says: str, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=says):
+        linear_probe.run(vit(), replace(PROBE, **change), environment(data, tmp_path, "linear_probe", limit=limit))
