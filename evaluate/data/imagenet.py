@@ -99,14 +99,6 @@ def robustness_set(name: str, data_root: Path, part: str, limit: int | None = No
     return _image_set(name, data_root, part, images, classes, limit)
 
 
-def concatenate(name: str, parts: list[ImageSet]) -> ImageSet:
-    """One set of several over the same classes, in order."""
-    files = tuple(file for part in parts for file in part.files)
-    labels = np.concatenate([part.labels for part in parts])
-    fingerprint = hashlib.sha256("\n".join(part.fingerprint for part in parts).encode()).hexdigest()[:16]
-    return ImageSet(name, files, labels, parts[0].classes, fingerprint, sum(part.asked for part in parts), parts[0].scored)
-
-
 def class_names(folder: Path) -> tuple[str, ...]:
     """The sorted names of the folders inside ``folder``; raises UserError if there is none."""
     if not folder.is_dir():
