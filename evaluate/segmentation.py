@@ -40,7 +40,7 @@ class Config:
 
 PRESETS = {
     "paper": Config(),
-    # half a minute on one core: small heads, crops of 64 pixels, some hundred iterations
+    # half a minute on one core: small heads, crops of 64 pixels, 150 iterations
     "demo": Config(schedule="demo", multi_scale=False),
 }
 
@@ -115,8 +115,12 @@ def fill_encoder(cfg: Any, encoder: Any) -> None:
 
 
 def fill_data(cfg: Any, env: Env) -> int:
-    """Puts in folders, classes and limits; returns how many validation pictures are asked for."""
-    from evaluate.mm.labels import class_names
+    """Puts in folders, classes and limits; returns how many validation pictures are asked for.
+
+    Raises:
+        UserError: a picture without a label map, or the reverse; also among what is read only after the training.
+    """
+    from evaluate.mm.labels import class_names, paired_files
 
     root = env.data_root / "ade20k"
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
@@ -125,7 +129,7 @@ def fill_data(cfg: Any, env: Env) -> int:
         loader.dataset.update(root=str(root), limit=env.limit, seed=env.seed)
     cfg.train_dataloader.sampler.seed = env.seed
     cfg.model.decode_head.num_classes = cfg.model.auxiliary_head.num_classes = len(class_names(root))
-    return len(list((root / "images/validation").glob("*.jpg"))[: env.limit])
+    return len(list(paired_files(root, "validation")[0])[: env.limit])
 
 
 if __name__ == "__main__":

@@ -33,6 +33,18 @@ def class_names(root: Path) -> tuple[str, ...]:
     return tuple(row[-1].strip() for row in rows)
 
 
+def paired_files(root: Path, split: str) -> tuple[dict[str, Path], dict[str, Path]]:
+    """The pictures and the label maps of one split by name. Raises UserError where one is without the other, or there are none."""
+    pictures = {path.stem: path for path in sorted((root / "images" / split).glob("*.jpg"))}
+    labels = {path.stem: path for path in sorted((root / "annotations" / split).glob("*.png"))}
+    odd = sorted(set(pictures) ^ set(labels))
+    if odd or not pictures:
+        raise UserError(
+            f"{root}: images/{split} and annotations/{split} must hold the same names; {odd[0] if odd else 'any picture'} is not in both"
+        )
+    return pictures, labels
+
+
 class SegmentationSet(Dataset):
     """Pictures and label maps of one split; label k of the file is class k - 1, and 0 ("other") is ignored.
 
@@ -47,14 +59,8 @@ class SegmentationSet(Dataset):
     """
 
     def __init__(self, root: str, split: str, pipeline: list[Any], limit: int | None = None, seed: int = 0) -> None:
-        pictures = {path.stem: path for path in sorted((Path(root) / "images" / split).glob("*.jpg"))}
-        labels = {path.stem: path for path in sorted((Path(root) / "annotations" / split).glob("*.png"))}
-        odd = sorted(set(pictures) ^ set(labels))
-        if odd or not pictures:
-            raise UserError(
-                f"{root}: images/{split} and annotations/{split} must hold the same names; {odd[0] if odd else 'both'} is not in both"
-            )
-        self.metainfo = {"classes": class_names(Path(root)), "palette": None}
+        pictures, labels = paired_files(Path(root), split)
+        self.metainfo = {"classes": class_names(Path(root)), "palette": None, "folder": str(Path(root) / "annotations" / split)}
         self.pipeline = [as_callable(step) for step in pipeline]
         self.seed = seed
         self.samples = [{"img_path": str(pictures[name]), "seg_map_path": str(labels[name])} for name in sorted(pictures)[:limit]]
@@ -134,4 +140,8 @@ class MeanIoU(BaseMetric):
             self.results.append(count_pixels(predicted, labels, classes))
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        return {**scores(torch.stack(results).sum(0)), "images": len(results)}
+        """The metrics over all pictures. Raises UserError where the label maps hold nothing but "other", which is never scored."""
+        counts = torch.stack(results).sum(0)
+        if not counts[2].any():
+            raise UserError(f"the {len(results)} label maps read from {self.dataset_meta['folder']} have no labelled pixel; restore them")
+        return {**scores(counts), "images": len(results)}

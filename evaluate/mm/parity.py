@@ -55,10 +55,15 @@ def samples(tensor: Tensor, entry: dict[str, Any]) -> float:
     return max(float(at), abs(float(flat.abs().sum()) - entry["abs_sum"]) / flat.numel())
 
 
+def _eps(config: dict[str, Any]) -> float:
+    """``norm_eps``, or what mmseg's files have in words: "LN eps 1e-6"."""
+    return config.get("norm_eps") or float(config.get("norm_cfg", "1e-6").split()[-1])
+
+
 def _sizes(config: dict[str, Any], width: str, depth: str, heads: str) -> dict[str, Any]:
     return {
         "patch_size": config["patch_size"], "width": config[width], "depth": config[depth], "heads": config[heads],
-        "hidden": round(config["mlp_ratio"] * config[width]), "eps": config.get("norm_eps", 1e-6), "activation": "gelu",
+        "hidden": round(config["mlp_ratio"] * config[width]), "eps": _eps(config), "activation": "gelu",
         "pre_norm": False, "patch_bias": True,
         "drop_path": 0.0,
     }  # fmt: skip
@@ -342,7 +347,8 @@ def _feature2pyramid(case: dict[str, Any]) -> Result:
     neck = Feature2Pyramid(case["config"]["embed_dim"], case["config"]["rescales"], norm_cfg={"type": "BN"}).eval()
     state = {name: drawn(case["parameters"][name]) for name in neck.state_dict() if not name.endswith("num_batches_tracked")}
     neck.load_state_dict({**neck.state_dict(), **state})
-    width, h, w = case["config"]["embed_dim"], 8, 8
+    width = case["config"]["embed_dim"]
+    h, w = case["outputs"][case["config"]["rescales"].index(1)]["shape"][2:]
     k, c, i, j = np.ogrid[:4, :width, :h, :w]
     maps = torch.from_numpy(np.sin(0.9 * i + 0.4 * j * (1 + c / width) + 0.7 * c + 0.6 * k).astype(np.float32))
     with torch.no_grad():

@@ -32,13 +32,13 @@ def require_packages(*names: str) -> None:
 
 
 def read_recipe(name: str) -> Any:
-    """The mmengine config ``mm_configs/<name>.py``. Raises ValueError listing the recipes there are."""
+    """The mmengine config ``mm_configs/<name>.py``. Raises UserError listing the recipes there are."""
     from mmengine.config import Config
 
     path = RECIPES / f"{name}.py"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.py")))
-        raise ValueError(f"there is no recipe {name}; mm_configs has {known}")
+        raise UserError(f"there is no recipe {name}; mm_configs has {known}")
     return Config.fromfile(str(path))
 
 
@@ -92,7 +92,7 @@ def train_and_test(
     cfg.randomness = {"seed": env.seed, "deterministic": False}
     cfg.log_level = "INFO"
     cfg.default_hooks = {"runtime_info": {"type": RuntimeInfo}, "logger": {"type": "LoggerHook", "interval": 20}, "checkpoint": None}
-    interval = min(1000, max(1, cfg.train_cfg.max_iters // 5))
+    interval = save_interval(cfg.train_cfg.max_iters, cfg.optim_wrapper.get("accumulative_counts", 1))
     resume = {"type": Resume, "folder": str(work_dir / "state"), "identity": identity, "interval": interval}
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
     if cfg.get("precise_bn"):
@@ -126,6 +126,11 @@ def load_encoder(model: Any, encoder: Any) -> None:
     """Gives the encoder's tensors to the model's backbone, and to a head that holds its last stage (C4)."""
     for part in (model.backbone, *(module for name, module in model.named_modules() if name.endswith("shared_head"))):
         part.load(encoder.spec, encoder.model.state_dict())
+
+
+def save_interval(iterations: int, parts: int) -> int:
+    """After how many iterations a state is saved: a fifth of all, at most 1000, and only between steps of ``parts`` iterations each."""
+    return -(-min(1000, max(1, iterations // 5)) // parts) * parts
 
 
 def identity_of(cfg: Any, encoder: Any, env: Env) -> str:

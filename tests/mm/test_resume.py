@@ -18,6 +18,7 @@ import torch
 from evaluate import detection, segmentation
 from evaluate.encoder import Encoder
 from evaluate.mm import checkpoint, hooks
+from evaluate.mm.runner import save_interval
 from evaluate.task import Env
 
 TASKS = {"coco": (detection, {"dataset": "coco"}), "lvis": (detection, {"dataset": "lvis"}), "ade20k": (segmentation, {})}
@@ -125,6 +126,11 @@ def test_the_newest_state_cut_short(encoder: Encoder, world: Path, tmp_path: Pat
     assert "goes on at iteration 5 of 5" in errors.read_text()
     assert safe and all(safe), "something was unpickled that may run code"
     assert not states.exists(), "a finished task leaves no state"
+
+
+def test_states_are_saved_between_steps() -> None:
+    """Gradients that are still being summed are in no state."""
+    assert [save_interval(*numbers) for numbers in ((160_000, 1), (160_000, 3), (21, 3), (3, 1))] == [1000, 1002, 6, 1]
 
 
 def test_two_states_are_kept_and_others_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
