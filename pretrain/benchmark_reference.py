@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageFilter, ImageOps
+from timm.layers import Mlp
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -23,6 +24,7 @@ from pretrain.geometry import RelativeGeometry, relative_geometry, relative_posi
 from pretrain.methods.siameseim import SiameseIM, TokenBatchNorm, normalise
 from pretrain.optimizer import make_optimizer
 from pretrain.views import Batch
+from pretrain.vit import LeanMlp
 
 
 class PermutedBatchNorm(nn.Module):
@@ -58,9 +60,9 @@ class Reference(SiameseIM):
                 if isinstance(child, TokenBatchNorm):
                     setattr(module, name, PermutedBatchNorm(child.bn))
                 elif isinstance(child, Attention):
-                    plain = ExplicitAttention(child.attn_dim, child.num_heads, qkv_bias=True)
-                    plain.load_state_dict(child.state_dict())
-                    setattr(module, name, plain.requires_grad_(child.qkv.weight.requires_grad))
+                    child.__class__ = ExplicitAttention  # the same parameters, another forward
+                elif isinstance(child, LeanMlp):
+                    child.__class__ = Mlp
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:

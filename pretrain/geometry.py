@@ -77,14 +77,20 @@ def sincos_2d(grid_size: int, embed_dim: int, columns_first: bool = False) -> Te
     return torch.cat([torch.zeros(1, embed_dim), patches])[None]
 
 
+def relative_parts(geometry: RelativeGeometry, grid_size: int, embed_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``relative_sincos`` is made of: the rows' and the columns' embeddings (B, grid_size, D/2), the scales' (B, D)."""
+    rows, columns = (positions.view(-1, grid_size, grid_size) for positions in relative_positions(geometry, grid_size))
+    quarter = embed_dim // 2
+    scales = [sincos(10 * scale.log(), quarter) for scale in (geometry.scale_height, geometry.scale_width)]
+    return sincos(rows[:, :, 0], quarter), sincos(columns[:, 0], quarter), torch.cat(scales, dim=-1)
+
+
 def relative_sincos(geometry: RelativeGeometry, grid_size: int, embed_dim: int) -> Tensor:
     """Embedding (B, N, 2D) of each cell of view 2 in view 1's frame: row, column, and 10 times the logarithm of both scales."""
-    rows, columns = relative_positions(geometry, grid_size)
-    quarter = embed_dim // 2
-    scales = (10 * geometry.scale_height.log(), 10 * geometry.scale_width.log())
-    parts = [sincos(rows, quarter), sincos(columns, quarter)]
-    parts += [sincos(scale, quarter)[:, None].expand(-1, rows.shape[1], -1) for scale in scales]
-    return torch.cat(parts, dim=-1)
+    rows, columns, scales = relative_parts(geometry, grid_size, embed_dim)
+    shape = (len(scales), grid_size, grid_size, -1)
+    parts = rows[:, :, None].expand(shape), columns[:, None].expand(shape), scales[:, None, None].expand(shape)
+    return torch.cat(parts, dim=-1).flatten(1, 2)
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -6,10 +6,23 @@ Axes: B batch, N patches, V visible patches, D width.
 import functools
 from collections.abc import Callable
 
+from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)
+
+
+class LeanMlp(Mlp):
+    """timm's MLP, whose GELU is computed again in the backward pass: a quarter of what a block would keep is its result."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # The checkpoint stops as soon as it has what the backward pass asks for, before the second layer's product.
+        return checkpoint(self._second_half, self.fc1(x), use_reentrant=False, preserve_rng_state=False)
+
+    def _second_half(self, hidden: Tensor) -> Tensor:
+        return self.fc2(self.act(hidden))
 
 
 def blocks(
@@ -17,7 +30,9 @@ def blocks(
 ) -> nn.Sequential:
     """timm's pre-norm transformer blocks; the drop path rate rises linearly to ``drop_path_rate``."""
     rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
-    return nn.Sequential(*(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm) for rate in rates))
+    return nn.Sequential(
+        *(Block(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm, mlp_layer=LeanMlp) for rate in rates)
+    )
 
 
 def initialise(model: nn.Module, patch_embed: nn.Module, *tokens: nn.Parameter) -> None:

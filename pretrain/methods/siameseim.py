@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.geometry import RelativeGeometry, cosine, relative_sincos, sincos_2d
+from pretrain.geometry import RelativeGeometry, cosine, relative_parts, sincos_2d
 from pretrain.views import Batch
 from pretrain.vit import LAYER_NORM, blocks, initialise, take, under_our_names
 
@@ -109,6 +109,7 @@ class SiameseIM(nn.Module):
     def __init__(self, config: PretrainConfig):
         super().__init__()
         self.grid_size = config.grid_size
+        self.num_seen = config.num_patches - config.num_masked
         self.neg_weight = config.neg_weight
         self.momentum = config.momentum
         width = config.decoder_embed_dim
@@ -153,7 +154,7 @@ class SiameseIM(nn.Module):
 
     def online_side(self, batch: Batch) -> Tensor:
         """What the online branch, from what the mask leaves of view 1, predicts for all of view 2: (B, N, D)."""
-        visible = visible_cells(batch.mask)
+        visible = visible_cells(batch.mask, self.num_seen)
         return self.predict(self.online(batch.view1, self.pos_embed, visible), visible, batch.geometry)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -164,16 +165,24 @@ class SiameseIM(nn.Module):
         """Online tokens (B, 1+V, D) and their cells (B, V) to the predicted tokens of view 2 (B, N, D)."""
         batch = len(online)
         positions = take(self.decoder_pos_embed[:, 1:].expand(batch, -1, -1), visible)
-        relative = relative_sincos(geometry, self.grid_size, self.decoder_pos_embed.shape[-1])
-        queries = self.online.mask_token + self.decoder_pos_mlp(relative)
+        queries = self.online.mask_token + self.relative_embedding(geometry)
         cls = online[:, :1] + self.decoder_pos_embed[:, :1]
         tokens = torch.cat([cls, online[:, 1:] + positions, queries.to(online.dtype)], dim=1)
-        return self.decoder_pred(self.predictor(tokens))[:, -(self.grid_size**2) :]
+        return self.decoder_pred(self.predictor(tokens)[:, -(self.grid_size**2) :])
+
+    def relative_embedding(self, geometry: RelativeGeometry) -> Tensor:
+        """``decoder_pos_mlp`` of ``relative_sincos`` (B, N, D), without its table: a row's part is the same in all columns."""
+        width = self.decoder_pos_embed.shape[-1]
+        parts = relative_parts(geometry, self.grid_size, width)
+        weights = self.decoder_pos_mlp.weight.split([width // 2, width // 2, width], dim=1)
+        rows, columns, scales = (F.linear(part, weight) for part, weight in zip(parts, weights, strict=True))
+        scales = scales + self.decoder_pos_mlp.bias
+        return (rows[:, :, None] + (columns + scales[:, None])[:, None]).flatten(1, 2)
 
 
-def visible_cells(mask: Tensor) -> Tensor:
-    """Indices (B, V) of the False cells of a mask (B, N) with equally many in each row, in ascending order."""
-    return (~mask).nonzero()[:, 1].view(len(mask), -1)
+def visible_cells(mask: Tensor, count: int) -> Tensor:
+    """Indices (B, count) of the False cells of a mask (B, N) with ``count`` of them in each row, in ascending order."""
+    return mask.byte().argsort(dim=1, stable=True)[:, :count]  # nonzero() would make the CPU wait for the device
 
 
 def normalise(target: Tensor) -> Tensor:
