@@ -1,7 +1,9 @@
 """The region heads do what detectron2's do: matching, the cascade's stages; and every kind of detector trains and is tested."""
 
+import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -191,3 +193,27 @@ def test_the_benchmark_measures_every_part(capsys: pytest.CaptureFixture[str]) -
     assert len(spent) == 5 and 0 < sum(spent) and "detections of a tested image: 20" in text
     assert benchmark.main([*command[:3], "mask_rcnn_resnet_c4_1x_coco"]) == 2
     assert "not for a vit encoder" in capsys.readouterr().err
+
+
+def test_precise_statistics_are_the_batches_average() -> None:
+    from evaluate.mm.precise_bn import PreciseBN
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3, momentum=0.1)
+
+        def data_preprocessor(self, batch: torch.Tensor, training: bool) -> dict:
+            return {"inputs": batch}
+
+        def forward(self, inputs: torch.Tensor, mode: str) -> torch.Tensor:
+            assert mode == "loss" and not torch.is_grad_enabled()
+            return self.norm(inputs)
+
+    batches = [scale * torch.randn(2, 3, 5, 5) + scale for scale in (1.0, 2.0, 3.0, 50.0)]
+    model = Model()
+    PreciseBN(3).after_train(SimpleNamespace(model=model, train_dataloader=batches, logger=logging.getLogger("precise")))
+    means, variances = ([f(batch.transpose(0, 1).flatten(1), 1) for batch in batches[:3]] for f in (torch.mean, torch.var))
+    assert torch.allclose(model.norm.running_mean, torch.stack(means).mean(0), atol=1e-5)
+    assert torch.allclose(model.norm.running_var, torch.stack(variances).mean(0), atol=1e-4)
+    assert model.norm.momentum == 0.1 and torch.equal(model.norm.weight, torch.ones(3))

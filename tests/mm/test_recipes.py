@@ -142,5 +142,5 @@ def test_a_shortened_recipe_keeps_its_shape() -> None:
     assert cfg.train_cfg.max_iters == 8 and cfg.train_dataloader.batch_size == 4 and cfg.optim_wrapper.accumulative_counts == 4
     with pytest.raises(UserError, match="divisor"):
         runner.accumulate(cfg, 3)
-    with pytest.raises(ValueError, match="upernet_vit_demo_ade20k"):
+    with pytest.raises(UserError, match="upernet_vit_demo_ade20k"):
         runner.read_recipe("nothing")
