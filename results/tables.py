@@ -69,7 +69,8 @@ def _marks(entry: dict[str, Any], notes: list[str]) -> str:
 
 def differences(entry: dict[str, Any]) -> list[str]:
     """How a record's protocol differs from the published one, a sentence each."""
-    found = []
+    other = entry["protocol"].get("other_protocol")
+    found = [other] if other else []
     if entry.get("toy_data"):
         return found  # no cell of a toy table is the paper's, and its caption says so
     if entry["preset"] != "paper" or entry["config"] != _paper_config(entry):
@@ -79,8 +80,6 @@ def differences(entry: dict[str, Any]) -> list[str]:
     framework = entry["protocol"].get("framework")
     if entry["task"].startswith("detection"):
         found.append(f"measured in {framework}; the published numbers come from detectron2")
-    if entry["protocol"].get("other_protocol"):
-        found.append(entry["protocol"]["other_protocol"])
     estimate = entry["protocol"].get("estimate")
     if estimate:
         found.append(f"{entry['task']}: {estimate}")

@@ -1,0 +1,59 @@
+"""A task's own command, killed by SIGKILL in the middle of an epoch and started again, gives the record of an unbroken one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.imagenet_world import write_world
+from tests.tiny import mae_state
+
+HERE = Path(__file__).parent.parent
+CHANGES = ("seconds", "started_utc", "git")  # of a record, from run to run
+EPOCHS = {"finetune": 8, "linear_probe": 30, "sweep": 12}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("inputs")
+    torch.save({"model": mae_state()}, folder / "mine.pth")
+    return folder / "mine.pth", write_world(folder / "data", train=60)
+
+
+def start(task: str, inputs: tuple[Path, Path], out: Path) -> subprocess.Popen:
+    options = ["--ckpt", str(inputs[0]), "--data-root", str(inputs[1]), "--out", str(out), "--preset", "demo", "--device", "cpu"]
+    options += ["--set", f"epochs={EPOCHS[task]}", "--set", "batch_size=16", "--set", "micro_batch=8"]
+    return subprocess.Popen([sys.executable, "-m", f"evaluate.{task}", *options], cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def record_of(out: Path) -> dict:
+    (path,) = (out / "records").glob("*.json")
+    return {name: value for name, value in json.loads(path.read_text()).items() if name not in CHANGES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", EPOCHS)
+def test_killed_and_started_again(task: str, inputs: tuple[Path, Path], tmp_path: Path) -> None:
+    assert start(task, inputs, tmp_path / "whole").wait(timeout=240) == 0
+    process = start(task, inputs, tmp_path / "broken")
+    state = tmp_path / "broken/mine" / task / "training_state.pt"
+    deadline = time.monotonic() + 240
+    while not state.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.is_file() and not (tmp_path / "broken/records").exists(), "it was not killed in the middle"
+    assert torch.load(state, weights_only=True)["step"] < EPOCHS[task] * 15
+    assert start(task, inputs, tmp_path / "broken").wait(timeout=240) == 0
+    assert record_of(tmp_path / "broken") == record_of(tmp_path / "whole")
+    names = ["predictions.npz", "classifier.safetensors"] if task == "finetune" else ["predictions.npz"]
+    for name in names:
+        whole, broken = (tmp_path / run / "mine" / task / name for run in ("whole", "broken"))
+        assert whole.read_bytes() == broken.read_bytes()
+    assert not state.exists()
