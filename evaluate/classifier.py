@@ -89,28 +89,19 @@ def load(path: Path, encoder: Any) -> tuple[Classifier, tuple[str, ...], CenterC
 
 
 def outcomes(
-    classifier: Classifier,
-    images: ImageSet,
-    preprocessing: CenterCrop,
-    env: Env,
-    arithmetic: str,
-    subsets: dict[str, torch.Tensor] | None = None,
-    allowed_bad: int = 0,
+    classifier: Classifier, images: ImageSet, preprocessing: CenterCrop, env: Env, arithmetic: str, allowed_bad: int = 0
 ) -> dict[str, torch.Tensor]:
-    """For each image, bool (n,): ``top1`` and ``top5`` over all classes, and for each of ``subsets`` (class indices) top1 among these.
+    """Whether each image is right among the best 1 and the best 5 classes: ``top1`` and ``top5``, bool (n,).
 
     ``allowed_bad`` images may be unreadable and are left out; the record names them.
     """
     classifier.eval()
-    subsets = {name: indices.to(env.device) for name, indices in (subsets or {}).items()}
     mean, std = classifier.encoder.spec.mean, classifier.encoder.spec.std
 
     def measure(pixels: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         with precision.autocast(arithmetic, env.device):
             logits = classifier(normalise(pixels, mean, std, env.device)).float()
-        columns = [metrics.correct_at(logits, labels, 1), metrics.correct_at(logits, labels, 5)]
-        columns += [indices[logits[:, indices].argmax(dim=1)] == labels for indices in subsets.values()]
-        return torch.stack(columns, dim=1)
+        return torch.stack([metrics.correct_at(logits, labels, k) for k in (1, 5)], dim=1)
 
-    table = outcome_table(images, preprocessing, 2 + len(subsets), measure, env, allowed_bad)
-    return dict(zip(("top1", "top5", *subsets), table.unbind(dim=1), strict=True))
+    table = outcome_table(images, preprocessing, 2, measure, env, allowed_bad)
+    return dict(zip(("top1", "top5"), table.unbind(dim=1), strict=True))

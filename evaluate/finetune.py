@@ -92,7 +92,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     if what.rank == 0:
         classifiers.save(env.out_dir / "classifier.safetensors", model, what.train.classes, what.test)
     protocol = {"pooling": "mean of patch tokens", "head": "LayerNorm + linear"}
-    return training.report(env, what, {name: correct[name] for name in ("top1", "top5")}, **protocol)
+    return training.report(env, what, correct, **protocol)
 
 
 def fit(model: classifiers.Classifier, what: training.Setting, config: Config, env: Env) -> None:
