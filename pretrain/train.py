@@ -18,7 +18,6 @@ run stops.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import importlib
@@ -30,15 +29,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pretrain import checkpoint, distributed, picture, views
 from pretrain.config import MODELS, PRESETS, PretrainConfig, configure
 from pretrain.data import ImageFolder, Step, images_at_once, steps_from, steps_per_epoch
 from pretrain.export import export
-from pretrain.faults import Faults, Suspect, listening, sentence
+from pretrain.faults import Faults, listening, sentence
+from pretrain.gradient import PRECISIONS, accumulate, seed, suspect
 from pretrain.log import Log
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer
@@ -47,7 +46,6 @@ METHODS = ("siameseim", "mae")
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
 EXIT_CTRL_C = 130
 SAVE_MINUTES = 10.0
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def method_of(config: PretrainConfig) -> ModuleType:
@@ -92,8 +90,9 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     optimizer = make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=config.precision == "fp16")
     faults = Faults(images, out)
+    together = micro_batch * distributed.world_size()
     parts = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
-    first = _resume(out, model, method, config, parts)
+    first = _resume(out, model, method, config, parts, together)
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
     batches = steps_from(images, first, micro_batch, config, execution.workers)
     epochs = max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs
@@ -108,14 +107,14 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
                 distributed.first(functools.partial(_draw, out / "batch.png", model, batch, config))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step / steps, config)
-            torch.manual_seed(_seed(config, step))
+            torch.manual_seed(seed(config, step))
             statistics = [buffer.clone() for buffer in model.buffers()]
 
-            loss = _accumulate(parallel, scaler, batch, config, device)
+            loss = accumulate(parallel, scaler, batch, config, device)
             scaler.unscale_(optimizer)
             # A limit of infinity multiplies by 1 and measures the norm.
             norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip_norm is None else config.clip_norm)
-            if faults.accepts(step, loss, norm, scaler, functools.partial(_suspect, parallel, batch, config, device)):
+            if faults.accepts(step, loss, norm, scaler, functools.partial(suspect, parallel, batch, config, device)):
                 scaler.step(optimizer)
                 model.after_step((step + 1) / total)
                 log.step(step + 1, distributed.mean_over_ranks(loss), norm, optimizer.param_groups[0]["lr"])
@@ -129,7 +128,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             overdue = distributed.any_rank(distributed.rank() == 0 and time.monotonic() - saved >= 60 * execution.save_minutes)
             if signals or overdue or (step + 1) % steps == 0:
                 states = {name: part.state_dict() for name, part in parts.items()}
-                states |= {"step": step + 1, "epoch": (step + 1) // steps}
+                states |= {"step": step + 1, "epoch": (step + 1) // steps, "normalised_together": together}
                 distributed.first(functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states))
                 saved = time.monotonic()
             if signals:
@@ -169,46 +168,7 @@ def _look(monitor: Monitor, model: nn.Module, config: PretrainConfig, step: int,
     log.say(describe(found))
 
 
-def _seed(config: PretrainConfig, step: int) -> int:
-    """Of the model's own random choices (drop path), so that a resumed step makes the same ones."""
-    return int(np.random.SeedSequence([config.seed, step, distributed.rank()]).generate_state(1)[0])
-
-
-def _accumulate(model: nn.Module, scaler: Any, batch: Step, config: PretrainConfig, device: str) -> Tensor:
-    """Forward and backward of one optimiser step; the mean loss, detached."""
-    total = torch.zeros((), device=device)
-    for number, crops in enumerate(batch.micro, 1):
-        last = number == len(batch.micro)
-        with contextlib.nullcontext() if last or distributed.world_size() == 1 else model.no_sync():
-            loss = _loss(model, crops, batch.epoch, config, device) / len(batch.micro)
-            scaler.scale(loss).backward()
-        total += loss.detach()
-    return total
-
-
-def _loss(model: nn.Module, crops: views.Cut, epoch: int, config: PretrainConfig, device: str) -> Tensor:
-    crops = views.Cut(*(getattr(crops, field.name).to(device, non_blocking=True) for field in dataclasses.fields(crops)))
-    batch = views.finish(crops, epoch, config)
-    dtype = PRECISIONS.get(config.precision)
-    with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
-        return model(batch).loss
-
-
-def _suspect(model: nn.Module, batch: Step, config: PretrainConfig, device: str, finite_loss: bool) -> Suspect | None:
-    """The images of this process that a step which is not finite comes from, as far as it can tell.
-
-    BatchNorm and the correlation carry a fault from one process to all, so each looks at its micro-batches again, without the others.
-    """
-    rank, plain = distributed.rank(), getattr(model, "module", model)
-    with distributed.alone(), torch.no_grad():
-        sure = [crops for crops in batch.micro if not torch.isfinite(_loss(plain, crops, batch.epoch, config, device))]
-    finite_gradient = isinstance(model, distributed.DataParallel) and model.is_finite()
-    if not sure and finite_loss and finite_gradient:
-        return None
-    return Suspect(rank, torch.cat([crops.index for crops in sure or batch.micro]).tolist(), bool(sure))
-
-
-def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, parts: dict[str, Any]) -> int:
+def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, parts: dict[str, Any], together: int) -> int:
     """Loads the newest whole checkpoint, if there is one; the step to go on with. Raises ValueError for one of another config."""
     found = distributed.exchange(distributed.first(lambda: checkpoint.newest(out)))
     if not found:
@@ -223,6 +183,8 @@ def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainCon
         if saved["step"]:  # before the first step (--init-only) there is nothing but the weights
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
+            if saved["normalised_together"] != together and distributed.rank() == 0:
+                print(f"pretrain: {together} images are normalised together from here on, not {saved['normalised_together']} as before")
         return saved["step"]
 
     return distributed.together(load)
@@ -290,7 +252,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--workers", type=int, default=0, help="data loading processes (default: 0)")
-    parser.add_argument("--micro-batch", type=int, help="most images a process takes at once (default: its whole share)")
+    parser.add_argument(
+        "--micro-batch",
+        type=int,
+        help="most images a process takes at once (default: its whole share); BatchNorm and the loss see processes x micro-batch images",
+    )
     parser.add_argument("--keep", type=int, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)")
     parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="save so often, besides after each epoch (default: %(default)s)")
     parser.add_argument("--monitor-epochs", type=int, help="look at the features so often: kNN, rank, spread; 0: never (default: a hundredth of the run)")

@@ -169,3 +169,5 @@ def test_micro_batches_are_split_over_the_processes(tmp_path):
     one = losses(1, 4)
     assert losses(2, 2) == pytest.approx(one, rel=1e-4)
     assert losses(1, 8) != pytest.approx(one, rel=1e-3)
+    again = Run(images, tmp_path / "1 4", "--micro-batch", "8")
+    assert again.statuses() == [0] and "8 images are normalised together from here on, not 4 as before" in again.said()

@@ -168,14 +168,14 @@ def test_a_signal_to_torchrun(images, unbroken, tmp_path):
 
 
 def _slow(rank: int) -> None:
-    accumulate = train._accumulate
+    accumulate = train.accumulate
 
     def slowly(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         return accumulate(*arguments)
 
-    train._accumulate = slowly
+    train.accumulate = slowly
 
 
 def test_a_second_ctrl_c_stops_at_once(images, tmp_path):
@@ -236,6 +236,20 @@ def test_a_killed_data_process_is_one_sentence(images, tmp_path):
     run = Run(images, tmp_path / "out", "--workers", "1", sabotage=_killed_worker)
     assert run.statuses() == [1]
     assert run.said().count("\n") == 1 and "a data loading process was ended from outside" in run.said()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "lower --micro-batch"),
+        (torch.distributed.DistNetworkError("port 1 is taken\nC++ trace"), "cannot reach each other: port 1 is taken"),
+        (torch.distributed.DistBackendError("NCCL error"), "another process of this run has ended"),
+        (RuntimeError("shapes do not fit"), None),
+    ],
+)
+def test_what_comes_from_outside_is_one_sentence_and_a_mistake_of_ours_none(error, says):
+    text = faults.sentence(error)
+    assert text is None if says is None else says in text and "\n" not in text
 
 
 # ---- damage and disks
@@ -330,7 +344,7 @@ def test_a_save_that_fails_ends_all_processes_and_leaves_what_was_saved(images, 
     out = tmp_path / "out"
     assert Run(images, out, "--init-only").statuses() == [0]
     run = Run(images, out, processes=processes, sabotage=_short_files)
-    assert run.statuses() == [2] * processes
+    assert run.statuses() == [2] * processes, run.said()
     assert run.said().count("\n") == 1 and "checkpoint.pth could not be written (File too large)" in run.said()
     assert content(out)["step"] == 0 and not (out / ".checkpoint.pth.part").exists()
 
@@ -342,7 +356,7 @@ def _not_finite(where: str, at: int, from_step: int, to_step: int, rank: int) ->
     """Makes the gradient or the pixels of one process not a number, in some steps."""
     if rank != at:
         return
-    accumulate, finish, build, step = train._accumulate, views.finish, siameseim.build, itertools.count(-1)
+    accumulate, finish, build, step = train.accumulate, views.finish, siameseim.build, itertools.count(-1)
     broken = [False]
 
     def counted(*arguments):
@@ -360,7 +374,7 @@ def _not_finite(where: str, at: int, from_step: int, to_step: int, rank: int) ->
             batch.view1[0, 0, 0, 0] = float("inf")
         return batch
 
-    train._accumulate = counted
+    train.accumulate = counted
     if where == "gradient":
         siameseim.build = built
     else:

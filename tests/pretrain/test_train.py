@@ -128,3 +128,9 @@ def test_another_config_does_not_continue_a_run(images, tmp_path, capsys):
 def test_schedule():
     config = replace(DEMO, epochs=10, warmup_epochs=2.0)
     assert [train.learning_rate(e, config) / config.lr for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
+
+
+def test_at_least_one_checkpoint_is_kept(images, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(images, tmp_path, "--keep", "0")
+    assert "--keep is at least 1, not 0" in capsys.readouterr().err

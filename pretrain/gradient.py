@@ -1,0 +1,55 @@
+"""Forward and backward of one optimiser step, over its micro-batches and all processes."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pretrain import distributed, views
+from pretrain.config import PretrainConfig
+from pretrain.data import Step
+from pretrain.faults import Suspect
+
+PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def accumulate(model: nn.Module, scaler: Any, batch: Step, config: PretrainConfig, device: str) -> Tensor:
+    """Adds up the gradients of a step; the mean loss of this process, detached."""
+    total = torch.zeros((), device=device)
+    for number, crops in enumerate(batch.micro, 1):
+        last = number == len(batch.micro)
+        with contextlib.nullcontext() if last or distributed.world_size() == 1 else model.no_sync():
+            loss = _loss(model, crops, batch.epoch, config, device) / len(batch.micro)
+            scaler.scale(loss).backward()
+        total += loss.detach()
+    return total
+
+
+def seed(config: PretrainConfig, step: int) -> int:
+    """Of the model's own random choices (drop path) in a step, so that a resumed one makes the same."""
+    return int(np.random.SeedSequence([config.seed, step, distributed.rank()]).generate_state(1)[0])
+
+
+def suspect(model: nn.Module, batch: Step, config: PretrainConfig, device: str, finite_loss: bool) -> Suspect | None:
+    """The images of this process that a step which is not finite comes from, as far as it can tell.
+
+    BatchNorm and the correlation carry a fault from one process to all, so each looks at its micro-batches again, without the others.
+    """
+    plain = getattr(model, "module", model)
+    with distributed.alone(), torch.no_grad():
+        sure = [crops for crops in batch.micro if not torch.isfinite(_loss(plain, crops, batch.epoch, config, device))]
+    finite_gradient = isinstance(model, distributed.DataParallel) and model.is_finite()
+    if not sure and finite_loss and finite_gradient:
+        return None
+    return Suspect(distributed.rank(), torch.cat([crops.index for crops in sure or batch.micro]).tolist(), bool(sure))
+
+
+def _loss(model: nn.Module, crops: views.Cut, epoch: int, config: PretrainConfig, device: str) -> Tensor:
+    crops = views.Cut(*(getattr(crops, field.name).to(device, non_blocking=True) for field in dataclasses.fields(crops)))
+    batch = views.finish(crops, epoch, config)
+    dtype = PRECISIONS.get(config.precision)
+    with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
+        return model(batch).loss
