@@ -1,0 +1,38 @@
+"""``torch.compile`` changes the time alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain import views
+from pretrain.config import DEMO, MAE_DEMO
+from pretrain.train import method_of
+
+TINY = {"depth": 1, "projector_depth": 1, "predictor_depth": 1, "decoder_depth": 1, "batch_size": 4}
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])  # traced alone; made into C++
+@pytest.mark.parametrize("preset", [DEMO, MAE_DEMO], ids=["siameseim", "mae"])
+def test_a_compiled_step_gives_the_same_loss_gradients_and_state(preset, backend):
+    config = replace(preset, **TINY)
+    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    batch = views.finish(views.cut(images, np.arange(4), 0, config), 0, config)
+    torch.manual_seed(0)
+    plain, compiled = (method_of(config).build(config).train() for _ in range(2))
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile(backend=backend)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    losses = []
+    for model in (plain, compiled):
+        losses.append(model(batch).loss)
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    assert gradients
+    for name, parameter in compiled.named_parameters():
+        if name in gradients:
+            scale = gradients[name].abs().max().item()
+            torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
+    torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
