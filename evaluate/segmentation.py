@@ -15,6 +15,7 @@ from typing import Any
 
 from evaluate import distributed, precision
 from evaluate.data import layouts
+from evaluate.errors import UserError
 from evaluate.task import Env, main
 
 
@@ -55,6 +56,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
 
     Raises:
         Skip: no data or no mm* packages.
+        UserError: data that do not fit together, or settings that cannot train.
     """
     layouts.require(env.data_root, "ade20k")
     from evaluate.mm import runner
@@ -67,6 +69,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     runner.shorten(cfg, config.iterations, config.batch_size, config.learning_rate)
     asked = fill_data(cfg, env)
     iterations = cfg.train_cfg.max_iters
+    require_two_crops(cfg, config, env.device)
     views = multi_scale_loader(cfg) if config.multi_scale else None
     metrics = runner.train_and_test(cfg, "ade20k", encoder, env, config.at_once, config.precision, views)
     seen = {int(metrics.pop(name)) for name in ("images", "images_ms") if name in metrics}
@@ -81,6 +84,15 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
         images_evaluated={"ade20k": min(seen)},
     )  # fmt: skip
     return metrics
+
+
+def require_two_crops(cfg: Any, config: Config, device: str) -> None:
+    """Raises UserError where BatchNorm of a map pooled to one pixel would see a single value: one crop at once in one process."""
+    _, size = distributed.world()
+    synchronised = size > 1 and device.startswith("cuda")
+    share = cfg.batch_size // size
+    if min(config.at_once or share, share) == 1 and not synchronised:
+        raise UserError("UPerNet's BatchNorm needs at least two crops at once in a process; set batch_size or at_once higher")
 
 
 def multi_scale_loader(cfg: Any) -> Any:

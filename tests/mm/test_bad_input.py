@@ -13,16 +13,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from evaluate import detection, segmentation
-from evaluate.encoder import Encoder, save
+from evaluate.encoder import Encoder
 from evaluate.errors import UserError
 from evaluate.mm.metrics import average_precision
 from evaluate.task import Env, main
+from tests.tiny import mae_state
 
 COCO_FILES = {split: f"coco/annotations/instances_{split}2017.json" for split in ("train", "val")}
 LVIS_FILES = {split: f"lvis/lvis_v1_{split}.json" for split in ("train", "val")}
@@ -115,10 +117,10 @@ def test_a_picture_that_is_missing(workers: int, encoder: Encoder, world: Path, 
     assert COCO_FILES["train"] in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_the_command_says_one_sentence(encoder: Encoder, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_one_sentence(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = changed(world, tmp_path / "world", COCO_FILES["train"], out_of_range)
-    save(tmp_path / "e.safetensors", encoder.model.state_dict(), encoder.spec)
-    arguments = ["--ckpt", str(tmp_path / "e.safetensors"), "--data-root", str(root), "--out", str(tmp_path / "out"), "--preset", "demo"]
+    torch.save({"model": mae_state()}, tmp_path / "mae.pth")
+    arguments = ["--ckpt", str(tmp_path / "mae.pth"), "--data-root", str(root), "--out", str(tmp_path / "out"), "--preset", "demo"]
     assert main("detection", arguments) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate.detection")]
     assert len(told) == 1 and COCO_FILES["train"] in told[0] and "9999" in told[0]

@@ -242,3 +242,12 @@ def test_a_batch_that_processes_cannot_share_is_refused(encoder: Encoder, tmp_pa
     monkeypatch.setattr(runner.distributed, "world", lambda: (0, 3))
     with pytest.raises(UserError, match="4 images cannot be shared by 3 processes"):
         runner.share_out(cfg, Env(tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"at_once": 1}], ids=["batch", "at once"])
+def test_a_single_crop_is_refused(changes: dict[str, int], encoder: Encoder, world: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(segmentation.PRESETS["demo"], **changes)
+    with pytest.raises(UserError, match="at least two crops at once"):
+        segmentation.run(encoder, config, Env(world, tmp_path))
+    cfg = recipe("upernet_vit_demo_ade20k", encoder)
+    segmentation.require_two_crops(cfg, dataclasses.replace(config, batch_size=None, at_once=2), "cpu")
