@@ -65,7 +65,16 @@ class Run:
         return self.text[rank].read_text()
 
     def kill(self, rank: int = 0, number: int = signal.SIGKILL) -> None:
-        os.kill(self.processes[rank].pid, number)
+        """Sends a signal, if the process has not ended."""
+        if self.processes[rank].is_alive():
+            os.kill(self.processes[rank].pid, number)
+
+    def end(self, seconds: float = 5) -> list[int | None]:
+        """As a launcher does once a process has failed: the others may end by themselves, and are killed then."""
+        for process in self.processes:
+            process.join(seconds)
+            process.kill()
+        return self.statuses()
 
 
 def _process(rank: int, world: dict[str, str], argv: list[str], text: Path, sabotage: Callable[[int], None] | None) -> None:

@@ -52,22 +52,26 @@ def _kills(images: Path, folder: Path, expected: dict, options: tuple[str, ...],
     while seen["kills"] < kills or number == 0:
         out = folder / f"run {number}"
         while seen["kills"] < kills:
-            before = saved_step(out)
+            before, part = saved_step(out), _changed(out / ".checkpoint.pth.part")
             run = Run(images, out, *options, *EVERY_STEP, processes=processes)
             run.processes[0].join(draws.uniform(0.1, 0.8) * (1 if processes == 1 else 3))
             victim = draws.randrange(processes)
             run.kill(victim)
-            statuses = run.statuses()
-            if statuses[victim] == 0:  # it had ended
+            status = run.end()[victim]
+            if status == 0:  # it had ended
                 break
-            assert statuses[victim] == -signal.SIGKILL and 0 not in statuses, run.said()
+            assert status == -signal.SIGKILL, run.said()
             assert saved_step(out) == -1 or content(out)["step"] >= before
             seen["kills"] += 1
-            seen["inside a save"] += (out / ".checkpoint.pth.part").exists()
+            seen["inside a save"] += _changed(out / ".checkpoint.pth.part") not in (0, part)
         assert Run(images, out, *options, processes=processes).statuses() == [0] * processes
         assert same(content(out), expected)
         number += 1
     return seen | {"runs": number}
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def test_three_kills_at_random_moments_change_nothing(images, unbroken, tmp_path):
