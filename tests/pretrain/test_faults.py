@@ -156,6 +156,7 @@ def test_a_signal_saves_at_the_next_step_in_all_processes(images, unbroken, tmp_
     assert same(content(tmp_path / "out"), unbroken(processes, *options))
 
 
+@pytest.mark.slow
 def test_a_signal_to_torchrun(images, unbroken, tmp_path):
     options = ("--set", "epochs=5")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -274,7 +275,7 @@ def test_any_changed_byte_and_any_missing_end_is_seen(tmp_path):
         path.write_bytes(damaged)
         assert checkpoint.seal_of(path) is None, f"byte {position}"
     path.write_bytes(whole)
-    for length in reversed(range(0, len(whole), 7)):
+    for length in reversed(range(0, len(whole), 50)):
         os.truncate(path, length)
         assert checkpoint.seal_of(path) is None, f"{length} bytes"
 
