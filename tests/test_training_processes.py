@@ -1,0 +1,93 @@
+"""FT, LIN and the sweep by one, two and three processes: a measurement is the same to the last digit, a training to rounding.
+
+    python -m torch.distributed.run --nproc-per-node 3 -m tests.test_training_processes DATA FOLDER      what the test below starts
+"""
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from evaluate import classifier, distributed, finetune, linear_probe, sweep, training
+from evaluate.data.transforms import seed_global
+from evaluate.stacked_heads import StackedHeads
+from evaluate.task import Env
+from tests.imagenet_world import write_world
+from tests.test_imagenet_tasks import FINETUNE, PROBE, vit
+
+HERE = Path(__file__).parent.parent
+# nothing that draws by process, and no statistics of a process's own share of a batch
+TUNE = replace(FINETUNE, epochs=1, warmup_epochs=0, mixup=0.0, cutmix=0.0, erase=0.0, drop_path=0.0, batch_size=40, micro_batch=8)
+LINEAR = replace(PROBE, epochs=1, warmup_epochs=0, batch_norm=False, batch_size=40, micro_batch=8)
+SWEEP = replace(sweep.PRESETS["demo"], epochs=1, batch_size=40, micro_batch=8, rates=(1e-3, 1e-1))
+
+
+def measure(root: Path, folder: Path) -> None:
+    """Writes ``measured.pt``: outcomes of fixed classifiers, and what a short training ends in."""
+    env = Env(root, folder / "task")
+    env.out_dir.mkdir(parents=True, exist_ok=True)
+    encoder = vit()
+    what = training.setting(encoder, TUNE, env, *training.sets(encoder, TUNE, env))
+    assert (what.draws.batch, what.draws.world) == (40, distributed.world()[1]), "another batch than the paper's"
+    found = {}
+
+    def fixed(module: nn.Module) -> nn.Module:
+        seed_global("cpu", 1)
+        for parameter in module.parameters():
+            nn.init.normal_(parameter, std=0.3)
+        return module
+
+    model = classifier.Classifier(encoder, 4)
+    fixed(model.head)
+    found["FT"] = classifier.outcomes(model, what.val, what.test, env, "fp32")
+    head = fixed(linear_probe.make_head(24, 4))
+    found["LIN"] = linear_probe.outcomes(head, encoder, "mean", what, LINEAR, env)
+    heads = fixed(StackedHeads(sweep.widths(encoder, SWEEP), SWEEP.rates, 4))
+    found["sweep"] = sweep.accuracies(heads, encoder, what.train, what, SWEEP, env)
+    for name, module, config in (("finetune", finetune, TUNE), ("linear_probe", linear_probe, LINEAR), ("sweep", sweep, SWEEP)):
+        task = Env(root, folder / name)
+        task.out_dir.mkdir(exist_ok=True)
+        module.run(encoder, config, task)
+        assert task.notes["protocol"]["processes"] == what.draws.world and task.notes["protocol"]["batch"] == 40
+    if what.rank == 0:
+        torch.save(found, folder / "measured.pt")
+
+
+def leaves(state: dict) -> list[torch.Tensor]:
+    """The trained tensors of a saved state, in order; without the keys' bias, whose gradient is rounding alone, which Adam enlarges."""
+    parts = (state.get(part, {}) for part in ("model", "head", "heads"))
+    return [value for part in parts for name, value in sorted(part.items()) if not name.endswith("qkv.bias")]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The data, and what one process measured."""
+    root, folder = write_world(tmp_path_factory.mktemp("data"), val=70), tmp_path_factory.mktemp("single")
+    measure(root, folder)
+    return root, folder
+
+
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
+def test_any_number_of_processes_measures_the_same(count: int, single: tuple[Path, Path], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "tests.test_training_processes"]
+    done = subprocess.run([*command, str(single[0]), str(tmp_path)], cwd=HERE, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, several = (torch.load(folder / "measured.pt", weights_only=True) for folder in (single[1], tmp_path))
+    for task in ("FT", "LIN"):
+        assert one[task].keys() == several[task].keys()
+        for name, right in one[task].items():
+            assert len(right) == 280, "three batches of 128: the last one is not full"
+            assert torch.equal(right, several[task][name]), f"{task} {name}"
+    assert one["sweep"] == several["sweep"]
+    for name in ("finetune", "linear_probe", "sweep"):
+        trained = [torch.load(folder / name / "training_state.pt", weights_only=True) for folder in (single[1], tmp_path)]
+        for ours, theirs in zip(*map(leaves, trained), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-4)
+
+
+if __name__ == "__main__":
+    measure(Path(sys.argv[1]), Path(sys.argv[2]))
