@@ -16,7 +16,7 @@ model.data_preprocessor.update(pad_size_divisor=image_size)
 model.backbone.update(img_size=image_size, window=6, drop_path=0.0)
 model.neck.update(out_channels=channels)
 model.rpn_head.update(in_channels=channels, feat_channels=channels, num_convs=1)
-# one sample a bin instead of as many as pixels: as good here, and 40 % less time in training
+# one sample a bin instead of as many as pixels: quicker, and on the COCO look-alike as good
 model.roi_head.bbox_roi_extractor.update(out_channels=channels, roi_layer=dict(sampling_ratio=1))
 model.roi_head.mask_roi_extractor.update(out_channels=channels, roi_layer=dict(sampling_ratio=1))
 model.roi_head.bbox_head.update(in_channels=channels, conv_out_channels=channels, fc_out_channels=64, num_shared_convs=1)
