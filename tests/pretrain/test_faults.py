@@ -86,7 +86,7 @@ def test_thirty_kills_at_random_moments_change_nothing(images, unbroken, tmp_pat
     options = ("--set", "epochs=20", "--workers", "1")
     seen = _kills(images, tmp_path, unbroken(processes, *options), options, processes, kills=30, seed=1)
     print(seen)
-    assert seen["kills"] == 30 and seen["inside a save"] > 0
+    assert seen["kills"] == 30  # how many fell inside a save is chance; the test after this one leaves nothing to it
 
 
 def _killed_in_a_save(point: int, rank: int) -> None:
