@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from pretrain import views
+from pretrain import checkpoint, train, views
 from pretrain.config import DEMO, MAE_DEMO
-from pretrain.train import method_of
 
 TINY = {"depth": 1, "projector_depth": 1, "predictor_depth": 1, "decoder_depth": 1, "batch_size": 4}
 
@@ -20,7 +20,7 @@ def test_a_compiled_step_gives_the_same_loss_gradients_and_state(preset, backend
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     batch = views.finish(views.cut(images, np.arange(4), 0, config), 0, config)
     torch.manual_seed(0)
-    plain, compiled = (method_of(config).build(config).train() for _ in range(2))
+    plain, compiled = (train.method_of(config).build(config).train() for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
     compiled.compile(backend=backend)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
@@ -36,3 +36,24 @@ def test_a_compiled_step_gives_the_same_loss_gradients_and_state(preset, backend
             scale = gradients[name].abs().max().item()
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stance", ["force_eager", pytest.param("default", marks=pytest.mark.slow)])  # the first does not make C++
+def test_a_run_takes_the_option(stance, tmp_path, monkeypatch):
+    compiled, compile_module = [], torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module) or compile_module(module))
+    (tmp_path / "images" / "n1").mkdir(parents=True)
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / "n1" / f"{i}.png")
+    sizes = {"batch_size": 4, "epochs": 1, "warmup_epochs": 1, "depth": 1, "projector_depth": 1, "predictor_depth": 1}
+    common = ["--data", str(tmp_path / "images"), "--preset", "demo", "--device", "cpu", "--monitor-epochs", "0"]
+    common += [text for name, value in sizes.items() for text in ("--set", f"{name}={value}")]
+    states = []
+    with torch.compiler.set_stance(stance):
+        for options in ([], ["--compile"]):
+            out = tmp_path / f"out{len(options)}"
+            assert train.main([*common, "--out", str(out), *options]) == 0
+            assert len(compiled) == len(options)
+            states.append(torch.load(out / checkpoint.NAME, weights_only=True)["model"])
+    torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-5)
