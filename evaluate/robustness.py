@@ -133,7 +133,7 @@ def corrupted(config: Config, crop: CenterCrop, predict: Predictor, env: Env) ->
     reasons += [f"{taken} of {asked} images of each corruption and severity"] if per_cell and per_cell < asked else []
     if reasons:
         error = env.notes["standard_error"]["imagenet_c"]
-        env.report(protocol={"estimate": f"IN-C is an estimate ({'; '.join(reasons)}), standard error {error:.2f}"})
+        env.report(protocol={"estimates": {"imagenet_c": f"IN-C is an estimate ({'; '.join(reasons)}), standard error {error:.2f}"}})
     return result
 
 

@@ -51,24 +51,24 @@ def cells(entries: Sequence[dict[str, Any]], rows: Sequence[str]) -> tuple[pd.Da
             if entry is None:
                 continue
             if metric in entry["metrics"]:
-                table.loc[row, heading] = f"{entry['metrics'][metric]:.1f}{_marks(entry, notes)}"
+                table.loc[row, heading] = f"{entry['metrics'][metric]:.1f}{_marks(entry, metric, notes)}"
             else:
                 table.loc[row, heading] = "skipped" if entry["status"] == "ok" else entry["status"]
     return table, notes
 
 
-def _marks(entry: dict[str, Any], notes: list[str]) -> str:
+def _marks(entry: dict[str, Any], metric: str, notes: list[str]) -> str:
     """The marks of a cell; a footnote not seen before is added to ``notes``."""
     marks = ""
-    for note in differences(entry):
+    for note in differences(entry, metric):
         if note not in notes:
             notes.append(note)
         marks += f"[{MARKS[notes.index(note) % len(MARKS)]}]"
     return marks
 
 
-def differences(entry: dict[str, Any]) -> list[str]:
-    """How a record's protocol differs from the published one, a sentence each."""
+def differences(entry: dict[str, Any], metric: str) -> list[str]:
+    """How the protocol behind one number of a record differs from the published one, a sentence each."""
     other = entry["protocol"].get("other_protocol")
     found = [other] if other else []
     if entry.get("toy_data"):
@@ -80,9 +80,9 @@ def differences(entry: dict[str, Any]) -> list[str]:
     framework = entry["protocol"].get("framework")
     if entry["task"].startswith("detection"):
         found.append(f"measured in {framework}; the published numbers come from detectron2")
-    estimate = entry["protocol"].get("estimate")
-    if estimate:
-        found.append(f"{entry['task']}: {estimate}")
+    estimates = entry["protocol"].get("estimates", {})
+    if metric in estimates:
+        found.append(estimates[metric])
     return found
 
 

@@ -96,7 +96,7 @@ def test_the_table_of_corruptions_and_mce(env: Env) -> None:
         ratios.append(np.mean(own) / (100 * imagenet_c.ALEXNET_ERROR[name]))
         assert float(rows[name]["corruption_error"]) == pytest.approx(100 * ratios[-1], abs=1e-3)
     assert result["imagenet_c_mce"] == pytest.approx(100 * np.mean(ratios)) and result["imagenet_c"] == 100 - result["imagenet_c_mce"]
-    assert "estimate" not in env.notes["protocol"]
+    assert "estimates" not in env.notes["protocol"]
 
 
 def test_the_standard_error_is_the_deviation_over_draws_of_images(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_part_of_the_images_is_an_estimate_and_says_so(env: Env) -> None:
     result = robustness.run(vit(), replace(DEMO, corrupted_images=2), env)
     assert env.notes["images_evaluated"]["imagenet_c"] == 150 and env.notes["images_asked"]["imagenet_c"] == 300
     error = env.notes["standard_error"]["imagenet_c"]
-    assert env.notes["protocol"]["estimate"] == (
+    assert env.notes["protocol"]["estimates"]["imagenet_c"] == (
         f"IN-C is an estimate (2 of 4 images of each corruption and severity), standard error {error:.2f}"
     )
     assert 0 <= result["imagenet_c_mean_error"] <= 100
@@ -134,7 +134,8 @@ def test_corrupted_here(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "imagenet_c" not in robustness.run(vit(), DEMO, env)
     config = replace(DEMO, corruptions="made", corrupted_images=2)
     result = robustness.run(vit(), config, env)
-    assert "corrupted here from val" in env.notes["protocol"]["estimate"] and "2 of 60 images" in env.notes["protocol"]["estimate"]
+    estimate = env.notes["protocol"]["estimates"]["imagenet_c"]
+    assert "corrupted here from val" in estimate and "2 of 60 images" in estimate
     assert "imagenet_c" in result and "imagenet_c" not in robustness.reads(config)
     crop, image = CenterCrop(32, 32, "bicubic"), imagenet.read_image(imagenet.val_set(env.data_root).files[0])
     for name in ("gaussian_noise", "impulse_noise", "glass_blur", "frost"):

@@ -68,6 +68,14 @@ def test_a_table_beside_the_published_rows_marks_what_is_not_the_papers_protocol
     assert latex.count("&") == 5 * len(COLUMNS)  # heading, three published rows and ours
 
 
+def test_an_estimate_marks_its_own_cell_alone(tmp_path):
+    metrics = {"imagenet_a_top1": 40.0, "imagenet_c": 57.0}
+    made = entry(tmp_path, task="robustness", metrics=metrics, protocol={"estimates": {"imagenet_c": "IN-C is an estimate"}})
+    table, notes = tables.cells([made], ["mine"])
+    assert (table.loc["mine", "IN-A"], table.loc["mine", "IN-C"]) == ("40.0[a]", "57.0[a][b]")  # a: its settings are not the paper's
+    assert notes[1] == "IN-C is an estimate"
+
+
 def test_toy_records_never_meet_published_numbers(tmp_path):
     text = tables.render(tmp_path, ["mine"], [entry(tmp_path, toy_data=True)])
     assert "Toy data" in text and "SiameseIM |" not in text and "84.1" not in text
