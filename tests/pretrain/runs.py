@@ -17,6 +17,7 @@ from pretrain import checkpoint, train
 
 SETTINGS = ["batch_size=8", "epochs=3", "warmup_epochs=1", "depth=1", "projector_depth=1", "predictor_depth=1"]
 TINY = ["--preset", "demo", "--device", "cpu", "--monitor-epochs", "0", *(part for setting in SETTINGS for part in ("--set", setting))]
+EVERY_STEP = ("--save-minutes", "0")
 STEPS = 9  # of 24 images in 3 epochs
 
 # A server that has imported everything, and computed nothing, forks the processes.
