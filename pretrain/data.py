@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain import distributed, views
 from pretrain.config import PretrainConfig
+from pretrain.decode import decode
 
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 CACHE_BYTES = 256 * 2**20  # a set that fits, decoded, is decoded once
@@ -91,8 +91,7 @@ class ImageFolder(Dataset[Sample]):
     def read(self, index: int) -> Tensor:
         """One image (3, H, W) uint8 from its file. Raises DataError naming a file that cannot be read."""
         try:
-            with Image.open(self.paths[index]) as file:
-                return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1).contiguous()
+            return decode(self.paths[index])
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DataError(f"{self.paths[index]} cannot be read as an image ({error}); replace or remove it") from error
 
