@@ -97,7 +97,7 @@ def test_lin_fast_has_a_column_and_a_footnote_of_its_own(data: Path, tmp_path: P
     assert task.main("linear_probe", [*common, *small]) == 0
     assert task.main("linear_probe", [*common, *small, "--set", "views=cached"]) == 0
     assert not (tmp_path / "out/mine/linear_fast/training_state.pt").exists(), "a training state stayed after its record"
-    entries = record.read_all(tmp_path / "out/records")
+    entries = sorted(record.read_all(tmp_path / "out/records"), key=lambda entry: entry["task"], reverse=True)
     assert [entry["task"] for entry in entries] == ["linear_probe", "linear_fast"]
     table, notes = tables.cells(entries, ["mine"])
     assert table.loc["mine", "LIN fast"] != table.loc["mine", "LIN"] and any(note.startswith("LIN fast: on features") for note in notes)

@@ -77,6 +77,8 @@ def train_and_test(
     Returns:
         The evaluator's metrics under its names; those of several scales with ``_ms`` at the end.
     """
+    from mmengine.visualization import Visualizer
+
     from evaluate.mm.checkpoint import Resume
     from evaluate.mm.hooks import FiniteLoss, Progress, QuickRunner, RuntimeInfo
     from evaluate.mm.precise_bn import PreciseBN
@@ -91,6 +93,7 @@ def train_and_test(
     cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
     cfg.randomness = {"seed": env.seed, "deterministic": False}
     cfg.log_level = "INFO"
+    cfg.visualizer = {"type": Visualizer, "vis_backends": []}  # the log has what it would write, and it outlives the folder of a task
     cfg.default_hooks = {"runtime_info": {"type": RuntimeInfo}, "logger": {"type": "LoggerHook", "interval": 20}, "checkpoint": None}
     interval = save_interval(cfg.train_cfg.max_iters, cfg.optim_wrapper.get("accumulative_counts", 1))
     resume = {"type": Resume, "folder": str(work_dir / "state"), "identity": identity, "interval": interval}

@@ -55,7 +55,7 @@ def test_matching_equals_a_loop(low_quality: bool) -> None:
 
 def test_an_object_smaller_than_all_anchors_is_learnt() -> None:
     """mmdet's own matcher asks for 0.3 of the best anchor too, which no anchor of 32 pixels has with 8 pixels."""
-    from mmdet.models.task_modules.assigners import MaxIoUAssigner
+    from mmdet.models.task_modules.assigners import BboxOverlaps2D, MaxIoUAssigner
     from mmengine.structures import InstanceData
 
     from evaluate.mm.heads import Matcher
@@ -63,7 +63,7 @@ def test_an_object_smaller_than_all_anchors_is_learnt() -> None:
     anchors = InstanceData(priors=torch.tensor([[0.0, 0.0, 32.0, 32.0], [16.0, 0.0, 48.0, 32.0]]))
     truth = InstanceData(bboxes=torch.tensor([[4.0, 4.0, 12.0, 12.0]]), labels=torch.tensor([0]))
     assert Matcher(0.7, 0.3, True).assign(anchors, truth).gt_inds.tolist() == [1, 0]
-    assert MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.3).assign(anchors, truth).gt_inds.tolist() == [0, 0]
+    assert MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.3, iou_calculator={"type": BboxOverlaps2D}).assign(anchors, truth).gt_inds.tolist() == [0, 0]
 
 
 def shrink(cfg) -> None:
