@@ -249,7 +249,7 @@ def _main(arguments: argparse.Namespace, device: str) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pretrain.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of images, one folder a class (the classes are not used)")
+    parser.add_argument("--data", type=Path, required=True, help="folder of images, one folder a class (the classes serve the online kNN alone)")
     parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
     parser.add_argument("--preset", choices=sorted(PRESETS), default="paper")
     parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
