@@ -181,7 +181,7 @@ def fill_data(cfg: Any, dataset: str, env: Env) -> int:
 def fill_classes(cfg: Any, image_counts: list[int | None]) -> None:
     """Puts in the number of classes and, for the federated loss, how many training images hold each."""
     head = cfg.model.roi_head
-    for part in [*(head.bbox_head if isinstance(head.bbox_head, list) else [head.bbox_head]), head.mask_head]:
+    for part in (head.bbox_head, head.mask_head):
         part.num_classes = len(image_counts)
         if "image_counts" in part.get("loss_cls", {}):
             part.loss_cls.image_counts = image_counts

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from evaluate.data.imagenet import ImageSet, read_image, robustness_set
-from evaluate.data.layouts import CORRUPTIONS
+from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR
 from evaluate.data.transforms import CenterCrop, seed_of
 from evaluate.errors import UserError
 from evaluate.predictions import Outcome
@@ -22,7 +22,6 @@ SEVERITIES = (1, 2, 3, 4, 5)
 CELLS = tuple((corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES)
 Cell = tuple[str, int, ImageSet, Any]  # corruption, severity, images, their transform; one at a time, for all 3.75 million would take gigabytes
 JPEG_QUALITY = 85  # at which the published images are stored
-OWN_GENERATOR = ("impulse_noise", "glass_blur")  # of imagecorruptions: the ones that numpy's global seed does not reach
 
 # AlexNet's top-1 errors, mean over the five severities (Hendrycks and Dietterich; each paired by name, never by position)
 ALEXNET_ERROR = {

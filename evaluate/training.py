@@ -1,15 +1,14 @@
 """What the tasks that train on ImageNet (FT, LIN, the sweep) set up and report alike."""
 
-import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from evaluate import distributed, features, metrics, precision
-from evaluate.data import layouts
+from evaluate.data import layouts, subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
 from evaluate.data.transforms import CenterCrop, seed_of
 from evaluate.errors import UserError
@@ -64,12 +63,7 @@ def hold_out(train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageS
     if not held.any():
         raise UserError(f"the classes of train are too small to hold out {share:.0%} of each; raise --limit or --set held_out")
 
-    def part(mask: np.ndarray, name: str) -> ImageSet:
-        files = tuple(train.files[index] for index in np.flatnonzero(mask))
-        fingerprint = hashlib.sha256(train.fingerprint.encode() + mask.tobytes()).hexdigest()[:16]
-        return replace(train, name=name, files=files, labels=train.labels[mask], fingerprint=fingerprint)
-
-    return part(~held, "train"), part(held, "held_out")
+    return subsets.part("train", train, np.flatnonzero(~held)), subsets.part("held_out", train, np.flatnonzero(held))
 
 
 def report(env: Env, what: Setting, correct: dict[str, torch.Tensor], **protocol: Any) -> dict[str, float]:

@@ -12,17 +12,6 @@ from mmengine.config import read_base
 with read_base():
     from .mask_rcnn_vitdet_100ep_lvis import *
 
-from evaluate.mm.heads import CascadeRoIHead, Matcher
+from evaluate.mm.heads import CascadeRoIHead
 
-model.roi_head.update(
-    type=CascadeRoIHead,
-    bbox_head=[
-        dict(
-            model.roi_head.bbox_head,
-            reg_class_agnostic=True,
-            bbox_coder=dict(type=DeltaXYWHBBoxCoder, target_means=[0.0] * 4, target_stds=stds),
-        )
-        for stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [1 / 30, 1 / 30, 1 / 15, 1 / 15])
-    ],
-)
-model.train_cfg.rcnn.update(later_assigners=[dict(type=Matcher, positive=iou, negative=iou, low_quality=False) for iou in (0.6, 0.7)])
+model.roi_head.update(type=CascadeRoIHead)

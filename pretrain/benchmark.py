@@ -12,6 +12,7 @@ photograph's statistics, 500 x 375 pixels, about 50 kB a JPEG; the step's are re
 
 import argparse
 import dataclasses
+import itertools
 import json
 import resource
 import statistics
@@ -62,8 +63,7 @@ class Clock:
         def between(first: Any, last: Any) -> float:
             return first.elapsed_time(last) / 1000 if self.cuda else last - first
 
-        pairs = zip(self.marks, self.marks[1:], strict=False)
-        parts = {name: between(before, after) for (_, before), (name, after) in pairs}
+        parts = {name: between(before, after) for (_, before), (name, after) in itertools.pairwise(self.marks)}
         return {**parts, "step": between(self.marks[0][1], self.marks[-1][1])}
 
 

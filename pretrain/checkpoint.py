@@ -4,6 +4,7 @@
 byte of the file, kept as the comment that a zip archive (what torch.save writes) may end with: other readers pass over it.
 """
 
+import itertools
 import json
 import os
 import re
@@ -39,7 +40,7 @@ def save(folder: Path, model: nn.Module, method: ModuleType, config: PretrainCon
     write(folder / "config.json", lambda file: file.write(text))
     _write_part(path, temporary, lambda file: _write_sealed(file, content))
     older = [path, *(folder / f"checkpoint.{number}.pth" for number in range(1, keep))]
-    for source, target in reversed(list(zip(older, older[1:], strict=False))):
+    for source, target in reversed(list(itertools.pairwise(older))):
         if source.exists():
             os.replace(source, target)
     os.replace(temporary, path)

@@ -29,7 +29,7 @@ class Log:
     def __init__(self, out: Path, config: PretrainConfig, steps: int, step: int):
         self.config, self.steps, self.first = config, steps, step
         self.total = config.epochs * steps
-        self.losses: list[Tensor] = []  # since the last entry, on the device: reading one each step would make a GPU wait
+        self.losses: list[Tensor] = []  # since the last entry
         self.begun = self.last_line = time.monotonic()
         self.writes = distributed.rank() == 0
         if not self.writes:

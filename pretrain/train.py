@@ -99,8 +99,8 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     first = _resume(out, model, method, config, parts, together)
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
     batches = steps_from(images, first, micro_batch, config, execution.workers)
-    epochs = max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs
-    monitor = distributed.first(lambda: Monitor(images, data, config) if epochs else None)
+    looks = steps * (max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs)  # steps between two
+    monitor = distributed.first(lambda: Monitor(images, data, config) if looks else None)
 
     with Log(out, config, steps, first) as log, listening() as heard:
         faults.say, saved = log.say, time.monotonic()
@@ -137,7 +137,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
                 saved = time.monotonic()
             if signals:
                 raise Interrupted(signals[0], step + 1)
-            if epochs and (step + 1) % (epochs * steps) == 0:
+            if looks and (step + 1) % looks == 0:
                 distributed.first(functools.partial(_look, monitor, model, config, step + 1, device, log))
     return out / checkpoint.NAME
 

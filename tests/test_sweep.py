@@ -76,7 +76,7 @@ def test_the_head_is_chosen_on_held_out_train_images(data: Path, tmp_path: Path)
     assert all(set(values) == {"0.0001", "0.3"} for values in accuracies.values())
     assert result["held_out_top1"] == max(value for values in accuracies.values() for value in values.values())
     assert accuracies[told["pooling"]][str(told["rate"])] == result["held_out_top1"]
-    assert told["other_protocol"] and env.notes["images_evaluated"] == {"train": 144, "held_out": 16, "val": 60}
+    assert told["other_protocol"] and env.notes["images_evaluated"] == env.notes["images_asked"] == {"train": 144, "held_out": 16, "val": 60}
     correct = np.load(env.out_dir / "predictions.npz")["correct"]
     assert 100 * correct.mean() == pytest.approx(result["top1"])
     # val has no say in the choice: with all its labels wrong the same head is chosen, and gets nothing right

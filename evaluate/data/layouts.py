@@ -11,6 +11,7 @@ CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
     "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
 )  # fmt: skip
+OWN_GENERATOR = ("impulse_noise", "glass_blur")  # of the package imagecorruptions: the ones that numpy's global seed does not reach
 
 # name: the paths that must exist below the data root
 LAYOUTS: dict[str, tuple[str, ...]] = {

@@ -19,11 +19,10 @@ import numpy as np
 from PIL import Image
 
 from evaluate.data import toy_dense
-from evaluate.data.layouts import CORRUPTIONS
+from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR
 
 TEXTURES = ("stripes", "bars", "diagonals", "checks", "dots", "rings", "blotches", "grid", "zigzag", "waves")
 WNIDS = tuple(f"n{index:08d}" for index in range(1, len(TEXTURES) + 1))
-OWN_GENERATOR = ("impulse_noise", "glass_blur")  # of imagecorruptions: the ones that numpy's global seed does not reach
 VERSION = 4  # raise it when a change of this file changes an image
 
 

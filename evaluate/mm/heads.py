@@ -12,7 +12,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.assigners import AssignResult, BboxOverlaps2D
 from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.models.utils import empty_instances, unpack_gt_instances
-from mmdet.registry import MODELS, TASK_UTILS
+from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi, scale_boxes
 from mmengine.model import ModuleList
 from mmengine.structures import InstanceData
@@ -55,6 +55,10 @@ class MaskHead(FCNMaskHead):
         nn.init.normal_(self.conv_logits.weight, std=0.001)
 
 
+STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (1 / 30, 1 / 30, 1 / 15, 1 / 15))  # of the box deltas, stage by stage
+LATER_IOUS = (0.6, 0.7)  # from which a region is positive in the second and third stage
+
+
 class CascadeRoIHead(StandardRoIHead):
     """Cascade R-CNN (arXiv 1712.00726) as detectron2 does it; mmdet's differs in every point named here.
 
@@ -63,19 +67,20 @@ class CascadeRoIHead(StandardRoIHead):
     testing the stages' probabilities, not their logits, are averaged.
 
     Args:
-        bbox_head: one class-agnostic head a stage; ``train_cfg.later_assigners`` has the matchers from the second stage on.
+        bbox_head: of a plain detector; each stage has one like it, class-agnostic and with deltas of its own scale.
     """
 
-    def init_bbox_head(self, bbox_roi_extractor: dict[str, Any], bbox_head: list[dict[str, Any]]) -> None:
+    def init_bbox_head(self, bbox_roi_extractor: dict[str, Any], bbox_head: dict[str, Any]) -> None:
         """Called by mmdet's constructor."""
         self.bbox_roi_extractor = MODELS.build(bbox_roi_extractor)
+        stages = [{**bbox_head, "reg_class_agnostic": True, "bbox_coder": {**bbox_head["bbox_coder"], "target_stds": stds}} for stds in STAGE_STDS]
         # mmengine's list: torch's would not pass on init_weights
-        self.bbox_head = ModuleList(MODELS.build(head) for head in bbox_head)
+        self.bbox_head = ModuleList(MODELS.build(stage) for stage in stages)
 
     def init_assigner_sampler(self) -> None:
         """Called by mmdet's constructor."""
         super().init_assigner_sampler()
-        self.later_assigners = [TASK_UTILS.build(assigner) for assigner in self.train_cfg.later_assigners] if self.train_cfg else []
+        self.later_assigners = [Matcher(iou, iou, low_quality=False) for iou in LATER_IOUS]
 
     def loss(self, x: tuple[Tensor], rpn_results_list: list[InstanceData], batch_data_samples: list[Any]) -> dict[str, Tensor]:
         """The losses by name, ``s0.``, ``s1.`` … before those of a stage."""

@@ -64,8 +64,7 @@ def detector(recipe: str, content: dict[str, Any]) -> nn.Module:
     head.bbox_roi_extractor.update(out_channels=channels, featmap_strides=strides[:4])
     head.mask_roi_extractor.update(out_channels=channels, featmap_strides=strides[:4])
     sizes = {"in_channels": channels, "conv_out_channels": channels, "num_classes": classes}
-    for box in head.bbox_head if isinstance(head.bbox_head, list) else [head.bbox_head]:
-        box.update(sizes, fc_out_channels=hidden)
+    head.bbox_head.update(sizes, fc_out_channels=hidden)
     head.mask_head.update(sizes)
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
         return MODELS.build(model)

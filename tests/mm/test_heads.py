@@ -80,11 +80,10 @@ def shrink(cfg) -> None:
         cfg.model.backbone.update(img_size=side, window=6)
         model, head = cfg.model, cfg.model.roi_head
         model.neck.out_channels = 16
-        for part in (model.rpn_head, head.mask_head, *head.bbox_head):
+        for part in (model.rpn_head, head.mask_head, head.bbox_head):
             part.update({key: 16 for key in ("in_channels", "feat_channels", "conv_out_channels", "fc_out_channels") if key in part})
         head.bbox_roi_extractor.out_channels = head.mask_roi_extractor.out_channels = 16
-        for part in head.bbox_head:
-            part.fc_out_channels = 16
+        head.bbox_head.fc_out_channels = 16
     cfg.model.train_cfg.rpn_proposal.update(nms_pre=20, max_per_img=20)
     cfg.model.train_cfg.rcnn.sampler.update(num=8)
     cfg.model.test_cfg.rpn.update(nms_pre=8, max_per_img=8)
@@ -124,8 +123,7 @@ def cascade():
     settings = runner.read_recipe("cascade_mask_rcnn_vitdet_100ep_coco").model
     head.bbox_roi_extractor.update(out_channels=4, featmap_strides=[4])
     head.mask_roi_extractor.update(out_channels=4, featmap_strides=[4])
-    for box in head.bbox_head:
-        box.update(num_classes=3, in_channels=4, conv_out_channels=4, fc_out_channels=8)
+    head.bbox_head.update(num_classes=3, in_channels=4, conv_out_channels=4, fc_out_channels=8)
     head.mask_head.update(num_classes=3, in_channels=4, conv_out_channels=4)
     with DefaultScope.overwrite_default_scope("mmdet"):
         torch.manual_seed(0)

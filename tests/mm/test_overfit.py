@@ -6,7 +6,6 @@ The full forms are slow; the short ones see fewer images for fewer iterations an
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,22 +37,21 @@ def seen_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def overfit(name: str, images: int, iterations: int, encoder: Encoder, world: Path, out: Path) -> dict[str, float]:
     module, changes = SETTINGS[name]
     config = dataclasses.replace(module.PRESETS["demo"], iterations=iterations, **changes)
-    return module.run(encoder, config, Env(world, out, limit=images))
-
-
-def check(name: str, form: dict[str, Any], world: Path, out: Path) -> None:
-    images, iterations, bounds = form[name]
-    metrics = overfit(name, images, iterations, tiny_encoder(), world, out)
+    metrics = module.run(encoder, config, Env(world, out, limit=images))
     print({key: round(value, 1) for key, value in metrics.items()})
-    assert all(metrics[key] > bound for key, bound in bounds.items()), metrics
+    return metrics
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_two_images_are_learnt(name: str, seen_world: Path, tmp_path: Path) -> None:
-    check(name, SHORT, seen_world, tmp_path)
+    images, iterations, bounds = SHORT[name]
+    metrics = overfit(name, images, iterations, tiny_encoder(), seen_world, tmp_path)
+    assert all(metrics[key] > bound for key, bound in bounds.items()), metrics
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FULL)
 def test_eight_images_are_learnt(name: str, seen_world: Path, tmp_path: Path) -> None:
-    check(name, FULL, seen_world, tmp_path)
+    images, iterations, bounds = FULL[name]
+    metrics = overfit(name, images, iterations, tiny_encoder(), seen_world, tmp_path)
+    assert all(metrics[key] > bound for key, bound in bounds.items()), metrics

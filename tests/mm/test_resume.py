@@ -68,11 +68,14 @@ def run_in_child(errors: Path, *arguments: Any, kill_after: float | None = None,
     return result
 
 
-def killed_at_random(task: str, kills: int, cut: bool, encoder: Encoder, world: Path, folder: Path) -> None:
-    """Kills so many processes, each within an unbroken one's time and loading with another number of processes.
+def killed_at_random(task: str, kills: int, cut: bool, encoder: Encoder, world: Path, folder: Path) -> tuple[Any, Any, str]:
+    """Kills up to so many processes, each within an unbroken one's time and loading with another number of processes.
 
     Args:
         cut: shortens the newest state's file after each kill.
+
+    Returns:
+        What the killed training came to, what the unbroken one came to, and how to repeat it.
     """
     begun = time.monotonic()
     expected = trained(task, encoder, world, folder / "whole", 0)
@@ -87,12 +90,13 @@ def killed_at_random(task: str, kills: int, cut: bool, encoder: Encoder, world: 
         if result is not None:
             break
     result = result or run_in_child(errors, task, encoder, world, broken, 2)
-    assert result == expected, f"seed {seed}: {errors.read_text()[-2000:]}"
+    return result, expected, f"seed {seed}: {errors.read_text()[-2000:]}"
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_killed_at_a_random_moment(task: str, encoder: Encoder, world: Path, tmp_path: Path) -> None:
-    killed_at_random(task, 1, True, encoder, world, tmp_path)
+    result, expected, how = killed_at_random(task, 1, True, encoder, world, tmp_path)
+    assert result == expected, how
 
 
 @pytest.mark.slow
@@ -100,13 +104,14 @@ def test_killed_at_a_random_moment(task: str, encoder: Encoder, world: Path, tmp
 def test_killed_twelve_times_at_random_moments(task: str, encoder: Encoder, world: Path, tmp_path: Path) -> None:
     for attempt in range(4):
         (tmp_path / str(attempt)).mkdir()
-        killed_at_random(task, 3, attempt % 2 == 1, encoder, world, tmp_path / str(attempt))
+        result, expected, how = killed_at_random(task, 3, attempt % 2 == 1, encoder, world, tmp_path / str(attempt))
+        assert result == expected, how
 
 
 def test_the_newest_state_cut_short(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Goes on from the one before, says so, and reads nothing but tensors and plain values; then the test alone is repeated."""
     expected = trained("ade20k", encoder, world, tmp_path / "whole", 0)
-    states, errors = tmp_path / "broken/work/state", tmp_path / "errors"
+    states, errors = tmp_path / "broken" / "work" / "state", tmp_path / "errors"
     arguments = ("ade20k", encoder, world, tmp_path / "broken")
     assert run_in_child(errors, *arguments, 1, when=(states / "iter_3.pt").exists) is None
     newest = checkpoint.newest_first(states)[0]
