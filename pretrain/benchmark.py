@@ -33,6 +33,7 @@ from pretrain import benchmark_reference, train, views
 from pretrain.config import MODELS, PRESETS, PretrainConfig
 from pretrain.decode import decode
 from pretrain.optimizer import make_optimizer
+from pretrain.vit import set_grad_checkpointing
 
 PARTS = ("augment", "target", "online", "loss", "backward", "optimiser", "EMA")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -130,22 +131,25 @@ def _size(image: Image.Image, path: Path, quality: int) -> int:
     return path.stat().st_size
 
 
-def time_step(config: PretrainConfig, reference: bool, device: str, steps: int, compiled: bool, folder: Path) -> dict[str, Any]:
-    """Medians of the seconds of each part over ``steps`` steps, after one to warm up, and the process's peak memory in bytes."""
+def time_step(config: PretrainConfig, reference: bool, options: argparse.Namespace) -> dict[str, Any]:
+    """Medians of the seconds of each part over the steps asked for, after one to warm up, and the process's peak memory in bytes."""
+    device = options.device
     torch.manual_seed(0)
     if reference:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model: Any = (benchmark_reference.Reference if reference else train.method_of(config).build)(config)
     model = model.to(device).train()
-    if compiled:
+    if options.grad_checkpointing:
+        set_grad_checkpointing(model)
+    if options.compile:
         for name in ("target_side", "online_side", "loss"):
             setattr(model, name, torch.compile(getattr(model, name)))
     optimizer = benchmark_reference.plain_optimizer(model, config) if reference else make_optimizer(model, config)
     scaler = torch.amp.GradScaler(device, enabled=config.precision == "fp16")
-    source = batch_source(config, reference, sorted(folder.iterdir()))
+    source = batch_source(config, reference, sorted(options.images.iterdir()))
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    timings = [time_parts(model, optimizer, scaler, source, config, device, looped=reference) for _ in range(1 + steps)][1:]
+    timings = [time_parts(model, optimizer, scaler, source, config, device, looped=reference) for _ in range(1 + options.steps)][1:]
     seconds = {name: statistics.median(timing[name] for timing in timings) for name in timings[0]}
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"seconds": seconds, "peak_bytes": peak}
@@ -252,7 +256,9 @@ def _child(options: argparse.Namespace, precision: str, kind: str) -> Any:
     command = [sys.executable, "-m", "pretrain.benchmark", "--child", kind, "--precision", precision]
     command += ["--preset", options.preset, "--model", options.model, "--device", options.device, "--steps", str(options.steps)]
     command += [part for assignment in options.set for part in ("--set", assignment)]
-    command += ["--compile"] * (options.compile and kind == "ours") + ["--images", str(options.images)]
+    command += ["--images", str(options.images)]
+    if kind == "ours":
+        command += ["--compile"] * options.compile + ["--grad-checkpointing"] * options.grad_checkpointing
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{kind} in {precision} ended with status {done.returncode}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
@@ -295,6 +301,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=3, help="timed steps, after one to warm up (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--compile", action="store_true", help="compile ours with torch.compile")
+    parser.add_argument("--grad-checkpointing", action="store_true", help="ours computes the blocks again in the backward pass")
     parser.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True, help="time the transcription too")
     parser.add_argument("--views", action="store_true", help="time the data path on one core, instead of the step")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -314,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
         if "fp16" in precisions and not cuda:
             raise ValueError("precision fp16 needs a GPU; on a CPU take bf16 or fp32")
         if options.child:
-            print(json.dumps(time_step(config, options.child == "reference", options.device, options.steps, options.compile, options.images)))
+            print(json.dumps(time_step(config, options.child == "reference", options)))
             return 0
         with tempfile.TemporaryDirectory() as made:
             if options.images is None:

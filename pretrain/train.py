@@ -41,6 +41,7 @@ from pretrain.gradient import PRECISIONS, accumulate, seed, suspect
 from pretrain.log import Log
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer
+from pretrain.vit import set_grad_checkpointing
 
 METHODS = ("siameseim", "mae")
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
@@ -73,6 +74,8 @@ class Execution:
     """Epochs between two looks at the features (``pretrain.monitor``); 0 for none, None for a hundredth of the run."""
     compile: bool = False
     """Run the step through ``torch.compile``: the same to rounding, slower to start and faster after."""
+    grad_checkpointing: bool = False
+    """Compute the inside of the blocks again in the backward pass instead of keeping it: the same numbers, less memory, more time."""
 
 
 def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -> Path:
@@ -89,6 +92,8 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     method = method_of(config)
     torch.manual_seed(config.seed)
     model = method.build(config).to(device).train()
+    if execution.grad_checkpointing:
+        set_grad_checkpointing(model)
     if execution.compile:
         model.compile()
     optimizer = make_optimizer(model, config)
@@ -265,6 +270,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="save so often, besides after each epoch (default: %(default)s)")
     parser.add_argument("--monitor-epochs", type=int, help="look at the features so often: kNN, rank, spread; 0: never (default: a hundredth of the run)")
     parser.add_argument("--compile", action="store_true", help="run the step through torch.compile: slower to start, faster after (GPUs)")
+    parser.add_argument("--grad-checkpointing", action="store_true", help="compute the blocks again in the backward pass: less memory, more time")
     parser.add_argument("--export", action="store_true", help="at the end, write OUT/export: the weights alone, and the certified encoder file")
     parser.add_argument("--init-only", action="store_true", help="write the randomly initialised checkpoint and stop")
     arguments = parser.parse_args(argv)
