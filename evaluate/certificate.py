@@ -7,7 +7,6 @@ Axes: B batch, N patches, D width, C channels.
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from evaluate.encoder import Encoder, EncoderSpec
 from evaluate.reference import Residual, Semantics, Transformer
+from results.files import whole
 
 TOLERANCE = 1e-4  # of the largest absolute feature, or of 1 where that is smaller; a right conversion gives about 1e-6
 FAINT, FAINT_TOKENS = 1e-3, 33
@@ -48,12 +48,8 @@ class Certificate:
 
     def write(self, path: Path) -> None:
         """Atomically, as JSON."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            temporary.write_text(json.dumps(self.to_dict(), indent=1))
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole(path) as written:
+            written.write_text(json.dumps(self.to_dict(), indent=1))
 
     def __str__(self) -> str:
         lines = [f"certificate: {'passed' if self.passed else 'FAILED'} ({self.recognised}; branch {self.branch})"]

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from evaluate.encoder import KIND
 from evaluate.errors import UserError
+from results import files
 
 # Objects of these packages are replaced by placeholders; a file that names anything else is refused.
 INERT_PACKAGES = (
@@ -115,8 +116,7 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, hexadecimal; of an index, that of its files' digests."""
     if path.name.endswith(INDEX):
         return hashlib.sha256("".join(sha256(shard) for shard in _shards(path)).encode()).hexdigest()
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return files.sha256(path)
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from evaluate.data.transforms import CenterCrop, normalise
 from evaluate.errors import UserError
 from evaluate.outcomes import table as outcome_table
 from evaluate.task import Env
+from results.files import whole
 
 KIND = "siamese-eval classifier 1"
 HEAD_STD = 2e-5  # of SiameseIM's and MAE's fine-tuning
@@ -62,9 +62,8 @@ def save(path: Path, classifier: Classifier, classes: tuple[str, ...], preproces
 
     about = {"kind": KIND, "encoder": classifier.encoder.fingerprint, "classes": classes, "preprocessing": asdict(preprocessing)}
     metadata = {"about": json.dumps(about)}  # one entry: safetensors writes several in random order, and a record hashes this file
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}, temporary, metadata)
-    os.replace(temporary, path)
+    with whole(path) as written:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}, written, metadata)
 
 
 def load(path: Path, encoder: Any) -> tuple[Classifier, tuple[str, ...], CenterCrop]:

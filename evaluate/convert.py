@@ -7,9 +7,7 @@ Exit status 0: written and certified; 2: one sentence says what is wrong, and no
 """
 
 import argparse
-import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +20,7 @@ from evaluate.encoder import EncoderSpec
 from evaluate.errors import UserError
 from evaluate.formats.table import Format, rename
 from evaluate.reference import Semantics
+from results.files import whole
 
 
 def convert(path: Path | str, out: Path | str, branch: str | None = None, format: str | None = None) -> Certificate:
@@ -63,27 +62,22 @@ def convert(path: Path | str, out: Path | str, branch: str | None = None, format
 
 def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, facts: dict[str, Any], what: str) -> Certificate:
     """Saves under a temporary name, reads that file back, certifies it, and only then gives it its name."""
-    temporary = out.with_name(f".{out.stem}.{os.getpid()}.part.safetensors")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        encoder.save(temporary, state, spec)
-        state.clear()  # half the memory: what is certified is the file, not what was in memory
-        built = encoder.load(temporary, _uncertified=True)
-        checks = compare(built)
-        passed = all(check.get("passed", True) for check in checks.values())
-        made = Certificate(passed, built.fingerprint, spec.source_format, spec.branch, spec.source_sha256, checks=checks, **facts)
-        if not passed:
+        with whole(out) as written:
+            encoder.save(written, state, spec)
+            state.clear()  # half the memory: what is certified is the file, not what was in memory
+            built = encoder.load(written, _uncertified=True)
+            checks = compare(built)
             failed = ", ".join(f"{name} by {check['difference']:.1e}" for name, check in checks.items() if not check.get("passed", True))
-            raise UserError(f"{what} was not converted: the encoder's features differ from the source's own ({failed}); please report the file")
-        certificate_path = encoder.certificate_path(out)
-        certificate_path.unlink(missing_ok=True)  # never an old certificate beside a new encoder
-        os.replace(temporary, out)
+            if failed:
+                raise UserError(f"{what} was not converted: the encoder's features differ from the source's own ({failed}); please report the file")
+            certificate_path = encoder.certificate_path(out)
+            certificate_path.unlink(missing_ok=True)  # never an old certificate beside a new encoder
+        made = Certificate(True, built.fingerprint, spec.source_format, spec.branch, spec.source_sha256, checks=checks, **facts)
         made.write(certificate_path)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from error
-    finally:
-        with contextlib.suppress(OSError):  # the folder itself may not exist
-            temporary.unlink(missing_ok=True)
     return made
 
 

@@ -7,7 +7,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from evaluate.errors import UserError
 from evaluate.interpolation import resample_pos_embed
+from results.files import whole
 
 KIND = "siamese-eval encoder 1"
 ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
@@ -245,12 +245,8 @@ def certificate_path(path: Path) -> Path:
 
 def save(path: Path, state: dict[str, Tensor], spec: EncoderSpec) -> None:
     """Writes an encoder file atomically: float32 tensors under timm names, the spec as JSON in the metadata."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, temporary, {"kind": KIND, "spec": spec.to_json()})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as written:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, written, {"kind": KIND, "spec": spec.to_json()})
 
 
 def read_spec(path: Path) -> EncoderSpec | None:

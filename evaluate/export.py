@@ -6,11 +6,8 @@ Every file also carries ``encoder_spec`` (``evaluate.semantics``), so that it co
 file gets its name: it is converted, and every tensor and every field that can change a feature must be equal, bit by bit.
 """
 
-import contextlib
 import json
-import os
 import re
-import shutil
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from torch import Tensor
 from evaluate import semantics
 from evaluate.encoder import Encoder, EncoderSpec
 from evaluate.errors import UserError
+from results.files import whole
 
 State = dict[str, Tensor]
 # timm name to the name that transformers' save_pretrained gives it in a ViTModel; qkv comes apart below
@@ -71,20 +69,13 @@ def export(encoder: Encoder, to: str, out: Path) -> list[str]:
         raise UserError(f"{to} files cannot express this encoder ({spec.source_format}): {reason}")
     if out.is_dir() and (target.ending or any(out.iterdir())):
         raise UserError(f"{out} is a folder that is there already; choose another place with --out")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part{target.ending}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        target.write(temporary, spec, {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.model.state_dict().items()})
-        _prove(temporary, encoder, out)
-        os.replace(temporary, out)
+        with whole(out) as written:
+            target.write(written, spec, {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.model.state_dict().items()})
+            _prove(written, encoder, out)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):  # the folder itself may not exist
-                temporary.unlink(missing_ok=True)
     return target.notes(spec)
 
 

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from evaluate.data.transforms import CenterCrop, seed_of
 from evaluate.errors import UserError
 from evaluate.predictions import Outcome
 from evaluate.task import Env
+from results.files import whole
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CELLS = tuple((corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES)
@@ -119,6 +119,5 @@ def _write_table(path: Path, table: dict[str, dict[str, float]], means: dict[str
         alexnet = 100 * ALEXNET_ERROR[name]
         values = [*(row[str(severity)] for severity in SEVERITIES), means[name], alexnet, 100 * means[name] / alexnet]
         writer.writerow([name, *(f"{value:.4f}" for value in values)])
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text.getvalue())
-    os.replace(temporary, path)
+    with whole(path) as written:
+        written.write_text(text.getvalue())

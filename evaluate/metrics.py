@@ -1,11 +1,12 @@
 """Accuracy, its standard error, and the per-image outcome from which paired comparisons are made."""
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
+
+from results.files import whole
 
 
 def correct_at(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
@@ -27,6 +28,5 @@ def standard_error(percentage: float, count: int) -> float:
 
 def save_correct(out_dir: Path, correct: torch.Tensor | np.ndarray) -> None:
     """Writes ``predictions.npz`` with ``correct``, bool in the order of val, for paired comparisons of two encoders."""
-    temporary = out_dir / f".predictions.{os.getpid()}.npz"  # every process of torchrun may write
-    np.savez_compressed(temporary, correct=np.asarray(correct, dtype=bool))
-    temporary.replace(out_dir / "predictions.npz")
+    with whole(out_dir / "predictions.npz") as written:  # every process of torchrun may write
+        np.savez_compressed(written, correct=np.asarray(correct, dtype=bool))

@@ -15,6 +15,7 @@ from evaluate.errors import UserError
 from evaluate.task import configure as task_configure
 from evaluate.task import module_of, split_overrides
 from results import record
+from results.files import sha256
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,17 @@ def configure(nodes: Sequence[Node], preset: str, overrides: dict[str, dict[str,
 
 
 def is_converted(checkpoint: Path, encoder: Path, branch: str | None) -> bool:
-    """Whether an encoder file was made from exactly this checkpoint file and branch."""
+    """Whether an encoder file was made from exactly this checkpoint (a file, an index of files, a folder) and branch."""
     certificate = encoder.with_name(encoder.stem + ".certificate.json")
-    if not (encoder.is_file() and certificate.is_file() and checkpoint.is_file()):
+    if not (encoder.is_file() and certificate.is_file()):
         return False
+    from evaluate.checkpoint import sha256, weights_file  # brings torch along, which a plan does without
+
     made = json.loads(certificate.read_text())
-    return made["source_sha256"] == record.sha256(checkpoint) and branch in (None, made["branch"])
+    try:
+        return made["source_sha256"] == sha256(weights_file(checkpoint)) and branch in (None, made["branch"])
+    except UserError:
+        return False  # the conversion says what is wrong
 
 
 @dataclass
@@ -177,7 +183,7 @@ class Run:
             "limit": self.limit,
             "encoder_fingerprint": fingerprint,
             "data_fingerprint": self._fingerprint(module_of(node.task).reads(self.configs[node.name])),
-            "classifier": record.sha256(classifier) if node.needs and classifier.is_file() else None,
+            "classifier": sha256(classifier) if node.needs and classifier.is_file() else None,
         }
 
     def _fingerprint(self, names: tuple[str, ...]) -> str:

@@ -3,7 +3,6 @@
 It stays until the record is written (``evaluate.task``): a task killed between its last step and its record only evaluates again.
 """
 
-import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,15 @@ from typing import Any
 import torch
 
 from evaluate.errors import UserError
+from results.files import whole
 
 FILE = "training_state.pt"
 
 
 def save(out_dir: Path, identity: str, state: dict[str, Any]) -> None:
     """Writes tensors and numbers atomically; ``identity`` says what is being trained, on what."""
-    temporary = out_dir / f"{FILE}.{os.getpid()}.tmp"
-    torch.save({"identity": identity, **state}, temporary)
-    os.replace(temporary, out_dir / FILE)
+    with whole(out_dir / FILE) as written:
+        torch.save({"identity": identity, **state}, written)
 
 
 def load(out_dir: Path, identity: str) -> dict[str, Any] | None:

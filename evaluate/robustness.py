@@ -26,7 +26,7 @@ from evaluate.data.transforms import CenterCrop
 from evaluate.errors import Skip, UserError
 from evaluate.predictions import Predictor
 from evaluate.task import Env, main
-from results.record import sha256
+from results.files import sha256
 
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")
 CORRUPTIONS_FROM = ("published", "made")

@@ -8,7 +8,6 @@ disk once.
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from evaluate.data.transforms import Transform
 from evaluate.errors import UserError
 from evaluate.progress import track
 from evaluate.task import Env
+from results.files import whole
 
 FORMAT = 2  # raise it when what is stored changes its meaning
 BATCH = 64
@@ -195,6 +195,5 @@ def _write_shard(folder: Path, shard: int, tensors: dict[str, torch.Tensor], lef
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with whole(path) as written:
+        written.write_bytes(content)

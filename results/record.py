@@ -8,12 +8,13 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from results.files import sha256, whole
 
 SCHEMA = 1
 PACKAGES = (
@@ -97,12 +98,8 @@ def write(folder: Path, entry: dict[str, Any]) -> Path:
     path = path_of(folder, entry)
     if path.is_file() and json.loads(path.read_text())["status"] == "ok":
         return path
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        json.dump({**entry, "key": key(entry)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with whole(path) as written:
+        written.write_text(json.dumps({**entry, "key": key(entry)}, indent=1))
     return path
 
 
@@ -139,9 +136,3 @@ def git_state() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"commit": commit, "dirty": dirty}
-
-
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -19,6 +19,7 @@ import pandas as pd
 
 from evaluate.plan import COLUMNS, EXTRA_COLUMNS, NODES, configure
 from results import record
+from results.files import whole
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 MARKS = "abcdefghijklmnopqrstuvwxyz"
@@ -167,9 +168,8 @@ def _superscripts(text: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text)
-    temporary.replace(path)
+    with whole(path) as written:
+        written.write_text(text)
 
 
 def main(argv: list[str] | None = None) -> int:

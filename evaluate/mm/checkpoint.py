@@ -4,7 +4,6 @@ mmengine's own checkpoints hold no random state, are not written atomically, del
 unpickling. These are tensors and plain values, written aside and renamed; the two newest are kept, and an unreadable one is passed over.
 """
 
-import os
 import pickle
 import re
 import sys
@@ -15,6 +14,8 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 
+from results.files import whole
+
 KEPT = 2
 
 
@@ -22,12 +23,8 @@ def save(folder: Path, iteration: int, state: dict[str, Any]) -> None:
     """Writes ``<folder>/iter_<iteration>.pt`` whole or not at all, then removes all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"iter_{iteration}.pt"
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with whole(path) as written:
+        torch.save(state, written)
     for old in newest_first(folder)[KEPT:]:
         old.unlink()
 
