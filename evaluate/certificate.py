@@ -35,6 +35,7 @@ class Certificate:
     source_format: str
     branch: str
     source_sha256: str
+    source_json_sha256: str
     recognised: str
     checks: dict[str, dict[str, Any]]
     used: list[str]

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from evaluate.encoder import KIND
 from evaluate.errors import UserError
-from results import files
+from results.files import sha256
 
 # Objects of these packages are replaced by placeholders; a file that names anything else is refused.
 INERT_PACKAGES = (
@@ -33,6 +33,7 @@ INERT_PACKAGES = (
 NOT_WEIGHTS = re.compile(r"(.*optimizer.*|.*scaler.*|.*scheduler.*|amp|callbacks|loops|message_hub|args|config|hyper_parameters)")
 MAX_NESTING = 6
 INDEX = ".index.json"  # of weights in several files: {"weight_map": {tensor: file}}
+DESCRIPTIONS = ("config.json", "preprocessor_config.json")  # Hugging Face's, beside the weights
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors" + INDEX, "pytorch_model.bin" + INDEX)
 DTYPES = {
     "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "DoubleStorage": torch.float64,
@@ -56,6 +57,7 @@ class Checkpoint:
 
     path: Path
     sha256: str
+    json_sha256: str
     groups: dict[str, dict[str, torch.Tensor]]
     entries: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
@@ -85,14 +87,16 @@ def read(path: Path) -> Checkpoint:
     if not groups:
         raise UserError(f"{path} holds no weights (its entries: {_listed(content)}); give a file with a state dict")
     entries = {str(key): _plain(value) for key, value in content.items() if not isinstance(value, torch.Tensor)}
-    config = _json_beside(path, "config.json")
+    config, preprocessor = (_json_beside(path, name) for name in DESCRIPTIONS)
+    sha256, json_sha256 = digests(path)
     return Checkpoint(
         path=path,
-        sha256=sha256(path),
+        sha256=sha256,
+        json_sha256=json_sha256,
         groups={name: _without_wrapper(state) for name, state in groups.items()},
         entries=entries,
         config=config,
-        preprocessor=_json_beside(path, "preprocessor_config.json"),
+        preprocessor=preprocessor,
         unread=tuple(str(key) for key, value in content.items() if _holds_inert(value)),
         said=_said(content, entries, config),
     )
@@ -112,11 +116,15 @@ def weights_file(path: Path) -> Path:
     return path
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal; of an index, that of its files' digests."""
-    if path.name.endswith(INDEX):
-        return hashlib.sha256("".join(sha256(shard) for shard in _shards(path)).encode()).hexdigest()
-    return files.sha256(path)
+def digests(path: Path) -> tuple[str, str]:
+    """SHA-256 of a weights file (of an index: over its files), and of the JSON files beside it that describe it ("" without any)."""
+    shards = list(_shards(path)) if path.name.endswith(INDEX) else []
+    described = [file for name in DESCRIPTIONS if (file := path.with_name(name)).is_file()]
+    return _over(shards) if shards else sha256(path), _over(described) if described else ""
+
+
+def _over(files: list[Path]) -> str:
+    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
 
 
 def _shards(index: Path) -> dict[Path, set[str]]:

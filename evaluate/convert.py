@@ -15,7 +15,7 @@ from typing import Any
 
 from evaluate import certificate, encoder, formats, semantics, sizes
 from evaluate.certificate import Certificate
-from evaluate.checkpoint import Checkpoint, read, sha256, weights_file
+from evaluate.checkpoint import Checkpoint, digests, read, weights_file
 from evaluate.encoder import EncoderSpec
 from evaluate.errors import UserError
 from evaluate.formats.table import Format, rename
@@ -74,7 +74,7 @@ def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, fa
                 raise UserError(f"{what} was not converted: the encoder's features differ from the source's own ({failed}); please report the file")
             certificate_path = encoder.certificate_path(out)
             certificate_path.unlink(missing_ok=True)  # never an old certificate beside a new encoder
-        made = Certificate(True, built.fingerprint, spec.source_format, spec.branch, spec.source_sha256, checks=checks, **facts)
+        made = Certificate(True, built.fingerprint, spec.source_format, spec.branch, *spec.source_digests, checks=checks, **facts)
         made.write(certificate_path)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from error
@@ -96,6 +96,7 @@ def _spec(state: dict[str, Any], known: Format, checkpoint: Checkpoint, branch: 
         "branch": branch,
         "epoch": epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None,
         "source_sha256": checkpoint.sha256,
+        "source_json_sha256": checkpoint.json_sha256,
         **(known.adjust(checkpoint) if known.adjust else {}),
     }
     heads = settings.get("num_heads", checkpoint.settings.get("num_heads"))
@@ -123,7 +124,7 @@ def ensure(path: Path | str, out: Path | str) -> Path:
     if encoder.read_spec(source) is not None:
         encoder.load(source)
         return source
-    if out.is_file() and (spec := encoder.read_spec(out)) is not None and spec.source_sha256 == sha256(source):
+    if out.is_file() and (spec := encoder.read_spec(out)) is not None and spec.source_digests == digests(source):
         try:
             encoder.load(out)
             return out

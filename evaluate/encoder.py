@@ -27,7 +27,7 @@ from results.files import whole
 
 KIND = "siamese-eval encoder 1"
 ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
-PROVENANCE = ("source_format", "branch", "epoch", "source_sha256", "pooling")  # these change no feature
+PROVENANCE = ("source_format", "branch", "epoch", "source_sha256", "source_json_sha256", "pooling")  # these change no feature
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class EncoderSpec:
     branch: str = ""
     epoch: int | None = None
     source_sha256: str = ""
+    source_json_sha256: str = ""  # of the JSON files beside it that describe it; "" where there are none
+
+    @property
+    def source_digests(self) -> tuple[str, str]:
+        """As ``evaluate.checkpoint.digests`` of the source."""
+        return self.source_sha256, self.source_json_sha256
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

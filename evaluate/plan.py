@@ -108,11 +108,12 @@ def is_converted(checkpoint: Path, encoder: Path, branch: str | None) -> bool:
     certificate = encoder.with_name(encoder.stem + ".certificate.json")
     if not (encoder.is_file() and certificate.is_file()):
         return False
-    from evaluate.checkpoint import sha256, weights_file  # brings torch along, which a plan does without
+    from evaluate.checkpoint import digests, weights_file  # brings torch along, which a plan does without
 
     made = json.loads(certificate.read_text())
     try:
-        return made["source_sha256"] == sha256(weights_file(checkpoint)) and branch in (None, made["branch"])
+        source = digests(weights_file(checkpoint))
+        return (made["source_sha256"], made.get("source_json_sha256")) == source and branch in (None, made["branch"])
     except UserError:
         return False  # the conversion says what is wrong
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evaluate import certificate, convert, encoder, formats
+from evaluate import certificate, convert, encoder, formats, plan
 from evaluate.encoder import Encoder
 from evaluate.errors import UserError
 from evaluate.reference import Semantics
@@ -205,6 +205,32 @@ def test_huggingface_folder_says_its_eps_and_normalisation(tmp_path) -> None:
     convert.convert(tmp_path, tmp_path / "encoder.safetensors")
     spec = encoder.load(tmp_path / "encoder.safetensors").spec
     assert (spec.layer_norm_eps, spec.num_heads, spec.mean, spec.std) == (1e-3, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+
+
+@pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "preprocessor_config.json"])
+def test_a_huggingface_folder_is_converted_again_when_a_file_of_it_changes(changed, tmp_path) -> None:
+    from tests.formats.test_every_format import tiny_vit
+
+    known, folder, out = formats.by_name("hf_vit"), tmp_path / "hf", tmp_path / "encoder.safetensors"
+    folder.mkdir()
+    state = {**tiny_vit(known, dict(known.branches["encoder"].roles), 0), "classifier.weight": torch.zeros(2, 2)}
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"layer_norm_eps": 1e-3, "num_attention_heads": 4, "hidden_act": "gelu"}))
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
+    convert.ensure(folder, out)
+    assert plan.is_converted(folder, out, None) and not plan.is_converted(folder, out, "target")
+    stamp = out.stat().st_mtime_ns
+    convert.ensure(folder, out)
+    assert out.stat().st_mtime_ns == stamp
+    if changed == "model.safetensors":
+        save_file({name: tensor + 0.01 for name, tensor in state.items()}, folder / changed)
+    else:
+        (folder / changed).write_text((folder / changed).read_text().replace("0.001", "0.01").replace("0.5", "0.55"))
+    assert not plan.is_converted(folder, out, None)
+    convert.ensure(folder, out)
+    assert out.stat().st_mtime_ns != stamp and plan.is_converted(folder, out, None)
+    (folder / "model.safetensors").unlink()
+    assert not plan.is_converted(folder, out, None)  # what is wrong the conversion says
 
 
 def test_huggingface_folder_in_several_files(tmp_path) -> None:

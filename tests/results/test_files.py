@@ -1,0 +1,62 @@
+"""A file is whole or not there."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from results.files import sha256, whole
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from results.files import whole
+with whole(Path(sys.argv[1])) as written:
+    written.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_it_takes_the_name_when_all_is_written(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with whole(path) as written:
+        assert written.suffix == ".json"  # numpy and the formats go by it
+        written.write_text("new")
+        assert path.read_text() == "old" and list(tmp_path.glob("*.json")) == [path]
+    assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_written_likewise(tmp_path):
+    with whole(tmp_path / "model") as written:
+        written.mkdir()
+        (written / "config.json").write_text("{}")
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "config.json"]
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), whole(path) as written:
+        written.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_kill_leaves_what_was_there(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)])
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old" and list(tmp_path.glob("*.json")) == [path]
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"), whole(tmp_path / "absent" / "a.json"):
+        pass
+
+
+def test_digest(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
