@@ -9,19 +9,23 @@ from PIL import Image
 
 from pretrain import checkpoint, train, views
 from pretrain.config import DEMO, MAE_DEMO
+from pretrain.vit import set_grad_checkpointing
 
 TINY = {"depth": 1, "projector_depth": 1, "predictor_depth": 1, "decoder_depth": 1, "batch_size": 4}
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])  # traced alone; made into C++
 @pytest.mark.parametrize("preset", [DEMO, MAE_DEMO], ids=["siameseim", "mae"])
-def test_a_compiled_step_gives_the_same_loss_gradients_and_state(preset, backend):
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_a_compiled_step_gives_the_same_loss_gradients_and_state(preset, backend, grad_checkpointing):
     config = replace(preset, **TINY)
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     batch = views.finish(views.cut(images, np.arange(4), 0, config), 0, config)
     torch.manual_seed(0)
     plain, compiled = (train.method_of(config).build(config).train() for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
+    if grad_checkpointing:
+        set_grad_checkpointing(compiled)
     compiled.compile(backend=backend)
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     losses = []
