@@ -255,15 +255,17 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     on. So a colour of channels scaled to [0, 1] lies 1 - red + green + blue from red, on the side of the greater of green and blue.
     """
     red, green, blue = images.unbind(1)
-    low = images.amin(1)
-    chroma = images.amax(1).sub_(low)
+    high, low = torch.maximum(red, green), torch.minimum(red, green)
+    low = torch.minimum(low, blue, out=low)
+    chroma = torch.maximum(high, blue, out=high).sub_(low)
     from_red = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-12)).add_(1)
     circle = from_red.copysign_(green - blue).div_(6).add_(turns[:, None, None])
     sectors = circle.sub_(circle.round()).mul_(6)  # in [-3, 3]
-    places = torch.tensor((0.0, 2.0, -2.0), device=images.device).view(3, 1, 1)
-    # 3 - the distance on the circle, of places at most 5 apart on the line; all three channels in one call
-    near = torch.sub(sectors[:, None], places, out=images).abs_().sub_(3).abs_().clamp_(1, 2)
-    return near.mul_(chroma[:, None]).add_(low.sub_(chroma)[:, None])
+    for channel, place in enumerate((0, 2, -2)):
+        # 2 - the distance on the circle, of places at most 5 apart on the line
+        share = (sectors - place).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
+        torch.addcmul(low, chroma, share, out=images[:, channel])
+    return images
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
