@@ -161,13 +161,9 @@ def batch_source(config: PretrainConfig, reference: bool, paths: list[Path]) -> 
     chosen = [paths[i % len(paths)] for i in index]
     if reference:
         batch = benchmark_reference.PerImageViews(config).batch(chosen)
-        return lambda device: _moved(batch, device)
+        return lambda device: views.Batch(*(getattr(batch, field.name).to(device) for field in dataclasses.fields(batch)))
     crops = views.cut([decode(path) for path in chosen], index, 0, config)
-    return lambda device: views.finish(_moved(crops, device), 0, config)
-
-
-def _moved(value: Any, device: str) -> Any:
-    return type(value)(*(getattr(value, field.name).to(device) for field in dataclasses.fields(value)))
+    return lambda device: views.finish(crops.to(device), 0, config)
 
 
 def time_parts(

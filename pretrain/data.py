@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -37,9 +38,8 @@ class Sample(NamedTuple):
     damaged: dict[int, str]
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """The crops of a micro-batch, and the images that could not be read for it, by index."""
+class Loaded(NamedTuple):
+    """The crops of a micro-batch, and the images that could not be read for it, by index. Named tuples are what the loader can pin."""
 
     crops: views.Cut
     damaged: dict[int, str]
@@ -146,6 +146,7 @@ def steps_from(images: ImageFolder, first: int, micro_batch: int, config: Pretra
                 batch_sampler=mine.reshape(-1, micro_batch).tolist(),
                 collate_fn=Collate(epoch, config),
                 num_workers=workers,
+                pin_memory=torch.cuda.is_available(),  # copied to the GPU while it still computes
                 worker_init_fn=_leave_signals_to_the_run,
             )
         )

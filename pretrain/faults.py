@@ -130,7 +130,7 @@ def sentence(error: RuntimeError) -> str | None:
     """What an error that comes from outside this process means to a person; None for any other."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU has too little memory; lower --micro-batch"
+        return "the GPU has too little memory; --grad-checkpointing takes less and changes nothing else, a lower --micro-batch takes less too"
     if "DataLoader worker" in text:
         return "a data loading process was ended from outside, perhaps for want of memory; start again, with fewer --workers"
     if isinstance(error, torch.distributed.DistNetworkError):

@@ -1,7 +1,6 @@
 """Forward and backward of one optimiser step, over its micro-batches and all processes."""
 
 import contextlib
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -48,8 +47,7 @@ def suspect(model: nn.Module, batch: Step, config: PretrainConfig, device: str, 
 
 
 def _loss(model: nn.Module, crops: views.Cut, epoch: int, config: PretrainConfig, device: str) -> Tensor:
-    crops = views.Cut(*(getattr(crops, field.name).to(device, non_blocking=True) for field in dataclasses.fields(crops)))
-    batch = views.finish(crops, epoch, config)
+    batch = views.finish(crops.to(device), epoch, config)
     dtype = PRECISIONS.get(config.precision)
     with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
         return model(batch).loss

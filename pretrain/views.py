@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +30,7 @@ CPU_PIXELS = 224 * 224  # coloured at once on a CPU: they stay in its cache, and
 JITTER_ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(NamedTuple):
     """Crops of a batch: two views (B, 3, S, S) uint8, their boxes (B, 4) and flips (B,), image widths (B,), mask (B, N), indices (B,)."""
 
     view1: Tensor
@@ -42,6 +42,10 @@ class Cut:
     image_width: Tensor
     mask: Tensor
     index: Tensor
+
+    def to(self, device: torch.device | str) -> "Cut":
+        """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
+        return Cut(*(tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index)
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,7 @@ def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray,
 def finish(crops: Cut, epoch: int, config: PretrainConfig) -> Batch:
     """Colour, blur, solarisation and normalisation of both views, on the device where the crops lie."""
     device, batch = crops.view1.device, len(crops.view1)
-    draws = uniforms(config.seed, epoch, crops.index.cpu().numpy(), 2 * (CUT_DRAWS + COLOUR_DRAWS) + config.num_patches)
+    draws = uniforms(config.seed, epoch, crops.index.numpy(), 2 * (CUT_DRAWS + COLOUR_DRAWS) + config.num_patches)
     _, *colour, noise = np.split(draws, np.cumsum([2 * CUT_DRAWS, COLOUR_DRAWS, COLOUR_DRAWS]), axis=1)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
     rows = max(1, CPU_PIXELS // config.img_size**2) if device.type == "cpu" else batch

@@ -223,7 +223,7 @@ def test_a_killed_data_process_is_one_sentence(images, tmp_path):
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "lower --micro-batch"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "--grad-checkpointing"),
         (torch.distributed.DistNetworkError("port 1 is taken\nC++ trace"), "cannot reach each other: port 1 is taken"),
         (torch.distributed.DistBackendError("NCCL error"), "another process of this run has ended"),
         (RuntimeError("shapes do not fit"), None),

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from pretrain import views
 from pretrain.config import DEMO, PAPER
+from pretrain.data import Collate, Loaded, Sample
 from pretrain.geometry import relative_geometry, relative_positions
 
 
@@ -97,3 +98,19 @@ def test_relative_positions_point_at_the_pixels_that_the_target_sees():
         assert error < 1.0, (i, error)  # pixels of 150 x 230; a wrong flip, side or scale is off by tens
         checked[bool(crops.flipped1[i]), bool(crops.flipped2[i])] += int(inside.sum())
     assert min(checked.values()) > 200, checked
+
+
+def test_every_tensor_of_a_batch_is_pinned_for_the_gpu(monkeypatch):
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    images = [Sample(torch.zeros(3, 40, 48, dtype=torch.uint8), index, {7: "damaged"}) for index in range(2)]
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)  # as without a GPU it cannot be
+    loaded = pin_memory(Collate(0, DEMO)(images))
+    assert isinstance(loaded, Loaded) and loaded.damaged == {7: "damaged"}
+    assert len(pinned) == len(views.Cut._fields) and all(one is other for one, other in zip(pinned, loaded.crops, strict=True))
+
+
+def test_the_indices_stay_where_the_choices_are_made():
+    crops = views.cut([torch.zeros(3, 40, 48, dtype=torch.uint8)], np.arange(1), 0, DEMO).to("meta")
+    assert crops.index.device.type == "cpu" and {tensor.device.type for tensor in crops[:-1]} == {"meta"}
