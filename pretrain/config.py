@@ -51,6 +51,8 @@ class PretrainConfig:
     norm_pix_loss: bool = True
     """MAE's: the target is each patch's pixels normalised by their own mean and variance."""
 
+    num_views: int = 2
+    """Views that the method takes of an image, 1 or 2."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Area of a crop as a share of the image."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
@@ -104,6 +106,8 @@ class PretrainConfig:
                 raise ValueError(f"{name} is 'batch' or 'layer', not {getattr(self, name)!r}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ValueError(f"precision is fp32, bf16 or fp16, not {self.precision!r}")
+        if self.num_views not in (1, 2):
+            raise ValueError(f"num_views is 1 or 2, not {self.num_views}")
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError("epochs and batch_size must be at least 1")
 
@@ -161,6 +165,7 @@ DEMO = replace(
 MAE: dict[str, Any] = {
     "method": "mae",
     "train_patch_embed": True,
+    "num_views": 1,
     "crop_scale": (0.2, 1.0),
     "jitter_probability": 0.0,
     "gray_probability": 0.0,

@@ -1,7 +1,8 @@
 """A picture of a batch, so that a person sees what the model is asked before days are spent on it.
 
 A row is an image: view 1 with what the method hides of it in grey, and view 2. Dots of one colour are one place: in view 2 the centre of a
-token, in view 1 where the relative position that goes with that token says it lies. They must sit on the same thing in both.
+token, in view 1 where the relative position that goes with that token says it lies. They must sit on the same thing in both. A method of
+one view has neither.
 """
 
 import math
@@ -24,17 +25,19 @@ def draw(batch: Batch, hidden: Tensor, config: PretrainConfig, path: Path) -> No
     """Writes a PNG of the first images of a batch; ``hidden`` (B, N) is True where the method does not see view 1."""
     shown = min(ROWS, len(batch.view1))
     rows, columns = (positions.cpu() for positions in relative_positions(batch.geometry, config.grid_size))
-    sheet = Image.new("RGB", (2 * SIDE, shown * SIDE))
+    views = [view for view in (batch.view1, batch.view2) if view is not None]
+    sheet = Image.new("RGB", (len(views) * SIDE, shown * SIDE))
     for number in range(shown):
-        view1, view2 = (_pixels(view[number], config) for view in (batch.view1, batch.view2))
+        view1, *second = (_pixels(view[number], config) for view in views)
         covered = hidden[number].cpu().view(config.grid_size, config.grid_size).numpy()
         covered = covered.repeat(config.patch_size, 0).repeat(config.patch_size, 1)[..., None]
         view1 = np.where(covered, view1 // 4 + 96, view1)
-        pair = Image.new("RGB", (2 * SIDE, SIDE))
-        for column, pixels in enumerate((view1, view2)):
-            pair.paste(Image.fromarray(pixels.astype(np.uint8)).resize((SIDE, SIDE)), (column * SIDE, 0))
-        _draw_dots(ImageDraw.Draw(pair), rows[number], columns[number], config.grid_size)
-        sheet.paste(pair, (0, number * SIDE))
+        strip = Image.new("RGB", (len(views) * SIDE, SIDE))
+        for column, pixels in enumerate((view1, *second)):
+            strip.paste(Image.fromarray(pixels.astype(np.uint8)).resize((SIDE, SIDE)), (column * SIDE, 0))
+        if second:
+            _draw_dots(ImageDraw.Draw(strip), rows[number], columns[number], config.grid_size)
+        sheet.paste(strip, (0, number * SIDE))
     sheet.save(path)
 
 

@@ -31,10 +31,13 @@ JITTER_ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
 class Cut(NamedTuple):
-    """Crops of a batch: two views (B, 3, S, S) uint8, their boxes (B, 4) and flips (B,), image widths (B,), mask (B, N), indices (B,)."""
+    """Crops of a batch: two views (B, 3, S, S) uint8, their boxes (B, 4) and flips (B,), image widths (B,), mask (B, N), indices (B,).
+
+    With ``num_views`` 1 ``view2`` is None; its box and flip are view 1's.
+    """
 
     view1: Tensor
-    view2: Tensor
+    view2: Tensor | None
     crop1: Tensor
     crop2: Tensor
     flipped1: Tensor
@@ -45,18 +48,20 @@ class Cut(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Cut":
         """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
-        return Cut(*(tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index)
+        return Cut(*(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index)
 
 
 @dataclass(frozen=True)
 class Batch:
     """What a method trains on: views (B, 3, S, S) normalised, mask (B, N) bool, geometry of view 2 in view 1, indices (B,).
 
+    ``view2`` is None for a method of one view.
+
     ``noise`` (B, N) are uniform numbers for methods that mask single patches at random.
     """
 
     view1: Tensor
-    view2: Tensor
+    view2: Tensor | None
     mask: Tensor
     geometry: RelativeGeometry
     index: Tensor
@@ -130,19 +135,22 @@ def block_mask(grid_size: int, num_masked: int, min_block: int, random: Random) 
 
 
 def cut(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainConfig) -> Cut:
-    """Images (3, H, W) uint8 of any sizes to the two resized crops of each. The whole image is flipped before it is cropped."""
+    """Images (3, H, W) uint8 of any sizes to the resized crops of each. The whole image is flipped before it is cropped."""
     draws = uniforms(config.seed, epoch, index, 2 * CUT_DRAWS).reshape(len(images), 2, CUT_DRAWS)
     heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (-2, -1))
     flipped = draws[:, :, -1] < config.flip_probability
-    boxes = [crop_boxes(draws[:, view, :-1], heights, widths, config.crop_scale) for view in range(2)]
-    views = [_resized_crops(images, boxes[view], flipped[:, view], config.img_size) for view in range(2)]
+    taken = range(config.num_views)
+    boxes = [crop_boxes(draws[:, view, :-1], heights, widths, config.crop_scale) for view in taken]
+    views = [_resized_crops(images, boxes[view], flipped[:, view], config.img_size) for view in taken]
     generators = (Random(f"{config.seed} {epoch} {number}") for number in index)
     masks = [block_mask(config.grid_size, config.num_masked, config.min_block, generator) for generator in generators]
     return Cut(
-        *views,
-        *(torch.from_numpy(box) for box in boxes),
+        views[0],
+        views[1] if config.num_views == 2 else None,
+        torch.from_numpy(boxes[0]),
+        torch.from_numpy(boxes[-1]),
         torch.from_numpy(flipped[:, 0]),
-        torch.from_numpy(flipped[:, 1]),
+        torch.from_numpy(flipped[:, config.num_views - 1]),
         torch.from_numpy(widths),
         torch.from_numpy(np.stack(masks)),
         torch.from_numpy(np.asarray(index)),
@@ -166,23 +174,27 @@ def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray,
 
 
 def finish(crops: Cut, epoch: int, config: PretrainConfig) -> Batch:
-    """Colour, blur, solarisation and normalisation of both views, on the device where the crops lie."""
-    device, batch = crops.view1.device, len(crops.view1)
+    """Colour, blur, solarisation and normalisation of the views, on the device where the crops lie."""
     draws = uniforms(config.seed, epoch, crops.index.numpy(), 2 * (CUT_DRAWS + COLOUR_DRAWS) + config.num_patches)
-    _, *colour, noise = np.split(draws, np.cumsum([2 * CUT_DRAWS, COLOUR_DRAWS, COLOUR_DRAWS]), axis=1)
+    _, colour1, colour2, noise = np.split(draws, np.cumsum([2 * CUT_DRAWS, COLOUR_DRAWS, COLOUR_DRAWS]), axis=1)
+    view1 = _finished(crops.view1, colour1, 0, config)
+    view2 = None if crops.view2 is None else _finished(crops.view2, colour2, 1, config)
+    geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
+    return Batch(view1, view2, crops.mask, geometry, crops.index, torch.from_numpy(noise).to(view1.device))
+
+
+def _finished(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainConfig) -> Tensor:
+    """View ``number`` (0 or 1), (B, 3, S, S) uint8 to normalised, by draws (B, COLOUR_DRAWS) in [0, 1)."""
+    device, batch = pixels.device, len(pixels)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
     rows = max(1, CPU_PIXELS // config.img_size**2) if device.type == "cpu" else batch
-    views = []
-    for number, pixels in enumerate((crops.view1, crops.view2)):
-        view = torch.empty(pixels.shape, device=device)
-        for first in range(0, batch, rows):
-            part = slice(first, first + rows)
-            images = view[part].copy_(pixels[part]).div_(255)  # from here on colour by colour
-            images = _colour(images, colour[number][part], config.blur_probability[number], config.solarize_probability[number], config)
-            torch.sub(images, mean, out=view[part]).div_(std)
-        views.append(view)
-    geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
-    return Batch(*views, crops.mask, geometry, crops.index, torch.from_numpy(noise).to(device))
+    view = torch.empty(pixels.shape, device=device)
+    for first in range(0, batch, rows):
+        part = slice(first, first + rows)
+        images = view[part].copy_(pixels[part]).div_(255)  # from here on colour by colour
+        images = _colour(images, draws[part], config.blur_probability[number], config.solarize_probability[number], config)
+        torch.sub(images, mean, out=view[part]).div_(std)
+    return view
 
 
 def _colour(images: Tensor, draws: np.ndarray, blur: float, solarize: float, config: PretrainConfig) -> Tensor:

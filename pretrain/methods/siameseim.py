@@ -222,5 +222,7 @@ def _official_name(name: str) -> str:
 
 
 def build(config: PretrainConfig) -> SiameseIM:
-    """What the loop asks of a method file."""
+    """What the loop asks of a method file. Raises ValueError for a config of one view."""
+    if config.num_views != 2:
+        raise ValueError(f"siameseim predicts one view from another: num_views is 2, not {config.num_views}")
     return SiameseIM(config)

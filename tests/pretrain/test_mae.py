@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from evaluate import convert, encoder
-from pretrain import checkpoint, parity, train, views
+from pretrain import checkpoint, parity, picture, train, views
 from pretrain.config import DEMO, MAE_DEMO, MAE_PAPER, PAPER, configure
 from pretrain.methods import mae
 
@@ -185,3 +185,23 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypat
     made = convert.convert(tmp_path / "unbroken" / checkpoint.NAME, tmp_path / "encoder.safetensors")
     spec = encoder.load(tmp_path / "encoder.safetensors").spec
     assert made.passed and (spec.source_format, spec.num_heads, spec.embed_dim, spec.final_norm) == ("mae", 3, 48, True)
+
+
+def test_one_view_alone_is_cut_and_it_is_the_first_of_two(tmp_path):
+    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=generator(i)) for i in range(4)]
+    one, two = (views.cut(images, np.arange(4), 0, config) for config in (MAE_DEMO, replace(MAE_DEMO, num_views=2)))
+    assert one.view2 is None and torch.equal(one.view1, two.view1) and torch.equal(one.crop2, one.crop1)
+    batch, of_two = (views.finish(crops, 0, config) for crops, config in ((one, MAE_DEMO), (two, replace(MAE_DEMO, num_views=2))))
+    assert batch.view2 is None and torch.equal(batch.view1, of_two.view1) and torch.equal(batch.noise, of_two.noise)
+    model = train.method_of(MAE_DEMO).build(MAE_DEMO)
+    assert torch.equal(model(batch).loss, model(of_two).loss)
+    for shown, columns in ((batch, 1), (of_two, 2)):
+        picture.draw(shown, model.hidden(shown), MAE_DEMO, tmp_path / "batch.png")
+        assert Image.open(tmp_path / "batch.png").size == (columns * picture.SIDE, 4 * picture.SIDE)
+
+
+def test_siameseim_cannot_do_with_one_view():
+    with pytest.raises(ValueError, match="num_views"):
+        train.method_of(DEMO).build(replace(DEMO, num_views=1))
+    with pytest.raises(ValueError, match="1 or 2"):
+        replace(DEMO, num_views=3)
