@@ -101,5 +101,5 @@ def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
 def last_line(log: Path, most: int = 300) -> str:
     """The last line of a log that says something; not the one that names the record."""
     text = log.read_text(errors="replace") if log.is_file() else ""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("record: ")]
+    lines = [line.strip() for line in text.splitlines() if any(map(str.isalnum, line)) and not line.startswith("record: ")]
     return lines[-1][:most] if lines else "no output yet"

@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from evaluate.launch import local
 
 
@@ -29,3 +31,12 @@ def test_each_job_sees_one_gpu_also_with_more_slots_than_gpus(tmp_path):
     jobs = [job(tmp_path, str(i), "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])") for i in range(3)]
     local.run(jobs, slots=3, gpus=[4, 6])
     assert [local.last_line(one.log) for one in jobs] == ["4", "6", "4"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("", "no output yet"), ("half done\n\n", "half done"), ('{\n  "top1": 28.9\n}\nrecord: a.json\n', '"top1": 28.9'), ("x" * 400, "x" * 300)],
+)
+def test_the_line_that_is_shown_says_something(text, says, tmp_path):
+    (tmp_path / "log").write_text(text)
+    assert local.last_line(tmp_path / "log") == says
