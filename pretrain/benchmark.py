@@ -2,7 +2,7 @@
 
     python -m pretrain.benchmark --set batch_size=64                       the paper's model in fp32, and the transcription
     python -m pretrain.benchmark --set batch_size=512 --precision bf16 --compile    on a GPU
-    python -m pretrain.benchmark --views                                   the data path alone: images/s a core
+    python -m pretrain.benchmark --views --workers 16                      the data path alone: images/s a core, and of the loader
 
 Every variant of a step runs in a process of its own, one after the other, so that its peak memory is its own; the ceiling is a plain matrix
 product of the same precision. All figures of a table come from one run on one machine: read the ratios. On a CPU the transcription
@@ -31,12 +31,14 @@ from torch import nn
 
 from pretrain import benchmark_reference, train, views
 from pretrain.config import MODELS, PRESETS, PretrainConfig
+from pretrain.data import ImageFolder, steps_from
 from pretrain.decode import decode
 from pretrain.optimizer import make_optimizer
 from pretrain.vit import set_grad_checkpointing
 
 PARTS = ("augment", "target", "online", "loss", "backward", "optimiser", "EMA")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LOADER_BATCH, LOADER_BATCHES = 64, 8  # images at once, and batches a process
 IMAGE_SIZE, IMAGE_BYTES = (500, 375), 50_000  # ImageNet's middle; the reference was measured on such
 
 
@@ -223,11 +225,26 @@ def time_views(config: PretrainConfig, folder: Path) -> dict[str, Any]:
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
+def time_loader(config: PretrainConfig, folder: Path, workers: int) -> dict[str, float]:
+    """Seconds (wall) between two images of the run's own loader: decoded and cut by its processes, and handed over."""
+    with tempfile.TemporaryDirectory() as made:
+        for number, path in enumerate(itertools.islice(itertools.cycle(sorted(folder.iterdir())), LOADER_BATCHES * workers * LOADER_BATCH)):
+            (Path(made) / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
+        images = ImageFolder(Path(made))
+        images.cache = None  # few files, many names: each is to be decoded
+        one_epoch = dataclasses.replace(config, batch_size=LOADER_BATCH, epochs=1, warmup_epochs=0.0)
+        steps = steps_from(images, 0, LOADER_BATCH, one_epoch, workers)
+        times = [time.perf_counter() for _ in steps]
+    warm = times[2 * workers :]  # by then every process has started
+    return {f"loader, {workers} processes (decode, cut)": (warm[-1] - warm[0]) / (len(warm) - 1) / LOADER_BATCH}
+
+
 def compare(config: PretrainConfig, precisions: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Runs every variant in a process of its own; what they measured, with rates and fractions."""
     found: dict[str, Any] = {"machine": _machine(options.device), "config": config.to_json(), "flops_per_image": step_flops(config)}
     if options.views:
-        return {**found, "views": time_views(config, options.images)}
+        loader = time_loader(config, options.images, options.workers) if options.workers else {}
+        return {**found, "views": time_views(config, options.images) | loader}
     variants = [("ours", precision) for precision in precisions]
     if options.reference:
         variants.append(("reference", "fp32" if options.device == "cpu" else precisions[0]))
@@ -265,7 +282,7 @@ def table(found: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     if "views" in found:
         base = found["views"]["per image, PIL"]
-        lines = ["| one core | images/s | beside the per-image pipeline |", "|---|---|---|"]
+        lines = ["| on one core | images/s | beside the per-image pipeline |", "|---|---|---|"]
         return "\n".join(lines + [f"| {name} | {1 / seconds:.0f} | {base / seconds:.2f} |" for name, seconds in found["views"].items()])
     variants = found["variants"]
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
@@ -300,6 +317,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--grad-checkpointing", action="store_true", help="ours computes the blocks again in the backward pass")
     parser.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True, help="time the transcription too")
     parser.add_argument("--views", action="store_true", help="time the data path on one core, instead of the step")
+    parser.add_argument("--workers", type=int, default=0, help="with --views: time the loader with so many processes too (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--images", type=Path, help="folder of images to use (default: made for the run)")
     parser.add_argument("--child", choices=("ours", "reference"), help=argparse.SUPPRESS)
@@ -314,6 +332,8 @@ def main(argv: list[str] | None = None) -> int:
             dataclasses.replace(config, precision=precision)  # says which are legal
         if options.steps < 1:
             raise ValueError(f"--steps is at least 1, not {options.steps}")
+        if options.workers < 0 or (options.workers and not options.views):
+            raise ValueError("--workers goes with --views and is at least 0")
         if "fp16" in precisions and not cuda:
             raise ValueError("precision fp16 needs a GPU; on a CPU take bf16 or fp32")
         if options.child:
