@@ -236,7 +236,7 @@ def time_loader(config: PretrainConfig, folder: Path, workers: int) -> dict[str,
         steps = steps_from(images, 0, LOADER_BATCH, one_epoch, workers)
         times = [time.perf_counter() for _ in steps]
     warm = times[2 * workers :]  # by then every process has started
-    return {f"loader, {workers} processes (decode, cut)": (warm[-1] - warm[0]) / (len(warm) - 1) / LOADER_BATCH}
+    return {f"loader, {workers} workers (decode, cut)": (warm[-1] - warm[0]) / (len(warm) - 1) / LOADER_BATCH}
 
 
 def compare(config: PretrainConfig, precisions: list[str], options: argparse.Namespace) -> dict[str, Any]:

@@ -57,10 +57,11 @@ def test_made_images_have_the_stated_size(tmp_path):
 def test_a_run_prints_its_table_and_writes_it(views_alone, tmp_path, capsys):
     path = tmp_path / "figures.json"
     arguments = ["--preset", "demo", "--set", "batch_size=2", "--steps", "1", "--device", "cpu", "--json", str(path)]
-    assert benchmark.main([*arguments, *["--views"] * views_alone]) == 0
+    assert benchmark.main([*arguments, *["--views", "--workers", "1"] * views_alone]) == 0
     printed, found = capsys.readouterr().out, json.loads(path.read_text())
     if views_alone:
-        assert all(seconds > 0 for seconds in found["views"].values()) and len(found["views"]) == 4
+        assert all(seconds > 0 for seconds in found["views"].values()) and len(found["views"]) == 5
+        assert "| loader, 1 workers (decode, cut) |" in printed
         assert "| per image, PIL |" in printed
         return
     assert found["variants"].keys() == {"ours fp32", "reference fp32"}
@@ -73,7 +74,13 @@ def test_a_run_prints_its_table_and_writes_it(views_alone, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [(["--set", "size=3"], "unknown setting"), (["--precision", "fp8"], "precision"), (["--precision", "fp16"], "GPU"), (["--steps", "0"], "at least 1")],
+    [
+        (["--set", "size=3"], "unknown setting"),
+        (["--precision", "fp8"], "precision"),
+        (["--precision", "fp16"], "GPU"),
+        (["--steps", "0"], "at least 1"),
+        (["--workers", "2"], "--views"),
+    ],
 )
 def test_bad_input_is_named(option, message, capsys):
     assert benchmark.main(["--preset", "demo", "--device", "cpu", *option]) == 2
