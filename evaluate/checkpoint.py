@@ -47,6 +47,7 @@ class Checkpoint:
     """What a file holds.
 
     Attributes:
+        sha256, json_sha256: as ``digests``.
         groups: state dicts by their path in the file ("" top level, "model", "teacher", …), keys without ``module.``.
         entries: plain values at the top level (epoch, arch), ``argparse.Namespace`` as a dict.
         config: Hugging Face's ``config.json`` beside the file, or {}.
@@ -88,11 +89,9 @@ def read(path: Path) -> Checkpoint:
         raise UserError(f"{path} holds no weights (its entries: {_listed(content)}); give a file with a state dict")
     entries = {str(key): _plain(value) for key, value in content.items() if not isinstance(value, torch.Tensor)}
     config, preprocessor = (_json_beside(path, name) for name in DESCRIPTIONS)
-    sha256, json_sha256 = digests(path)
     return Checkpoint(
-        path=path,
-        sha256=sha256,
-        json_sha256=json_sha256,
+        path,
+        *digests(path),
         groups={name: _without_wrapper(state) for name, state in groups.items()},
         entries=entries,
         config=config,
