@@ -33,6 +33,7 @@ from pretrain import benchmark_reference, train, views
 from pretrain.config import MODELS, PRESETS, PretrainConfig
 from pretrain.data import ImageFolder, steps_from
 from pretrain.decode import decode
+from pretrain.gradient import set_arithmetic
 from pretrain.optimizer import make_optimizer
 from pretrain.vit import set_grad_checkpointing
 
@@ -137,6 +138,7 @@ def time_step(config: PretrainConfig, reference: bool, options: argparse.Namespa
     """Medians of the seconds of each part over the steps asked for, after one to warm up, and the process's peak memory in bytes."""
     device = options.device
     torch.manual_seed(0)
+    set_arithmetic(config)
     if reference:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     model: Any = (benchmark_reference.Reference if reference else train.method_of(config).build)(config)

@@ -37,7 +37,7 @@ from pretrain.config import MODELS, PRESETS, PretrainConfig, configure
 from pretrain.data import ImageFolder, Step, images_at_once, steps_from, steps_per_epoch
 from pretrain.export import export
 from pretrain.faults import Faults, listening, sentence
-from pretrain.gradient import PRECISIONS, accumulate, seed, suspect
+from pretrain.gradient import PRECISIONS, accumulate, seed, set_arithmetic, suspect
 from pretrain.log import Log
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer
@@ -91,6 +91,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     total = config.epochs * steps
     method = method_of(config)
     torch.manual_seed(config.seed)
+    set_arithmetic(config)
     model = method.build(config).to(device).train()
     if execution.grad_checkpointing:
         set_grad_checkpointing(model)
