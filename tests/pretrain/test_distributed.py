@@ -18,6 +18,7 @@ from pretrain import distributed, views
 from pretrain.config import DEMO
 from pretrain.geometry import RelativeGeometry
 from pretrain.methods import siameseim
+from pretrain.vit import set_grad_checkpointing
 from tests.pretrain.runs import Run, write_images
 
 CONFIG = replace(DEMO, embed_dim=24, depth=1, decoder_embed_dim=24, projector_depth=1, predictor_depth=1, neg_weight=0.5, batch_size=8)
@@ -43,7 +44,11 @@ def _part(batch: views.Batch, rows: slice) -> views.Batch:
     return views.Batch(geometry=geometry, **{name: value[rows] for name, value in parts.items()})
 
 
-def _train(accumulation: int, steps: int = 3) -> dict[str, Tensor]:
+def _train_frugally(accumulation: int) -> dict[str, Tensor]:
+    return _train(accumulation, grad_checkpointing=True)
+
+
+def _train(accumulation: int, steps: int = 3, grad_checkpointing: bool = False) -> dict[str, Tensor]:
     """Steps on one global batch, in as many processes as there are: loss, C, gradients of the first, and all weights in the end."""
     world, rank = distributed.world_size(), distributed.rank()
     torch.manual_seed(0)
@@ -51,6 +56,8 @@ def _train(accumulation: int, steps: int = 3) -> dict[str, Tensor]:
     with torch.no_grad():  # a target that is not the online branch
         for parameter in model.target.parameters():
             parameter.mul_(1.1)
+    if grad_checkpointing:
+        set_grad_checkpointing(model)
     parallel = distributed.DataParallel(model) if world > 1 else model
     # Not AdamW, whose first steps are of one size whatever the gradient's: of one that is 0 but for rounding it would make a step.
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
@@ -148,6 +155,11 @@ def test_loss_correlation_gradient_and_moving_average_of_two_processes(tmp_path,
     print(found)
     assert found.keys() == BOUNDS.keys()
     assert all(found[kind] <= bound for kind, bound in BOUNDS.items()), found
+
+
+def test_checkpointed_blocks_give_the_same_bits_in_two_processes(tmp_path):
+    plain, frugal = (_in_two(action, 2, tmp_path)[0] for action in ("_train", "_train_frugally"))
+    assert plain.keys() == frugal.keys() and all(torch.equal(frugal[name], value) for name, value in plain.items())
 
 
 def test_batch_norm_over_two_processes(tmp_path):
