@@ -67,6 +67,8 @@ def export(encoder: Encoder, to: str, out: Path) -> list[str]:
     target, spec = TARGETS[to], encoder.spec
     if reason := target.refuses(spec):
         raise UserError(f"{to} files cannot express this encoder ({spec.source_format}): {reason}")
+    if target.ending == ".safetensors" != out.suffix:  # readers go by it
+        raise UserError(f"{to} files end in {target.ending}; write --out {out.with_suffix(target.ending)}")
     if out.is_dir() and (target.ending or any(out.iterdir())):
         raise UserError(f"{out} is a folder that is there already; choose another place with --out")
     try:

@@ -275,10 +275,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--export", action="store_true", help="at the end, write OUT/export: the weights alone, and the certified encoder file")
     parser.add_argument("--init-only", action="store_true", help="write the randomly initialised checkpoint and stop")
     arguments = parser.parse_args(argv)
-    if arguments.keep < 1:
-        parser.error(f"--keep is at least 1, not {arguments.keep}")
-    if arguments.monitor_epochs is not None and arguments.monitor_epochs < 0:
-        parser.error(f"--monitor-epochs is at least 0, not {arguments.monitor_epochs}")
+    for name, least in (("keep", 1), ("monitor_epochs", 0), ("micro_batch", 1), ("workers", 0)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} is at least {least}, not {value}")
+    if not arguments.save_minutes > 0:
+        parser.error(f"--save-minutes is more than 0, not {arguments.save_minutes}")
     return arguments
 
 

@@ -118,3 +118,10 @@ def test_an_existing_folder_is_not_overwritten(tmp_path) -> None:
     loaded = encoder.load(_encoder("mae", tmp_path))
     with pytest.raises(UserError, match="there already"):
         export.export(loaded, "hf", tmp_path)
+
+
+def test_the_ending_that_readers_go_by_is_asked_for(tmp_path) -> None:
+    loaded = encoder.load(_encoder("mae", tmp_path))
+    with pytest.raises(UserError, match="end in .safetensors; write --out .*model.safetensors"):
+        export.export(loaded, "timm", tmp_path / "model.bin")
+    assert not (tmp_path / "model.bin").exists() and export.export(loaded, "mae", tmp_path / "model.pt") is not None

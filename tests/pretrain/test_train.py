@@ -130,7 +130,18 @@ def test_schedule():
     assert [train.learning_rate(e, config) / config.lr for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
 
 
-def test_at_least_one_checkpoint_is_kept(images, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--keep", "0", "at least 1, not 0"),
+        ("--monitor-epochs", "-1", "at least 0, not -1"),
+        ("--micro-batch", "0", "at least 1, not 0"),
+        ("--workers", "-1", "at least 0, not -1"),
+        ("--save-minutes", "0", "more than 0, not 0"),
+        ("--save-minutes", "nan", "more than 0, not nan"),
+    ],
+)
+def test_an_amount_out_of_range_is_named(images, tmp_path, capsys, option, value, says):
     with pytest.raises(SystemExit, match="2"):
-        run(images, tmp_path, "--keep", "0")
-    assert "--keep is at least 1, not 0" in capsys.readouterr().err
+        run(images, tmp_path, option, value)
+    assert f"{option} is {says}" in capsys.readouterr().err
