@@ -18,7 +18,7 @@ from evaluate import plan
 from evaluate.data import layouts
 from evaluate.errors import UserError
 from evaluate.launch import jobs, local
-from evaluate.task import EXIT_SKIPPED, at_least_one, make_folder, module_of, split_overrides
+from evaluate.task import EXIT_SKIPPED, at_least_one, at_least_zero, loading_processes, make_folder, module_of, split_overrides
 from results import tables
 
 
@@ -51,13 +51,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = make_folder(arguments.out)
     data_root = layouts.root(arguments.data_root) if arguments.data_root else make_toy_world(out)
-    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "workers", "branch")}
+    gpus = visible_gpus(arguments.device)
+    slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
+    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "branch")}
+    where["workers"] = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
     shared = plan.Run(out, data_root, preset, configs, arguments.set, **where)
     work = jobs.pretraining(out, data_root) if demo else []
     for row, path in checkpoints.items():
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after=(f"{row}/pretrain",) if demo else ())
-    gpus = visible_gpus(arguments.device)
-    local.run(work, slots=arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1), gpus=gpus)
+    local.run(work, slots=slots, gpus=gpus)
     return report(shared, list(checkpoints), nodes, work)
 
 
@@ -108,7 +110,8 @@ def examine(arguments: argparse.Namespace, nodes: tuple[plan.Node, ...], configs
 
     root = layouts.root(arguments.data_root)
     if arguments.calibrate:
-        options = ["--data-root", str(root), "--device", arguments.device, "--workers", str(arguments.workers)]
+        options = ["--data-root", str(root), "--device", arguments.device]
+        options += ["--workers", str(arguments.workers)] if arguments.workers is not None else []
         return calibrate.main(["--ckpt", str(arguments.calibrate), *options])
     return check.report(root, [name for node in nodes for name in module_of(node.task).reads(configs[node.name])])
 
@@ -139,7 +142,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=at_least_one, help="read at most so many images of each set; the cells are marked")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--jobs", type=at_least_one, help="tasks at a time (default: one a GPU, or two on a CPU)")
-    parser.add_argument("--workers", type=int, default=0, help="data loading processes a task (default: 0)")
+    parser.add_argument("--workers", type=at_least_zero, help="data loading processes a task (default: the cores shared by the GPUs, none on a CPU)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--check-data", action="store_true", help="verify counts, classes and some images of every set that is read, and stop")
     parser.add_argument("--calibrate", type=Path, metavar="FINETUNED", help="does this data give a released fine-tuned checkpoint its accuracy?")

@@ -24,7 +24,7 @@ from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, val_set
 from evaluate.data.transforms import CenterCrop
 from evaluate.errors import Skip, UserError
-from evaluate.task import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, Env, at_least_one
+from evaluate.task import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, Env, at_least_one, at_least_zero, loading_processes
 
 # top-1 in percent of released files, by a part of their name: SiameseIM docs/finetune.md; MAE FINETUNE.md
 RELEASED = {
@@ -133,7 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         if not 0 < expected <= 100 or arguments.tolerance < 0:
             raise UserError(f"--expected {expected} and --tolerance {arguments.tolerance} are percent and points; give positive numbers up to 100")
         crop = CenterCrop(arguments.img_size, arguments.resize, "bicubic")
-        env = Env(layouts.root(arguments.data_root), Path(), device, arguments.workers, limit=arguments.limit)
+        workers = loading_processes(arguments.workers, device, side_by_side=1)
+        env = Env(layouts.root(arguments.data_root), Path(), device, workers, limit=arguments.limit)
         verdict = calibrate(arguments.ckpt, env, expected, arguments.tolerance, arguments.precision, crop)
     except UserError as error:
         print(f"evaluate.calibrate: {error}", file=sys.stderr)
@@ -155,7 +156,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resize", type=int, default=256, help="pixels, short side before the crop (default: 256)")
     parser.add_argument("--precision", choices=precision.CHOICES, default="auto", help="auto is fp16 on CUDA and fp32 on a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--workers", type=int, default=0, help="data loading processes (default: 0)")
+    parser.add_argument("--workers", type=at_least_zero, help="data loading processes (default: the cores of a GPU's machine, none on a CPU)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
 

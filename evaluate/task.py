@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import sys
 import time
 import traceback
@@ -22,6 +23,7 @@ from evaluate.errors import Skip, UserError
 
 TASKS = ("finetune", "linear_probe", "sweep", "few_shot", "knn", "robustness", "detection", "segmentation")
 EXIT_FAILED, EXIT_USER, EXIT_SKIPPED = 1, 2, 3
+MOST_LOADING = 16  # data loading processes of one task, where none are asked for
 
 
 @dataclass
@@ -156,7 +158,7 @@ def _main(task: str, argv: list[str] | None) -> int:
         data_root=layouts.root(arguments.data_root),
         out_dir=make_folder(out / name / node),
         device=device,
-        workers=arguments.workers,
+        workers=loading_processes(arguments.workers, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         seed=arguments.seed,
         limit=arguments.limit,
         classifier=arguments.classifier,
@@ -206,10 +208,30 @@ def _measure(module: Any, encoder: Any, config: Any, env: Env, entry: dict[str, 
 
 def at_least_one(text: str) -> int:
     """For argparse: a whole number from 1 on."""
+    return _whole_number(text, 1)
+
+
+def at_least_zero(text: str) -> int:
+    """For argparse: a whole number from 0 on."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
     return value
+
+
+def loading_processes(asked: int | None, device: str, side_by_side: int) -> int:
+    """Data loading processes of one of ``side_by_side`` processes of this machine: as asked, or what suits.
+
+    A GPU is given this process's share of the cores but one, at most MOST_LOADING; a CPU none, which needs its cores for the training.
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // side_by_side - 1, 1), MOST_LOADING) if device.startswith("cuda") else 0
 
 
 def make_folder(path: Path) -> Path:
@@ -239,7 +261,7 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=sorted(module.PRESETS), default="paper")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting of the preset")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--workers", type=int, default=0, help="data loading processes (default: 0)")
+    parser.add_argument("--workers", type=at_least_zero, help="data loading processes (default: the cores' share of a GPU, none on a CPU)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=at_least_one, help="read at most so many images of each set; marked in the record")
     parser.add_argument("--classifier", type=Path, help="fine-tuned classifier (robustness only)")

@@ -49,6 +49,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def cores() -> int:
+    """This process's share of the cores that the run may use on this machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(usable // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Within it this process is a world of its own: to see what it computes without the others."""

@@ -47,6 +47,7 @@ METHODS = ("siameseim", "mae")
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
 EXIT_CTRL_C = 130
 SAVE_MINUTES = 10.0
+MOST_WORKERS = 16  # data loading processes, where no number is given
 
 
 def method_of(config: PretrainConfig) -> ModuleType:
@@ -228,6 +229,8 @@ def _main(arguments: argparse.Namespace, device: str) -> int:
             path = initialise(config, arguments.out)
         else:
             settings = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Execution) if field.name != "device"}
+            if settings["workers"] is None:  # a CPU needs its cores for the training
+                settings["workers"] = min(max(distributed.cores() - 1, 1), MOST_WORKERS) if device == "cuda" else 0
             path = train(config, arguments.data, arguments.out, Execution(device, **settings))
             if arguments.export:
                 distributed.first(functools.partial(export, path))
@@ -261,7 +264,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--workers", type=int, default=0, help="data loading processes (default: 0)")
+    parser.add_argument("--workers", type=int, help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU)")
     parser.add_argument(
         "--micro-batch",
         type=int,
