@@ -271,7 +271,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="most images a process takes at once (default: its whole share); BatchNorm and the loss see processes x micro-batch images",
     )
     parser.add_argument("--keep", type=int, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)")
-    parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="save so often, besides after each epoch (default: %(default)s)")
+    parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="save so often, and each epoch; 0: each step (default: %(default)s)")
     parser.add_argument("--monitor-epochs", type=int, help="look at the features so often: kNN, rank, spread; 0: never (default: a hundredth of the run)")
     parser.add_argument("--compile", action="store_true", help="run the step through torch.compile: slower to start, faster after (GPUs)")
     parser.add_argument("--grad-checkpointing", action="store_true", help="compute the blocks again in the backward pass: less memory, more time")
@@ -282,8 +282,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         value = getattr(arguments, name)
         if value is not None and value < least:
             parser.error(f"--{name.replace('_', '-')} is at least {least}, not {value}")
-    if not arguments.save_minutes > 0:
-        parser.error(f"--save-minutes is more than 0, not {arguments.save_minutes}")
+    if not arguments.save_minutes >= 0:
+        parser.error(f"--save-minutes is at least 0, not {arguments.save_minutes}")
     return arguments
 
 

@@ -137,8 +137,8 @@ def test_schedule():
         ("--monitor-epochs", "-1", "at least 0, not -1"),
         ("--micro-batch", "0", "at least 1, not 0"),
         ("--workers", "-1", "at least 0, not -1"),
-        ("--save-minutes", "0", "more than 0, not 0"),
-        ("--save-minutes", "nan", "more than 0, not nan"),
+        ("--save-minutes", "-1", "at least 0, not -1"),
+        ("--save-minutes", "nan", "at least 0, not nan"),
     ],
 )
 def test_an_amount_out_of_range_is_named(images, tmp_path, capsys, option, value, says):
