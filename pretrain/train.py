@@ -187,7 +187,8 @@ def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainCon
 
     def load() -> int:
         saved = checkpoint.load(*found[0])
-        other = [name for name, value in config.to_json().items() if json.dumps(saved["config"].get(name)) != json.dumps(value)]
+        was = PretrainConfig().to_json() | saved["config"]  # a setting younger than the run had its default
+        other = [name for name, value in config.to_json().items() if json.dumps(was[name]) != json.dumps(value)]
         if other:
             raise ValueError(f"{out} holds a run with another {', '.join(other)}; choose another --out or the same settings")
         model.load_state_dict(method.from_official(saved["model"], list(model.state_dict())))

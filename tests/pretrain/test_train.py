@@ -125,6 +125,17 @@ def test_another_config_does_not_continue_a_run(images, tmp_path, capsys):
     assert "another base_lr" in capsys.readouterr().err
 
 
+def test_a_run_goes_on_under_a_setting_younger_than_itself(images, unbroken, tmp_path, monkeypatch, capsys):
+    everything = train.PretrainConfig.to_json
+    for young, status in (("num_views", 0), ("momentum", 2)):  # the demo has another momentum than the default
+        monkeypatch.setattr(train.PretrainConfig, "to_json", lambda config, young=young: {k: v for k, v in everything(config).items() if k != young})
+        assert run(images, tmp_path / young, "--init-only") == 0
+        monkeypatch.undo()
+        assert run(images, tmp_path / young) == status
+    assert same(weights(tmp_path / "num_views"), unbroken)
+    assert "another momentum" in capsys.readouterr().err
+
+
 def test_schedule():
     config = replace(DEMO, epochs=10, warmup_epochs=2.0)
     assert [train.learning_rate(e, config) / config.lr for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
