@@ -15,7 +15,7 @@ def whole(path: Path) -> Iterator[Path]:
     The content is on the disk before it takes the name. The place is in a hidden folder beside ``path``: what lists ``path``'s folder by
     an ending does not meet half a file. Raises OSError where the folder cannot take it.
     """
-    with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=path.parent, ignore_cleanup_errors=True) as beside:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".part", dir=path.parent, ignore_cleanup_errors=True) as beside:
         written = Path(beside) / path.name
         yield written
         if written.is_file():

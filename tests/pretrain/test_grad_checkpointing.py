@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain import benchmark, checkpoint, train, views
 from pretrain.config import DEMO, MAE_DEMO
 from pretrain.vit import blocks, set_grad_checkpointing
+from tests.pretrain.runs import write_images
 
 TINY = {"depth": 2, "projector_depth": 1, "predictor_depth": 1, "decoder_depth": 1, "batch_size": 4, "drop_path_rate": 0.5}
 
@@ -70,11 +70,8 @@ def test_a_block_keeps_a_third():
 def test_a_run_takes_the_option(tmp_path, monkeypatch):
     frugal = []
     monkeypatch.setattr(train, "set_grad_checkpointing", lambda model: frugal.append(set_grad_checkpointing(model)))
-    (tmp_path / "images" / "n1").mkdir(parents=True)
-    for i in range(8):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(tmp_path / "images" / "n1" / f"{i}.png")
     sizes = {"batch_size": 4, "epochs": 1, "warmup_epochs": 1, "depth": 1, "projector_depth": 1, "predictor_depth": 1}
-    common = ["--data", str(tmp_path / "images"), "--preset", "demo", "--device", "cpu", "--monitor-epochs", "0"]
+    common = ["--data", str(write_images(tmp_path / "images", 8)), "--preset", "demo", "--device", "cpu", "--monitor-epochs", "0"]
     common += [text for name, value in sizes.items() for text in ("--set", f"{name}={value}")]
     states = []
     for options in ([], ["--grad-checkpointing"]):

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from pretrain import checkpoint, gradient, train, views
 from pretrain.config import DEMO, MAE_DEMO
 from pretrain.data import Step
+from tests.pretrain.runs import write_images
 
 
 def step(config, precision):
@@ -52,10 +52,7 @@ def test_products_outside_autocast_may_be_short_only_where_their_numbers_are():
 
 
 def test_a_bf16_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
-    (tmp_path / "images" / "n1").mkdir(parents=True)
-    for i in range(24):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(tmp_path / "images" / "n1" / f"{i}.png")
-    common = ["--data", str(tmp_path / "images"), "--preset", "demo", "--device", "cpu", "--set", "precision=bf16"]
+    common = ["--data", str(write_images(tmp_path / "images")), "--preset", "demo", "--device", "cpu", "--set", "precision=bf16"]
     common += [text for name, value in {"batch_size": 8, "epochs": 2, "warmup_epochs": 1}.items() for text in ("--set", f"{name}={value}")]
     assert train.main([*common, "--out", str(tmp_path / "unbroken")]) == 0
     told = train.Log.step

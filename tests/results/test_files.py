@@ -50,6 +50,7 @@ def test_a_kill_leaves_what_was_there(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(path)])
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old" and list(tmp_path.glob("*.json")) == [path]
+    assert [half.name.startswith(".a.json.") for half in tmp_path.glob("*.part")] == [True]  # it says whose it was
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
