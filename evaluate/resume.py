@@ -10,13 +10,14 @@ from typing import Any
 import torch
 
 from evaluate.errors import UserError
-from results.files import whole
+from results.files import remove_halves, whole
 
 FILE = "training_state.pt"
 
 
 def save(out_dir: Path, identity: str, state: dict[str, Any]) -> None:
     """Writes tensors and numbers atomically; ``identity`` says what is being trained, on what."""
+    remove_halves(out_dir, FILE)
     with whole(out_dir / FILE) as written:
         torch.save({"identity": identity, **state}, written)
 

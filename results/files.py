@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,12 @@ def whole(path: Path) -> Iterator[Path]:
             with written.open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(written, path)
+
+
+def remove_halves(folder: Path, name: str) -> None:
+    """What kills have left of files (``name`` may be a pattern) that this process alone writes; each may be as large as a model."""
+    for half in folder.glob(f".{name}.*.part"):
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

@@ -1,12 +1,13 @@
 """A file is whole or not there."""
 
+import importlib
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from results.files import sha256, whole
+from results.files import remove_halves, sha256, whole
 
 KILLED = """
 import os, signal, sys
@@ -51,6 +52,10 @@ def test_a_kill_leaves_what_was_there(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old" and list(tmp_path.glob("*.json")) == [path]
     assert [half.name.startswith(".a.json.") for half in tmp_path.glob("*.part")] == [True]  # it says whose it was
+    remove_halves(tmp_path, "b.json")
+    assert list(tmp_path.glob("*.part"))
+    remove_halves(tmp_path, "a.*")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -61,3 +66,13 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_digest(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("module", ["evaluate.resume", "evaluate.mm.checkpoint"])
+def test_a_training_killed_again_and_again_in_its_saves_leaves_one_half_at_most(module, tmp_path):
+    module = importlib.import_module(module)
+    name = "iter_10.pt" if module.__name__.endswith("mm.checkpoint") else module.FILE
+    (tmp_path / f".{name}.abc.part").mkdir()
+    (tmp_path / f".{name}.abc.part" / name).write_text("half")
+    module.save(tmp_path, 20 if "mm" in module.__name__ else "identity", {})
+    assert not list(tmp_path.glob("*.part"))
