@@ -16,9 +16,11 @@ from pathlib import Path
 
 from evaluate import plan
 from evaluate.data import layouts
-from evaluate.errors import UserError
 from evaluate.launch import jobs, local
-from evaluate.task import EXIT_SKIPPED, at_least_one, at_least_zero, loading_processes, make_folder, module_of, split_overrides
+from evaluate.runtime.cli import EXIT_SKIPPED, at_least_one, at_least_zero, loading_processes, make_folder
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.settings import split_overrides
+from evaluate.task import module_of
 from results import tables
 
 

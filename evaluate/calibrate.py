@@ -19,12 +19,14 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from evaluate import checkpoint, classifier, convert, distributed, encoder, metrics, precision
+from evaluate import checkpoint, classifier, convert, encoder, metrics
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, val_set
 from evaluate.data.transforms import CenterCrop
-from evaluate.errors import Skip, UserError
-from evaluate.task import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, Env, at_least_one, at_least_zero, loading_processes
+from evaluate.runtime import distributed, precision
+from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import Skip, UserError
 
 # top-1 in percent of released files, by a part of their name: SiameseIM docs/finetune.md; MAE FINETUNE.md
 RELEASED = {

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evaluate.encoder import Encoder, EncoderSpec
 from evaluate.reference import Residual, Semantics, Transformer
-from results.files import whole
+from results.atomic import whole
 
 TOLERANCE = 1e-4  # of the largest absolute feature, or of 1 where that is smaller; a right conversion gives about 1e-6
 FAINT, FAINT_TOKENS = 1e-3, 33

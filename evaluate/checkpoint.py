@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evaluate.encoder import KIND
-from evaluate.errors import UserError
-from results.files import sha256
+from evaluate.runtime.errors import UserError
+from results.atomic import sha256
 
 # Objects of these packages are replaced by placeholders; a file that names anything else is refused.
 INERT_PACKAGES = (

@@ -11,13 +11,14 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import DropPath, trunc_normal_
 from torch import nn
 
-from evaluate import metrics, precision
+from evaluate import metrics
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import CenterCrop, normalise
-from evaluate.errors import UserError
 from evaluate.outcomes import table as outcome_table
-from evaluate.task import Env
-from results.files import whole
+from evaluate.runtime import precision
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
+from results.atomic import whole
 
 KIND = "siamese-eval classifier 1"
 HEAD_STD = 2e-5  # of SiameseIM's and MAE's fine-tuning

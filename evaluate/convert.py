@@ -17,10 +17,10 @@ from evaluate import certificate, encoder, formats, semantics, sizes
 from evaluate.certificate import Certificate
 from evaluate.checkpoint import Checkpoint, digests, read, weights_file
 from evaluate.encoder import EncoderSpec
-from evaluate.errors import UserError
 from evaluate.formats.table import Format, rename
 from evaluate.reference import Semantics
-from results.files import whole
+from evaluate.runtime.errors import UserError
+from results.atomic import whole
 
 
 def convert(path: Path | str, out: Path | str, branch: str | None = None, format: str | None = None) -> Certificate:

@@ -21,9 +21,9 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from evaluate.errors import UserError
 from evaluate.interpolation import resample_pos_embed
-from results.files import whole
+from evaluate.runtime.errors import UserError
+from results.atomic import whole
 
 KIND = "siamese-eval encoder 1"
 ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU}

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from evaluate import semantics
 from evaluate.encoder import Encoder, EncoderSpec
-from evaluate.errors import UserError
-from results.files import whole
+from evaluate.runtime.errors import UserError
+from results.atomic import whole
 
 State = dict[str, Tensor]
 # timm name to the name that transformers' save_pretrained gives it in a ViTModel; qkv comes apart below

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate import precision, shards
+from evaluate import shards
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import CenterCrop, normalise
-from evaluate.errors import UserError
-from evaluate.task import Env
+from evaluate.runtime import precision
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
 
 POOLINGS = ("cls", "mean")
 

@@ -19,13 +19,16 @@ import torch
 from torch import nn
 
 from evaluate import classifier as classifiers
-from evaluate import distributed, precision, resume, training
+from evaluate import training
 from evaluate.data.imagenet import Images, batches
-from evaluate.data.transforms import FinetuneAugmentation, normalise, seed_global
+from evaluate.data.transforms import FinetuneAugmentation, normalise
 from evaluate.layer_decay import parameter_groups
-from evaluate.progress import track
+from evaluate.runtime import distributed, precision, training_state
+from evaluate.runtime.env import Env
+from evaluate.runtime.progress import track
+from evaluate.runtime.seeding import seed_global
 from evaluate.schedules import warmup_cosine
-from evaluate.task import Env, main
+from evaluate.task import main
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def fit(model: classifiers.Classifier, what: training.Setting, config: Config, e
     groups = parameter_groups(model.named_timm_parameters(), depth, config.layer_decay, config.weight_decay)
     optimizer = torch.optim.AdamW([{key: group[key] for key in ("params", "weight_decay", "scale")} for group in groups], lr=0.0)
     scaler = torch.amp.GradScaler(env.device.split(":")[0], enabled=what.arithmetic == "fp16")
-    state = resume.load(env.out_dir, what.identity)
+    state = training_state.load(env.out_dir, what.identity)
     if state:
         model.load_state_dict(state["model"], strict=True)
         optimizer.load_state_dict(state["optimizer"])
@@ -140,7 +143,7 @@ def fit(model: classifiers.Classifier, what: training.Setting, config: Config, e
             training.check_finite(total, step // draws.steps_per_epoch, "fine-tuning")
             if draws.rank == 0:
                 contents = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "step": step + 1}
-                resume.save(env.out_dir, what.identity, contents)
+                training_state.save(env.out_dir, what.identity, contents)
     distributed.broadcast(list(model.buffers()))  # a ResNet's batch norm: each process has its own running statistics
 
 

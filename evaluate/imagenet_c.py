@@ -12,11 +12,12 @@ from PIL import Image
 
 from evaluate.data.imagenet import ImageSet, read_image, robustness_set
 from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR
-from evaluate.data.transforms import CenterCrop, seed_of
-from evaluate.errors import UserError
+from evaluate.data.transforms import CenterCrop
 from evaluate.predictions import Outcome
-from evaluate.task import Env
-from results.files import whole
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.seeding import seed_of
+from results.atomic import whole
 
 SEVERITIES = (1, 2, 3, 4, 5)
 CELLS = tuple((corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES)

@@ -22,13 +22,16 @@ import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
-from evaluate import distributed, features, metrics, precision, resume, training
+from evaluate import features, metrics, training
 from evaluate.data.imagenet import Images, batches
-from evaluate.data.transforms import RandomCropFlip, SingleDrawCropFlip, normalise, seed_global
-from evaluate.lars import LARS
-from evaluate.progress import track
+from evaluate.data.transforms import RandomCropFlip, SingleDrawCropFlip, normalise
+from evaluate.runtime import distributed, precision, training_state
+from evaluate.runtime.env import Env
+from evaluate.runtime.lars import LARS
+from evaluate.runtime.progress import track
+from evaluate.runtime.seeding import seed_global
 from evaluate.schedules import step_decay, warmup_cosine
-from evaluate.task import Env, main
+from evaluate.task import main
 
 BATCH_NORM_EPS, HEAD_STD = 1e-6, 0.01
 CROPS = {"single_draw": SingleDrawCropFlip, "torchvision": RandomCropFlip}
@@ -138,7 +141,7 @@ def rate(epoch: float, config: Config, peak: float) -> float:
 def fit(head: nn.Module, encoder: Any, kind: str, what: training.Setting, config: Config, env: Env) -> None:
     """Trains the head in place to the last epoch; goes on from the last finished epoch of an interrupted run of the same identity."""
     optimizer = make_optimiser(head, config)
-    state = resume.load(env.out_dir, what.identity)
+    state = training_state.load(env.out_dir, what.identity)
     if state:
         head.load_state_dict(state["head"], strict=True)
         optimizer.load_state_dict(state["optimizer"])
@@ -161,7 +164,7 @@ def fit(head: nn.Module, encoder: Any, kind: str, what: training.Setting, config
         if (step + 1) % draws.steps_per_epoch == 0:
             training.check_finite(total, step // draws.steps_per_epoch, "the linear probe")
             if draws.rank == 0:
-                resume.save(env.out_dir, what.identity, {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+                training_state.save(env.out_dir, what.identity, {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
     distributed.broadcast(list(head.buffers()))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from results.files import whole
+from results.atomic import whole
 
 
 def correct_at(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:

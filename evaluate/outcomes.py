@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 
-from evaluate import distributed
 from evaluate.data.imagenet import UNREADABLE, Images, ImageSet, InOrder, batches, read_image
 from evaluate.data.transforms import Transform
-from evaluate.progress import track
-from evaluate.task import Env
+from evaluate.runtime import distributed
+from evaluate.runtime.env import Env
+from evaluate.runtime.progress import track
 
 BATCH = 128
 

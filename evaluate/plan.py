@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.data import layouts
-from evaluate.errors import UserError
-from evaluate.task import configure as task_configure
-from evaluate.task import module_of, split_overrides
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.settings import configure as task_configure
+from evaluate.runtime.settings import split_overrides
+from evaluate.task import module_of
 from results import record
-from results.files import sha256
+from results.atomic import sha256
 
 
 @dataclass(frozen=True)
@@ -41,31 +42,6 @@ NODES = (
     Node("few_shot", "few_shot"),
     Node("knn", "knn"),
     Node("robustness", "robustness", needs="finetune"),
-)
-
-COLUMNS = (  # heading, node, metric: the paper's order, then kNN
-    ("FT", "finetune", "top1"),
-    ("LIN", "linear_probe", "top1"),
-    ("1%", "few_shot", "top1"),
-    ("COCO box", "detection_coco", "box_ap"),
-    ("COCO mask", "detection_coco", "mask_ap"),
-    ("ADE20k mIoU", "segmentation", "miou"),
-    ("LVIS box", "detection_lvis", "box_ap"),
-    ("LVIS box rare", "detection_lvis", "box_ap_rare"),
-    ("LVIS mask", "detection_lvis", "mask_ap"),
-    ("LVIS mask rare", "detection_lvis", "mask_ap_rare"),
-    ("IN-A", "robustness", "imagenet_a_top1"),
-    ("IN-R", "robustness", "imagenet_r_top1"),
-    ("IN-Sketch", "robustness", "imagenet_sketch_top1"),
-    ("IN-C", "robustness", "imagenet_c"),
-    ("kNN", "knn", "top1"),
-)
-EXTRA_COLUMNS = (  # shown where there is a record; protocols of their own, so never in a column of the paper
-    ("LIN fast", "linear_fast", "top1"),
-    ("LIN sweep", "sweep", "top1"),
-    ("VOC AP50", "detection_voc", "box_ap50"),
-    ("VOC AP", "detection_voc", "box_ap"),
-    ("VOC AP75", "detection_voc", "box_ap75"),
 )
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate import precision, shards
+from evaluate import shards
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import Transform, normalise
 from evaluate.outcomes import BATCH
-from evaluate.task import Env
+from evaluate.runtime import precision
+from evaluate.runtime.env import Env
 
 
 @dataclass(frozen=True)

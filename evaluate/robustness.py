@@ -19,14 +19,16 @@ from typing import Any
 import numpy as np
 
 from evaluate import classifier as classifiers
-from evaluate import distributed, imagenet_c, metrics, precision
+from evaluate import imagenet_c, metrics
 from evaluate.data import layouts
 from evaluate.data.imagenet import ImageSet, robustness_set, val_set
 from evaluate.data.transforms import CenterCrop
-from evaluate.errors import Skip, UserError
 from evaluate.predictions import Predictor
-from evaluate.task import Env, main
-from results.files import sha256
+from evaluate.runtime import distributed, precision
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import Skip, UserError
+from evaluate.task import main
+from results.atomic import sha256
 
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")
 CORRUPTIONS_FROM = ("published", "made")

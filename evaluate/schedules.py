@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from evaluate.data.imagenet import Draw
-from evaluate.data.transforms import seed_of
+from evaluate.runtime.seeding import seed_of
 
 
 def warmup_cosine(epoch: float, warmup_epochs: float, epochs: float, peak: float, minimum: float = 0.0) -> float:

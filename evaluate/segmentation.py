@@ -13,10 +13,11 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from evaluate import distributed, precision
 from evaluate.data import layouts
-from evaluate.errors import UserError
-from evaluate.task import Env, main
+from evaluate.runtime import distributed, precision
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
+from evaluate.task import main
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluate.encoder import ACTIVATIONS, EncoderSpec
-from evaluate.errors import UserError
 from evaluate.interpolation import METHODS
+from evaluate.runtime.errors import UserError
 
 ENTRY = "encoder_spec"
 VIT = ("num_heads", "layer_norm_eps", "activation", "mean", "std", "pooling", "interpolation")

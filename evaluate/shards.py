@@ -20,13 +20,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from evaluate import distributed
 from evaluate.data.imagenet import UNREADABLE, Draw, Images, ImageSet, batches, read_image
 from evaluate.data.transforms import Transform
-from evaluate.errors import UserError
-from evaluate.progress import track
-from evaluate.task import Env
-from results.files import whole
+from evaluate.runtime import distributed
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.progress import track
+from results.atomic import whole
 
 FORMAT = 2  # raise it when what is stored changes its meaning
 BATCH = 64

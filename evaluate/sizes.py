@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from evaluate.encoder import EncoderSpec, build
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)

@@ -17,14 +17,17 @@ from typing import Any
 
 import torch
 
-from evaluate import distributed, metrics, precision, resume, training
+from evaluate import metrics, training
 from evaluate.data.imagenet import Images, ImageSet, batches
-from evaluate.data.transforms import RandomCropFlip, normalise, seed_global
+from evaluate.data.transforms import RandomCropFlip, normalise
 from evaluate.outcomes import table
-from evaluate.progress import track
+from evaluate.runtime import distributed, precision, training_state
+from evaluate.runtime.env import Env
+from evaluate.runtime.progress import track
+from evaluate.runtime.seeding import seed_global
 from evaluate.schedules import warmup_cosine
 from evaluate.stacked_heads import StackedHeads, optimiser
-from evaluate.task import Env, main
+from evaluate.task import main
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def frozen(encoder: Any, pixels: torch.Tensor, what: training.Setting, config: C
 def fit(heads: StackedHeads, encoder: Any, what: training.Setting, config: Config, env: Env) -> None:
     """Trains all heads in place to the last epoch; goes on from the last finished epoch of an interrupted run of the same identity."""
     optimizer = optimiser(heads, config.momentum)
-    state = resume.load(env.out_dir, what.identity)
+    state = training_state.load(env.out_dir, what.identity)
     draws = what.draws
     if state:
         heads.load_state_dict(state["heads"], strict=True)
@@ -151,7 +154,7 @@ def fit(heads: StackedHeads, encoder: Any, what: training.Setting, config: Confi
         if (step + 1) % draws.steps_per_epoch == 0:
             training.check_finite(total, step // draws.steps_per_epoch, "the sweep")
             if draws.rank == 0:
-                resume.save(env.out_dir, what.identity, {"heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+                training_state.save(env.out_dir, what.identity, {"heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
 
 
 def accuracies(heads: StackedHeads, encoder: Any, images: ImageSet, what: training.Setting, config: Config, env: Env) -> dict[str, list[float]]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from evaluate import precision
+from evaluate.runtime import precision
 from evaluate.stacked_heads import StackedHeads, optimiser
 from evaluate.sweep import PRESETS, inputs
 

@@ -14,41 +14,15 @@ import os
 import sys
 import time
 import traceback
-import typing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluate.errors import Skip, UserError
+from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes, make_folder
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import Skip, UserError
+from evaluate.runtime.settings import configure, split_overrides
 
 TASKS = ("finetune", "linear_probe", "sweep", "few_shot", "knn", "robustness", "detection", "segmentation")
-EXIT_FAILED, EXIT_USER, EXIT_SKIPPED = 1, 2, 3
-MOST_LOADING = 16  # data loading processes of one task, where none are asked for
-
-
-@dataclass
-class Env:
-    """Where a task runs, as opposed to what it measures.
-
-    A task writes only below ``out_dir``. What it learns besides its metrics goes into the record through ``report``.
-    """
-
-    data_root: Path
-    out_dir: Path
-    device: str = "cpu"
-    workers: int = 0
-    seed: int = 0
-    limit: int | None = None  # at most so many images of each set; the record says so
-    classifier: Path | None = None  # the fine-tuned classifier that robustness measures
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    def report(self, **fields: Any) -> None:
-        """Adds to the record: ``protocol`` (dict), ``images_asked``, ``images_evaluated`` (dicts by set), ``standard_error`` (dict by metric)."""
-        for name, value in fields.items():
-            if isinstance(value, dict):
-                self.notes.setdefault(name, {}).update(value)
-            else:
-                self.notes[name] = value
 
 
 def module_of(task: str) -> Any:
@@ -56,71 +30,6 @@ def module_of(task: str) -> Any:
     if task not in TASKS:
         raise UserError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
     return importlib.import_module(f"evaluate.{task}")
-
-
-def override(config: Any, assignments: dict[str, str]) -> Any:
-    """A copy of a frozen dataclass with ``{"epochs": "50"}``-style text values parsed to the fields' types.
-
-    Raises:
-        UserError: an unknown field (the legal ones are listed) or a value that is not of the field's type.
-    """
-    hints = typing.get_type_hints(type(config))
-    legal = [f.name for f in dataclasses.fields(config)]
-    values: dict[str, Any] = {}
-    for name, text in assignments.items():
-        if name not in legal:
-            raise UserError(f"unknown setting {name!r}; the settings here are {', '.join(legal)}")
-        values[name] = _parse(name, text, hints[name])
-    try:
-        return dataclasses.replace(config, **values)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-def configure(module: Any, preset: str, assignments: dict[str, str]) -> tuple[str, Any]:
-    """The preset's name and its config with settings overridden; the setting ``preset`` chooses another preset of the task.
-
-    Raises UserError for an unknown preset or as ``override`` does.
-    """
-    assignments = dict(assignments)
-    preset = assignments.pop("preset", preset)
-    if preset not in module.PRESETS:
-        raise UserError(f"there is no preset {preset!r} of {module.__name__}; the presets are {', '.join(module.PRESETS)}")
-    return preset, override(module.PRESETS[preset], assignments)
-
-
-def _parse(name: str, text: str, hint: Any) -> Any:
-    """One value by its annotation: str as it is, everything else as JSON that must have the annotated type."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | None)) else (hint,)
-    if text in ("none", "None", "null") and type(None) in options:
-        return None
-    if str in options:
-        return text
-    try:
-        value = json.loads(text.lower() if text in ("True", "False") else text)
-    except json.JSONDecodeError:
-        value = None
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if origin is tuple and isinstance(value, list):
-            return tuple(value)
-        if isinstance(origin, type) and isinstance(value, origin) and (origin is bool) == isinstance(value, bool):
-            return value
-    raise UserError(f"setting {name!r} takes a value like {hint}, not {text!r}")
-
-
-def split_overrides(assignments: list[str]) -> dict[str, dict[str, str]]:
-    """``["finetune.epochs=50"]`` to ``{"finetune": {"epochs": "50"}}``; a name without a dot goes under ``""``."""
-    result: dict[str, dict[str, str]] = {}
-    for text in assignments:
-        name, separator, value = text.partition("=")
-        if not separator:
-            raise UserError(f"--set takes NAME=VALUE, for example finetune.epochs=50, not {text!r}")
-        task, _, setting = name.rpartition(".")
-        result.setdefault(task, {})[setting] = value
-    return result
 
 
 def main(task: str, argv: list[str] | None = None) -> int:
@@ -143,9 +52,10 @@ def _main(task: str, argv: list[str] | None) -> int:
 
     import torch
 
-    from evaluate import convert, distributed, encoder, resume
+    from evaluate import convert, encoder
     from evaluate.data import layouts
     from evaluate.plan import node_of
+    from evaluate.runtime import distributed, training_state
     from results import record
 
     device = arguments.device
@@ -173,7 +83,7 @@ def _main(task: str, argv: list[str] | None) -> int:
         return status
     written = record.write(out / "records", entry)
     if not status:
-        resume.clear(env.out_dir)
+        training_state.clear(env.out_dir)
     if status:
         print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
     else:
@@ -204,46 +114,6 @@ def _measure(module: Any, encoder: Any, config: Any, env: Env, entry: dict[str, 
     entry["seconds"] = round(time.monotonic() - begun, 2)
     entry.update(env.notes)
     return status
-
-
-def at_least_one(text: str) -> int:
-    """For argparse: a whole number from 1 on."""
-    return _whole_number(text, 1)
-
-
-def at_least_zero(text: str) -> int:
-    """For argparse: a whole number from 0 on."""
-    return _whole_number(text, 0)
-
-
-def _whole_number(text: str, least: int) -> int:
-    value = int(text)
-    if value < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-    return value
-
-
-def loading_processes(asked: int | None, device: str, side_by_side: int) -> int:
-    """Data loading processes of one of ``side_by_side`` processes of this machine: as asked, or what suits.
-
-    A GPU is given this process's share of the cores but one, at most MOST_LOADING; a CPU none, which needs its cores for the training.
-    """
-    if asked is not None:
-        return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // side_by_side - 1, 1), MOST_LOADING) if device.startswith("cuda") else 0
-
-
-def make_folder(path: Path) -> Path:
-    """Creates a folder and proves that it can be written; raises UserError otherwise."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f"the output folder {path} cannot be written ({error.strerror}); choose another with --out") from error
-    return path
 
 
 def _parser(task: str, module: Any) -> argparse.ArgumentParser:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate import distributed, features, metrics, precision
+from evaluate import features, metrics
 from evaluate.data import layouts, subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
-from evaluate.data.transforms import CenterCrop, seed_of
-from evaluate.errors import UserError
+from evaluate.data.transforms import CenterCrop
+from evaluate.runtime import distributed, precision
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.seeding import seed_of
 from evaluate.schedules import Draws
-from evaluate.task import Env
 
 
 @dataclass(frozen=True)

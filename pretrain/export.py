@@ -16,7 +16,7 @@ def export(path: Path, branch: str | None = None) -> tuple[Path, Path]:
     """
     # The one place where pretrain/ needs evaluate/: a checkpoint is handed over proven, not believed.
     from evaluate import convert
-    from evaluate.errors import UserError
+    from evaluate.runtime.errors import UserError
 
     saved = torch.load(path, map_location="cpu", weights_only=True)
     folder = path.parent / "export"

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from results.files import sha256, whole
+from results.atomic import sha256, whole
 
 SCHEMA = 1
 PACKAGES = (

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluate.plan import COLUMNS, EXTRA_COLUMNS, NODES, configure
+from evaluate.plan import NODES, configure
 from results import record
-from results.files import whole
+from results.atomic import whole
+from results.columns import COLUMNS, EXTRA_COLUMNS
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 MARKS = "abcdefghijklmnopqrstuvwxyz"

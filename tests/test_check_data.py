@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from evaluate.data import check, imagenet, subsets, toy_dense
-from evaluate.errors import UserError
-from evaluate.task import EXIT_SKIPPED, EXIT_USER
+from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
+from evaluate.runtime.errors import UserError
 from tests.imagenet_world import WNIDS, write_world
 
 IMAGENET = ("imagenet", "imagenet_1percent", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")

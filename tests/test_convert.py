@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from evaluate import certificate, convert, encoder, formats, plan
 from evaluate.encoder import Encoder
-from evaluate.errors import UserError
 from evaluate.reference import Semantics
+from evaluate.runtime.errors import UserError
 from pretrain.config import DEMO
 from pretrain.methods import siameseim
 from tests.tiny import WIDTH, mae_state

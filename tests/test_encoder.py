@@ -10,8 +10,8 @@ import torch
 
 from evaluate import convert, encoder
 from evaluate.certificate import fixed_image
-from evaluate.errors import UserError
 from evaluate.interpolation import resample_pos_embed
+from evaluate.runtime.errors import UserError
 from tests.tiny import mae_state
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "protocols.json").read_text())["pos_embed_interpolation"]["cases"]

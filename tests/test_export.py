@@ -9,7 +9,7 @@ import torchvision
 
 from evaluate import convert, encoder, export, formats
 from evaluate.certificate import fixed_image
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 from tests.formats.test_every_format import checkpoint_of, tiny_resnet
 from tests.tiny import mae_state
 

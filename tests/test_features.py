@@ -15,8 +15,8 @@ from evaluate import features, knn, shards
 from evaluate.data import imagenet
 from evaluate.data.transforms import CenterCrop, normalise
 from evaluate.encoder import Encoder, EncoderSpec
-from evaluate.errors import UserError
-from evaluate.task import Env
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
 from tests.imagenet_world import WNIDS, write_folder
 
 CROP = CenterCrop(32, None, "bicubic")

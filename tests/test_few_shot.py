@@ -12,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluate import few_shot, shards
 from evaluate.data import imagenet, subsets
-from evaluate.errors import UserError
-from evaluate.task import Env, override
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.settings import override
 from tests.imagenet_world import write_world
 from tests.test_features import vit
 

@@ -12,8 +12,8 @@ import pytest
 import torch.distributed as dist
 
 from evaluate import few_shot, knn, robustness
-from evaluate.errors import UserError
-from evaluate.task import Env
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
 from tests.imagenet_world import write_world
 from tests.test_features import vit
 from tests.test_robustness import save_classifier

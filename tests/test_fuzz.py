@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from evaluate import convert, encoder, formats
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 from tests.formats.test_every_format import GROUPS, checkpoint_of
 
 MUTATIONS = int(os.environ.get("CONVERT_FUZZ", "150"))

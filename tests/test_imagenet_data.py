@@ -11,7 +11,7 @@ import torch
 
 from evaluate.data import archives, imagenet, layouts, subsets
 from evaluate.data.transforms import CenterCrop, FinetuneAugmentation, SingleDrawCropFlip, normalise, posterize
-from evaluate.errors import Skip, UserError
+from evaluate.runtime.errors import Skip, UserError
 from tests.imagenet_world import WNIDS, write_folder
 
 

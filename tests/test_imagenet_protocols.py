@@ -12,9 +12,9 @@ from timm.models.vision_transformer import vit_base_patch16_224
 
 from evaluate import few_shot, imagenet_c, knn
 from evaluate.data.transforms import single_draw_box
-from evaluate.distributed import assemble
-from evaluate.lars import LARS
 from evaluate.layer_decay import parameter_groups
+from evaluate.runtime.distributed import assemble
+from evaluate.runtime.lars import LARS
 from evaluate.schedules import Draws, warmup_cosine
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/protocols.json").read_text())

@@ -12,8 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from evaluate import classifier, few_shot, finetune, knn, linear_probe, robustness
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.encoder import Encoder, EncoderSpec
-from evaluate.errors import Skip, UserError
-from evaluate.task import Env
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import Skip, UserError
 from tests.imagenet_world import WNIDS, write_world
 
 FINETUNE = replace(finetune.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16, mixup=0.2, cutmix=0.2, drop_path=0.1, erase=0.1)

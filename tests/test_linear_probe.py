@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate import classifier, finetune, linear_probe, plan, resume, task
+from evaluate import classifier, finetune, linear_probe, plan, task
 from evaluate.data.transforms import RandomCropFlip
 from evaluate.encoder import Encoder
-from evaluate.errors import UserError
-from evaluate.lars import LARS
+from evaluate.runtime import settings, training_state
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.lars import LARS
 from evaluate.schedules import step_decay
 from results import record, tables
 from tests.imagenet_world import write_world
@@ -108,11 +109,11 @@ def test_lin_fast_has_a_column_and_a_footnote_of_its_own(data: Path, tmp_path: P
 
 def test_a_task_may_have_a_preset_of_its_own() -> None:
     nodes = plan.choose(["finetune", "linear_probe"])
-    configs = plan.configure(nodes, "paper", task.split_overrides(["finetune.preset=mae", "finetune.epochs=7"]))
+    configs = plan.configure(nodes, "paper", settings.split_overrides(["finetune.preset=mae", "finetune.epochs=7"]))
     assert configs["linear_probe"] == linear_probe.PRESETS["paper"]
     assert configs["finetune"] == replace(finetune.PRESETS["mae"], epochs=7)
     with pytest.raises(UserError, match="'nonsense' of evaluate.finetune; the presets are paper, mae"):
-        plan.configure(nodes, "paper", task.split_overrides(["finetune.preset=nonsense"]))
+        plan.configure(nodes, "paper", settings.split_overrides(["finetune.preset=nonsense"]))
 
 
 def test_extra_nodes_run_only_when_they_are_asked_for() -> None:
@@ -137,13 +138,13 @@ def test_a_diverged_training_says_so_and_leaves_no_state(module, config, data: P
     env = environment(data, tmp_path, "task")
     with pytest.raises(UserError, match="diverged.*epoch 0|diverged.*epoch 1"):
         module.run(vit(), replace(config, base_lr=1e38, warmup_epochs=0), env)
-    state = torch.load(env.out_dir / resume.FILE, weights_only=True) if (env.out_dir / resume.FILE).exists() else {}
+    state = torch.load(env.out_dir / training_state.FILE, weights_only=True) if (env.out_dir / training_state.FILE).exists() else {}
     assert json.loads(json.dumps(state.get("step", 0))) <= 5
 
 
 def test_a_damaged_state_is_named(data: Path, tmp_path: Path) -> None:
     env = environment(data, tmp_path, "linear_probe")
-    (env.out_dir / resume.FILE).write_bytes(b"PK\x03\x04 and then nothing")
+    (env.out_dir / training_state.FILE).write_bytes(b"PK\x03\x04 and then nothing")
     with pytest.raises(UserError, match=r"training_state\.pt is damaged.*remove it"):
         linear_probe.run(vit(), PROBE, env)
 

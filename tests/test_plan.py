@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from evaluate import plan
-from evaluate.task import Env
+from evaluate.runtime.env import Env
 from results import record, tables
 
 

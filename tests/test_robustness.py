@@ -17,9 +17,9 @@ from evaluate import classifier, imagenet_c, robustness, shards
 from evaluate.data import imagenet
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.data.transforms import CenterCrop, normalise
-from evaluate.errors import UserError
 from evaluate.predictions import Outcome
-from evaluate.task import Env
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
 from tests.imagenet_world import WNIDS, write_world
 from tests.test_features import vit
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from evaluate import sweep, sweep_cost, training
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 from evaluate.stacked_heads import StackedHeads, optimiser
 from tests.imagenet_world import write_world
 from tests.test_imagenet_tasks import environment, resnet, vit

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from evaluate import classifier, distributed, finetune, linear_probe, sweep, training
-from evaluate.data.transforms import seed_global
+from evaluate import classifier, finetune, linear_probe, sweep, training
+from evaluate.runtime import distributed
+from evaluate.runtime.env import Env
+from evaluate.runtime.seeding import seed_global
 from evaluate.stacked_heads import StackedHeads
-from evaluate.task import Env
 from tests.imagenet_world import write_world
 from tests.test_imagenet_tasks import FINETUNE, PROBE, vit
 

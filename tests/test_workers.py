@@ -5,7 +5,7 @@ import os
 import pytest
 
 import run_all
-from evaluate import task
+from evaluate.runtime import cli
 from pretrain import distributed, train
 
 
@@ -15,7 +15,7 @@ from pretrain import distributed, train
 )
 def test_a_gpu_gets_its_share_of_the_cores_and_a_cpu_keeps_them(asked, device, side_by_side, found, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
-    assert task.loading_processes(asked, device, side_by_side) == found
+    assert cli.loading_processes(asked, device, side_by_side) == found
 
 
 def test_the_processes_of_torchrun_share_the_cores(monkeypatch):

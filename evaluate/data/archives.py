@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 
 SUFFIXES = (".tar", ".zip")
 ZIP_HEADER = 30  # bytes of a zip's local header before the name; the lengths of name and extra field are its last four

@@ -18,9 +18,9 @@ import numpy as np
 from evaluate.data import imagenet, layouts, subsets
 from evaluate.data.imagenet import File, ImageSet, read_image
 from evaluate.data.layouts import CORRUPTIONS
-from evaluate.errors import Skip, UserError
-from evaluate.progress import track
-from evaluate.task import EXIT_SKIPPED, EXIT_USER, at_least_one
+from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER, at_least_one
+from evaluate.runtime.errors import Skip, UserError
+from evaluate.runtime.progress import track
 
 SAMPLES = 100  # images of each set that are read in full
 PUBLISHED_SIDE = 224  # pixels, of ImageNet-C's images

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from evaluate.data import archives, layouts, val_labels
 from evaluate.data.transforms import Transform
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 OFFICIAL_CLASSES = Path(__file__).with_name("imagenet_classes.json")

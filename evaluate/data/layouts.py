@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from evaluate.data import val_labels
-from evaluate.errors import Skip, UserError
+from evaluate.runtime.errors import Skip, UserError
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",

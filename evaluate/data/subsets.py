@@ -10,8 +10,8 @@ import numpy as np
 
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, ImageSet, train_set
-from evaluate.data.transforms import seed_of
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.seeding import seed_of
 
 # SimCLR's lists, which MSN and SiameseIM took over: how many names, and how many classes have how many images
 LISTS = {"1percent": 12_811, "10percent": 128_116}

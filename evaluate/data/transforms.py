@@ -4,20 +4,19 @@ Transforms take and return PIL images; ``normalise`` finishes a batch on the dev
 (seed, epoch, index), so that an image's view depends on neither the number of processes nor on where a run was taken up again.
 """
 
-import hashlib
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.seeding import seed_global, seed_of
 
 INTERPOLATIONS = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
@@ -26,22 +25,6 @@ class Transform(Protocol):
     """A callable from a PIL image and the draw's epoch and index to a PIL image of the crop's size."""
 
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Image.Image: ...
-
-
-def seed_of(*parts: int | str) -> int:
-    """63 bits that depend on every part."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
-
-
-def seed_global(device: str, *parts: int | str) -> None:
-    """Seeds Python's, numpy's and torch's global generators, for library code that draws from them (timm, dropout)."""
-    seed = seed_of(*parts)
-    random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-    # torch.manual_seed would queue a call for a CUDA that is not there, with a stack trace, each time
-    torch.default_generator.manual_seed(seed)
-    if device.startswith("cuda"):
-        torch.cuda.manual_seed(seed)
 
 
 @dataclass(frozen=True)

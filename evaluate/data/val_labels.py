@@ -5,7 +5,7 @@ import io
 import tarfile
 from pathlib import Path
 
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 
 DEVKIT = "ILSVRC2012_devkit_t12/data"
 # below imagenet/, in the order in which they are looked for

@@ -1,9 +1,9 @@
 """Every checkpoint format that is known, and which one a file is of."""
 
 from evaluate.checkpoint import Checkpoint
-from evaluate.errors import UserError
 from evaluate.formats import beit, clip, huggingface, mmpretrain, moco_v3, plain_vit, resnets, siameseim
 from evaluate.formats.table import Branch, Format
+from evaluate.runtime.errors import UserError
 
 FORMATS: tuple[Format, ...] = (
     *siameseim.FORMATS, *plain_vit.FORMATS, *moco_v3.FORMATS, *beit.FORMATS, *clip.FORMATS, *huggingface.FORMATS, *mmpretrain.FORMATS,

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluate.checkpoint import Checkpoint
-from evaluate.errors import UserError
 from evaluate.formats.clip import batch_dimension
 from evaluate.formats.table import CLIP, HALF, Branch, Format, Rows, behind, dropped
+from evaluate.runtime.errors import UserError
 
 PREFIX = "<prefix>"  # replaced by the model's own: "vit." in a model with a head, nothing in a bare one
 WRITTEN: Rows = (

@@ -12,7 +12,7 @@ from functools import lru_cache
 from torch import Tensor, cat
 
 from evaluate.checkpoint import Checkpoint
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 
 Rows = tuple[tuple[str, str | None], ...]
 State = dict[str, Tensor]

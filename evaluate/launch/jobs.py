@@ -6,7 +6,7 @@ from pathlib import Path
 
 from evaluate import plan
 from evaluate.launch.local import Job, last_line
-from evaluate.task import EXIT_SKIPPED
+from evaluate.runtime.cli import EXIT_SKIPPED
 from results import record, tables
 
 DEMO = {  # row: how it is pretrained

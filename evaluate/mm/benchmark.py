@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from evaluate.encoder import Encoder, EncoderSpec, build
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 
 SIZES = {  # width, blocks, heads, patch, image of the encoder
     "tiny": (48, 3, 3, 8, 32),
@@ -145,7 +145,7 @@ def parts(model: Any, wrapper: Any, step: Callable[[], Any], device: str) -> dic
 
 def matmul_rate(device: str, precision: str) -> float:
     """FLOP/s of a large matrix product."""
-    from evaluate.precision import TYPES
+    from evaluate.runtime.precision import TYPES
 
     side = 8192 if device.startswith("cuda") else 1024
     matrix = torch.randn(side, side, device=device, dtype=TYPES.get(precision, torch.float32))
@@ -173,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(recipe: str, size: str, batch: int, steps: int, device: str) -> None:
     """Measures and prints."""
-    from evaluate.precision import resolve
+    from evaluate.runtime.precision import resolve
 
     precision = resolve("auto", device)
     cfg, model, wrapper = made(recipe, size, device, precision)

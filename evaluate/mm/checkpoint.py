@@ -14,7 +14,7 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 
-from results.files import remove_halves, whole
+from results.atomic import remove_halves, whole
 
 KEPT = 2
 

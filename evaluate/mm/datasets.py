@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 
 FIELDS = ("id", "image_id", "category_id", "bbox", "segmentation")  # of an annotation
 

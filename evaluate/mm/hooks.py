@@ -9,7 +9,7 @@ from mmengine.hooks import Hook, RuntimeInfoHook
 from mmengine.runner import Runner, TestLoop
 
 from evaluate.mm.multi_scale import MultiScale
-from evaluate.progress import SECONDS_BETWEEN_LINES
+from evaluate.runtime.progress import SECONDS_BETWEEN_LINES
 
 
 class QuickRunner(Runner):

@@ -11,8 +11,8 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from evaluate.errors import UserError
 from evaluate.mm.datasets import as_callable, seed_sample
+from evaluate.runtime.errors import UserError
 
 IGNORED = 255
 CLASSES = 150

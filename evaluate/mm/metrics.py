@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
-from evaluate.errors import UserError
 from evaluate.mm.datasets import read_annotations
+from evaluate.runtime.errors import UserError
 
 NAMES = {"bbox": "box_ap", "segm": "mask_ap"}
 FREQUENCIES = {"APr": "rare", "APc": "common", "APf": "frequent"}

@@ -11,7 +11,7 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from evaluate import precision as arithmetic
+from evaluate.runtime import precision as arithmetic
 
 
 class MixedPrecision(OptimWrapper):

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluate.errors import UserError
 from evaluate.mm import losses, optimizer, sampler, transforms
 from evaluate.mm.attention import resize_pos_embed
 from evaluate.mm.parity_heads import roi_heads
 from evaluate.mm.reference_names import detectron2_name, mmseg_name
 from evaluate.mm.segmentation_backbone import SegmentationBackbone
 from evaluate.mm.vitdet import SimpleFeaturePyramid, ViTDetBackbone
+from evaluate.runtime.errors import UserError
 
 FLOAT32, EXACT = 5e-5, 1e-9
 Result = dict[str, tuple[float, float]]  # name: (largest difference, bound)

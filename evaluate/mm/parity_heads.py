@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evaluate.errors import UserError
 from evaluate.mm.reference_names import detectron2_name
+from evaluate.runtime.errors import UserError
 
 PARTS = {"backbone_net": "backbone.", "pyramid": "neck.", "rpn": "rpn_head.", "box_head": "roi_head.bbox_head.", "mask_head": "roi_head.mask_head."}
 EXACT, PIXELS, FLOAT32 = 0.0, 1e-4, 5e-5

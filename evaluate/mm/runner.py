@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from evaluate import distributed
-from evaluate import precision as arithmetic
-from evaluate.errors import Skip, UserError
-from evaluate.task import Env
+from evaluate.runtime import distributed
+from evaluate.runtime import precision as arithmetic
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import Skip, UserError
 
 RECIPES = Path(__file__).parents[2] / "mm_configs"
 INSTALL = "install the mm* packages of pyproject.toml with `uv sync`"
@@ -71,7 +71,7 @@ def train_and_test(
 
     Args:
         at_once: images that a process takes at once; ``None`` is its whole share of the batch.
-        precision: of the training's forward pass, as ``evaluate.precision`` names them; the test is in float32.
+        precision: of the training's forward pass, as ``evaluate.runtime.precision`` names them; the test is in float32.
         multi_scale: a data loader of views (``evaluate.mm.multi_scale``) that a segmenter is tested on as well.
 
     Returns:

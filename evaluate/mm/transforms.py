@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from evaluate.errors import UserError
+from evaluate.runtime.errors import UserError
 
 Sample = dict[str, Any]
 

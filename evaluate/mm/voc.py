@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
-from evaluate.errors import UserError
 from evaluate.mm.datasets import InstanceSet
+from evaluate.runtime.errors import UserError
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",

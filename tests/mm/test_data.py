@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from evaluate.data.toy_dense import run_lengths
-from evaluate.errors import UserError
 from evaluate.mm.datasets import InstanceSet, polygons_of, read_annotations
 from evaluate.mm.labels import LoadLabels, LoadPicture, SegmentationSet
 from evaluate.mm.sampler import TrainingSampler
 from evaluate.mm.transforms import LargeScaleJitter, LoadImage
+from evaluate.runtime.errors import UserError
 
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
 

@@ -12,7 +12,7 @@ import torch
 from evaluate import detection
 from evaluate.mm import benchmark, runner
 from evaluate.mm.resnet import LastStage, ResNetBackbone
-from evaluate.task import Env
+from evaluate.runtime.env import Env
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 

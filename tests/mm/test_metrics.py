@@ -13,9 +13,9 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluate.errors import UserError
 from evaluate.mm.labels import IGNORED, count_pixels, scores
 from evaluate.mm.metrics import InstanceAP, average_precision
+from evaluate.runtime.errors import UserError
 
 SIDE = 80
 

@@ -12,7 +12,7 @@ import pytest
 from evaluate import detection, segmentation
 from evaluate.data import toy_dense
 from evaluate.encoder import Encoder
-from evaluate.task import Env
+from evaluate.runtime.env import Env
 from tests.mm.conftest import tiny_encoder
 
 SETTINGS = {"coco": (detection, {"dataset": "coco"}), "ade20k": (segmentation, {"batch_size": 8})}

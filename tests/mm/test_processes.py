@@ -11,10 +11,11 @@ import pytest
 import torch
 from mmengine.dataset import DefaultSampler
 
-from evaluate import detection, distributed
+from evaluate import detection
 from evaluate.mm.datasets import read_annotations
 from evaluate.mm.metrics import InstanceAP
-from evaluate.task import Env
+from evaluate.runtime import distributed
+from evaluate.runtime.env import Env
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 7  # odd: the sampler gives one image to both processes

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from evaluate import detection, segmentation
-from evaluate.errors import UserError
 from evaluate.mm import runner
 from evaluate.mm.vitdet import global_blocks
-from evaluate.task import Env, override
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.settings import override
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 RECIPES = sorted(path.stem for path in runner.RECIPES.glob("*.py"))

@@ -19,7 +19,7 @@ from evaluate import detection, segmentation
 from evaluate.encoder import Encoder
 from evaluate.mm import checkpoint, hooks
 from evaluate.mm.runner import save_interval
-from evaluate.task import Env
+from evaluate.runtime.env import Env
 
 TASKS = {"coco": (detection, {"dataset": "coco"}), "lvis": (detection, {"dataset": "lvis"}), "ade20k": (segmentation, {})}
 ITERATIONS = 5  # a state is saved after each

@@ -21,11 +21,11 @@ from timm.models.resnet import Bottleneck, ResNet
 
 from evaluate import segmentation
 from evaluate.encoder import Encoder, EncoderSpec
-from evaluate.errors import UserError
 from evaluate.mm import hooks, runner
 from evaluate.mm.multi_scale import MultiScale, Views, resize_short, short_sides
 from evaluate.mm.optimizer import parameter_groups
-from evaluate.task import Env
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
 from tests.mm.conftest import MEAN, STD, tiny_encoder
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)

@@ -9,8 +9,8 @@ import pytest
 
 from evaluate import detection, segmentation
 from evaluate.encoder import Encoder
-from evaluate.errors import Skip, UserError
-from evaluate.task import Env
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import Skip, UserError
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 

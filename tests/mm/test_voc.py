@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.errors import UserError
 from evaluate.mm.voc import CLASSES, THRESHOLDS, VOCAP, VOCSet, class_precision, read_voc
+from evaluate.runtime.errors import UserError
 from tests.mm.voc_world import make_voc, xml
 
 

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from evaluate import knn
-from evaluate.plan import COLUMNS
-from evaluate.task import Env
+from evaluate.runtime.env import Env
 from results import record, tables
+from results.columns import COLUMNS
 
 
 def entry(tmp_path, task="knn", encoder="mine", status="ok", metrics=None, **changes):

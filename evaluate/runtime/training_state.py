@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from evaluate.errors import UserError
-from results.files import remove_halves, whole
+from evaluate.runtime.errors import UserError
+from results.atomic import remove_halves, whole
 
 FILE = "training_state.pt"
 

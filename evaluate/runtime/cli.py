@@ -1,0 +1,50 @@
+"""What the commands share: exit statuses, checks of arguments, output folders."""
+
+import argparse
+import os
+from pathlib import Path
+
+from evaluate.runtime.errors import UserError
+
+EXIT_FAILED, EXIT_USER, EXIT_SKIPPED = 1, 2, 3
+MOST_LOADING = 16  # data loading processes of one task, where none are asked for
+
+
+def at_least_one(text: str) -> int:
+    """For argparse: a whole number from 1 on."""
+    return _whole_number(text, 1)
+
+
+def at_least_zero(text: str) -> int:
+    """For argparse: a whole number from 0 on."""
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    value = int(text)
+    if value < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+    return value
+
+
+def loading_processes(asked: int | None, device: str, side_by_side: int) -> int:
+    """Data loading processes of one of ``side_by_side`` processes of this machine: as asked, or what suits.
+
+    A GPU is given this process's share of the cores but one, at most MOST_LOADING; a CPU none, which needs its cores for the training.
+    """
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores // side_by_side - 1, 1), MOST_LOADING) if device.startswith("cuda") else 0
+
+
+def make_folder(path: Path) -> Path:
+    """Creates a folder and proves that it can be written; raises UserError otherwise."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"the output folder {path} cannot be written ({error.strerror}); choose another with --out") from error
+    return path

@@ -1,0 +1,29 @@
+"""The columns of the table: heading, the node of ``evaluate.harness.plan`` that fills it, and the metric of its record."""
+
+
+
+
+COLUMNS = (  # heading, node, metric: the paper's order, then kNN
+    ("FT", "finetune", "top1"),
+    ("LIN", "linear_probe", "top1"),
+    ("1%", "few_shot", "top1"),
+    ("COCO box", "detection_coco", "box_ap"),
+    ("COCO mask", "detection_coco", "mask_ap"),
+    ("ADE20k mIoU", "segmentation", "miou"),
+    ("LVIS box", "detection_lvis", "box_ap"),
+    ("LVIS box rare", "detection_lvis", "box_ap_rare"),
+    ("LVIS mask", "detection_lvis", "mask_ap"),
+    ("LVIS mask rare", "detection_lvis", "mask_ap_rare"),
+    ("IN-A", "robustness", "imagenet_a_top1"),
+    ("IN-R", "robustness", "imagenet_r_top1"),
+    ("IN-Sketch", "robustness", "imagenet_sketch_top1"),
+    ("IN-C", "robustness", "imagenet_c"),
+    ("kNN", "knn", "top1"),
+)
+EXTRA_COLUMNS = (  # shown where there is a record; protocols of their own, so never in a column of the paper
+    ("LIN fast", "linear_fast", "top1"),
+    ("LIN sweep", "sweep", "top1"),
+    ("VOC AP50", "detection_voc", "box_ap50"),
+    ("VOC AP", "detection_voc", "box_ap"),
+    ("VOC AP75", "detection_voc", "box_ap75"),
+)
