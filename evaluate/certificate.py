@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.encoder import Encoder, EncoderSpec
+from evaluate.encoder.model import Encoder
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.reference import Residual, Semantics, Transformer
 from results.atomic import whole
 

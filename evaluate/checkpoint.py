@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from evaluate.encoder import KIND
+from evaluate.encoder.spec import KIND
 from evaluate.runtime.errors import UserError
 from results.atomic import sha256
 

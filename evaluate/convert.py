@@ -16,7 +16,7 @@ from typing import Any
 from evaluate import certificate, encoder, formats, semantics, sizes
 from evaluate.certificate import Certificate
 from evaluate.checkpoint import Checkpoint, digests, read, weights_file
-from evaluate.encoder import EncoderSpec
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.formats.table import Format, rename
 from evaluate.reference import Semantics
 from evaluate.runtime.errors import UserError
@@ -117,7 +117,7 @@ def ensure(path: Path | str, out: Path | str) -> Path:
     """An encoder file with a passing certificate: ``path`` itself if it is one, else its conversion at ``out``, made if need be.
 
     Raises:
-        UserError: as ``convert`` and ``evaluate.encoder.load`` do.
+        UserError: as ``convert`` and ``evaluate.encoder.file.load`` do.
     """
     path, out = Path(path), Path(out)
     source = weights_file(path)

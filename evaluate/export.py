@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evaluate import semantics
-from evaluate.encoder import Encoder, EncoderSpec
+from evaluate.encoder.model import Encoder
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.errors import UserError
 from results.atomic import whole
 
@@ -90,7 +91,7 @@ def default_out(path: Path, to: str) -> Path:
 def _prove(written: Path, encoder: Encoder, out: Path) -> None:
     """Converts the file just written and demands the same encoder; the fingerprint covers tensors and semantics."""
     from evaluate.convert import convert
-    from evaluate.encoder import read_spec
+    from evaluate.encoder.file import read_spec
 
     with TemporaryDirectory() as folder:
         again = Path(folder) / "encoder.safetensors"

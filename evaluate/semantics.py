@@ -8,8 +8,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from evaluate.encoder import ACTIVATIONS, EncoderSpec
-from evaluate.interpolation import METHODS
+from evaluate.encoder.interpolation import METHODS
+from evaluate.encoder.model import ACTIVATIONS
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.errors import UserError
 
 ENTRY = "encoder_spec"

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluate.encoder import EncoderSpec, build
+from evaluate.encoder.model import build
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.errors import UserError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -26,7 +26,7 @@ def measure(model: str, batch: int, micro_batch: int, arithmetic: str, device: s
     """Median seconds of a step of each part, and the ratio."""
     import timm
 
-    from evaluate.encoder import Encoder
+    from evaluate.encoder.model import Encoder
     from evaluate.sizes import vit
 
     config = PRESETS["paper"]

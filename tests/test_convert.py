@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from evaluate import certificate, convert, encoder, formats, plan
-from evaluate.encoder import Encoder
+from evaluate.encoder.model import Encoder
 from evaluate.reference import Semantics
 from evaluate.runtime.errors import UserError
 from pretrain.config import DEMO

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from evaluate.encoder import EncoderSpec, build
+from evaluate.encoder.model import build
+from evaluate.encoder.spec import EncoderSpec
 
 MEASURE = """
 import json, os, sys, time

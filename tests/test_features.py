@@ -14,7 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from evaluate import features, knn, shards
 from evaluate.data import imagenet
 from evaluate.data.transforms import CenterCrop, normalise
-from evaluate.encoder import Encoder, EncoderSpec
+from evaluate.encoder.model import Encoder
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from tests.imagenet_world import WNIDS, write_folder

@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 
 from evaluate import classifier, few_shot, finetune, knn, linear_probe, robustness
 from evaluate.data.layouts import CORRUPTIONS
-from evaluate.encoder import Encoder, EncoderSpec
+from evaluate.encoder.model import Encoder
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
 from tests.imagenet_world import WNIDS, write_world

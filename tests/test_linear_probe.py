@@ -11,7 +11,7 @@ from PIL import Image
 
 from evaluate import classifier, finetune, linear_probe, plan, task
 from evaluate.data.transforms import RandomCropFlip
-from evaluate.encoder import Encoder
+from evaluate.encoder.model import Encoder
 from evaluate.runtime import settings, training_state
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.lars import LARS

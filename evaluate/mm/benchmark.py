@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate.encoder import Encoder, EncoderSpec, build
+from evaluate.encoder.model import Encoder, build
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.errors import UserError
 
 SIZES = {  # width, blocks, heads, patch, image of the encoder

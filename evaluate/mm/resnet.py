@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evaluate.encoder import EncoderSpec, build
+from evaluate.encoder.model import build
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm.attention import load_encoder
 
 LAST = "layer4."

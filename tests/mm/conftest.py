@@ -7,7 +7,8 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from evaluate.data import toy_dense
-from evaluate.encoder import Encoder, EncoderSpec
+from evaluate.encoder.model import Encoder
+from evaluate.encoder.spec import EncoderSpec
 from tests.mm.voc_world import make_voc
 
 torch.set_num_threads(1)
@@ -16,7 +17,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def tiny_encoder(seed: int = 0, **changes) -> Encoder:
     """A randomly initialised ViT of the demo's size; norms, biases and scales are drawn too, so that each shows."""
-    from evaluate.encoder import build
+    from evaluate.encoder.model import build
 
     spec = EncoderSpec(**{
         "family": "vit", "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "mean": MEAN, "std": STD,

@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from evaluate import detection, segmentation
-from evaluate.encoder import Encoder
+from evaluate.encoder.model import Encoder
 from evaluate.mm.metrics import average_precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError

@@ -11,7 +11,7 @@ import pytest
 
 from evaluate import detection, segmentation
 from evaluate.data import toy_dense
-from evaluate.encoder import Encoder
+from evaluate.encoder.model import Encoder
 from evaluate.runtime.env import Env
 from tests.mm.conftest import tiny_encoder
 

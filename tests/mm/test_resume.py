@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from evaluate import detection, segmentation
-from evaluate.encoder import Encoder
+from evaluate.encoder.model import Encoder
 from evaluate.mm import checkpoint, hooks
 from evaluate.mm.runner import save_interval
 from evaluate.runtime.env import Env

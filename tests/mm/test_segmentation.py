@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from timm.models.resnet import Bottleneck, ResNet
 
 from evaluate import segmentation
-from evaluate.encoder import Encoder, EncoderSpec
+from evaluate.encoder.model import Encoder
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm import hooks, runner
 from evaluate.mm.multi_scale import MultiScale, Views, resize_short, short_sides
 from evaluate.mm.optimizer import parameter_groups

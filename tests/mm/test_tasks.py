@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evaluate import detection, segmentation
-from evaluate.encoder import Encoder
+from evaluate.encoder.model import Encoder
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
 from tests.mm.conftest import tiny_encoder, tiny_resnet

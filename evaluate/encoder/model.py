@@ -1,4 +1,4 @@
-"""The canonical encoder: weights under timm names, everything that names do not say, and the one way to compute features.
+"""The canonical encoder: weights under timm names, and the one way to compute features.
 
 Axes: B batch, N patches, D width, C channels, h w patch grid or map.
 """
@@ -9,77 +9,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from timm.layers import QuickGELU
 from timm.models.beit import Beit, gen_relative_position_index
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from evaluate.interpolation import resample_pos_embed
-from evaluate.runtime.errors import UserError
-from results.atomic import whole
+from evaluate.encoder.interpolation import resample_pos_embed
+from evaluate.encoder.spec import PROVENANCE, EncoderSpec
 
-KIND = "siamese-eval encoder 1"
 ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
-PROVENANCE = ("source_format", "branch", "epoch", "source_sha256", "source_json_sha256", "pooling")  # these change no feature
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """All that the tensors' names do not say. Sizes in pixels, mean and std on the 0 to 1 scale of pixels."""
-
-    family: str  # "vit" or "resnet"
-    embed_dim: int
-    depth: int  # transformer blocks, or residual blocks of all stages
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    img_size: int = 224
-    patch_size: int = 16  # a ResNet: its stride
-    num_heads: int = 0
-    mlp_ratio: float = 4.0
-    layer_norm_eps: float = 1e-6
-    activation: str = "gelu"
-    pre_norm: bool = False  # LayerNorm before the blocks (CLIP); the patch embedding then has no bias
-    final_norm: bool = False  # LayerNorm of all tokens after the blocks; forward_tokens does not apply it
-    fc_norm: bool = False  # LayerNorm after pooling, of fine-tuned models
-    class_token: bool = False
-    registers: int = 0
-    pos_embed: bool = True
-    pos_embed_prefix: bool = True  # class token and registers have position rows
-    qkv_bias: bool = True
-    layer_scale: bool = False
-    rel_pos_bias: bool = False
-    layers: tuple[int, ...] = ()  # residual blocks of the four stages
-    block: str = ""  # "basic" or "bottleneck"
-    cardinality: int = 1
-    base_width: int = 64
-    batch_norm_eps: float = 1e-5
-    pooling: str = "cls"  # what the method recommends: "cls" or "mean"
-    interpolation: str = "bicubic"
-    source_format: str = ""
-    branch: str = ""
-    epoch: int | None = None
-    source_sha256: str = ""
-    source_json_sha256: str = ""  # of the JSON files beside it that describe it; "" where there are none
-
-    @property
-    def source_digests(self) -> tuple[str, str]:
-        """As ``evaluate.checkpoint.digests`` of the source."""
-        return self.source_sha256, self.source_json_sha256
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "EncoderSpec":
-        values = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -242,70 +184,3 @@ def fingerprint(spec: EncoderSpec, state: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
-
-
-def certificate_path(path: Path) -> Path:
-    """Where the certificate of an encoder file lies: ``encoder.certificate.json`` beside ``encoder.safetensors``."""
-    return path.with_suffix(".certificate.json")
-
-
-def save(path: Path, state: dict[str, Tensor], spec: EncoderSpec) -> None:
-    """Writes an encoder file atomically: float32 tensors under timm names, the spec as JSON in the metadata."""
-    with whole(path) as written:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, written, {"kind": KIND, "spec": spec.to_json()})
-
-
-def read_spec(path: Path) -> EncoderSpec | None:
-    """The spec of an encoder file; None for any other file."""
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError):
-        return None  # not a safetensors file, so not an encoder file
-    return EncoderSpec.from_json(metadata["spec"]) if metadata.get("kind") == KIND else None
-
-
-def load(path: Path | str, device: str = "cpu", *, _uncertified: bool = False) -> Encoder:
-    """An encoder in eval mode on ``device``.
-
-    Any other checkpoint of a known format is converted in a temporary folder and certified first.
-
-    Raises:
-        UserError: no encoder, or one whose certificate is absent, failed, or belongs to other tensors.
-    """
-    path = Path(path)
-    spec = read_spec(path)
-    if spec is None:
-        from tempfile import TemporaryDirectory
-
-        from evaluate.convert import convert
-
-        with TemporaryDirectory() as folder:
-            out = Path(folder) / "encoder.safetensors"
-            convert(path, out)
-            return load(out, device)
-    try:
-        with safe_open(path, "pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-        loaded = Encoder(spec, state)
-    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"the encoder file {path} is damaged ({str(error).splitlines()[0]}); convert its source again") from error
-    if not _uncertified:
-        _check_certificate(path, loaded)
-    return loaded.eval().to(device)
-
-
-def _check_certificate(path: Path, encoder: Encoder) -> None:
-    file = certificate_path(path)
-    remedy = "convert its source again with python -m evaluate.convert"
-    if not file.is_file():
-        raise UserError(f"the encoder {path} has no certificate ({file.name} is not beside it); {remedy}")
-    try:
-        certificate = json.loads(file.read_text())
-        passed, certified = certificate["passed"], certificate["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the certificate {file} is damaged; {remedy}") from error
-    if certified != encoder.fingerprint:
-        raise UserError(f"the certificate {file} belongs to another encoder than {path}; {remedy}")
-    if passed is not True:
-        raise UserError(f"the certificate of {path} did not pass; {remedy}")
