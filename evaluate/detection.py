@@ -14,17 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluate.data import layouts
+from evaluate.data.coco import ANNOTATIONS, IMAGES
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.task import main
 
-ANNOTATIONS = {
-    "coco": ("coco/annotations/instances_train2017.json", "coco/annotations/instances_val2017.json"),
-    "lvis": ("lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json"),
-    "voc": ("VOCdevkit", "VOCdevkit"),
-}
-IMAGES = {"coco": "coco", "lvis": "coco", "voc": "VOCdevkit"}
 RECIPES = {  # family of the encoder, setting, data set: file of mm_configs/
     ("vit", "paper", "coco"): "mask_rcnn_vitdet_100ep_coco",
     ("vit", "paper", "lvis"): "mask_rcnn_vitdet_100ep_lvis",
@@ -166,10 +161,10 @@ def fill_data(cfg: Any, dataset: str, env: Env) -> int:
     cfg.train_dataloader.sampler.seed = env.seed
     cfg.test_evaluator.update(annotations=str(val), limit=env.limit)
     if dataset == "voc":
-        from evaluate.mm.voc import read_voc
+        from evaluate.data.voc import read_voc
 
         return len(read_voc(val, [cfg.test_evaluator.folder])["images"][: env.limit])
-    from evaluate.mm.datasets import read_annotations, require_scorable
+    from evaluate.data.coco import read_annotations, require_scorable
 
     categories = sorted(read_annotations(train)["categories"], key=lambda category: category["id"])
     counts = [category.get("image_count") for category in categories]

@@ -20,7 +20,7 @@ from torch import nn
 
 from evaluate import classifier as classifiers
 from evaluate import training
-from evaluate.data.imagenet import Images, batches
+from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import FinetuneAugmentation, normalise
 from evaluate.layer_decay import parameter_groups
 from evaluate.runtime import distributed, precision, training_state

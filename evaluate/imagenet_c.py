@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluate.data.imagenet import ImageSet, read_image, robustness_set
+from evaluate.data.imagenet import ImageSet, robustness_set
 from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR
+from evaluate.data.loader import read_image
 from evaluate.data.transforms import CenterCrop
 from evaluate.predictions import Outcome
 from evaluate.runtime.env import Env

@@ -23,7 +23,7 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from evaluate import features, metrics, training
-from evaluate.data.imagenet import Images, batches
+from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import RandomCropFlip, SingleDrawCropFlip, normalise
 from evaluate.runtime import distributed, precision, training_state
 from evaluate.runtime.env import Env

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import torch
 
-from evaluate.data.imagenet import UNREADABLE, Images, ImageSet, InOrder, batches, read_image
+from evaluate.data.imagenet import ImageSet
+from evaluate.data.loader import UNREADABLE, Images, InOrder, batches, read_image
 from evaluate.data.transforms import Transform
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluate.data.imagenet import Draw
+from evaluate.data.loader import Draw
 from evaluate.runtime.seeding import seed_of
 
 

@@ -133,7 +133,7 @@ def fill_data(cfg: Any, env: Env) -> int:
     Raises:
         UserError: a picture without a label map, or the reverse; also among what is read only after the training.
     """
-    from evaluate.mm.labels import class_names, paired_files
+    from evaluate.data.ade20k import class_names, paired_files
 
     root = env.data_root / "ade20k"
     for loader in (cfg.train_dataloader, cfg.test_dataloader):

@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from evaluate.data.imagenet import UNREADABLE, Draw, Images, ImageSet, batches, read_image
+from evaluate.data.imagenet import ImageSet
+from evaluate.data.loader import UNREADABLE, Draw, Images, batches, read_image
 from evaluate.data.transforms import Transform
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env

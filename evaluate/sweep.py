@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from evaluate import metrics, training
-from evaluate.data.imagenet import Images, ImageSet, batches
+from evaluate.data.imagenet import ImageSet
+from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import RandomCropFlip, normalise
 from evaluate.outcomes import table
 from evaluate.runtime import distributed, precision, training_state

@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from evaluate import features, knn, shards
-from evaluate.data import imagenet
+from evaluate.data import imagenet, loader
 from evaluate.data.transforms import CenterCrop, normalise
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
@@ -51,7 +51,7 @@ def files_of(env: Env) -> dict[Path, tuple[int, bytes]]:
 def test_every_block_and_token_is_what_the_encoder_gives(data: Path, env: Env) -> None:
     val, encoder = imagenet.val_set(data), vit()
     found = features.extract(encoder, val, CROP, env)
-    pixels = torch.cat([part for part, _ in imagenet.batches(imagenet.Images(val, CROP), imagenet.InOrder(len(val), 64))])
+    pixels = torch.cat([part for part, _ in loader.batches(loader.Images(val, CROP), loader.InOrder(len(val), 64))])
     with torch.no_grad():
         blocks = encoder.forward_blocks(normalise(pixels, (0.5,) * 3, (0.25,) * 3, "cpu"), 2)
     assert found.labels.tolist() == val.labels.tolist() and found.unreadable == []
@@ -126,8 +126,8 @@ def test_a_killed_pass_goes_on_with_the_next_shard(data: Path, env: Env, monkeyp
         features.extract(encoder, train, CROP, env)
     monkeypatch.setattr(shards, "_write_shard", write)
     assert len(files_of(env)) == 2
-    read = imagenet.read_image
-    monkeypatch.setattr(imagenet, "read_image", lambda path: opened.update([path.name]) or read(path))
+    read = loader.read_image
+    monkeypatch.setattr(loader, "read_image", lambda path: opened.update([path.name]) or read(path))
     features.extract(encoder, train, CROP, env)
     assert {path: content for path, (_, content) in files_of(env).items()} == {path: content for path, (_, content) in expected.items()}
     assert sorted(opened) == sorted(path.name for path in train.files[128:]) and set(opened.values()) == {1}
@@ -135,8 +135,8 @@ def test_a_killed_pass_goes_on_with_the_next_shard(data: Path, env: Env, monkeyp
 
 def test_each_image_is_read_from_disk_once(data: Path, env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: Counter[Path] = Counter()
-    read = imagenet.read_image
-    monkeypatch.setattr(imagenet, "read_image", lambda path: opened.update([path]) or read(path))
+    read = loader.read_image
+    monkeypatch.setattr(loader, "read_image", lambda path: opened.update([path]) or read(path))
     knn.run(vit(), knn.PRESETS["demo"], env)
     knn.run(vit(), replace(knn.PRESETS["demo"], temperature=0.1), env)
     assert set(opened.values()) == {1} and len(opened) == 240

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate.data import archives, imagenet, layouts, subsets
+from evaluate.data import archives, imagenet, layouts, loader, subsets
 from evaluate.data.transforms import CenterCrop, FinetuneAugmentation, SingleDrawCropFlip, normalise, posterize
 from evaluate.runtime.errors import Skip, UserError
 from tests.imagenet_world import WNIDS, write_folder
@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(images: imagenet.ImageSet, workers: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = list(imagenet.batches(imagenet.Images(images, CenterCrop(32, None, "bicubic")), imagenet.InOrder(len(images), 3), workers))
+    parts = list(loader.batches(loader.Images(images, CenterCrop(32, None, "bicubic")), loader.InOrder(len(images), 3), workers))
     return torch.cat([pixels for pixels, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
@@ -31,7 +31,7 @@ def test_val_in_order_of_wnid(root: Path) -> None:
     images = imagenet.val_set(root)
     pixels, labels = read(images)
     assert images.classes == WNIDS and labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    first = np.asarray(imagenet.read_image(root / "imagenet/val" / WNIDS[0] / f"{WNIDS[0]}_0.png"))
+    first = np.asarray(loader.read_image(root / "imagenet/val" / WNIDS[0] / f"{WNIDS[0]}_0.png"))
     assert torch.equal(pixels[0], torch.from_numpy(first.copy()).permute(2, 0, 1))
     value = normalise(pixels[:1], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "cpu")[0, 1, 0, 0]
     assert float(value) == pytest.approx((first[0, 0, 1] / 255 - 0.5) / 0.3, abs=1e-6)
@@ -116,7 +116,7 @@ def test_full_imagenet_demands_the_official_200(tmp_path: Path) -> None:
 
 
 def test_views_depend_on_seed_epoch_and_index_alone(root: Path) -> None:
-    image = imagenet.read_image(imagenet.train_set(root).files[0])
+    image = loader.read_image(imagenet.train_set(root).files[0])
     augmentation = FinetuneAugmentation(16, "bicubic", "rand-m9-mstd0.5-inc1", (0.5, 0.5, 0.5), 0)
     for transform in (SingleDrawCropFlip(16, "bicubic", 0), augmentation):
         views = [np.asarray(transform(image, epoch, index)).copy() for epoch, index in ((0, 0), (1, 0), (0, 1), (0, 0))]
@@ -127,7 +127,7 @@ def test_views_depend_on_seed_epoch_and_index_alone(root: Path) -> None:
 
 def test_strongest_augmentation_runs(root: Path) -> None:
     """Magnitude 10 posterises to 0 bits, which Pillow refuses."""
-    image = imagenet.read_image(imagenet.train_set(root).files[0])
+    image = loader.read_image(imagenet.train_set(root).files[0])
     transform = FinetuneAugmentation(32, "bicubic", "rand-m10-n5-inc1", (0.5, 0.5, 0.5), 0)
     assert len({transform(image, 0, index).tobytes() for index in range(60)}) > 50
     assert np.asarray(posterize(image, 0)).max() == 0
@@ -232,4 +232,4 @@ def test_a_crop_larger_than_the_image_is_not_padded(root: Path) -> None:
     with pytest.raises(UserError, match="resized to 24 px"):
         CenterCrop(32, 24, "bicubic")
     with pytest.raises(UserError, match=f"{WNIDS[0]}_0.png: an image of 32 x 32 px cannot be cropped to 48 px"):
-        list(imagenet.batches(imagenet.Images(imagenet.val_set(root), CenterCrop(48, None, "bicubic")), imagenet.InOrder(8, 4)))
+        list(loader.batches(loader.Images(imagenet.val_set(root), CenterCrop(48, None, "bicubic")), loader.InOrder(8, 4)))

@@ -14,7 +14,7 @@ from imagecorruptions import corruptions
 from PIL import Image
 
 from evaluate import classifier, imagenet_c, robustness, shards
-from evaluate.data import imagenet
+from evaluate.data import imagenet, loader
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.data.transforms import CenterCrop, normalise
 from evaluate.predictions import Outcome
@@ -48,7 +48,7 @@ def env(tmp_path: Path, tuned: Path) -> Env:
 
 def logits_of(env: Env, images: imagenet.ImageSet) -> torch.Tensor:
     model, _, crop = classifier.load(env.classifier, vit())
-    pixels = torch.cat([part for part, _ in imagenet.batches(imagenet.Images(images, crop), imagenet.InOrder(len(images), 64))])
+    pixels = torch.cat([part for part, _ in loader.batches(loader.Images(images, crop), loader.InOrder(len(images), 64))])
     with torch.no_grad():
         return model(normalise(pixels, (0.5,) * 3, (0.25,) * 3, "cpu"))
 
@@ -137,7 +137,7 @@ def test_corrupted_here(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     estimate = env.notes["protocol"]["estimates"]["imagenet_c"]
     assert "corrupted here from val" in estimate and "2 of 60 images" in estimate
     assert "imagenet_c" in result and "imagenet_c" not in robustness.reads(config)
-    crop, image = CenterCrop(32, 32, "bicubic"), imagenet.read_image(imagenet.val_set(env.data_root).files[0])
+    crop, image = CenterCrop(32, 32, "bicubic"), loader.read_image(imagenet.val_set(env.data_root).files[0])
     for name in ("gaussian_noise", "impulse_noise", "glass_blur", "frost"):
         views = [np.asarray(imagenet_c.Corrupt(crop, name, 3, seed)(image, 0, index)) for seed, index in ((0, 0), (0, 1), (1, 0), (0, 0))]
         assert views[0].shape == (32, 32, 3) and np.array_equal(views[0], views[3])
@@ -174,8 +174,8 @@ def test_a_killed_run_goes_on_and_gives_the_same(env: Env, monkeypatch: pytest.M
 
 def test_every_image_is_read_once_and_a_few_may_be_unreadable(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: Counter[Path] = Counter()
-    read = imagenet.read_image
-    monkeypatch.setattr(imagenet, "read_image", lambda path: opened.update([path]) or read(path))
+    read = loader.read_image
+    monkeypatch.setattr(loader, "read_image", lambda path: opened.update([path]) or read(path))
     robustness.run(vit(), DEMO, env)
     assert set(opened.values()) == {1} and len(opened) == 60 + 6 + 9 + 8 + 300
     bad = [sorted((env.data_root / "imagenet-c" / name / "5").glob("*/*"))[1] for name in ("fog", "snow")]

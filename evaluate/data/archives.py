@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from evaluate.data import archives
 from evaluate.runtime.errors import UserError
 
 SUFFIXES = (".tar", ".zip")
@@ -107,3 +108,6 @@ def _zip_members(archive: Path) -> Iterator[Member]:
             lengths = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
             offset = info.header_offset + ZIP_HEADER + lengths
             yield Member(archive, info.filename, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED)
+
+
+File = Path | archives.Member

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from evaluate.data import imagenet, layouts, subsets
-from evaluate.data.imagenet import File, ImageSet, read_image
+from evaluate.data.archives import File
+from evaluate.data.imagenet import ImageSet
 from evaluate.data.layouts import CORRUPTIONS
+from evaluate.data.loader import read_image
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER, at_least_one
 from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.progress import track
@@ -117,7 +119,7 @@ def _corrupted(data_root: Path, samples: int) -> str:
 
 def _instances(name: str) -> Callable[[Path, int], str]:
     def check_instances(data_root: Path, samples: int) -> str:
-        from evaluate.mm.datasets import file_name, read_annotations
+        from evaluate.data.coco import file_name, read_annotations
 
         classes, counts = INSTANCES[name]
         parts = []

@@ -11,38 +11,11 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from evaluate.data.ade20k import class_names, paired_files
 from evaluate.mm.datasets import as_callable, seed_sample
 from evaluate.runtime.errors import UserError
 
 IGNORED = 255
-CLASSES = 150
-
-
-def class_names(root: Path) -> tuple[str, ...]:
-    """The names in ``objectInfo150.txt``, which the publisher's archive has beside its folders; 150 numbers where it is missing.
-
-    Raises:
-        UserError: a file of another form.
-    """
-    path = root / "objectInfo150.txt"
-    if not path.is_file():
-        return tuple(str(number) for number in range(1, CLASSES + 1))
-    rows = [line.split("\t") for line in path.read_text().splitlines()[1:] if line.strip()]
-    if not rows or [row[0].strip() for row in rows] != [str(number) for number in range(1, len(rows) + 1)]:
-        raise UserError(f"{path} should be a heading and then one line a class, numbered from 1; fetch it again")
-    return tuple(row[-1].strip() for row in rows)
-
-
-def paired_files(root: Path, split: str) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The pictures and the label maps of one split by name. Raises UserError where one is without the other, or there are none."""
-    pictures = {path.stem: path for path in sorted((root / "images" / split).glob("*.jpg"))}
-    labels = {path.stem: path for path in sorted((root / "annotations" / split).glob("*.png"))}
-    odd = sorted(set(pictures) ^ set(labels))
-    if odd or not pictures:
-        raise UserError(
-            f"{root}: images/{split} and annotations/{split} must hold the same names; {odd[0] if odd else 'any picture'} is not in both"
-        )
-    return pictures, labels
 
 
 class SegmentationSet(Dataset):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
-from evaluate.mm.datasets import read_annotations
+from evaluate.data.coco import read_annotations
 from evaluate.runtime.errors import UserError
 
 NAMES = {"bbox": "box_ap", "segm": "mask_ap"}

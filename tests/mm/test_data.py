@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evaluate.data.coco import read_annotations
 from evaluate.data.toy_dense import run_lengths
-from evaluate.mm.datasets import InstanceSet, polygons_of, read_annotations
+from evaluate.mm.datasets import InstanceSet, polygons_of
 from evaluate.mm.labels import LoadLabels, LoadPicture, SegmentationSet
 from evaluate.mm.sampler import TrainingSampler
 from evaluate.mm.transforms import LargeScaleJitter, LoadImage

@@ -12,7 +12,8 @@ import torch
 from mmengine.dataset import DefaultSampler
 
 from evaluate import detection
-from evaluate.mm.datasets import read_annotations
+from evaluate.data import coco
+from evaluate.data.coco import read_annotations
 from evaluate.mm.metrics import InstanceAP
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
@@ -28,7 +29,7 @@ def evaluated(world: Path, folder: Path) -> dict[str, dict[str, float]]:
 
     results = {}
     for name in ("coco", "lvis"):
-        path = world / detection.ANNOTATIONS[name][1]
+        path = world / coco.ANNOTATIONS[name][1]
         content = read_annotations(path)
         labels = {c["id"]: k for k, c in enumerate(sorted(content["categories"], key=lambda c: c["id"]))}
         images = sorted(content["images"], key=lambda image: image["id"])[:LIMIT]

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.mm.voc import CLASSES, THRESHOLDS, VOCAP, VOCSet, class_precision, read_voc
+from evaluate.data.voc import CLASSES, read_voc
+from evaluate.mm.voc import THRESHOLDS, VOCAP, VOCSet, class_precision
 from evaluate.runtime.errors import UserError
 from tests.mm.voc_world import make_voc, xml
 

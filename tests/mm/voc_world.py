@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from evaluate.mm.voc import CLASSES
+from evaluate.data.voc import CLASSES
 
 
 def xml(width: int, height: int, objects: list[tuple[str, int, tuple]]) -> str:

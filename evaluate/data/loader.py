@@ -1,0 +1,100 @@
+"""Reads the pixels of an image set: one image, or batches in an order that the caller gives."""
+
+import io
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from evaluate.data import archives
+from evaluate.data.archives import File
+from evaluate.data.imagenet import ImageSet
+from evaluate.data.transforms import Transform
+from evaluate.runtime.errors import UserError
+
+UNREADABLE = -1  # the label of an image that could not be read, where such are kept
+KEPT_BYTES = 256 * 1024**2  # a set that decodes to less than this is decoded once and kept in memory
+Draw = tuple[int, int]  # (epoch, index of the image): all that a random transform may depend on, besides the run's seed
+
+
+def read_image(file: File) -> Image.Image:
+    """An RGB image; raises UserError naming a file that cannot be read to its end."""
+    try:
+        with Image.open(io.BytesIO(file.read()) if isinstance(file, archives.Member) else file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"the image {file} cannot be read ({error}); fetch it again: no image is left out unless allowed") from error
+
+
+class Images(Dataset):
+    """Decoded and transformed images, uint8 (3, H, W), with their labels, by ``(epoch, index)``.
+
+    An unreadable file comes out as its UserError, not as an exception: a data loading process would wrap that in a traceback. With
+    ``keep_unreadable`` it comes out as a black image labelled ``UNREADABLE``, for whoever counts and leaves out such.
+    """
+
+    def __init__(self, images: ImageSet, transform: Transform, keep_unreadable: bool = False) -> None:
+        self.images, self.transform, self.keep_unreadable = images, transform, keep_unreadable
+        self.kept: dict[int, Image.Image] | None = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, int] | UserError:
+        epoch, index = draw
+        label = int(self.images.labels[index])
+        try:
+            image = self._read(index)
+        except UserError as error:
+            if not self.keep_unreadable:
+                return error
+            image, label = Image.new("RGB", (256, 256)), UNREADABLE
+        try:
+            pixels = np.array(self.transform(image, epoch, index), dtype=np.uint8)
+        except UserError as error:  # an image that the transform refuses, of a size it was not made for
+            return UserError(f"{self.images.files[index]}: {error}")
+        return torch.from_numpy(pixels).permute(2, 0, 1), label
+
+    def _read(self, index: int) -> Image.Image:
+        if self.kept is not None and index in self.kept:
+            return self.kept[index]
+        image = read_image(self.images.files[index])
+        if self.kept is not None:
+            self.kept[index] = image
+            if 3 * image.width * image.height * len(self.images) > KEPT_BYTES:
+                self.kept = None
+        return image
+
+
+def batches(dataset: Images, draws: Iterable[list[Draw]], workers: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images uint8 (B, 3, H, W) and labels int64 (B,), one batch for each list of draws; raises UserError for an unreadable image."""
+    loader = DataLoader(
+        dataset, batch_sampler=draws, num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available()  # type: ignore[arg-type]
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _collate(items: list[tuple[torch.Tensor, int] | UserError]) -> tuple[torch.Tensor, torch.Tensor] | UserError:
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+
+
+class InOrder:
+    """Every ``step``-th index below ``count`` from ``start``, once, in batches: what one of ``step`` processes evaluates."""
+
+    def __init__(self, count: int, batch_size: int, start: int = 0, step: int = 1) -> None:
+        self.indices, self.batch_size = range(start, count, step), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for begin in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[begin : begin + self.batch_size]]
