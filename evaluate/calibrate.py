@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from evaluate import checkpoint, classifier, convert, encoder, metrics
+from evaluate import classifier, encoder, metrics
+from evaluate.checkpoints import conversion, reader
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, val_set
 from evaluate.data.transforms import CenterCrop
@@ -77,7 +78,7 @@ def load(path: Path, device: str) -> classifier.Classifier:
 
     Raises UserError for any other file, or a head that does not fit its encoder.
     """
-    content = checkpoint.read(path)
+    content = reader.read(path)
     group = next((name for name in ("model", "") if "fc_norm.weight" in content.groups.get(name, {})), None)
     wanted = {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
     if group is None or not wanted <= content.groups[group].keys():
@@ -85,7 +86,7 @@ def load(path: Path, device: str) -> classifier.Classifier:
     state = content.groups[group]
     with TemporaryDirectory() as folder:
         converted = Path(folder) / "encoder.safetensors"
-        convert.convert(path, converted)
+        conversion.convert(path, converted)
         loaded = encoder.load(converted)
     width, classes = loaded.spec.embed_dim, len(state["head.weight"])
     shapes = {"fc_norm.weight": (width,), "fc_norm.bias": (width,), "head.weight": (classes, width), "head.bias": (classes,)}

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from evaluate.data.imagenet import ImageSet, robustness_set
-from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR
+from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR, SEVERITIES, imagenet_c
 from evaluate.data.loader import read_image
 from evaluate.data.transforms import CenterCrop
 from evaluate.predictions import Outcome
@@ -20,7 +20,6 @@ from evaluate.runtime.errors import UserError
 from evaluate.runtime.seeding import seed_of
 from results.atomic import whole
 
-SEVERITIES = (1, 2, 3, 4, 5)
 CELLS = tuple((corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES)
 Cell = tuple[str, int, ImageSet, Any]  # corruption, severity, images, their transform; one at a time, for all 3.75 million would take gigabytes
 JPEG_QUALITY = 85  # at which the published images are stored
@@ -71,7 +70,7 @@ class Corrupt:
 def published(data_root: Path, crop: CenterCrop, per_cell: int | None) -> Iterator[Cell]:
     """The cells as published: cropped already, to the side of the crop. Raises UserError for a folder of images of another size."""
     for corruption, severity in CELLS:
-        images = robustness_set("imagenet_c", data_root, f"imagenet-c/{corruption}/{severity}", per_cell)
+        images = robustness_set("imagenet_c", data_root, imagenet_c(corruption, severity), per_cell)
         size = read_image(images.files[0]).size
         if crop.resize is None and size != (crop.crop, crop.crop):
             raise UserError(

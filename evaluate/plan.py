@@ -84,7 +84,7 @@ def is_converted(checkpoint: Path, encoder: Path, branch: str | None) -> bool:
     certificate = encoder.with_name(encoder.stem + ".certificate.json")
     if not (encoder.is_file() and certificate.is_file()):
         return False
-    from evaluate.checkpoint import digests, weights_file  # brings torch along, which a plan does without
+    from evaluate.checkpoints.files import digests, weights_file  # brings torch along, which a plan does without
 
     made = json.loads(certificate.read_text())
     try:

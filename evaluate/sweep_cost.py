@@ -26,8 +26,8 @@ def measure(model: str, batch: int, micro_batch: int, arithmetic: str, device: s
     """Median seconds of a step of each part, and the ratio."""
     import timm
 
+    from evaluate.checkpoints.architecture import vit
     from evaluate.encoder.model import Encoder
-    from evaluate.sizes import vit
 
     config = PRESETS["paper"]
     state = timm.create_model(model, num_classes=0).state_dict()

@@ -52,7 +52,8 @@ def _main(task: str, argv: list[str] | None) -> int:
 
     import torch
 
-    from evaluate import convert, encoder
+    from evaluate import encoder
+    from evaluate.checkpoints import conversion
     from evaluate.data import layouts
     from evaluate.plan import node_of
     from evaluate.runtime import distributed, training_state
@@ -75,7 +76,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     )
     path = out / name / "encoder.safetensors"
     if first:
-        path = convert.ensure(arguments.ckpt, path)
+        path = conversion.ensure(arguments.ckpt, path)
     loaded = encoder.load(distributed.share(path), device=device)
     entry = record.start(node, config, preset, loaded, env)
     status = _measure(module, loaded, config, env, entry)

@@ -15,7 +15,7 @@ def export(path: Path, branch: str | None = None) -> tuple[Path, Path]:
         ValueError: an encoder that does not pass its certificate.
     """
     # The one place where pretrain/ needs evaluate/: a checkpoint is handed over proven, not believed.
-    from evaluate import convert
+    from evaluate.checkpoints import conversion
     from evaluate.runtime.errors import UserError
 
     saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -27,7 +27,7 @@ def export(path: Path, branch: str | None = None) -> tuple[Path, Path]:
     temporary.replace(weights)
     encoder = folder / "encoder.safetensors"
     try:
-        print(convert.convert(weights, encoder, branch=branch))
+        print(conversion.convert(weights, encoder, branch=branch))
     except UserError as error:
         raise ValueError(str(error)) from error
     return weights, encoder

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import run_all
 from evaluate.data import check, imagenet, subsets, toy_dense
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
 from evaluate.runtime.errors import UserError
@@ -30,11 +31,11 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_a_whole_world_passes(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check.main(["--data-root", str(world), "--samples", "5"]) == 0
+    assert check.report(world, [*IMAGENET, "coco", "lvis", "ade20k"], samples=5) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.partition(":")[0] for line in lines} == {*IMAGENET, "coco", "lvis", "ade20k"}
     assert "imagenet: ok: train 40 images (5 read), val 20 images (5 read), 4 classes" in lines
-    assert check.main(["--data-root", str(world), "--tasks", "knn,few_shot"]) == 0
+    assert run_all.main(["--check-data", "--data-root", str(world), "--tasks", "knn,few_shot"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
 
 
@@ -120,6 +121,6 @@ def test_published_imagenet_c_is_224_px(data: Path, monkeypatch: pytest.MonkeyPa
 
 def test_the_command_says_bad_input_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     for options, says in ((["--data-root", "nowhere"], "is not a folder"), (["--data-root", ".", "--tasks", "juggling"], "there is no task")):
-        assert check.main(options) == EXIT_USER
+        assert run_all.main(["--check-data", *options]) == EXIT_USER
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1

@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evaluate import certificate, convert, encoder, formats, plan
+from evaluate import convert, encoder, plan
+from evaluate.checkpoints import certificate, conversion, formats
+from evaluate.checkpoints.reference import Semantics
 from evaluate.encoder.model import Encoder
-from evaluate.reference import Semantics
 from evaluate.runtime.errors import UserError
 from pretrain.config import DEMO
 from pretrain.methods import siameseim
@@ -34,7 +35,7 @@ def test_our_own_checkpoint_both_branches(tmp_path) -> None:
     images = torch.randn(2, 3, DEMO.img_size, DEMO.img_size)
     for name, branch in (("online", model.online), ("target", model.target)):
         out = tmp_path / name / "encoder.safetensors"
-        assert convert.convert(file, out, branch=name).passed
+        assert conversion.convert(file, out, branch=name).passed
         loaded = encoder.load(out)
         assert (loaded.spec.num_heads, loaded.spec.patch_size, loaded.spec.final_norm) == (DEMO.num_heads, DEMO.patch_size, False)
         with torch.inference_mode():
@@ -46,23 +47,23 @@ def test_our_own_checkpoint_both_branches(tmp_path) -> None:
     del content["config"]
     torch.save(content, file)
     with pytest.raises(UserError, match="num_heads"):
-        convert.convert(file, tmp_path / "encoder.safetensors")
+        conversion.convert(file, tmp_path / "encoder.safetensors")
 
 
 def test_ensure_converts_once(tmp_path, monkeypatch) -> None:
     file, out = tmp_path / "mae.pth", tmp_path / "row" / "encoder.safetensors"
     torch.save({"model": mae_state()}, file)
-    assert convert.ensure(file, out) == out
+    assert conversion.ensure(file, out) == out
     stamp = out.stat().st_mtime_ns
-    assert convert.ensure(file, out) == out and out.stat().st_mtime_ns == stamp
-    assert convert.ensure(out, tmp_path / "other.safetensors") == out and not (tmp_path / "other.safetensors").exists()
+    assert conversion.ensure(file, out) == out and out.stat().st_mtime_ns == stamp
+    assert conversion.ensure(out, tmp_path / "other.safetensors") == out and not (tmp_path / "other.safetensors").exists()
     torch.save({"model": mae_state(1)}, file)
-    convert.ensure(file, out)
+    conversion.ensure(file, out)
     assert out.stat().st_mtime_ns != stamp
     encoder.certificate_path(out).unlink()
     with pytest.raises(UserError, match="no certificate"):
-        convert.ensure(out, tmp_path / "other.safetensors")
-    assert encoder.load(convert.ensure(file, out))
+        conversion.ensure(out, tmp_path / "other.safetensors")
+    assert encoder.load(conversion.ensure(file, out))
 
 
 class Touch:
@@ -161,7 +162,7 @@ def test_two_encoders_of_no_known_format_are_ambiguous(tmp_path) -> None:
     state = {f"{name}.{key}": value for name in ("first", "second") for key, value in mae_state().items()}
     torch.save({"model": state}, tmp_path / "two.pth")
     with pytest.raises(UserError, match="ambiguous"):
-        convert.convert(tmp_path / "two.pth", tmp_path / "encoder.safetensors")
+        conversion.convert(tmp_path / "two.pth", tmp_path / "encoder.safetensors")
 
 
 def test_numpy_numbers_of_a_trainer_do_not_stop_it(tmp_path) -> None:
@@ -169,8 +170,8 @@ def test_numpy_numbers_of_a_trainer_do_not_stop_it(tmp_path) -> None:
     torch.save({"model": mae_state(), "best": np.float64(0.5)}, file)
     plain = tmp_path / "plain.pth"
     torch.save({"model": mae_state()}, plain)
-    made = convert.convert(file, tmp_path / "a.safetensors")
-    assert made.fingerprint == convert.convert(plain, tmp_path / "b.safetensors").fingerprint
+    made = conversion.convert(file, tmp_path / "a.safetensors")
+    assert made.fingerprint == conversion.convert(plain, tmp_path / "b.safetensors").fingerprint
     assert "best holds objects that were not read" in made.notes
 
 
@@ -191,7 +192,7 @@ def test_torchscript_archive_without_running_it(tmp_path) -> None:
         module.register_buffer(name, value)
     torch.jit.save(torch.jit.script(root), tmp_path / "script.pt")
     torch.save(mae_state(), tmp_path / "plain.pth")
-    made = [convert.convert(tmp_path / name, tmp_path / f"{name}.safetensors", format="dino_backbone") for name in ("script.pt", "plain.pth")]
+    made = [conversion.convert(tmp_path / name, tmp_path / f"{name}.safetensors", format="dino_backbone") for name in ("script.pt", "plain.pth")]
     assert made[0].fingerprint == made[1].fingerprint
 
 
@@ -202,7 +203,7 @@ def test_huggingface_folder_says_its_eps_and_normalisation(tmp_path) -> None:
     save_file({**tiny_vit(known, dict(known.branches["encoder"].roles), 0), "classifier.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"layer_norm_eps": 1e-3, "num_attention_heads": 4, "hidden_act": "gelu"}))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
-    convert.convert(tmp_path, tmp_path / "encoder.safetensors")
+    conversion.convert(tmp_path, tmp_path / "encoder.safetensors")
     spec = encoder.load(tmp_path / "encoder.safetensors").spec
     assert (spec.layer_norm_eps, spec.num_heads, spec.mean, spec.std) == (1e-3, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 
@@ -217,17 +218,17 @@ def test_a_huggingface_folder_is_converted_again_when_a_file_of_it_changes(chang
     save_file(state, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"layer_norm_eps": 1e-3, "num_attention_heads": 4, "hidden_act": "gelu"}))
     (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
-    convert.ensure(folder, out)
+    conversion.ensure(folder, out)
     assert plan.is_converted(folder, out, None) and not plan.is_converted(folder, out, "target")
     stamp = out.stat().st_mtime_ns
-    convert.ensure(folder, out)
+    conversion.ensure(folder, out)
     assert out.stat().st_mtime_ns == stamp
     if changed == "model.safetensors":
         save_file({name: tensor + 0.01 for name, tensor in state.items()}, folder / changed)
     else:
         (folder / changed).write_text((folder / changed).read_text().replace("0.001", "0.01").replace("0.5", "0.55"))
     assert not plan.is_converted(folder, out, None)
-    convert.ensure(folder, out)
+    conversion.ensure(folder, out)
     assert out.stat().st_mtime_ns != stamp and plan.is_converted(folder, out, None)
     (folder / "model.safetensors").unlink()
     assert not plan.is_converted(folder, out, None)  # what is wrong the conversion says
@@ -245,12 +246,12 @@ def test_huggingface_folder_in_several_files(tmp_path) -> None:
         save_file({key: state[key] for key in state if names[key] == name}, tmp_path / name)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": names}))
-    made = [convert.convert(path, tmp_path / "out" / "encoder.safetensors") for path in (tmp_path, tmp_path / "whole")]
+    made = [conversion.convert(path, tmp_path / "out" / "encoder.safetensors") for path in (tmp_path, tmp_path / "whole")]
     assert made[0].fingerprint == made[1].fingerprint and made[0].source_sha256 != made[1].source_sha256
     for wrong, says in (("../other.safetensors", "same folder"), (index.name, "same folder"), ("absent.safetensors", "not beside it"), (name, "does not hold")):
         index.write_text(json.dumps({"weight_map": {**names, "classifier.weight": wrong, "another": wrong}}))
         with pytest.raises(UserError, match=says):
-            convert.convert(tmp_path, tmp_path / "out" / "encoder.safetensors")
+            conversion.convert(tmp_path, tmp_path / "out" / "encoder.safetensors")
 
 
 def _swap_q_and_k(state):
@@ -280,7 +281,7 @@ FAULTY = {
 def test_the_certificate_can_fail(fault, tmp_path) -> None:
     change, semantics, passes = FAULTY[fault]
     torch.save({"model": mae_state()}, tmp_path / "mae.pth")
-    convert.convert(tmp_path / "mae.pth", tmp_path / "encoder.safetensors")
+    conversion.convert(tmp_path / "mae.pth", tmp_path / "encoder.safetensors")
     good = encoder.load(tmp_path / "encoder.safetensors")
     state = {key: value.contiguous().clone() for key, value in change(good.model.state_dict()).items()}
     faulty = Encoder(dataclasses.replace(good.spec, **semantics), state)
@@ -293,7 +294,7 @@ def test_a_failing_certificate_writes_nothing(tmp_path, monkeypatch) -> None:
     torch.save({"model": mae_state()}, tmp_path / "mae.pth")
     monkeypatch.setattr(certificate, "compare", lambda *_: {"timm": {"difference": 1.0, "largest": 1.0, "passed": False}})
     with pytest.raises(UserError, match="features differ"):
-        convert.convert(tmp_path / "mae.pth", tmp_path / "encoder.safetensors")
+        conversion.convert(tmp_path / "mae.pth", tmp_path / "encoder.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["mae.pth"]
 
 
@@ -314,6 +315,6 @@ def test_unknown_branch_and_format_list_the_legal_ones(tmp_path) -> None:
     file = tmp_path / "mae.pth"
     torch.save({"model": mae_state()}, file)
     with pytest.raises(UserError, match="its branches are encoder"):
-        convert.convert(file, tmp_path / "e.safetensors", branch="left")
+        conversion.convert(file, tmp_path / "e.safetensors", branch="left")
     with pytest.raises(UserError, match="the formats are siameseim, mae"):
-        convert.convert(file, tmp_path / "e.safetensors", format="tensorflow")
+        conversion.convert(file, tmp_path / "e.safetensors", format="tensorflow")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluate import convert, encoder
-from evaluate.certificate import fixed_image
+from evaluate import encoder
+from evaluate.checkpoints import conversion
+from evaluate.checkpoints.certificate import fixed_image
 from evaluate.encoder.interpolation import resample_pos_embed
 from evaluate.runtime.errors import UserError
 from tests.tiny import mae_state
@@ -20,7 +21,7 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "protocols.json").read_t
 @pytest.fixture
 def file(tmp_path):
     torch.save({"model": mae_state(), "epoch": 4}, tmp_path / "mae.pth")
-    convert.convert(tmp_path / "mae.pth", tmp_path / "encoder.safetensors")
+    conversion.convert(tmp_path / "mae.pth", tmp_path / "encoder.safetensors")
     return tmp_path / "encoder.safetensors"
 
 

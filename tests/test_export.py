@@ -7,8 +7,9 @@ import timm
 import torch
 import torchvision
 
-from evaluate import convert, encoder, export, formats
-from evaluate.certificate import fixed_image
+from evaluate import convert, encoder
+from evaluate.checkpoints import conversion, export, formats
+from evaluate.checkpoints.certificate import fixed_image
 from evaluate.runtime.errors import UserError
 from tests.formats.test_every_format import checkpoint_of, tiny_resnet
 from tests.tiny import mae_state
@@ -25,7 +26,7 @@ SOURCES = ("mae", "siameseim", "finetuned", "dino", "clip_openai", "beit", "hf_v
 
 def _encoder(name, tmp_path):
     torch.save(checkpoint_of(formats.by_name(name)), tmp_path / "source.pth")
-    convert.convert(tmp_path / "source.pth", tmp_path / "encoder.safetensors")
+    conversion.convert(tmp_path / "source.pth", tmp_path / "encoder.safetensors")
     return tmp_path / "encoder.safetensors"
 
 
@@ -43,7 +44,7 @@ def test_round_trip_is_bit_identical(name, to, tmp_path, capsys) -> None:
         assert not out.exists() and not out.parent.exists()
         return
     assert status == 0, captured.err
-    convert.convert(out, tmp_path / "again.safetensors")
+    conversion.convert(out, tmp_path / "again.safetensors")
     again = encoder.load(tmp_path / "again.safetensors")
     before, after = first.model.state_dict(), again.model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
@@ -59,7 +60,7 @@ def test_an_encoder_file_converts_to_itself(tmp_path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         file = _encoder(name, folder)
-        assert convert.convert(file, folder / "copy.safetensors").fingerprint == encoder.load(file).fingerprint
+        assert conversion.convert(file, folder / "copy.safetensors").fingerprint == encoder.load(file).fingerprint
 
 
 def test_branch_and_foreign_checkpoint(tmp_path) -> None:
@@ -108,10 +109,10 @@ def test_huggingface_folder_is_transformers_own(tmp_path) -> None:
 def test_what_an_exported_file_says_is_checked(tmp_path) -> None:
     torch.save({"model": mae_state(), "encoder_spec": {"activation": "relu"}}, tmp_path / "file.pth")
     with pytest.raises(UserError, match="activation 'relu'"):
-        convert.convert(tmp_path / "file.pth", tmp_path / "encoder.safetensors")
+        conversion.convert(tmp_path / "file.pth", tmp_path / "encoder.safetensors")
     torch.save({"model": mae_state(), "encoder_spec": {"mean": ["a", 0, 0]}}, tmp_path / "file.pth")
     with pytest.raises(UserError, match="three numbers"):
-        convert.convert(tmp_path / "file.pth", tmp_path / "encoder.safetensors")
+        conversion.convert(tmp_path / "file.pth", tmp_path / "encoder.safetensors")
 
 
 def test_an_existing_folder_is_not_overwritten(tmp_path) -> None:

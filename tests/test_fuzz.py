@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from evaluate import convert, encoder, formats
+from evaluate import encoder
+from evaluate.checkpoints import conversion, formats
 from evaluate.runtime.errors import UserError
 from tests.formats.test_every_format import GROUPS, checkpoint_of
 
@@ -108,7 +109,7 @@ def untouched(tmp_path_factory) -> dict[str, tuple[dict[str, Any], str]]:
     for name in FORMATS:
         content = checkpoint_of(formats.by_name(name))
         torch.save(content, folder / "file.pth")
-        found[name] = content, convert.convert(folder / "file.pth", folder / "encoder.safetensors").fingerprint
+        found[name] = content, conversion.convert(folder / "file.pth", folder / "encoder.safetensors").fingerprint
     return found
 
 
@@ -135,7 +136,7 @@ def outcome(file: Path, out: Path, right: str) -> str:
     out.unlink(missing_ok=True)
     encoder.certificate_path(out).unlink(missing_ok=True)
     try:
-        made = convert.convert(file, out)
+        made = conversion.convert(file, out)
     except UserError as error:
         if str(file) not in str(error) or "\n" in str(error):
             return f"not one sentence that names the file: {error}"
@@ -198,6 +199,6 @@ def test_odd_settings_beside_the_file(name, tmp_path) -> None:
     for content in ("[]", "3", "{", *some([json.dumps({key: value}) for key in BESIDE[name] for value in ODD])):
         (tmp_path / "config.json").write_text(content)
         try:
-            convert.convert(tmp_path, tmp_path / "encoder.safetensors")
+            conversion.convert(tmp_path, tmp_path / "encoder.safetensors")
         except UserError as error:
             assert str(tmp_path) in str(error) and "\n" not in str(error)

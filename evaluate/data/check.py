@@ -1,12 +1,11 @@
 """Whether the data sets are what they should be, before hours are spent on them: counts, classes, and some images of each, read in full.
 
-    python -m evaluate.data.check --data-root DIR [--tasks knn,robustness]
+    uv run run_all.py --check-data --data-root DIR [--tasks knn,robustness]
 
 Sets with ImageNet-1k's, COCO's or LVIS's number of classes, and ADE20k, are held against the published counts; others (a made world,
 a subset) only against themselves. Exit status: 0 all there and right, 2 something is wrong, 3 nothing is wrong but a set is absent.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -15,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.data import imagenet, layouts, subsets
+from evaluate.data import coco, imagenet, layouts, subsets
 from evaluate.data.archives import File
 from evaluate.data.imagenet import ImageSet
-from evaluate.data.layouts import CORRUPTIONS
+from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
-from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER, at_least_one
+from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
 from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.progress import track
 
@@ -102,10 +101,10 @@ def _shifted(name: str) -> Callable[[Path, int], str]:
 
 def _corrupted(data_root: Path, samples: int) -> str:
     expected: set[tuple[int, str]] | None = None
-    each = max(1, samples // (5 * len(CORRUPTIONS)))
+    each = max(1, samples // (len(SEVERITIES) * len(CORRUPTIONS)))
     for corruption in CORRUPTIONS:
-        for severity in range(1, 6):
-            part = f"imagenet-c/{corruption}/{severity}"
+        for severity in SEVERITIES:
+            part = layouts.imagenet_c(corruption, severity)
             images = imagenet.robustness_set("imagenet_c", data_root, part)
             found = set(zip(images.labels.tolist(), (file.stem for file in images.files), strict=True))
             expected = expected or found
@@ -119,14 +118,12 @@ def _corrupted(data_root: Path, samples: int) -> str:
 
 def _instances(name: str) -> Callable[[Path, int], str]:
     def check_instances(data_root: Path, samples: int) -> str:
-        from evaluate.data.coco import file_name, read_annotations
-
         classes, counts = INSTANCES[name]
         parts = []
-        for split, count in counts.items():
-            listing = data_root / (f"coco/annotations/instances_{split}2017.json" if name == "coco" else f"lvis/lvis_v1_{split}.json")
-            content = read_annotations(listing)
-            files = [data_root / "coco" / file_name(image, f"{split}2017") for image in content["images"]]
+        for (split, count), annotations in zip(counts.items(), coco.ANNOTATIONS[name], strict=True):
+            listing = data_root / annotations
+            content = coco.read_annotations(listing)
+            files = [data_root / "coco" / coco.file_name(image, f"{split}2017") for image in content["images"]]
             absent = [file for file in files if not file.is_file()]
             if absent:
                 raise UserError(f"{listing} lists {len(absent)} images that are not there, for example {absent[0]}; unpack coco in full")
@@ -194,29 +191,3 @@ def _read_some(files: list[File] | list[Path] | tuple[File, ...], samples: int, 
         if side is not None and size != (side, side):
             raise UserError(f"{file} is {size[0]} x {size[1]} px; ImageNet-C as published is {side} px (a set made at full size is another set)")
     return f"{len(files)} images ({len(chosen)} read)"
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit status."""
-    from evaluate import plan
-    from evaluate.task import module_of
-
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluate.data.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds imagenet/, coco/, … (README, data layout)")
-    parser.add_argument("--tasks", default="", help="comma-separated; only the sets these read (default: all)")
-    parser.add_argument("--samples", type=at_least_one, default=SAMPLES, help=f"images of each set to read in full (default: {SAMPLES})")
-    arguments = parser.parse_args(argv)
-    try:
-        nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
-        configs = plan.configure(nodes, "paper", {})
-        names = [name for node in nodes for name in module_of(node.task).reads(configs[node.name])]
-        return report(arguments.data_root, names, arguments.samples)
-    except UserError as error:
-        print(f"evaluate.data.check: {error}", file=sys.stderr)
-        return EXIT_USER
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,6 +6,12 @@ from typing import Any
 
 from evaluate.runtime.errors import UserError
 
+ANNOTATIONS = {  # of train and of val, below the data root
+    "coco": ("coco/annotations/instances_train2017.json", "coco/annotations/instances_val2017.json"),
+    "lvis": ("lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json"),
+    "voc": ("VOCdevkit", "VOCdevkit"),
+}
+IMAGES = {"coco": "coco", "lvis": "coco", "voc": "VOCdevkit"}  # the folder below the data root that picture paths start from
 FIELDS = ("id", "image_id", "category_id", "bbox", "segmentation")  # of an annotation
 
 
@@ -57,11 +63,3 @@ def require_scorable(path: Path, content: dict[str, Any], limit: int | None) -> 
 def file_name(image: dict[str, Any], folder: str) -> str:
     """The picture's path below ``coco/``: LVIS has no ``file_name``, and its val set lies partly in train2017, as ``coco_url`` says."""
     return f"{folder}/{image['file_name']}" if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])
-
-
-ANNOTATIONS = {
-    "coco": ("coco/annotations/instances_train2017.json", "coco/annotations/instances_val2017.json"),
-    "lvis": ("lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json"),
-    "voc": ("VOCdevkit", "VOCdevkit"),
-}
-IMAGES = {"coco": "coco", "lvis": "coco", "voc": "VOCdevkit"}

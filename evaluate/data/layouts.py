@@ -4,13 +4,14 @@ import hashlib
 import os
 from pathlib import Path
 
-from evaluate.data import val_labels
+from evaluate.data import coco, val_labels
 from evaluate.runtime.errors import Skip, UserError
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
     "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
 )  # fmt: skip
+SEVERITIES = (1, 2, 3, 4, 5)  # of each corruption
 OWN_GENERATOR = ("impulse_noise", "glass_blur")  # of the package imagecorruptions: the ones that numpy's global seed does not reach
 
 # name: the paths that must exist below the data root
@@ -22,11 +23,8 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "imagenet_r": ("imagenet-r",),
     "imagenet_sketch": ("imagenet-sketch",),
     "imagenet_c": tuple(f"imagenet-c/{corruption}" for corruption in CORRUPTIONS),
-    "coco": (
-        "coco/annotations/instances_train2017.json", "coco/annotations/instances_val2017.json",
-        "coco/train2017", "coco/val2017",
-    ),
-    "lvis": ("lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json", "coco/train2017", "coco/val2017"),
+    "coco": (*coco.ANNOTATIONS["coco"], "coco/train2017", "coco/val2017"),
+    "lvis": (*coco.ANNOTATIONS["lvis"], "coco/train2017", "coco/val2017"),
     "voc": tuple(
         f"VOCdevkit/{part}" for part in (
             "VOC2007/ImageSets/Main/trainval.txt", "VOC2007/ImageSets/Main/test.txt", "VOC2007/JPEGImages", "VOC2007/Annotations",
@@ -48,6 +46,11 @@ ARCHIVES: dict[str, tuple[str, ...]] = {
     **{f"imagenet-c/{name}": ("imagenet-c/weather.tar",) for name in CORRUPTIONS[7:11]},
     **{f"imagenet-c/{name}": ("imagenet-c/digital.tar",) for name in CORRUPTIONS[11:]},
 }
+
+
+def imagenet_c(corruption: str, severity: int) -> str:
+    """The part below the data root that holds one corruption of ImageNet-C at one severity."""
+    return f"imagenet-c/{corruption}/{severity}"
 
 
 def locate(data_root: Path, part: str) -> Path | None:

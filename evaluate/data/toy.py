@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from evaluate.data import toy_dense
-from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR
+from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR, SEVERITIES, imagenet_c
 
 TEXTURES = ("stripes", "bars", "diagonals", "checks", "dots", "rings", "blotches", "grid", "zigzag", "waves")
 WNIDS = tuple(f"n{index:08d}" for index in range(1, len(TEXTURES) + 1))
@@ -147,12 +147,12 @@ def _make_corrupted(root: Path, world: World, pictures: dict[str, list[np.ndarra
     corruptions._shuffle_pixels_njit_glass_blur = getattr(shuffle, "py_func", shuffle)
     np.random.seed(world.seed)  # the package draws from numpy's global generator
     for corruption in CORRUPTIONS:
-        for severity in range(1, 6):
+        for severity in SEVERITIES:
             for wnid, originals in pictures.items():
                 names = [f"{wnid}_{i}" for i in range(len(originals))]
                 options = {"seed": world.seed} if corruption in OWN_GENERATOR else {}
                 corrupted = (corrupt(image, severity, corruption, **options) for image in originals)
-                _save(root / "imagenet-c" / corruption / str(severity) / wnid, names, corrupted)
+                _save(root / imagenet_c(corruption, severity) / wnid, names, corrupted)
 
 
 def _adversarial(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from evaluate.data import coco
+
 VERSION = 1  # raise it when a change of this file changes a file it writes
 
 COLOURS = ((215, 60, 55), (60, 90, 220), (60, 190, 75), (225, 205, 60), (200, 70, 205), (60, 200, 205))
@@ -45,7 +47,9 @@ def short_hash(text: str) -> str:
 def make(root: Path, seed: int, train_images: int = TRAIN_IMAGES, val_images: int = VAL_IMAGES) -> None:
     """Writes ``coco/``, ``lvis/`` and ``ade20k/`` below ``root``; the same seed and counts give the same files."""
     coco_url = "http://images.cocodataset.org/{}2017/{:012d}.jpg"
-    for number, (split, count) in enumerate((("train", train_images), ("val", val_images))):
+    annotations = zip(coco.ANNOTATIONS["coco"], coco.ANNOTATIONS["lvis"], strict=True)
+    splits = (("train", train_images), ("val", val_images))
+    for number, ((split, count), (of_coco, of_lvis)) in enumerate(zip(splits, annotations, strict=True)):
         images, things = [], []
         folder = root / f"coco/{split}2017"
         folder.mkdir(parents=True, exist_ok=True)
@@ -57,8 +61,8 @@ def make(root: Path, seed: int, train_images: int = TRAIN_IMAGES, val_images: in
             url = coco_url.format(split, image_id)
             images.append({"id": image_id, "width": picture.shape[1], "height": picture.shape[0], "coco_url": url})
             things.append(found)
-        _write(root / f"coco/annotations/instances_{split}2017.json", _coco(images, things))
-        _write(root / f"lvis/lvis_v1_{split}.json", _lvis(images, things))
+        _write(root / of_coco, _coco(images, things))
+        _write(root / of_lvis, _lvis(images, things))
     _make_ade20k(root / "ade20k", seed, {"training": train_images, "validation": val_images})
 
 

@@ -51,7 +51,7 @@ class EncoderSpec:
 
     @property
     def source_digests(self) -> tuple[str, str]:
-        """As ``evaluate.checkpoint.digests`` of the source."""
+        """As ``evaluate.checkpoints.files.digests`` of the source."""
         return self.source_sha256, self.source_json_sha256
 
     def to_json(self) -> str:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from evaluate import formats
-from evaluate.formats.table import CLIP, HALF, IMAGENET, UNIT
+from evaluate.checkpoints import formats
+from evaluate.checkpoints.formats.table import CLIP, HALF, IMAGENET, UNIT
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conversion.md"
 NORMALISATIONS = {IMAGENET: "ImageNet", HALF: "0.5", UNIT: "none", CLIP: "CLIP"}

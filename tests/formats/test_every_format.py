@@ -4,9 +4,10 @@ import pytest
 import torch
 from timm.models.resnet import Bottleneck, ResNet
 
-from evaluate import convert, encoder, formats
-from evaluate.certificate import fixed_image
-from evaluate.reference import Semantics, Transformer
+from evaluate import encoder
+from evaluate.checkpoints import conversion, formats
+from evaluate.checkpoints.certificate import fixed_image
+from evaluate.checkpoints.reference import Semantics, Transformer
 
 WIDTH, DEPTH, PATCH, SIDE = 128, 2, 8, 2
 # what a real file of the format has besides its encoder, as far as recognition needs it: key to shape
@@ -127,7 +128,7 @@ def test_converts_with_the_right_features(known: formats.Format, tmp_path) -> No
     outputs = []
     for branch in known.branches:
         out = tmp_path / branch / "encoder.safetensors"
-        certificate = convert.convert(file, out, branch=branch)
+        certificate = conversion.convert(file, out, branch=branch)
         assert certificate.source_format == known.name
         assert all(check.get("passed") for check in certificate.checks.values()), "a framework was left out"
         assert len(certificate.checks) >= (4 if known.family == "vit" else 2)

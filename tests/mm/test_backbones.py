@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from evaluate.formats.beit import ROLES
+from evaluate.checkpoints.formats.beit import ROLES
+from evaluate.checkpoints.reference import Semantics, Transformer
 from evaluate.mm.resnet import ResNetBackbone, widths
 from evaluate.mm.segmentation_backbone import SegmentationBackbone, out_blocks
 from evaluate.mm.vitdet import ViTDetBackbone, from_windows, global_blocks, to_windows
-from evaluate.reference import Semantics, Transformer
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 VARIANTS = {

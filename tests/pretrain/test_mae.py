@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate import convert, encoder
+from evaluate import encoder
+from evaluate.checkpoints import conversion
 from pretrain import checkpoint, parity, picture, train, views
 from pretrain.config import DEMO, MAE_DEMO, MAE_PAPER, PAPER, configure
 from pretrain.methods import mae
@@ -182,7 +183,7 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypat
     steps = [entry for entry in entries if "loss" in entry]
     assert len(steps) == 2 and all(entry["grad_norm"] > 0 for entry in steps)
 
-    made = convert.convert(tmp_path / "unbroken" / checkpoint.NAME, tmp_path / "encoder.safetensors")
+    made = conversion.convert(tmp_path / "unbroken" / checkpoint.NAME, tmp_path / "encoder.safetensors")
     spec = encoder.load(tmp_path / "encoder.safetensors").spec
     assert made.passed and (spec.source_format, spec.num_heads, spec.embed_dim, spec.final_norm) == ("mae", 3, 48, True)
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from torch import Tensor, cat
 
-from evaluate.checkpoint import Checkpoint
+from evaluate.checkpoints.reader import Checkpoint
 from evaluate.runtime.errors import UserError
 
 Rows = tuple[tuple[str, str | None], ...]
@@ -28,7 +28,7 @@ class Branch:
 
     Attributes:
         rows: the name table of the whole state dict that holds this branch.
-        roles: what each tensor is, for the reference forward (``evaluate.reference``): role to name template.
+        roles: what each tensor is, for the reference forward (``evaluate.checkpoints.reference``): role to name template.
         group: path of the state dict; None: the format's own group.
     """
 

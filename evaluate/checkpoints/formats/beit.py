@@ -4,7 +4,7 @@ The pretraining file shares one table of biases between all blocks; fine-tuned f
 no position embedding.
 """
 
-from evaluate.formats.table import HALF, VIT_ROLES, Branch, Format, Rows, State, dropped
+from evaluate.checkpoints.formats.table import HALF, VIT_ROLES, Branch, Format, Rows, State, dropped
 
 ROWS: Rows = (
     (r"(cls_token|pos_embed)", r"\1"),

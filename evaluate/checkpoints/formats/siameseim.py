@@ -3,7 +3,7 @@
 The target (EMA) branch has no position embedding of its own and uses the online one; neither branch ends in a norm.
 """
 
-from evaluate.formats.table import VIT_ROLES, Branch, Format, Rows, dropped
+from evaluate.checkpoints.formats.table import VIT_ROLES, Branch, Format, Rows, dropped
 
 BLOCK = r"blocks\.(\d+)\.(norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
 HEADS = dropped(

@@ -7,39 +7,25 @@ names is ever looked up. Every fault is a UserError of one sentence naming the f
 """
 
 import argparse
-import hashlib
 import json
 import pickle
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from evaluate.checkpoints.files import DESCRIPTIONS, INDEX, _json_beside, _shards, digests, weights_file
+from evaluate.checkpoints.unpickler import INERT_PACKAGES, Inert, _first_line, _flat, _read_inert
 from evaluate.encoder.spec import KIND
 from evaluate.runtime.errors import UserError
-from results.atomic import sha256
 
-# Objects of these packages are replaced by placeholders; a file that names anything else is refused.
-INERT_PACKAGES = (
-    "numpy", "_codecs", "collections", "typing", "pathlib", "omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "yacs",
-    "mmengine", "mmcv", "fvcore", "classy_vision", "vissl",
-)  # fmt: skip
 NOT_WEIGHTS = re.compile(r"(.*optimizer.*|.*scaler.*|.*scheduler.*|amp|callbacks|loops|message_hub|args|config|hyper_parameters)")
 MAX_NESTING = 6
-INDEX = ".index.json"  # of weights in several files: {"weight_map": {tensor: file}}
-DESCRIPTIONS = ("config.json", "preprocessor_config.json")  # Hugging Face's, beside the weights
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors" + INDEX, "pytorch_model.bin" + INDEX)
-DTYPES = {
-    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +39,7 @@ class Checkpoint:
         config: Hugging Face's ``config.json`` beside the file, or {}.
         preprocessor: Hugging Face's ``preprocessor_config.json`` beside the file, or {}.
         unread: top-level entries that hold objects which were not read.
-        said: what a file written by ``evaluate.export``, or an encoder file, says of its encoder (fields of ``EncoderSpec``), or {}.
+        said: what a file written by ``evaluate.checkpoints.export``, or an encoder file, says of its encoder (fields of ``EncoderSpec``), or {}.
     """
 
     path: Path
@@ -99,49 +85,6 @@ def read(path: Path) -> Checkpoint:
         unread=tuple(str(key) for key, value in content.items() if _holds_inert(value)),
         said=_said(content, entries, config),
     )
-
-
-def weights_file(path: Path) -> Path:
-    """The file itself, or the weights in a Hugging Face folder; raises UserError where there is none."""
-    if path.is_dir():
-        for name in WEIGHT_FILES:
-            if (path / name).is_file():
-                return path / name
-        raise UserError(f"the folder {path} holds none of {', '.join(WEIGHT_FILES)}; give the checkpoint file itself")
-    if not path.exists():
-        raise UserError(f"the checkpoint {path} does not exist; give the path of a file")
-    if not path.is_file():
-        raise UserError(f"{path} is not a regular file; give the path of a checkpoint")
-    return path
-
-
-def digests(path: Path) -> tuple[str, str]:
-    """SHA-256 of a weights file (of an index: over its files), and of the JSON files beside it that describe it ("" without any)."""
-    shards = list(_shards(path)) if path.name.endswith(INDEX) else []
-    described = [file for name in DESCRIPTIONS if (file := path.with_name(name)).is_file()]
-    return _over(shards) if shards else sha256(path), _over(described) if described else ""
-
-
-def _over(files: list[Path]) -> str:
-    return hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
-
-
-def _shards(index: Path) -> dict[Path, set[str]]:
-    """The files beside an index and the tensors that each must hold."""
-    names = _json_beside(index, index.name).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(map(_is_shard, names.values())):
-        raise UserError(f"{index} is not an index of weights: its weight_map must name a file of the same folder for every tensor")
-    shards: dict[Path, set[str]] = {}
-    for tensor, name in names.items():
-        shards.setdefault(index.with_name(name), set()).add(tensor)
-    for shard in shards:
-        if not shard.is_file():
-            raise UserError(f"{index} names {shard.name}, which is not beside it; download all files of the folder")
-    return shards
-
-
-def _is_shard(name: Any) -> bool:
-    return isinstance(name, str) and Path(name).name == name and not name.endswith(INDEX)
 
 
 def _read_shards(index: Path) -> dict[str, torch.Tensor]:
@@ -223,87 +166,6 @@ def _foreign_globals(path: Path, message: str, zipped: bool) -> list[str]:
     return [found.group(1)] if found else []
 
 
-class Inert:
-    """A placeholder for an object that was not restored; whatever the pickle does to it has no effect."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def __hash__(self) -> int:
-        return id(self)
-
-    def append(self, value: Any) -> None:
-        pass
-
-    def extend(self, values: Any) -> None:
-        pass
-
-
-class _Unpickler(pickle.Unpickler):
-    """Rebuilds tensors from an archive's storages; names of any other callable or type become ``Inert``."""
-
-    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(file)
-        self.archive, self.root = archive, root
-        self.storages: dict[str, torch.Tensor] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("argparse", "Namespace"): argparse.Namespace,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
-            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-        }
-        if module == "torch" and name in DTYPES:
-            return name
-        return known.get((module, name), Inert)
-
-    def persistent_load(self, pid: Any) -> torch.Tensor:
-        _, kind, key, _, count = pid
-        if key not in self.storages:
-            entry = self.archive.getinfo(f"{self.root}data/{key}")
-            dtype = DTYPES[kind if isinstance(kind, str) else kind.__name__]
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size < count * dtype.itemsize:
-                raise pickle.UnpicklingError(f"storage {key} is not {count} values of {dtype}")
-            data = bytearray(self.archive.read(entry))
-            self.storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return self.storages[key]
-
-
-def _rebuild(storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> torch.Tensor:
-    return storage.as_strided(tuple(size), tuple(stride), offset)
-
-
-def _read_inert(path: Path, script: bool) -> Any:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(member) as file:
-                return _Unpickler(file, archive, member.removesuffix("data.pkl")).load()
-    except Exception as error:  # as above: whatever a damaged archive makes the unpickler raise is a fault of the file
-        remedy = "; save its state_dict() with torch.save instead" if script else ""
-        raise UserError(f"{path} cannot be read without running code from it ({_first_line(error)}){remedy}") from error
-
-
-def _flat(module: Any, prefix: str = "", depth: int = 0) -> dict[str, torch.Tensor]:
-    """The state dict of a TorchScript module read as placeholders: its attributes are tensors and further modules."""
-    state = getattr(module, "state", None)
-    tensors: dict[str, torch.Tensor] = {}
-    if isinstance(state, dict) and depth < 32:
-        for name, value in state.items():
-            if isinstance(value, torch.Tensor):
-                tensors[prefix + str(name)] = value
-            elif isinstance(value, Inert):
-                tensors.update(_flat(value, f"{prefix}{name}.", depth + 1))
-    return tensors
-
-
 def _collect(node: dict[Any, Any], name: str, groups: dict[str, dict[str, torch.Tensor]], path: Path, depth: int) -> None:
     """Every dictionary that directly holds named tensors, by its path; what training keeps besides the weights is left out."""
     tensors = {key: value for key, value in node.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
@@ -359,23 +221,6 @@ def _holds_inert(value: Any, depth: int = 0) -> bool:
     return isinstance(value, Inert)
 
 
-def _json_beside(path: Path, name: str) -> dict[str, Any]:
-    """A Hugging Face folder's JSON file; {} where there is none."""
-    file = path.with_name(name)
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}, which describes {path.name}, is not readable JSON ({error}); repair it or move the checkpoint away") from error
-    return content if isinstance(content, dict) else {}
-
-
 def _listed(names: Any, most: int = 8) -> str:
     names = [str(name) for name in names]
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
-
-
-def _first_line(error: BaseException) -> str:
-    lines: Iterator[str] = iter(str(error).splitlines())
-    return f"{type(error).__name__}: {next(lines, '')[:160]}".rstrip(": ")

@@ -7,9 +7,9 @@ LayerNorm eps is 1e-12 for ViT and 1e-5 for CLIP by default. Query, key and valu
 from collections.abc import Mapping
 from typing import Any
 
-from evaluate.checkpoint import Checkpoint
-from evaluate.formats.clip import batch_dimension
-from evaluate.formats.table import CLIP, HALF, Branch, Format, Rows, behind, dropped
+from evaluate.checkpoints.formats.clip import batch_dimension
+from evaluate.checkpoints.formats.table import CLIP, HALF, Branch, Format, Rows, behind, dropped
+from evaluate.checkpoints.reader import Checkpoint
 from evaluate.runtime.errors import UserError
 
 PREFIX = "<prefix>"  # replaced by the model's own: "vit." in a model with a head, nothing in a bare one

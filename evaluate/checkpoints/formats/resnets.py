@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from evaluate.checkpoint import Checkpoint
-from evaluate.formats.table import RESNET_ROLES, SEQUENTIAL_ROLES, UNIT, Branch, Format, Rows, behind, dropped, resnet_rows
+from evaluate.checkpoints.formats.table import RESNET_ROLES, SEQUENTIAL_ROLES, UNIT, Branch, Format, Rows, behind, dropped, resnet_rows
+from evaluate.checkpoints.reader import Checkpoint
 
 
 def sequential_rows(prefix: str) -> Rows:

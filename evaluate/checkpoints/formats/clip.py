@@ -6,8 +6,8 @@ unless its configuration says quick_gelu.
 
 import torch
 
-from evaluate.checkpoint import Checkpoint
-from evaluate.formats.table import CLIP, VIT_ROLES, Branch, Format, Rows, State, behind, dropped, vit_rows
+from evaluate.checkpoints.formats.table import CLIP, VIT_ROLES, Branch, Format, Rows, State, behind, dropped, vit_rows
+from evaluate.checkpoints.reader import Checkpoint
 
 TEXT = dropped(
     r"(transformer|text|token_embedding|ln_final|text_projection)\..+",

@@ -1,6 +1,6 @@
 """The certificate of a conversion: the same input through the source's own forward pass and through every framework's backbone.
 
-Reference: ``evaluate.reference``, from the source's tensors under the source's semantics. Two inputs: one fixed image, and *faint*
+Reference: ``evaluate.checkpoints.reference``, from the source's tensors under the source's semantics. Two inputs: one fixed image, and *faint*
 tokens (standard deviation 1e-3) given straight to the blocks, where a wrong LayerNorm eps cannot hide.
 Axes: B batch, N patches, D width, C channels.
 """
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evaluate.checkpoints.reference import Residual, Semantics, Transformer
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
-from evaluate.reference import Residual, Semantics, Transformer
 from results.atomic import whole
 
 TOLERANCE = 1e-4  # of the largest absolute feature, or of 1 where that is smaller; a right conversion gives about 1e-6

@@ -1,6 +1,6 @@
 """mmpretrain and MMSelfSup: {"state_dict": backbone.*}, with neck, head and, for methods with two branches, a target of its own."""
 
-from evaluate.formats.table import RESNET_ROLES, Branch, Format, Rows, behind, dropped, resnet_rows
+from evaluate.checkpoints.formats.table import RESNET_ROLES, Branch, Format, Rows, behind, dropped, resnet_rows
 
 HEADS = dropped(
     r"(neck|head|target_generator|teacher|data_preprocessor|projector|predictor|encoder_k|momentum_encoder|queue.*)\..+",

@@ -6,8 +6,8 @@ They are told apart by where the state dict lies and by their heads, which decid
 from collections.abc import Mapping
 from typing import Any
 
-from evaluate.checkpoint import Checkpoint
-from evaluate.formats.table import HALF, VIT_ROLES, Branch, Format, Rows, behind, dropped, vit_rows
+from evaluate.checkpoints.formats.table import HALF, VIT_ROLES, Branch, Format, Rows, behind, dropped, vit_rows
+from evaluate.checkpoints.reader import Checkpoint
 
 PLAIN: Rows = (*vit_rows(), *dropped(r"head(_dist)?\.(weight|bias)", r"mask_token"))
 MAE: Rows = (

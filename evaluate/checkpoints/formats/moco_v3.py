@@ -3,7 +3,7 @@
 Its ViT-S has 12 heads of 32 channels, unlike everyone else's. The stored sine-cosine positions are rows-first: loaded, never made again.
 """
 
-from evaluate.formats.table import RESNET_ROLES, VIT_ROLES, Branch, Format, behind, dropped, resnet_rows, vit_rows
+from evaluate.checkpoints.formats.table import RESNET_ROLES, VIT_ROLES, Branch, Format, behind, dropped, resnet_rows, vit_rows
 
 HEADS = dropped(r"predictor\..+", r"(base|momentum)_encoder\.(head|fc)\..+")
 

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evaluate import semantics
+from evaluate.checkpoints import architecture
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.errors import UserError
@@ -90,7 +90,7 @@ def default_out(path: Path, to: str) -> Path:
 
 def _prove(written: Path, encoder: Encoder, out: Path) -> None:
     """Converts the file just written and demands the same encoder; the fingerprint covers tensors and semantics."""
-    from evaluate.convert import convert
+    from evaluate.checkpoints.conversion import convert
     from evaluate.encoder.file import read_spec
 
     with TemporaryDirectory() as folder:
@@ -135,17 +135,17 @@ def _refused_by_timm(spec: EncoderSpec) -> str:
 
 
 def _write_mae(path: Path, spec: EncoderSpec, state: State) -> None:
-    torch.save({"model": state, semantics.ENTRY: semantics.carried(spec)}, path)
+    torch.save({"model": state, architecture.ENTRY: architecture.carried(spec)}, path)
 
 
 def _write_timm(path: Path, spec: EncoderSpec, state: State) -> None:
-    save_file(state, path, {"format": "pt", semantics.ENTRY: json.dumps(semantics.carried(spec))})
+    save_file(state, path, {"format": "pt", architecture.ENTRY: json.dumps(architecture.carried(spec))})
 
 
 def _write_torchvision(path: Path, spec: EncoderSpec, state: State) -> None:
     """A flat state dict, as ``load_state_dict`` takes it; what is no tensor goes where torch keeps module versions."""
     flat = OrderedDict(state)
-    flat._metadata = {semantics.ENTRY: semantics.carried(spec)}
+    flat._metadata = {architecture.ENTRY: architecture.carried(spec)}
     torch.save(flat, path)
 
 
@@ -156,7 +156,7 @@ def _write_huggingface(folder: Path, spec: EncoderSpec, state: State) -> None:
         "num_attention_heads": spec.num_heads, "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0], "hidden_act": spec.activation,
         "layer_norm_eps": spec.layer_norm_eps, "image_size": spec.img_size, "patch_size": spec.patch_size, "num_channels": 3,
         "qkv_bias": spec.qkv_bias, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "torch_dtype": "float32",
-        semantics.ENTRY: semantics.carried(spec),
+        architecture.ENTRY: architecture.carried(spec),
     }  # fmt: skip
     preprocessor = {
         "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": spec.img_size, "width": spec.img_size},

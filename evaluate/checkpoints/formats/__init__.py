@@ -1,8 +1,8 @@
 """Every checkpoint format that is known, and which one a file is of."""
 
-from evaluate.checkpoint import Checkpoint
-from evaluate.formats import beit, clip, huggingface, mmpretrain, moco_v3, plain_vit, resnets, siameseim
-from evaluate.formats.table import Branch, Format
+from evaluate.checkpoints.formats import beit, clip, huggingface, mmpretrain, moco_v3, plain_vit, resnets, siameseim
+from evaluate.checkpoints.formats.table import Branch, Format
+from evaluate.checkpoints.reader import Checkpoint
 from evaluate.runtime.errors import UserError
 
 FORMATS: tuple[Format, ...] = (
