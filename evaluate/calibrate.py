@@ -19,8 +19,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from evaluate import classifier, encoder, metrics
+from evaluate import encoder
 from evaluate.checkpoints import conversion, reader
+from evaluate.classification import classifier, metrics
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, val_set
 from evaluate.data.transforms import CenterCrop

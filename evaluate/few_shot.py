@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate import features, metrics
+from evaluate.classification import features, metrics
 from evaluate.data import layouts, subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
 from evaluate.data.transforms import CenterCrop

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from evaluate import classifier as classifiers
-from evaluate import training
+from evaluate.classification import classifier as classifiers
+from evaluate.classification import setup
+from evaluate.classification.layer_decay import parameter_groups
+from evaluate.classification.schedules import warmup_cosine
 from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import FinetuneAugmentation, normalise
-from evaluate.layer_decay import parameter_groups
 from evaluate.runtime import distributed, precision, training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.progress import track
 from evaluate.runtime.seeding import seed_global
-from evaluate.schedules import warmup_cosine
 from evaluate.task import main
 
 
@@ -87,7 +87,7 @@ def reads(config: Config) -> tuple[str, ...]:
 
 def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     """top1 and top5 of the last epoch, in percent; raises Skip without ImageNet."""
-    what = training.setting(encoder, config, env, *training.sets(encoder, config, env))
+    what = setup.setting(encoder, config, env, *setup.sets(encoder, config, env))
     seed_global(env.device, env.seed, "head")
     model = classifiers.Classifier(encoder, len(what.train.classes), config.drop_path, config.train_positions).to(env.device)
     fit(model, what, config, env)
@@ -95,10 +95,10 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     if what.rank == 0:
         classifiers.save(env.out_dir / "classifier.safetensors", model, what.train.classes, what.test)
     protocol = {"pooling": "mean of patch tokens", "head": "LayerNorm + linear"}
-    return training.report(env, what, correct, **protocol)
+    return setup.report(env, what, correct, **protocol)
 
 
-def fit(model: classifiers.Classifier, what: training.Setting, config: Config, env: Env) -> None:
+def fit(model: classifiers.Classifier, what: setup.Setting, config: Config, env: Env) -> None:
     """Trains in place to the last epoch; goes on from the last finished epoch of an interrupted run of the same identity."""
     spec, draws = model.encoder.spec, what.draws
     depth = spec.depth if spec.family == "vit" else 0
@@ -140,7 +140,7 @@ def fit(model: classifiers.Classifier, what: training.Setting, config: Config, e
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % draws.steps_per_epoch == 0:
-            training.check_finite(total, step // draws.steps_per_epoch, "fine-tuning")
+            setup.check_finite(total, step // draws.steps_per_epoch, "fine-tuning")
             if draws.rank == 0:
                 contents = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "step": step + 1}
                 training_state.save(env.out_dir, what.identity, contents)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from evaluate import features, metrics
+from evaluate.classification import features, metrics
 from evaluate.data import layouts
 from evaluate.data.imagenet import train_set, val_set
 from evaluate.data.transforms import CenterCrop

@@ -22,7 +22,8 @@ import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
-from evaluate import features, metrics, training
+from evaluate.classification import features, metrics, setup
+from evaluate.classification.schedules import step_decay, warmup_cosine
 from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import RandomCropFlip, SingleDrawCropFlip, normalise
 from evaluate.runtime import distributed, precision, training_state
@@ -30,7 +31,6 @@ from evaluate.runtime.env import Env
 from evaluate.runtime.lars import LARS
 from evaluate.runtime.progress import track
 from evaluate.runtime.seeding import seed_global
-from evaluate.schedules import step_decay, warmup_cosine
 from evaluate.task import main
 
 BATCH_NORM_EPS, HEAD_STD = 1e-6, 0.01
@@ -103,7 +103,7 @@ def reads(config: Config) -> tuple[str, ...]:
 def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     """top1 and top5 of the last epoch, in percent; raises Skip without ImageNet."""
     kind = features.pooling_of(encoder, config.pooling)
-    what = training.setting(encoder, config, env, *training.sets(encoder, config, env), kind)
+    what = setup.setting(encoder, config, env, *setup.sets(encoder, config, env), kind)
     seed_global(env.device, env.seed, "head")
     head = make_head(encoder.spec.embed_dim, len(what.train.classes), config.batch_norm).to(env.device)
     fit(head, encoder, kind, what, config, env)
@@ -112,7 +112,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     protocol = {"pooling": kind, "head": f"{norm}linear", "optimiser": config.optimiser, "augmented": config.views == "augmented"}
     if config.views == "cached":
         protocol["other_protocol"] = "LIN fast: on features of the test crop, without augmentation"
-    return training.report(env, what, correct, **protocol)
+    return setup.report(env, what, correct, **protocol)
 
 
 def make_head(width: int, classes: int, batch_norm: bool = True) -> nn.Sequential:
@@ -138,7 +138,7 @@ def rate(epoch: float, config: Config, peak: float) -> float:
     return warmup_cosine(epoch, config.warmup_epochs, config.epochs, peak)
 
 
-def fit(head: nn.Module, encoder: Any, kind: str, what: training.Setting, config: Config, env: Env) -> None:
+def fit(head: nn.Module, encoder: Any, kind: str, what: setup.Setting, config: Config, env: Env) -> None:
     """Trains the head in place to the last epoch; goes on from the last finished epoch of an interrupted run of the same identity."""
     optimizer = make_optimiser(head, config)
     state = training_state.load(env.out_dir, what.identity)
@@ -162,13 +162,13 @@ def fit(head: nn.Module, encoder: Any, kind: str, what: training.Setting, config
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % draws.steps_per_epoch == 0:
-            training.check_finite(total, step // draws.steps_per_epoch, "the linear probe")
+            setup.check_finite(total, step // draws.steps_per_epoch, "the linear probe")
             if draws.rank == 0:
                 training_state.save(env.out_dir, what.identity, {"head": head.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
     distributed.broadcast(list(head.buffers()))
 
 
-def inputs_of_training(encoder: Any, kind: str, what: training.Setting, config: Config, env: Env) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def inputs_of_training(encoder: Any, kind: str, what: setup.Setting, config: Config, env: Env) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What the head sees, (B, D), and labels (B,), a micro-batch at a time: of augmented images, or of the cached test crops."""
     spec = encoder.spec
     if config.views == "cached":
@@ -189,7 +189,7 @@ def inputs_of_training(encoder: Any, kind: str, what: training.Setting, config: 
         yield tokens, labels.to(env.device)
 
 
-def outcomes(head: nn.Module, encoder: Any, kind: str, what: training.Setting, config: Config, env: Env) -> dict[str, torch.Tensor]:
+def outcomes(head: nn.Module, encoder: Any, kind: str, what: setup.Setting, config: Config, env: Env) -> dict[str, torch.Tensor]:
     """Whether each image of val is right, bool (n,), by metric."""
     found = features.extract(encoder, what.val, what.test, env, what.arithmetic, allowed_bad=config.allowed_bad_images)
     tokens, labels = found.tokens(kind), torch.from_numpy(found.labels)

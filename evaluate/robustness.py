@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from evaluate import classifier as classifiers
-from evaluate import imagenet_c, metrics
+from evaluate.classification import classifier as classifiers
+from evaluate.classification import imagenet_c, metrics
+from evaluate.classification.predictions import Predictor
 from evaluate.data import layouts
 from evaluate.data.imagenet import ImageSet, robustness_set, val_set
 from evaluate.data.transforms import CenterCrop
-from evaluate.predictions import Predictor
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError

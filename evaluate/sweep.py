@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from evaluate import metrics, training
+from evaluate.classification import metrics, setup
+from evaluate.classification.outcomes import table
+from evaluate.classification.schedules import warmup_cosine
+from evaluate.classification.stacked_heads import StackedHeads, optimiser
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import RandomCropFlip, normalise
-from evaluate.outcomes import table
 from evaluate.runtime import distributed, precision, training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.progress import track
 from evaluate.runtime.seeding import seed_global
-from evaluate.schedules import warmup_cosine
-from evaluate.stacked_heads import StackedHeads, optimiser
 from evaluate.task import main
 
 
@@ -76,16 +76,16 @@ def reads(config: Config) -> tuple[str, ...]:
 
 def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     """top1, top5 and held_out_top1 of the chosen head, in percent; raises Skip without ImageNet."""
-    train, val = training.sets(encoder, config, env)
-    kept, held_out = training.hold_out(train, config.held_out, env.seed)
-    what = training.setting(encoder, config, env, kept, val)
+    train, val = setup.sets(encoder, config, env)
+    kept, held_out = setup.hold_out(train, config.held_out, env.seed)
+    what = setup.setting(encoder, config, env, kept, val)
     seed_global(env.device, env.seed, "heads")
     heads = StackedHeads(widths(encoder, config), config.rates, len(train.classes)).to(env.device)
     fit(heads, encoder, what, config, env)
     right = accuracies(heads, encoder, held_out, what, config, env)
     name, index = max(((name, index) for name in right for index in range(len(config.rates))), key=lambda at: right[at[0]][at[1]])
     correct = chosen_outcomes(heads, name, index, encoder, what, config, env)
-    result = training.report(
+    result = setup.report(
         env, what, correct, pooling=name, head=f"linear, 1 of {len(right) * len(config.rates)} heads", rate=config.rates[index],
         augmented=True, other_protocol="LIN sweep: the best of many heads on a held-out tenth of train, after DINOv2",
         held_out_top1={name: dict(zip(map(str, config.rates), values, strict=True)) for name, values in right.items()},
@@ -124,14 +124,14 @@ def widths(encoder: Any, config: Config) -> dict[str, int]:
     return {name: value.shape[1] for name, value in inputs(encoder, blank, config).items()}
 
 
-def frozen(encoder: Any, pixels: torch.Tensor, what: training.Setting, config: Config, env: Env) -> dict[str, torch.Tensor]:
+def frozen(encoder: Any, pixels: torch.Tensor, what: setup.Setting, config: Config, env: Env) -> dict[str, torch.Tensor]:
     """The heads' inputs from pixels uint8 (B, 3, H, W)."""
     images = normalise(pixels, encoder.spec.mean, encoder.spec.std, env.device)
     with torch.no_grad(), precision.autocast(what.arithmetic, env.device):
         return inputs(encoder, images, config)
 
 
-def fit(heads: StackedHeads, encoder: Any, what: training.Setting, config: Config, env: Env) -> None:
+def fit(heads: StackedHeads, encoder: Any, what: setup.Setting, config: Config, env: Env) -> None:
     """Trains all heads in place to the last epoch; goes on from the last finished epoch of an interrupted run of the same identity."""
     optimizer = optimiser(heads, config.momentum)
     state = training_state.load(env.out_dir, what.identity)
@@ -153,12 +153,12 @@ def fit(heads: StackedHeads, encoder: Any, what: training.Setting, config: Confi
         distributed.sum_gradients(list(heads.parameters()))
         optimizer.step()
         if (step + 1) % draws.steps_per_epoch == 0:
-            training.check_finite(total, step // draws.steps_per_epoch, "the sweep")
+            setup.check_finite(total, step // draws.steps_per_epoch, "the sweep")
             if draws.rank == 0:
                 training_state.save(env.out_dir, what.identity, {"heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
 
 
-def accuracies(heads: StackedHeads, encoder: Any, images: ImageSet, what: training.Setting, config: Config, env: Env) -> dict[str, list[float]]:
+def accuracies(heads: StackedHeads, encoder: Any, images: ImageSet, what: setup.Setting, config: Config, env: Env) -> dict[str, list[float]]:
     """Top-1 in percent of every head on a set: by input, in the order of the rates."""
     names, count = list(heads.weights), len(heads.rates)
 
@@ -171,7 +171,7 @@ def accuracies(heads: StackedHeads, encoder: Any, images: ImageSet, what: traini
 
 
 def chosen_outcomes(
-    heads: StackedHeads, name: str, index: int, encoder: Any, what: training.Setting, config: Config, env: Env
+    heads: StackedHeads, name: str, index: int, encoder: Any, what: setup.Setting, config: Config, env: Env
 ) -> dict[str, torch.Tensor]:
     """Whether the chosen head is right on each image of val, bool (n,), by metric."""
 

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import torch
 
+from evaluate.classification.stacked_heads import StackedHeads, optimiser
 from evaluate.runtime import precision
-from evaluate.stacked_heads import StackedHeads, optimiser
 from evaluate.sweep import PRESETS, inputs
 
 CLASSES = 1000

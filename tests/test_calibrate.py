@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluate import calibrate, classifier, finetune
+from evaluate import calibrate, finetune
+from evaluate.classification import classifier
 from tests.imagenet_world import write_world
 from tests.test_imagenet_tasks import environment, vit
 

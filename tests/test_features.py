@@ -11,7 +11,8 @@ import pytest
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from evaluate import features, knn, shards
+from evaluate import knn
+from evaluate.classification import cached_pass, features
 from evaluate.data import imagenet, loader
 from evaluate.data.transforms import CenterCrop, normalise
 from evaluate.encoder.model import Encoder
@@ -120,11 +121,11 @@ def test_a_killed_pass_goes_on_with_the_next_shard(data: Path, env: Env, monkeyp
             raise KeyboardInterrupt
         write(folder, shard, *rest)  # type: ignore[arg-type]
 
-    write, opened = shards._write_shard, Counter()
-    monkeypatch.setattr(shards, "_write_shard", die)
+    write, opened = cached_pass._write_shard, Counter()
+    monkeypatch.setattr(cached_pass, "_write_shard", die)
     with pytest.raises(KeyboardInterrupt):
         features.extract(encoder, train, CROP, env)
-    monkeypatch.setattr(shards, "_write_shard", write)
+    monkeypatch.setattr(cached_pass, "_write_shard", write)
     assert len(files_of(env)) == 2
     read = loader.read_image
     monkeypatch.setattr(loader, "read_image", lambda path: opened.update([path.name]) or read(path))
@@ -187,10 +188,10 @@ def test_shorter_precisions_are_near_and_stored_short(data: Path, env: Env) -> N
 
 
 def test_a_disk_too_full_is_said_before_it_is_full(data: Path, env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    monkeypatch.setattr(cached_pass.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(UserError, match="make room, or choose --out"):
         features.extract(vit(), imagenet.train_set(data), CROP, env)
 
 
 def test_the_limits_of_shards_depend_on_the_set_alone() -> None:
-    assert [shards.shard_size(count, 64) for count in (1, 1000, 12_811, 50_000, 3_750_000)] == [64, 64, 768, 1024, 1024]
+    assert [cached_pass.shard_size(count, 64) for count in (1, 1000, 12_811, 50_000, 3_750_000)] == [64, 64, 768, 1024, 1024]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from evaluate import few_shot, shards
+from evaluate import few_shot
+from evaluate.classification import cached_pass
 from evaluate.data import imagenet, subsets
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
@@ -126,17 +127,17 @@ def test_a_killed_run_goes_on_and_gives_the_same(env: Env, monkeypatch: pytest.M
     whole = replace(env, out_dir=env.out_dir.parent.parent / "whole/few_shot", notes={})
     whole.out_dir.mkdir(parents=True)
     expected = few_shot.run(vit(), DEMO, whole)
-    write = shards._write_shard
+    write = cached_pass._write_shard
 
     def die(*arguments: object) -> None:
         write(*arguments)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     for _ in range(2):  # killed after the 1 % images, and after val
-        monkeypatch.setattr(shards, "_write_shard", die)
+        monkeypatch.setattr(cached_pass, "_write_shard", die)
         with pytest.raises(KeyboardInterrupt):
             few_shot.run(vit(), DEMO, env)
-    monkeypatch.setattr(shards, "_write_shard", lambda *_: pytest.fail("what was done is done again"))
+    monkeypatch.setattr(cached_pass, "_write_shard", lambda *_: pytest.fail("what was done is done again"))
     assert few_shot.run(vit(), DEMO, env) == expected and env.notes == whole.notes
 
 

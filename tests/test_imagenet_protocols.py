@@ -10,12 +10,14 @@ import pytest
 import torch
 from timm.models.vision_transformer import vit_base_patch16_224
 
-from evaluate import few_shot, imagenet_c, knn
+from evaluate import few_shot, knn
+from evaluate.classification import imagenet_c
+from evaluate.classification.layer_decay import parameter_groups
+from evaluate.classification.sampler import Draws
+from evaluate.classification.schedules import warmup_cosine
 from evaluate.data.transforms import single_draw_box
-from evaluate.layer_decay import parameter_groups
 from evaluate.runtime.distributed import assemble
 from evaluate.runtime.lars import LARS
-from evaluate.schedules import Draws, warmup_cosine
 
 GOLDEN = json.loads((Path(__file__).parent / "golden/protocols.json").read_text())
 

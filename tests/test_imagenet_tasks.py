@@ -9,7 +9,8 @@ import torch
 from timm.models.resnet import ResNet, resnet18
 from timm.models.vision_transformer import VisionTransformer
 
-from evaluate import classifier, few_shot, finetune, knn, linear_probe, robustness
+from evaluate import few_shot, finetune, knn, linear_probe, robustness
+from evaluate.classification import classifier
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec

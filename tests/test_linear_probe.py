@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate import classifier, finetune, linear_probe, plan, task
+from evaluate import finetune, linear_probe, plan, task
+from evaluate.classification import classifier
+from evaluate.classification.schedules import step_decay
 from evaluate.data.transforms import RandomCropFlip
 from evaluate.encoder.model import Encoder
 from evaluate.runtime import settings, training_state
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.lars import LARS
-from evaluate.schedules import step_decay
 from results import record, tables
 from tests.imagenet_world import write_world
 from tests.test_imagenet_tasks import FINETUNE, PROBE, environment, resnet, vit

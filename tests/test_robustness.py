@@ -13,11 +13,12 @@ import torch
 from imagecorruptions import corruptions
 from PIL import Image
 
-from evaluate import classifier, imagenet_c, robustness, shards
+from evaluate import robustness
+from evaluate.classification import cached_pass, classifier, imagenet_c
+from evaluate.classification.predictions import Outcome
 from evaluate.data import imagenet, loader
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.data.transforms import CenterCrop, normalise
-from evaluate.predictions import Outcome
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from tests.imagenet_world import WNIDS, write_world
@@ -156,7 +157,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(env: Env, monkeypatch: pytest.M
     expected = robustness.run(vit(), DEMO, env)
     broken = replace(env, out_dir=env.out_dir.parent / "broken", notes={})
     broken.out_dir.mkdir()
-    write, written = shards._write_shard, []
+    write, written = cached_pass._write_shard, []
 
     def die(*arguments: object) -> None:
         write(*arguments)  # type: ignore[arg-type]
@@ -164,7 +165,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(env: Env, monkeypatch: pytest.M
         if len(written) == 10:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "_write_shard", die)
+    monkeypatch.setattr(cached_pass, "_write_shard", die)
     with pytest.raises(KeyboardInterrupt):
         robustness.run(vit(), DEMO, broken)
     broken.notes.clear()

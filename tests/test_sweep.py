@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from evaluate import sweep, sweep_cost, training
+from evaluate import sweep, sweep_cost
+from evaluate.classification import setup
+from evaluate.classification.stacked_heads import StackedHeads, optimiser
 from evaluate.runtime.errors import UserError
-from evaluate.stacked_heads import StackedHeads, optimiser
 from tests.imagenet_world import write_world
 from tests.test_imagenet_tasks import environment, resnet, vit
 
@@ -81,27 +82,27 @@ def test_the_head_is_chosen_on_held_out_train_images(data: Path, tmp_path: Path)
     assert 100 * correct.mean() == pytest.approx(result["top1"])
     # val has no say in the choice: with all its labels wrong the same head is chosen, and gets nothing right
     other = environment(data, tmp_path / "other", "sweep")
-    true_val = training.val_set
+    true_val = setup.val_set
 
     def wrong_val(*arguments: object) -> object:
         images = true_val(*arguments)
         return replace(images, labels=(images.labels + 1) % 4)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "val_set", wrong_val)
+        patch.setattr(setup, "val_set", wrong_val)
         sweep.run(vit(), SWEEP, other)
     assert other.notes["protocol"]["held_out_top1"] == accuracies and other.notes["protocol"]["rate"] == told["rate"]
 
 
 def test_the_split_holds_out_a_tenth_of_every_class_and_overlaps_in_nothing(data: Path) -> None:
-    train = training.train_set(data)
-    kept, held = training.hold_out(train, 0.1, seed=0)
+    train = setup.train_set(data)
+    kept, held = setup.hold_out(train, 0.1, seed=0)
     assert not set(kept.files) & set(held.files) and set(kept.files) | set(held.files) == set(train.files)
     assert np.bincount(held.labels).tolist() == [4, 4, 4, 4]
     assert kept.fingerprint != held.fingerprint != train.fingerprint
-    assert training.hold_out(train, 0.1, seed=0)[1].files == held.files != training.hold_out(train, 0.1, seed=1)[1].files
+    assert setup.hold_out(train, 0.1, seed=0)[1].files == held.files != setup.hold_out(train, 0.1, seed=1)[1].files
     with pytest.raises(UserError, match="too small to hold out 10% of each"):
-        training.hold_out(training.train_set(data, limit=8), 0.1, seed=0)
+        setup.hold_out(setup.train_set(data, limit=8), 0.1, seed=0)
 
 
 def test_inputs_are_normed_tokens_of_the_last_blocks() -> None:

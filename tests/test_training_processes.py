@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from evaluate import classifier, finetune, linear_probe, sweep, training
+from evaluate import finetune, linear_probe, sweep
+from evaluate.classification import classifier, setup
+from evaluate.classification.stacked_heads import StackedHeads
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.seeding import seed_global
-from evaluate.stacked_heads import StackedHeads
 from tests.imagenet_world import write_world
 from tests.test_imagenet_tasks import FINETUNE, PROBE, vit
 
@@ -32,7 +33,7 @@ def measure(root: Path, folder: Path) -> None:
     env = Env(root, folder / "task")
     env.out_dir.mkdir(parents=True, exist_ok=True)
     encoder = vit()
-    what = training.setting(encoder, TUNE, env, *training.sets(encoder, TUNE, env))
+    what = setup.setting(encoder, TUNE, env, *setup.sets(encoder, TUNE, env))
     assert (what.draws.batch, what.draws.world) == (40, distributed.world()[1]), "another batch than the paper's"
     found = {}
 

@@ -1,4 +1,4 @@
-"""The classes a fine-tuned classifier gives an image set, from one pass that can be interrupted (``evaluate.shards``)."""
+"""The classes a fine-tuned classifier gives an image set, from one pass that can be interrupted (``evaluate.classification.cached_pass``)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate import shards
+from evaluate.classification import cached_pass
+from evaluate.classification.outcomes import BATCH
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import Transform, normalise
-from evaluate.outcomes import BATCH
 from evaluate.runtime import precision
 from evaluate.runtime.env import Env
 
@@ -31,7 +31,7 @@ class Outcome:
 class Predictor:
     """A classifier with everything that decides what it says."""
 
-    model: Any  # evaluate.classifier.Classifier, in eval mode on env.device
+    model: Any  # evaluate.classification.classifier.Classifier, in eval mode on env.device
     classifier: str  # its fingerprint
     arithmetic: str  # a resolved precision
     env: Env
@@ -60,7 +60,7 @@ class Predictor:
         whole = images.name.partition("/")[0]
         unreadable = self.unreadable.setdefault(whole, [])
         left = self.allowed_bad - len(unreadable)
-        stored = shards.run(self.env.out_dir / "predictions", images, transform, compute, identity, self.env, left, BATCH)
+        stored = cached_pass.run(self.env.out_dir / "predictions", images, transform, compute, identity, self.env, left, BATCH)
         labels = images.labels[stored.rows]
         correct = {name: stored.read(name).numpy() == labels for name in ("all", *indices)}  # type: ignore[union-attr]
         unreadable += [str(images.files[row]) for row in stored.bad]

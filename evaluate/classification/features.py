@@ -8,7 +8,7 @@
 
 Features are raw: no norm after the block; ``read_out`` applies the one a protocol asks for. ``m`` is the number of images, less those
 that could not be read where the task allows such. Kept below OUT/NAME/features, where every task of this encoder finds them: two
-encoders, preprocessings, precisions or image sets never share any (``evaluate.shards``).
+encoders, preprocessings, precisions or image sets never share any (``evaluate.classification.cached_pass``).
 
 Size: for ViT-B 8 tokens of 768 float32, 25 kB an image, 31 GB for ImageNet's train set; half of that in a shorter precision, which is
 stored as float16: its 11 bits of mantissa are fp16's own and more than bf16's 8.
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate import shards
+from evaluate.classification import cached_pass
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import CenterCrop, normalise
 from evaluate.runtime import precision
@@ -36,7 +36,7 @@ POOLINGS = ("cls", "mean")
 class Features:
     """Features of one image set on disk."""
 
-    stored: shards.Stored
+    stored: cached_pass.Stored
     images: ImageSet
 
     @property
@@ -114,7 +114,7 @@ def extract(
         return {f"{kind}{k - blocks}": _shorten(value[:, k], arithmetic) for kind, value in found.items() for k in range(blocks)}
 
     identity = {"encoder": encoder.fingerprint, "precision": arithmetic, "blocks": blocks}
-    return Features(shards.run(env.out_dir.parent / "features", images, preprocessing, compute, identity, env, allowed_bad), images)
+    return Features(cached_pass.run(env.out_dir.parent / "features", images, preprocessing, compute, identity, env, allowed_bad), images)
 
 
 def _shorten(tokens: torch.Tensor, arithmetic: str) -> torch.Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate import features, metrics
+from evaluate.classification import features, metrics
+from evaluate.classification.sampler import Draws
 from evaluate.data import layouts, subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
 from evaluate.data.transforms import CenterCrop
@@ -15,7 +16,6 @@ from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.seeding import seed_of
-from evaluate.schedules import Draws
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from evaluate.classification.predictions import Outcome
 from evaluate.data.imagenet import ImageSet, robustness_set
 from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR, SEVERITIES, imagenet_c
 from evaluate.data.loader import read_image
 from evaluate.data.transforms import CenterCrop
-from evaluate.predictions import Outcome
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.seeding import seed_of

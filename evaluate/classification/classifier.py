@@ -11,10 +11,10 @@ from safetensors import SafetensorError, safe_open
 from timm.layers import DropPath, trunc_normal_
 from torch import nn
 
-from evaluate import metrics
+from evaluate.classification import metrics
+from evaluate.classification.outcomes import table as outcome_table
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import CenterCrop, normalise
-from evaluate.outcomes import table as outcome_table
 from evaluate.runtime import precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
