@@ -14,13 +14,12 @@ import os
 import sys
 from pathlib import Path
 
-from evaluate import plan
 from evaluate.data import layouts
-from evaluate.launch import jobs, local
+from evaluate.harness import executor, jobs, plan, suite
+from evaluate.harness.plan import module_of
 from evaluate.runtime.cli import EXIT_SKIPPED, at_least_one, at_least_zero, loading_processes, make_folder
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import split_overrides
-from evaluate.task import module_of
 from results import tables
 
 
@@ -57,15 +56,15 @@ def run(arguments: argparse.Namespace) -> int:
     slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "branch")}
     where["workers"] = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
-    shared = plan.Run(out, data_root, preset, configs, arguments.set, **where)
+    shared = suite.Run(out, data_root, preset, configs, arguments.set, **where)
     work = jobs.pretraining(out, data_root) if demo else []
     for row, path in checkpoints.items():
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after=(f"{row}/pretrain",) if demo else ())
-    local.run(work, slots=slots, gpus=gpus)
+    executor.run(work, slots=slots, gpus=gpus)
     return report(shared, list(checkpoints), nodes, work)
 
 
-def report(run: plan.Run, rows: list[str], nodes: tuple[plan.Node, ...], work: list[local.Job]) -> int:
+def report(run: suite.Run, rows: list[str], nodes: tuple[plan.Node, ...], work: list[executor.Job]) -> int:
     """Prints the table, where it lies, the time of each part and what failed; the exit status."""
     out = run.out
     print(f"\n{tables.render(out, rows, run.entries(rows, nodes))}")
@@ -75,7 +74,7 @@ def report(run: plan.Run, rows: list[str], nodes: tuple[plan.Node, ...], work: l
     print("seconds: " + ", ".join(f"{job.name} {job.seconds:.0f}" for job in work if job.seconds))
     failed = [job for job in work if job.status not in (0, EXIT_SKIPPED)]
     for job in failed:
-        print(f"{job.name} failed: {local.last_line(job.log)} (log: {job.log})", file=sys.stderr)
+        print(f"{job.name} failed: {executor.last_line(job.log)} (log: {job.log})", file=sys.stderr)
     return int(bool(failed))
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from evaluate.data import layouts
 from evaluate.data.coco import ANNOTATIONS, IMAGES
+from evaluate.harness.task import main
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from evaluate.task import main
 
 RECIPES = {  # family of the encoder, setting, data set: file of mm_configs/
     ("vit", "paper", "coco"): "mask_rcnn_vitdet_100ep_coco",

@@ -23,10 +23,10 @@ from evaluate.classification import features, metrics
 from evaluate.data import layouts, subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
 from evaluate.data.transforms import CenterCrop
+from evaluate.harness.task import main
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from evaluate.task import main
 
 TOLERANCE = 1e-8  # largest entry of the objective's gradient at which the solver stops; leads to a gap of some 1e-8 on 1 % of ImageNet
 GAP = 1e-6  # the objective is at most so far above its optimum; proved at each fit

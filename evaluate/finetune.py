@@ -24,11 +24,11 @@ from evaluate.classification.layer_decay import parameter_groups
 from evaluate.classification.schedules import warmup_cosine
 from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import FinetuneAugmentation, normalise
+from evaluate.harness.task import main
 from evaluate.runtime import distributed, precision, training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.progress import track
 from evaluate.runtime.seeding import seed_global
-from evaluate.task import main
 
 
 @dataclass(frozen=True)

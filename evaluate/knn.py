@@ -19,10 +19,10 @@ from evaluate.classification import features, metrics
 from evaluate.data import layouts
 from evaluate.data.imagenet import train_set, val_set
 from evaluate.data.transforms import CenterCrop
+from evaluate.harness.task import main
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.progress import track
-from evaluate.task import main
 
 BLOCK = 256  # test images a product with the train set: on ImageNet 1.3 GB of cosines
 

@@ -26,12 +26,12 @@ from evaluate.classification import features, metrics, setup
 from evaluate.classification.schedules import step_decay, warmup_cosine
 from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import RandomCropFlip, SingleDrawCropFlip, normalise
+from evaluate.harness.task import main
 from evaluate.runtime import distributed, precision, training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.lars import LARS
 from evaluate.runtime.progress import track
 from evaluate.runtime.seeding import seed_global
-from evaluate.task import main
 
 BATCH_NORM_EPS, HEAD_STD = 1e-6, 0.01
 CROPS = {"single_draw": SingleDrawCropFlip, "torchvision": RandomCropFlip}

@@ -24,10 +24,10 @@ from evaluate.classification.predictions import Predictor
 from evaluate.data import layouts
 from evaluate.data.imagenet import ImageSet, robustness_set, val_set
 from evaluate.data.transforms import CenterCrop
+from evaluate.harness.task import main
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
-from evaluate.task import main
 from results.atomic import sha256
 
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluate.data import layouts
+from evaluate.harness.task import main
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from evaluate.task import main
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ Its key is a hash of what can change the number, and of nothing else: the task, 
 fingerprint, the data's fingerprint, and the classifier where one is measured.
 """
 
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from results.atomic import sha256, whole
+from results.atomic import whole
 
 SCHEMA = 1
 PACKAGES = (
@@ -30,38 +29,6 @@ PACKAGES = (
     "faster-coco-eval",
 )
 KEY_FIELDS = ("schema", "task", "config", "seed", "limit", "encoder_fingerprint", "data_fingerprint", "classifier")
-
-
-def start(task: str, config: Any, preset: str, encoder: Any, env: Any) -> dict[str, Any]:
-    """Everything about a run that is known before it begins."""
-    return {
-        "schema": SCHEMA,
-        "task": task,
-        "encoder": env.out_dir.parent.name,
-        "preset": preset,
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
-        "seed": env.seed,
-        "limit": env.limit,
-        "encoder_fingerprint": encoder.fingerprint,
-        "encoder_source": encoder.source,
-        "data_fingerprint": None,
-        "toy_data": (env.data_root / "world.json").is_file(),
-        "classifier": sha256(env.classifier) if env.classifier and env.classifier.is_file() else None,
-        "status": "failed",
-        "reason": "",
-        "metrics": {},
-        "unit": "percent",
-        "protocol": {},
-        "epoch_rule": "final epoch",
-        "images_asked": {},
-        "images_evaluated": {},
-        "standard_error": {},
-        "device": env.device,
-        "versions": versions(),
-        "git": git_state(),
-        "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": 0.0,
-    }
 
 
 def key(entry: dict[str, Any]) -> str:

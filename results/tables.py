@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluate.plan import NODES, configure
+from evaluate.harness.plan import NODES, configure
 from results import record
 from results.atomic import whole
 from results.columns import COLUMNS, EXTRA_COLUMNS

@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate import finetune, linear_probe, plan, task
+from evaluate import finetune, linear_probe
 from evaluate.classification import classifier
 from evaluate.classification.schedules import step_decay
 from evaluate.data.transforms import RandomCropFlip
 from evaluate.encoder.model import Encoder
+from evaluate.harness import plan, task
 from evaluate.runtime import settings, training_state
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.lars import LARS

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluate import plan
+from evaluate.harness import plan, suite, task
 from evaluate.runtime.env import Env
 from results import record, tables
 
@@ -13,7 +13,7 @@ from results import record, tables
 @pytest.fixture
 def run(tmp_path):
     nodes = plan.choose(["knn"])
-    made = plan.Run(tmp_path, tmp_path, "paper", plan.configure(nodes, "paper", {}), [])
+    made = suite.Run(tmp_path, tmp_path, "paper", plan.configure(nodes, "paper", {}), [])
     certify(tmp_path, "this")
     return made
 
@@ -27,8 +27,8 @@ def measured(run, value, settings=None):
     """Writes the record of kNN as the task itself would, for the encoder that is certified now."""
     config = plan.configure(plan.choose(["knn"]), "paper", settings or {})["knn"]
     encoder = SimpleNamespace(fingerprint=run._encoder_fingerprint("mine"), source={})
-    entry = record.start("knn", config, "paper", encoder, Env(data_root=run.data_root, out_dir=run.out / "mine/knn"))
-    entry["data_fingerprint"] = plan.layouts.fingerprint(run.data_root, ("imagenet",))
+    entry = task.start("knn", config, "paper", encoder, Env(data_root=run.data_root, out_dir=run.out / "mine/knn"))
+    entry["data_fingerprint"] = suite.layouts.fingerprint(run.data_root, ("imagenet",))
     record.write(run.out / "records", {**entry, "status": "ok", "metrics": {"top1": value}})
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import run_all
-from evaluate import convert, task
+from evaluate import convert
+from evaluate.harness import task
 from pretrain import benchmark, parity, train
 
 README = (Path(run_all.__file__).parent / "README.md").read_text()

@@ -21,10 +21,10 @@ from pycocotools.cocoeval import COCOeval
 
 from evaluate import detection, segmentation
 from evaluate.encoder.model import Encoder
+from evaluate.harness.task import main
 from evaluate.mm.metrics import average_precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from evaluate.task import main
 from tests.tiny import mae_state
 
 COCO_FILES = {split: f"coco/annotations/instances_{split}2017.json" for split in ("train", "val")}

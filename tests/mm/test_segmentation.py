@@ -197,7 +197,7 @@ from safetensors.torch import load_file
 from evaluate import segmentation
 from evaluate.encoder import Encoder, EncoderSpec
 from evaluate.mm import hooks
-from evaluate.task import Env
+from evaluate.harness.task import Env
 import dataclasses, json
 torch.set_num_threads(1)
 weights, world, out = map(Path, sys.argv[1:4])

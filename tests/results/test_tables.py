@@ -16,7 +16,7 @@ from results.columns import COLUMNS
 def entry(tmp_path, task="knn", encoder="mine", status="ok", metrics=None, **changes):
     env = Env(data_root=tmp_path, out_dir=tmp_path / encoder / task)
     config = knn.PRESETS["paper"]
-    made = record.start(task, config, "paper", SimpleNamespace(fingerprint="f" * 64, source={}), env)
+    made = task.start(task, config, "paper", SimpleNamespace(fingerprint="f" * 64, source={}), env)
     return {**made, "status": status, "metrics": metrics or {"top1": 71.26}, **changes}
 
 

@@ -4,8 +4,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluate import plan
-from evaluate.launch.local import Job, last_line
+from evaluate.harness import plan, suite
+from evaluate.harness.executor import Job, last_line
 from evaluate.runtime.cli import EXIT_SKIPPED
 from results import record, tables
 
@@ -39,7 +39,7 @@ def pretraining(out: Path, data_root: Path) -> list[Job]:
 
 
 def measuring(
-    row: str, checkpoint: Path, nodes: Sequence[plan.Node], run: plan.Run, rows: Sequence[str], after: tuple[str, ...] = ()
+    row: str, checkpoint: Path, nodes: Sequence[plan.Node], run: suite.Run, rows: Sequence[str], after: tuple[str, ...] = ()
 ) -> list[Job]:
     """Converts one checkpoint, then measures every node on it. ``rows`` are those of the table, ``after`` the jobs that come first."""
     encoder = run.out / row / "encoder.safetensors"
@@ -52,7 +52,7 @@ def measuring(
             run.refused.add(row)
         print(f"{row}/convert: {log.read_text(errors='replace').strip()}", flush=True)  # the certificate, or what is wrong
 
-    jobs = [Job(f"{row}/convert", convert, log, after, lambda: plan.is_converted(checkpoint, encoder, run.branch), converted)]
+    jobs = [Job(f"{row}/convert", convert, log, after, lambda: suite.is_converted(checkpoint, encoder, run.branch), converted)]
     for node in nodes:
         log = run.out / "logs" / f"{row}-{node.name}.log"
         needs = (f"{row}/convert", *([f"{row}/{node.needs}"] if node.needs else []))
@@ -67,7 +67,7 @@ def measuring(
     return jobs
 
 
-def _command(row: str, encoder: Path, node: plan.Node, run: plan.Run) -> list[str]:
+def _command(row: str, encoder: Path, node: plan.Node, run: suite.Run) -> list[str]:
     command = [sys.executable, "-m", f"evaluate.{node.task}", "--ckpt", str(encoder), "--name", row, "--data-root", str(run.data_root)]
     settings = {"out": run.out, "preset": run.preset, "seed": run.seed, "device": run.device, "workers": run.workers}
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
@@ -78,7 +78,7 @@ def _command(row: str, encoder: Path, node: plan.Node, run: plan.Run) -> list[st
     return command
 
 
-def _note(row: str, node: plan.Node, status: int, log: Path, run: plan.Run, rows: Sequence[str], nodes: Sequence[plan.Node]) -> None:
+def _note(row: str, node: plan.Node, status: int, log: Path, run: suite.Run, rows: Sequence[str], nodes: Sequence[plan.Node]) -> None:
     """After a task: says how it ended, writes its record if it could not, and renders the table again."""
     word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
     reason = last_line(log) if status > 0 else f"its process ended with status {status}; its log is {log}"

@@ -8,28 +8,22 @@ which returns the metrics in percent. ``main`` below makes any such module a com
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import sys
 import time
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from evaluate.harness.plan import module_of
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes, make_folder
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.settings import configure, split_overrides
-
-TASKS = ("finetune", "linear_probe", "sweep", "few_shot", "knn", "robustness", "detection", "segmentation")
-
-
-def module_of(task: str) -> Any:
-    """The module of a task; raises UserError naming the legal ones."""
-    if task not in TASKS:
-        raise UserError(f"there is no task {task!r}; the tasks are {', '.join(TASKS)}")
-    return importlib.import_module(f"evaluate.{task}")
+from results.atomic import sha256
+from results.record import SCHEMA, git_state, versions
 
 
 def main(task: str, argv: list[str] | None = None) -> int:
@@ -55,7 +49,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     from evaluate import encoder
     from evaluate.checkpoints import conversion
     from evaluate.data import layouts
-    from evaluate.plan import node_of
+    from evaluate.harness.plan import node_of
     from evaluate.runtime import distributed, training_state
     from results import record
 
@@ -78,7 +72,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     if first:
         path = conversion.ensure(arguments.ckpt, path)
     loaded = encoder.load(distributed.share(path), device=device)
-    entry = record.start(node, config, preset, loaded, env)
+    entry = start(node, config, preset, loaded, env)
     status = _measure(module, loaded, config, env, entry)
     if not first:
         return status
@@ -137,3 +131,35 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=at_least_one, help="read at most so many images of each set; marked in the record")
     parser.add_argument("--classifier", type=Path, help="fine-tuned classifier (robustness only)")
     return parser
+
+
+def start(task: str, config: Any, preset: str, encoder: Any, env: Any) -> dict[str, Any]:
+    """Everything about a run that is known before it begins."""
+    return {
+        "schema": SCHEMA,
+        "task": task,
+        "encoder": env.out_dir.parent.name,
+        "preset": preset,
+        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "seed": env.seed,
+        "limit": env.limit,
+        "encoder_fingerprint": encoder.fingerprint,
+        "encoder_source": encoder.source,
+        "data_fingerprint": None,
+        "toy_data": (env.data_root / "world.json").is_file(),
+        "classifier": sha256(env.classifier) if env.classifier and env.classifier.is_file() else None,
+        "status": "failed",
+        "reason": "",
+        "metrics": {},
+        "unit": "percent",
+        "protocol": {},
+        "epoch_rule": "final epoch",
+        "images_asked": {},
+        "images_evaluated": {},
+        "standard_error": {},
+        "device": env.device,
+        "versions": versions(),
+        "git": git_state(),
+        "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+    }
