@@ -4,6 +4,9 @@ from pathlib import Path
 
 import torch
 
+from evaluate.checkpoints import conversion  # the one place where pretrain/ needs evaluate/: a checkpoint is handed over proven
+from evaluate.runtime.errors import UserError
+
 
 def export(path: Path, branch: str | None = None) -> tuple[Path, Path]:
     """From a checkpoint OUT/checkpoint.pth to OUT/export/<method>.pth and OUT/export/encoder.safetensors; both paths.
@@ -14,10 +17,6 @@ def export(path: Path, branch: str | None = None) -> tuple[Path, Path]:
     Raises:
         ValueError: an encoder that does not pass its certificate.
     """
-    # The one place where pretrain/ needs evaluate/: a checkpoint is handed over proven, not believed.
-    from evaluate.checkpoints import conversion
-    from evaluate.runtime.errors import UserError
-
     saved = torch.load(path, map_location="cpu", weights_only=True)
     folder = path.parent / "export"
     folder.mkdir(exist_ok=True)

@@ -1,10 +1,8 @@
 """What goes wrong in a run of weeks, and how all processes deal with it alike: images that cannot be read, steps that are not finite."""
 
-import contextlib
 import json
 import math
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pretrain import distributed
-from pretrain.data import DataError, ImageFolder
+from pretrain.data.images import DataError, ImageFolder
 
 MOST_DAMAGED = 0.01  # share of the images that may be unreadable
 MOST_SKIPPED = 10  # steps in a row that may not be finite
@@ -106,35 +104,3 @@ class Faults:
             self.say(text)
 
         distributed.first(write)
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[list[str]]:
-    """A list that SIGTERM, SIGUSR2 and the first Ctrl-C (SIGINT) put their name into; a second Ctrl-C stops at once."""
-    heard: list[str] = []
-
-    def hear(number: int, frame: object) -> None:
-        heard.append(signal.Signals(number).name)
-        if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
-
-    before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
-    try:
-        yield heard
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def sentence(error: RuntimeError) -> str | None:
-    """What an error that comes from outside this process means to a person; None for any other."""
-    text = str(error)
-    if isinstance(error, torch.OutOfMemoryError):
-        return "the GPU has too little memory; --grad-checkpointing takes less and changes nothing else, a lower --micro-batch takes less too"
-    if "DataLoader worker" in text:
-        return "a data loading process was ended from outside, perhaps for want of memory; start again, with fewer --workers"
-    if isinstance(error, torch.distributed.DistNetworkError):
-        return f"the processes of this run cannot reach each other: {text.splitlines()[0]}"
-    if isinstance(error, torch.distributed.DistError) or "by peer" in text or "gloo" in text:
-        return "another process of this run has ended or is silent, so this one stops too; what that one said last says why"
-    return None

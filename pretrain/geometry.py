@@ -4,7 +4,6 @@ A crop is (top, left, height, width) in pixels of the source image after its fli
 the centre of its first patch. Axes: B batch, N = grid_size ** 2 tokens in row-major order, D width.
 """
 
-import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -91,8 +90,3 @@ def relative_sincos(geometry: RelativeGeometry, grid_size: int, embed_dim: int) 
     shape = (len(scales), grid_size, grid_size, -1)
     parts = rows[:, :, None].expand(shape), columns[:, None].expand(shape), scales[:, None, None].expand(shape)
     return torch.cat(parts, dim=-1).flatten(1, 2)
-
-
-def cosine(start: float, end: float, progress: float) -> float:
-    """A half cosine from start (progress 0) to end (progress 1)."""
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config import PretrainConfig
-from pretrain.data import DataError, ImageFolder
+from pretrain.data.images import DataError, ImageFolder
 
 IMAGES = 2000
 BATCH = 64

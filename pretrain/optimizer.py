@@ -1,10 +1,11 @@
 """The optimiser and its learning rate."""
 
+import math
+
 import torch
 from torch import nn
 
 from pretrain.config import PretrainConfig
-from pretrain.geometry import cosine
 
 
 def learning_rate(epoch: float, config: PretrainConfig) -> float:
@@ -22,3 +23,8 @@ def make_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Adam
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """A half cosine from start (progress 0) to end (progress 1)."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config import PAPER, PretrainConfig
+from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_sincos
 from pretrain.methods import mae, siameseim
-from pretrain.views import Batch
 
 BOUND = 1e-5
 FILL = {  # kind of a tensor: what is made of standard normal numbers r

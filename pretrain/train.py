@@ -20,7 +20,6 @@ run stops.
 import argparse
 import dataclasses
 import functools
-import importlib
 import json
 import math
 import sys
@@ -32,29 +31,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from pretrain import checkpoint, distributed, picture, views
+from pretrain import checkpoint, distributed, preview
 from pretrain.config import MODELS, PRESETS, PretrainConfig, configure
-from pretrain.data import ImageFolder, Step, images_at_once, steps_from, steps_per_epoch
+from pretrain.data import views
+from pretrain.data.images import ImageFolder
+from pretrain.data.loader import Step, images_at_once, steps_from, steps_per_epoch
 from pretrain.export import export
-from pretrain.faults import Faults, listening, sentence
-from pretrain.gradient import PRECISIONS, accumulate, seed, set_arithmetic, suspect
+from pretrain.faults import Faults
 from pretrain.log import Log
+from pretrain.methods import method_of
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer
+from pretrain.signals import listening, sentence
+from pretrain.step import PRECISIONS, accumulate, seed, set_arithmetic, suspect
 from pretrain.vit import set_grad_checkpointing
 
-METHODS = ("siameseim", "mae")
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
 EXIT_CTRL_C = 130
 SAVE_MINUTES = 10.0
 MOST_WORKERS = 16  # data loading processes, where no number is given
-
-
-def method_of(config: PretrainConfig) -> ModuleType:
-    """The file of pretrain/methods/ that a config names."""
-    if config.method not in METHODS:
-        raise ValueError(f"there is no method {config.method!r}; the methods are {', '.join(METHODS)}")
-    return importlib.import_module(f"pretrain.methods.{config.method}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +165,7 @@ def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution
 
 def _draw(path: Path, model: nn.Module, batch: Step, config: PretrainConfig) -> None:
     shown = views.finish(batch.micro[0], batch.epoch, config)
-    picture.draw(shown, model.hidden(shown), config, path)
+    preview.draw(shown, model.hidden(shown), config, path)
 
 
 def _look(monitor: Monitor, model: nn.Module, config: PretrainConfig, step: int, device: str, log: Log) -> None:

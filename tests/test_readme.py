@@ -8,7 +8,8 @@ import pytest
 import run_all
 from evaluate import convert
 from evaluate.harness import task
-from pretrain import benchmark, parity, train
+from pretrain import parity, train
+from pretrain.benchmark import __main__
 
 README = (Path(run_all.__file__).parent / "README.md").read_text()
 HELP = {
@@ -16,7 +17,7 @@ HELP = {
     "evaluate.linear_probe": lambda: task.main("linear_probe", ["--help"]),
     "evaluate.convert": lambda: convert.main(["--help"]),
     "pretrain.train": lambda: train.main(["--help"]),
-    "pretrain.benchmark": lambda: benchmark.main(["--help"]),
+    "pretrain.benchmark": lambda: __main__.main(["--help"]),
     "pretrain.parity": lambda: parity.main(["--help"]),
 }
 COMMANDS = re.findall(r"^ {4}(?:pip install uv && )?uv run (?:python -m |torchrun .*-m )?(\S+)(.*)$", README, flags=re.MULTILINE)

@@ -14,8 +14,8 @@ from timm.models.vision_transformer import PatchEmbed
 from torch import Tensor, nn
 
 from pretrain.config import PretrainConfig
+from pretrain.data.views import Batch
 from pretrain.geometry import sincos_2d
-from pretrain.views import Batch
 from pretrain.vit import LAYER_NORM, blocks, initialise, take, under_our_names
 
 TARGET_EPS = 1e-6  # added to the variance of a patch

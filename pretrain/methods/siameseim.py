@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.geometry import RelativeGeometry, cosine, relative_parts, sincos_2d
-from pretrain.views import Batch
+from pretrain.data.views import Batch
+from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
+from pretrain.optimizer import cosine
 from pretrain.vit import LAYER_NORM, blocks, initialise, take, under_our_names
 
 TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5

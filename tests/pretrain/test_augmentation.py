@@ -11,8 +11,9 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pretrain import benchmark_reference, views
+from pretrain.benchmark import baseline
 from pretrain.config import PAPER, PretrainConfig
+from pretrain.data import views
 
 COUNT, SIZE = 800, 40
 OFF = {"jitter_probability": 0.0, "gray_probability": 0.0, "blur_probability": (0.0, 0.0), "solarize_probability": (0.0, 0.0)}
@@ -116,8 +117,8 @@ def test_both_views_have_the_distribution_of_the_per_image_pipeline(tmp_path):
         image = torch.from_numpy(np.array(file)).permute(2, 0, 1)
     batch = views.finish(views.cut([image] * COUNT, np.arange(COUNT), 0, config), 0, config)
     torch.manual_seed(1)
-    benchmark_reference.random.seed(1)
-    expected = benchmark_reference.PerImageViews(config).batch([path] * COUNT)
+    baseline.random.seed(1)
+    expected = baseline.PerImageViews(config).batch([path] * COUNT)
     for mine, theirs in ((batch.view1, expected.view1), (batch.view2, expected.view2)):
         assert_alike(statistics(mine), statistics(theirs))
     assert batch.mask.sum(1).eq(expected.mask.sum(1)).all()

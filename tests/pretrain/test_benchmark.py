@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import benchmark, benchmark_reference, views
+from pretrain.benchmark import __main__, baseline, data_path, step
 from pretrain.config import DEMO
+from pretrain.data import views
 from pretrain.methods import siameseim
 
 SMALL = replace(DEMO, batch_size=4)
@@ -22,7 +23,7 @@ def batch() -> views.Batch:
 
 
 def test_the_transcription_gives_the_methods_loss_gradients_and_moving_average(batch):
-    ours, plain = siameseim.build(SMALL).train(), benchmark_reference.Reference(SMALL).train()
+    ours, plain = siameseim.build(SMALL).train(), baseline.Reference(SMALL).train()
     plain.load_state_dict(ours.state_dict())
     for model in (ours, plain):
         model.loss(model.online_side(batch), model.target_side(batch)).backward()
@@ -39,25 +40,25 @@ def test_the_transcription_gives_the_methods_loss_gradients_and_moving_average(b
 
 
 def test_operations_are_counted(batch):
-    plain = benchmark_reference.Reference(SMALL).train()
+    plain = baseline.Reference(SMALL).train()
     with FlopCounterMode(display=False) as counter:
         plain.target_side(batch)
         plain.online_side(batch).sum().backward()
     # The counter leaves out what no parameter needs: the gradient of the first layers' input.
-    assert counter.get_total_flops() == pytest.approx(4 * benchmark.step_flops(SMALL), rel=0.03)
+    assert counter.get_total_flops() == pytest.approx(4 * step.step_flops(SMALL), rel=0.03)
 
 
 def test_made_images_have_the_stated_size(tmp_path):
-    paths = benchmark.make_images(tmp_path, 2)
-    assert all(0.7 * benchmark.IMAGE_BYTES < path.stat().st_size <= benchmark.IMAGE_BYTES for path in paths)
-    assert benchmark.decode(paths[0]).shape == (3, 375, 500)
+    paths = data_path.make_images(tmp_path, 2)
+    assert all(0.7 * data_path.IMAGE_BYTES < path.stat().st_size <= data_path.IMAGE_BYTES for path in paths)
+    assert __main__.decode(paths[0]).shape == (3, 375, 500)
 
 
 @pytest.mark.parametrize("views_alone", [False, True])
 def test_a_run_prints_its_table_and_writes_it(views_alone, tmp_path, capsys):
     path = tmp_path / "figures.json"
     arguments = ["--preset", "demo", "--set", "batch_size=2", "--steps", "1", "--device", "cpu", "--json", str(path)]
-    assert benchmark.main([*arguments, *["--views", "--workers", "1"] * views_alone]) == 0
+    assert __main__.main([*arguments, *["--views", "--workers", "1"] * views_alone]) == 0
     printed, found = capsys.readouterr().out, json.loads(path.read_text())
     if views_alone:
         assert all(seconds > 0 for seconds in found["views"].values()) and len(found["views"]) == 5
@@ -66,7 +67,7 @@ def test_a_run_prints_its_table_and_writes_it(views_alone, tmp_path, capsys):
         return
     assert found["variants"].keys() == {"ours fp32", "reference fp32"}
     for variant in found["variants"].values():
-        parts = sum(variant["seconds"][part] for part in benchmark.PARTS)
+        parts = sum(variant["seconds"][part] for part in step.PARTS)
         assert variant["seconds"]["step"] == pytest.approx(parts, rel=1e-3)
         assert 0 < variant["fraction_of_ceiling"] < 1 and variant["peak_bytes"] > 1e8
     assert "speed beside the reference" in printed
@@ -83,5 +84,5 @@ def test_a_run_prints_its_table_and_writes_it(views_alone, tmp_path, capsys):
     ],
 )
 def test_bad_input_is_named(option, message, capsys):
-    assert benchmark.main(["--preset", "demo", "--device", "cpu", *option]) == 2
+    assert __main__.main(["--preset", "demo", "--device", "cpu", *option]) == 2
     assert message in capsys.readouterr().err

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain import checkpoint, train, views
+from pretrain import checkpoint, methods, train
 from pretrain.config import DEMO, MAE_DEMO
+from pretrain.data import views
 from pretrain.vit import set_grad_checkpointing
 
 TINY = {"depth": 1, "projector_depth": 1, "predictor_depth": 1, "decoder_depth": 1, "batch_size": 4}
@@ -22,7 +23,7 @@ def test_a_compiled_step_gives_the_same_loss_gradients_and_state(preset, backend
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
     batch = views.finish(views.cut(images, np.arange(4), 0, config), 0, config)
     torch.manual_seed(0)
-    plain, compiled = (train.method_of(config).build(config).train() for _ in range(2))
+    plain, compiled = (methods.method_of(config).build(config).train() for _ in range(2))
     compiled.load_state_dict(plain.state_dict())
     if grad_checkpointing:
         set_grad_checkpointing(compiled)

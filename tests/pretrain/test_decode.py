@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pretrain import decode
+from pretrain.data import images
 
 
 def noise(mode: str) -> Image.Image:
@@ -24,7 +24,7 @@ def test_pixels_are_pils(mode, suffix, tmp_path):
     noise(mode).save(path, exif=exif)
     with Image.open(path) as file:
         expected = torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
-    ours = decode.decode(path)
+    ours = images.decode(path)
     assert ours.shape == (3, 61, 83) and ours.dtype == torch.uint8
     assert (ours.int() - expected.int()).abs().max() <= 1  # another build of the same JPEG library may round otherwise
 
@@ -32,7 +32,7 @@ def test_pixels_are_pils(mode, suffix, tmp_path):
 def test_a_jpeg_named_otherwise_is_read_by_its_content(tmp_path):
     noise("RGB").save(tmp_path / "image.jpg")
     (tmp_path / "image.jpg").rename(tmp_path / "image.png")
-    assert decode.decode(tmp_path / "image.png").shape == (3, 61, 83)
+    assert images.decode(tmp_path / "image.png").shape == (3, 61, 83)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "text", "header only"])
@@ -44,5 +44,5 @@ def test_a_damaged_file_gives_pils_error(damage, tmp_path):
     with pytest.raises((OSError, SyntaxError, ValueError)) as pils, Image.open(path) as file:
         file.convert("RGB")
     with pytest.raises(type(pils.value)) as ours:
-        decode.decode(path)
+        images.decode(path)
     assert str(ours.value) == str(pils.value)

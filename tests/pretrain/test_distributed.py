@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain import distributed, views
+from pretrain import distributed
 from pretrain.config import DEMO
+from pretrain.data import views
 from pretrain.geometry import RelativeGeometry
 from pretrain.methods import siameseim
 from pretrain.vit import set_grad_checkpointing

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import checkpoint, data, faults, train, views
+from pretrain import checkpoint, faults, train
 from pretrain.config import DEMO
+from pretrain.data import images, loader, views
 from pretrain.methods import mae, siameseim
 from tests.pretrain.runs import EVERY_STEP, STEPS, Run, content, same, wait_for_step, write_images
 
@@ -151,7 +152,7 @@ def _not_finite(where: str, at: int, from_step: int, to_step: int, rank: int) ->
 
 def _images_of(step: int, processes: int, rank: int) -> list[str]:
     config = train.configure("demo", ["batch_size=8"])
-    share = data.order(24, step // 3, config)[step % 3].reshape(processes, -1)[rank]
+    share = loader.order(24, step // 3, config)[step % 3].reshape(processes, -1)[rank]
     return [f"{index:03d}.png" for index in share]
 
 
@@ -193,7 +194,7 @@ def test_too_high_a_loss_scale_of_float16_is_no_fault_until_it_persists(images, 
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    watch = faults.Faults(data.ImageFolder(images), tmp_path, say=lambda text: None)
+    watch = faults.Faults(images.ImageFolder(images), tmp_path, say=lambda text: None)
     counted = []
     for step in range(4):
         scaler.scale(model(torch.ones(1, 2)).sum()).backward()
@@ -223,7 +224,7 @@ def broken(tmp_path_factory):
     for index, how in BROKEN.items():
         path = folder / f"n1/{index:03d}.jpg"
         path.write_bytes(path.read_bytes()[:700] if how == "truncated" else b"no image")
-        shutil.copy(whole / f"n1/{(index + data.STRIDE) % 200:03d}.jpg", whole / f"n1/{index:03d}.jpg")
+        shutil.copy(whole / f"n1/{(index + images.STRIDE) % 200:03d}.jpg", whole / f"n1/{index:03d}.jpg")
     assert Run(whole, whole.parent / "out", *BROKEN_OPTIONS).statuses() == [0]
     return folder, content(whole.parent / "out")
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain import benchmark, checkpoint, train, views
+from pretrain import checkpoint, methods, train
+from pretrain.benchmark import __main__
 from pretrain.config import DEMO, MAE_DEMO
+from pretrain.data import views
 from pretrain.vit import blocks, set_grad_checkpointing
 from tests.pretrain.runs import write_images
 
@@ -23,7 +25,7 @@ def test_a_step_is_the_same_to_the_last_bit(preset):
     models, operations = [], []
     for frugal in (False, True):
         torch.manual_seed(0)
-        model = train.method_of(config).build(config).train()
+        model = methods.method_of(config).build(config).train()
         if frugal:
             set_grad_checkpointing(model)
         with FlopCounterMode(display=False) as counter:
@@ -84,5 +86,5 @@ def test_a_run_takes_the_option(tmp_path, monkeypatch):
 
 def test_the_benchmark_takes_the_option(capsys):
     arguments = ["--preset", "demo", "--set", "batch_size=2", "--steps", "1", "--device", "cpu", "--no-reference", "--grad-checkpointing"]
-    assert benchmark.main(arguments) == 0
+    assert __main__.main(arguments) == 0
     assert "peak memory" in capsys.readouterr().out

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain import checkpoint, data, faults, train
+from pretrain import checkpoint, signals, train
+from pretrain.data import images
 from tests.pretrain.runs import EVERY_STEP, TINY, Run, content, same, saved_step, wait_for_step
 
 # ---- kills
@@ -171,17 +172,17 @@ def test_a_second_ctrl_c_stops_at_once(images, tmp_path):
 
 def _unreadable(at: int, rank: int) -> None:
     def read(self, index):
-        raise data.DataError(f"{self.paths[index]} cannot be read as an image (a fault); replace or remove it")
+        raise images.DataError(f"{self.paths[index]} cannot be read as an image (a fault); replace or remove it")
 
     if rank == at:
-        replace = data.ImageFolder.read_or_replace
+        replace = images.ImageFolder.read_or_replace
 
         def read_or_replace(self, index):
             if len(self.cache or {}) >= 4:
                 type(self).read = read
             return replace(self, index)
 
-        data.ImageFolder.read_or_replace = read_or_replace
+        images.ImageFolder.read_or_replace = read_or_replace
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -204,14 +205,14 @@ def test_the_others_end_when_one_is_killed(images, unbroken, tmp_path):
 
 
 def _killed_worker(rank: int) -> None:
-    read = data.ImageFolder.read
+    read = images.ImageFolder.read
 
     def read_or_die(self, index):
         if torch.utils.data.get_worker_info() is not None:
             os.kill(os.getpid(), signal.SIGKILL)
         return read(self, index)
 
-    data.ImageFolder.read = read_or_die
+    images.ImageFolder.read = read_or_die
 
 
 def test_a_killed_data_process_is_one_sentence(images, tmp_path):
@@ -230,5 +231,5 @@ def test_a_killed_data_process_is_one_sentence(images, tmp_path):
     ],
 )
 def test_what_comes_from_outside_is_one_sentence_and_a_mistake_of_ours_none(error, says):
-    text = faults.sentence(error)
+    text = signals.sentence(error)
     assert text is None if says is None else says in text and "\n" not in text

@@ -13,8 +13,9 @@ from PIL import Image
 
 from evaluate import encoder
 from evaluate.checkpoints import conversion
-from pretrain import checkpoint, parity, picture, train, views
+from pretrain import checkpoint, methods, parity, preview, train
 from pretrain.config import DEMO, MAE_DEMO, MAE_PAPER, PAPER, configure
+from pretrain.data import views
 from pretrain.methods import mae
 
 FILES = sorted((Path(__file__).parents[1] / "golden").glob("mae_step_*.json"))
@@ -194,15 +195,15 @@ def test_one_view_alone_is_cut_and_it_is_the_first_of_two(tmp_path):
     assert one.view2 is None and torch.equal(one.view1, two.view1) and torch.equal(one.crop2, one.crop1)
     batch, of_two = (views.finish(crops, 0, config) for crops, config in ((one, MAE_DEMO), (two, replace(MAE_DEMO, num_views=2))))
     assert batch.view2 is None and torch.equal(batch.view1, of_two.view1) and torch.equal(batch.noise, of_two.noise)
-    model = train.method_of(MAE_DEMO).build(MAE_DEMO)
+    model = methods.method_of(MAE_DEMO).build(MAE_DEMO)
     assert torch.equal(model(batch).loss, model(of_two).loss)
     for shown, columns in ((batch, 1), (of_two, 2)):
-        picture.draw(shown, model.hidden(shown), MAE_DEMO, tmp_path / "batch.png")
-        assert Image.open(tmp_path / "batch.png").size == (columns * picture.SIDE, 4 * picture.SIDE)
+        preview.draw(shown, model.hidden(shown), MAE_DEMO, tmp_path / "batch.png")
+        assert Image.open(tmp_path / "batch.png").size == (columns * preview.SIDE, 4 * preview.SIDE)
 
 
 def test_siameseim_cannot_do_with_one_view():
     with pytest.raises(ValueError, match="num_views"):
-        train.method_of(DEMO).build(replace(DEMO, num_views=1))
+        methods.method_of(DEMO).build(replace(DEMO, num_views=1))
     with pytest.raises(ValueError, match="1 or 2"):
         replace(DEMO, num_views=3)

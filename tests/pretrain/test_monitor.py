@@ -9,7 +9,7 @@ from PIL import Image
 
 from pretrain import monitor
 from pretrain.config import DEMO
-from pretrain.data import ImageFolder
+from pretrain.data.images import ImageFolder
 from pretrain.methods import mae, siameseim
 
 CONFIG = replace(DEMO, embed_dim=24, num_heads=2, depth=1, decoder_embed_dim=24, decoder_num_heads=2, predictor_depth=1)

@@ -6,27 +6,28 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pretrain import picture, views
+from pretrain import preview
 from pretrain.config import PAPER
+from pretrain.data import views
 
 PLAIN = replace(PAPER, jitter_probability=0.0, gray_probability=0.0, blur_probability=(0.0, 0.0), solarize_probability=(0.0, 0.0))
 
 
 def test_dots_of_one_colour_mark_one_place(tmp_path, monkeypatch):
     marks = []
-    monkeypatch.setattr(picture.ImageDraw.ImageDraw, "ellipse", lambda pen, box, **_: marks.append(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)))
+    monkeypatch.setattr(preview.ImageDraw.ImageDraw, "ellipse", lambda pen, box, **_: marks.append(((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)))
     y, x = np.mgrid[0:240, 0:240]
     image = torch.from_numpy(np.stack([x, y, 0 * x], 0).astype(np.uint8))  # red is the column, green the row
-    index = np.arange(picture.ROWS)
+    index = np.arange(preview.ROWS)
     batch = views.finish(views.cut([image] * len(index), index, 0, PLAIN), 0, PLAIN)
-    picture.draw(batch, batch.mask, PLAIN, tmp_path / "batch.png")
+    preview.draw(batch, batch.mask, PLAIN, tmp_path / "batch.png")
     sheet = Image.open(tmp_path / "batch.png")
-    assert sheet.size == (2 * picture.SIDE, picture.ROWS * picture.SIDE)
+    assert sheet.size == (2 * preview.SIDE, preview.ROWS * preview.SIDE)
     assert len(marks) >= 10
-    for number in range(picture.ROWS):  # each image alone, so that the marks are known to be its own
+    for number in range(preview.ROWS):  # each image alone, so that the marks are known to be its own
         marks.clear()
         one = only(batch, number)
-        picture.draw(one, torch.zeros_like(one.mask), PLAIN, tmp_path / "one.png")
+        preview.draw(one, torch.zeros_like(one.mask), PLAIN, tmp_path / "one.png")
         pixels = np.array(Image.open(tmp_path / "one.png")).astype(int)
         for (x1, y1), (x2, y2) in zip(marks[::2], marks[1::2], strict=True):
             first, second = (pixels[min(int(b), 223), min(int(a), 447)] for a, b in ((x1, y1), (x2, y2)))

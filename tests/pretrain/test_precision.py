@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain import checkpoint, gradient, train, views
+from pretrain import checkpoint, methods, train
 from pretrain.config import DEMO, MAE_DEMO
-from pretrain.data import Step
+from pretrain.data import views
+from pretrain.data.loader import Step
+from pretrain.step import accumulate, set_arithmetic
 from tests.pretrain.runs import write_images
 
 
@@ -20,11 +22,11 @@ def step(config, precision):
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(16)]
     crops = views.cut(images, np.arange(16), 0, config)
     torch.manual_seed(0)
-    model = train.method_of(config).build(config).train()
+    model = methods.method_of(config).build(config).train()
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad])
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
     halves = [views.Cut(*(tensor if tensor is None else tensor[part] for tensor in crops)) for part in (slice(0, 8), slice(8, 16))]
-    loss = gradient.accumulate(model, scaler, Step(0, halves, {}), config, "cpu")
+    loss = accumulate(model, scaler, Step(0, halves, {}), config, "cpu")
     scaler.unscale_(optimizer)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return loss, gradients, dict(model.named_buffers())
@@ -47,7 +49,7 @@ def test_a_step_is_float32s_to_the_bits_that_are_left(config, precision, toleran
 
 def test_products_outside_autocast_may_be_short_only_where_their_numbers_are():
     for precision, allowed in (("bf16", True), ("fp16", True), ("fp32", False)):
-        gradient.set_arithmetic(replace(DEMO, precision=precision))
+        set_arithmetic(replace(DEMO, precision=precision))
         assert torch.backends.cuda.matmul.allow_tf32 is allowed
 
 

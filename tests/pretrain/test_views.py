@@ -9,9 +9,10 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from torchvision.transforms import v2
 
-from pretrain import views
 from pretrain.config import DEMO, PAPER
-from pretrain.data import Collate, Loaded, Sample
+from pretrain.data import augment, views
+from pretrain.data.images import Sample
+from pretrain.data.loader import Collate, Loaded
 from pretrain.geometry import relative_geometry, relative_positions
 
 
@@ -49,15 +50,15 @@ def test_colour_operations_equal_torchvisions():
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     shift = torch.linspace(-0.5, 0.5, 6)
     torch.testing.assert_close(
-        views.shift_hue(images.clone(), shift), torch.stack([TF.adjust_hue(i, s.item()) for i, s in zip(images, shift, strict=True)])
+        augment.shift_hue(images.clone(), shift), torch.stack([TF.adjust_hue(i, s.item()) for i, s in zip(images, shift, strict=True)])
     )
-    blurred = views.gaussian_blur(images, torch.full((6,), 0.7), reach=3)
+    blurred = augment.gaussian_blur(images, torch.full((6,), 0.7), reach=3)
     torch.testing.assert_close(blurred[..., 3:5, 3:5], TF.gaussian_blur(images, [7, 7], [0.7, 0.7])[..., 3:5, 3:5])
     draws, order = (np.array([row]).repeat(6, 0) for row in ([0.9, 0.2, 0.7, 0.6], [0, 1, 2, 3]))
     expected = TF.adjust_brightness(images, 1 + 0.4 * 0.8)
     expected = TF.adjust_contrast(expected, 1 + 0.4 * -0.6)
     expected = TF.adjust_hue(TF.adjust_saturation(expected, 1 + 0.2 * 0.4), 0.1 * 0.2)
-    ours = views.color_jitter(images.clone(), draws, order, (0.4, 0.4, 0.2, 0.1), np.ones(6, dtype=bool))
+    ours = augment.color_jitter(images.clone(), draws, order, (0.4, 0.4, 0.2, 0.1), np.ones(6, dtype=bool))
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)  # torchvision rounds the luma weights
 
 

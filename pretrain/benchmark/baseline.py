@@ -20,10 +20,10 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from pretrain.config import PretrainConfig
+from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_geometry, relative_positions
 from pretrain.methods.siameseim import SiameseIM, TokenBatchNorm, normalise
 from pretrain.optimizer import make_optimizer
-from pretrain.views import Batch
 from pretrain.vit import LeanMlp
 
 

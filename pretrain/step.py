@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain import distributed, views
+from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.data import Step
+from pretrain.data import views
+from pretrain.data.loader import Step
 from pretrain.faults import Suspect
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}

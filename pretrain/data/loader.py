@@ -1,41 +1,18 @@
-"""Images from class folders, as uint8 tensors, in an order that depends on (seed, epoch) alone.
-
-An image that cannot be read is replaced by another one, chosen by its index alone: by every worker, process and restart alike. What
-the decoder does not notice (a wrong stripe in a JPEG) nobody can.
-"""
+"""Batches of crops for the training loop, in an order that depends on (seed, epoch) alone."""
 
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from pretrain import distributed, views
+from pretrain import distributed
 from pretrain.config import PretrainConfig
-from pretrain.decode import decode
-
-EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
-CACHE_BYTES = 256 * 2**20  # a set that fits, decoded, is decoded once
-STRIDE = 7919  # from a damaged image to the one in its place: far enough to leave a damaged folder, prime so that all are reached
-MOST_TRIED = 100
-
-
-class DataError(ValueError):
-    """What is wrong with the images, in one sentence."""
-
-
-class Sample(NamedTuple):
-    """An image (3, H, W) uint8, its index, and why it is another's: the damaged images' indices, each with a sentence."""
-
-    image: Tensor
-    index: int
-    damaged: dict[int, str]
+from pretrain.data import views
+from pretrain.data.images import DataError, ImageFolder, Sample
 
 
 class Loaded(NamedTuple):
@@ -52,48 +29,6 @@ class Step:
     epoch: int
     micro: list[views.Cut]
     damaged: dict[int, str]
-
-
-class ImageFolder(Dataset[Sample]):
-    """All images below a folder, sorted by path."""
-
-    def __init__(self, folder: Path):
-        if not folder.is_dir():
-            raise DataError(f"the training folder {folder} does not exist; it should hold one folder of images a class")
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-        if not self.paths:
-            raise DataError(f"no images below {folder}; expected files ending in {', '.join(sorted(EXTENSIONS))}")
-        self.cache: dict[int, Sample] | None = None
-        if self[0].image.numel() * len(self.paths) <= CACHE_BYTES:
-            self.cache = {}
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Sample:
-        if self.cache is None:
-            return self.read_or_replace(index)
-        if index not in self.cache:
-            self.cache[index] = self.read_or_replace(index)
-        return self.cache[index]
-
-    def read_or_replace(self, index: int) -> Sample:
-        """The image, or another one in its place. Raises DataError where image after image is damaged."""
-        damaged: dict[int, str] = {}
-        for number in range(min(len(self), MOST_TRIED)):
-            position = (index + number * STRIDE) % len(self)
-            try:
-                return Sample(self.read(position), index, damaged)
-            except DataError as error:
-                damaged[position] = str(error)
-        raise DataError(f"{damaged[index]}, and so with {len(damaged) - 1} others that were tried in its place")
-
-    def read(self, index: int) -> Tensor:
-        """One image (3, H, W) uint8 from its file. Raises DataError naming a file that cannot be read."""
-        try:
-            return decode(self.paths[index])
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.paths[index]} cannot be read as an image ({error}); replace or remove it") from error
 
 
 class Collate:
@@ -159,7 +94,7 @@ def _next(loader: Iterator[Loaded]) -> Loaded:
     try:
         return next(loader)
     except DataError as error:  # from a worker it comes with that process's traceback before its sentence
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix("pretrain.data.DataError: ")) from error
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix("pretrain.data.images.DataError: ")) from error
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

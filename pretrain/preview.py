@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from pretrain.config import PretrainConfig
+from pretrain.data.views import Batch
 from pretrain.geometry import relative_positions
-from pretrain.views import Batch
 
 ROWS, SIDE = 6, 224
 DOTS = ("red", "yellow", "lime", "cyan", "magenta")

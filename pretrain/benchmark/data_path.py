@@ -1,0 +1,87 @@
+"""Images a second of the data path alone: reading, cropping, augmenting, and the loader."""
+
+import dataclasses
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pretrain.benchmark import baseline
+from pretrain.config import PretrainConfig
+from pretrain.data import views
+from pretrain.data.images import ImageFolder, decode
+from pretrain.data.loader import steps_from
+
+LOADER_BATCH, LOADER_BATCHES = 64, 8  # images at once, and batches a process
+IMAGE_SIZE, IMAGE_BYTES = (500, 375), 50_000  # ImageNet's middle; the reference was measured on such
+
+
+def make_images(folder: Path, count: int) -> list[Path]:
+    """JPEGs of 1/f noise, saved at the quality that gives about 50 kB."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:04d}.jpg" for number in range(count)]
+    width, height = IMAGE_SIZE
+    for number, path in enumerate(paths):
+        random = np.random.default_rng(number)
+        frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / width
+        noise = np.fft.rfft2(random.standard_normal((3, height, width))) / frequency
+        noise = np.fft.irfft2(noise, (height, width))
+        noise = 0.8 * noise[:1] + 0.2 * noise  # most of a photograph's variation is brightness
+        noise = 128 + 55 * noise / noise.std()
+        image = Image.fromarray(noise.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+        quality = next((q for q in range(95, 5, -5) if _size(image, path, q) <= IMAGE_BYTES), 5)
+        _size(image, path, quality)
+    return paths
+
+
+def _size(image: Image.Image, path: Path, quality: int) -> int:
+    image.save(path, quality=quality)
+    return path.stat().st_size
+
+
+def time_views(config: PretrainConfig, folder: Path) -> dict[str, Any]:
+    """Seconds an image on one core (two views and mask): decoding, decoding and cutting, all of it; and the per-image pipeline."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    paths = sorted(folder.iterdir())
+    index = np.arange(len(paths))
+    per_image = baseline.PerImageViews(config)
+
+    def cut() -> views.Cut:
+        return views.cut([decode(path) for path in paths], index, 0, config)
+
+    calls: dict[str, Callable[[], Any]] = {
+        "per image, PIL": lambda: per_image.batch(paths),
+        "decode": lambda: [decode(path) for path in paths],
+        "decode, cut (augmentation on the device)": cut,
+        "decode, cut, augment (all on the CPU)": lambda: views.finish(cut(), 0, config),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(6):  # taking turns, so that a slow moment of the machine meets all of them
+        for name, call in calls.items():
+            start = time.process_time()
+            call()
+            times[name].append((time.process_time() - start) / len(paths))
+    torch.set_num_threads(threads)
+    return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
+
+
+def time_loader(config: PretrainConfig, folder: Path, workers: int) -> dict[str, float]:
+    """Seconds (wall) between two images of the run's own loader: decoded and cut by its processes, and handed over."""
+    with tempfile.TemporaryDirectory() as made:
+        for number, path in enumerate(itertools.islice(itertools.cycle(sorted(folder.iterdir())), LOADER_BATCHES * workers * LOADER_BATCH)):
+            (Path(made) / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
+        images = ImageFolder(Path(made))
+        images.cache = None  # few files, many names: each is to be decoded
+        one_epoch = dataclasses.replace(config, batch_size=LOADER_BATCH, epochs=1, warmup_epochs=0.0)
+        steps = steps_from(images, 0, LOADER_BATCH, one_epoch, workers)
+        times = [time.perf_counter() for _ in steps]
+    warm = times[2 * workers :]  # by then every process has started
+    return {f"loader, {workers} workers (decode, cut)": (warm[-1] - warm[0]) / (len(warm) - 1) / LOADER_BATCH}
