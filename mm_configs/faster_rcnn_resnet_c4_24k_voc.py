@@ -15,7 +15,8 @@ with read_base():
 
 from mmdet.models.detectors import FasterRCNN
 
-from evaluate.mm.voc import VOCAP, VOCSet
+from evaluate.mm.datasets import VOCSet
+from evaluate.mm.metrics import VOCAP
 
 max_iters = 24_000
 num_classes = 20

@@ -16,7 +16,7 @@ with read_base():
 
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 
-from evaluate.mm.resnet import LastStage
+from evaluate.mm.backbones.resnet import LastStage
 
 precise_bn = 200
 model.pop("neck")

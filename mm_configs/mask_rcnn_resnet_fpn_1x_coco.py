@@ -15,7 +15,7 @@ with read_base():
 from mmdet.models.necks import FPN
 from torch.optim import SGD
 
-from evaluate.mm.resnet import ResNetBackbone
+from evaluate.mm.backbones.resnet import ResNetBackbone
 from evaluate.mm.transforms import ResizeShortest
 
 batch_size = 16

@@ -8,7 +8,7 @@ with read_base():
 
 from mmdet.models.necks import FPN
 
-from evaluate.mm.resnet import ResNetBackbone
+from evaluate.mm.backbones.resnet import ResNetBackbone
 
 model.data_preprocessor.update(pad_size_divisor=32)
 model.backbone = dict(type=ResNetBackbone)

@@ -24,13 +24,13 @@ from mmengine.optim import LinearLR, MultiStepLR, OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, TestLoop
 from torch.optim import AdamW
 
+from evaluate.mm.backbones.vitdet import ChannelLayerNorm, SimpleFeaturePyramid, ViTDetBackbone
 from evaluate.mm.datasets import InstanceSet
 from evaluate.mm.heads import MaskHead, Matcher
 from evaluate.mm.metrics import InstanceAP
 from evaluate.mm.optimizer import LayerDecayConstructor
 from evaluate.mm.sampler import TrainingSampler
 from evaluate.mm.transforms import LargeScaleJitter, LoadImage, TestResize
-from evaluate.mm.vitdet import ChannelLayerNorm, SimpleFeaturePyramid, ViTDetBackbone
 
 default_scope = "mmdet"
 

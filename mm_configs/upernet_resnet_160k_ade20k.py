@@ -14,7 +14,7 @@ with read_base():
 
 from torch.optim import SGD
 
-from evaluate.mm.resnet import ResNetBackbone
+from evaluate.mm.backbones.resnet import ResNetBackbone
 
 model.backbone = dict(type=ResNetBackbone)
 model.neck = None

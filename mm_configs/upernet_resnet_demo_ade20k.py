@@ -6,7 +6,7 @@ from mmengine.config import read_base
 with read_base():
     from .upernet_vit_demo_ade20k import *
 
-from evaluate.mm.resnet import ResNetBackbone
+from evaluate.mm.backbones.resnet import ResNetBackbone
 
 model.backbone = dict(type=ResNetBackbone)
 model.neck = None

@@ -21,10 +21,12 @@ from mmseg.models.necks import Feature2Pyramid
 from mmseg.models.segmentors import EncoderDecoder
 from torch.optim import AdamW
 
-from evaluate.mm.labels import LoadLabels, LoadPicture, MeanIoU, SegmentationSet
+from evaluate.mm.backbones.segmentation import SegmentationBackbone
+from evaluate.mm.datasets import SegmentationSet
+from evaluate.mm.metrics import MeanIoU
 from evaluate.mm.optimizer import LayerDecayConstructor
 from evaluate.mm.sampler import TrainingSampler
-from evaluate.mm.segmentation_backbone import SegmentationBackbone
+from evaluate.mm.transforms import LoadLabels, LoadPicture
 
 default_scope = "mmseg"
 

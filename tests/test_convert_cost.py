@@ -15,7 +15,7 @@ import json, os, sys, time
 import torch
 torch.set_num_threads(int(sys.argv[3]))
 from evaluate import convert
-import evaluate.mm.vitdet, evaluate.mm.segmentation_backbone
+import evaluate.mm.backbones.vitdet, evaluate.mm.backbones.segmentation
 # Linux: the peak of this program alone; resource.getrusage also counts what the parent had when it forked
 peak = lambda: 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before, begun = peak(), time.monotonic()

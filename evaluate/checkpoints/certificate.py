@@ -18,6 +18,9 @@ from torch import Tensor
 from evaluate.checkpoints.reference import Residual, Semantics, Transformer
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
+from evaluate.mm.backbones.resnet import ResNetBackbone
+from evaluate.mm.backbones.segmentation import SegmentationBackbone
+from evaluate.mm.backbones.vitdet import ViTDetBackbone
 from results.atomic import whole
 
 TOLERANCE = 1e-4  # of the largest absolute feature, or of 1 where that is smaller; a right conversion gives about 1e-6
@@ -118,8 +121,6 @@ def _not_plain(spec: EncoderSpec) -> str:
 
 def _vitdet(reference: Transformer, encoder: Encoder, image: Tensor, expected: Tensor) -> dict[str, Any]:
     """The detection backbone with one window over the whole image; it takes no class token, so the reference leaves it out."""
-    from evaluate.mm.vitdet import ViTDetBackbone
-
     size = encoder.spec.img_size
     backbone = ViTDetBackbone.from_spec(encoder.spec, encoder.model.state_dict(), img_size=size, window=size // encoder.spec.patch_size).eval()
     if encoder.spec.class_token:
@@ -128,8 +129,6 @@ def _vitdet(reference: Transformer, encoder: Encoder, image: Tensor, expected: T
 
 
 def _segmentation(reference: Transformer, encoder: Encoder, image: Tensor, expected: Tensor) -> dict[str, Any]:
-    from evaluate.mm.segmentation_backbone import SegmentationBackbone
-
     size, last = encoder.spec.img_size, encoder.spec.depth - 1
     backbone = SegmentationBackbone.from_spec(encoder.spec, encoder.model.state_dict(), img_size=(size, size), out_indices=(last,)).eval()
     patches = backbone(image)[-1].flatten(2).transpose(1, 2)
@@ -148,8 +147,6 @@ def _compare_resnet(reference: Residual, encoder: Encoder, image: Tensor) -> dic
 
     mmdet's own ResNet class is none of them: the dense tasks do not use it, and importing mmdet takes longer than all the rest.
     """
-    from evaluate.mm.resnet import ResNetBackbone
-
     expected = reference.pyramid(image)
     stages = encoder.forward_blocks(image, 4)
     names = [f"layer{stage}" for stage in range(1, 5)]

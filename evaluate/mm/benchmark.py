@@ -19,9 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import InstanceData
 
 from evaluate.encoder.model import Encoder, build
 from evaluate.encoder.spec import EncoderSpec
+from evaluate.mm import detector, recipes, runner
 from evaluate.runtime.errors import UserError
 
 SIZES = {  # width, blocks, heads, patch, image of the encoder
@@ -54,17 +58,11 @@ def random_encoder(size: str) -> Encoder:
 
 def made(recipe: str, size: str, device: str, precision: str) -> tuple[Any, Any, Any]:
     """The config, the model and its optimizer wrapper."""
-    from mmengine.optim import build_optim_wrapper
-    from mmengine.registry import MODELS, DefaultScope
-
-    from evaluate import detection
-    from evaluate.mm import runner
-
-    cfg, encoder = runner.read_recipe(recipe), random_encoder(size)
-    detection.recipe_of(detection.Config(recipe.rpartition("_")[2], recipe), "vit")
-    detection.fill_encoder(cfg, encoder)
-    detection.fill_classes(cfg, [1] * CLASSES)
-    runner.use_precision(cfg, precision, device)
+    cfg, encoder = recipes.read_recipe(recipe), random_encoder(size)
+    detector.recipe_of(recipe, recipe.rpartition("_")[2], "vit")
+    detector.fill_encoder(cfg, encoder)
+    detector.fill_classes(cfg, [1] * CLASSES)
+    recipes.use_precision(cfg, precision, device)
     with DefaultScope.overwrite_default_scope("mmdet"):
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)
@@ -79,10 +77,9 @@ def made(recipe: str, size: str, device: str, precision: str) -> tuple[Any, Any,
 
 def batch_of(height: int, width: int, count: int) -> dict[str, list[Any]]:
     """Pictures of noise with objects, as a data loader gives them."""
-    from mmdet.structures import DetDataSample
+    from mmdet.structures import DetDataSample  # mmdet is imported after its operators are there
     from mmdet.structures.bbox import HorizontalBoxes
     from mmdet.structures.mask import PolygonMasks
-    from mmengine.structures import InstanceData
 
     generator = np.random.default_rng(0)
     samples = []

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from evaluate.data.ade20k import class_names, paired_files
 from evaluate.data.coco import file_name, read_annotations
+from evaluate.data.voc import read_voc
 from evaluate.runtime.errors import UserError
 
 
@@ -119,3 +121,48 @@ def as_callable(step: Any) -> Callable[[Any], Any]:
     from mmengine.registry import TRANSFORMS
 
     return TRANSFORMS.build(step)
+
+
+class VOCSet(InstanceSet):
+    """``InstanceSet`` over VOCdevkit; ``annotations`` is that folder and ``folder`` the lists, joined by a plus: 2007/trainval+2012/trainval."""
+
+    def read(self, annotations: str, folder: str) -> dict[str, Any]:
+        """The parsed sets."""
+        return read_voc(Path(annotations), folder.split("+"))
+
+    def picture(self, image: dict[str, Any], folder: str) -> str:
+        """An image's path below VOCdevkit."""
+        return image["file_name"]
+
+
+class SegmentationSet(Dataset):
+    """Pictures and label maps of one split; label k of the file is class k - 1, and 0 ("other") is ignored.
+
+    Args:
+        root: the folder with ``images/<split>/*.jpg`` and ``annotations/<split>/*.png``.
+        pipeline: callables from sample to sample, or their mmengine configs.
+        limit: at most so many pictures.
+        seed: of the augmentations, as in ``InstanceSet``.
+
+    Raises:
+        UserError: a picture without a label map, or the reverse.
+    """
+
+    def __init__(self, root: str, split: str, pipeline: list[Any], limit: int | None = None, seed: int = 0) -> None:
+        pictures, labels = paired_files(Path(root), split)
+        self.metainfo = {"classes": class_names(Path(root)), "palette": None, "folder": str(Path(root) / "annotations" / split)}
+        self.pipeline = [as_callable(step) for step in pipeline]
+        self.seed = seed
+        self.samples = [{"img_path": str(pictures[name]), "seg_map_path": str(labels[name])} for name in sorted(pictures)[:limit]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Any:
+        if isinstance(key, tuple):
+            place, key = key
+            seed_sample(self.seed, place)
+        sample: Any = {**self.samples[key], "classes": len(self.metainfo["classes"]), "seg_fields": [], "reduce_zero_label": True}
+        for step in self.pipeline:
+            sample = step(sample)
+        return sample

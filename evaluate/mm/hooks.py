@@ -3,31 +3,14 @@
 import math
 import sys
 import time
+from itertools import islice
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook, RuntimeInfoHook
-from mmengine.runner import Runner, TestLoop
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from evaluate.mm.multi_scale import MultiScale
 from evaluate.runtime.progress import SECONDS_BETWEEN_LINES
-
-
-class QuickRunner(Runner):
-    """mmengine's runner, which writes the config once and unformatted: its formatter takes seconds."""
-
-    def _log_env(self, env_cfg: dict[str, Any]) -> None:
-        self.logger.info(f"config: {self.cfg.to_dict()}")
-
-    def dump_config(self) -> None:
-        """The log has it."""
-
-    def test_multi_scale(self, loader: Any) -> dict[str, Any]:
-        """The evaluator's metrics of a segmenter on a data loader of views."""
-        single, self.model = self.model, MultiScale(self.model)
-        try:
-            return TestLoop(self, loader, self.cfg.test_evaluator).run()
-        finally:
-            self.model = single
 
 
 class RuntimeInfo(RuntimeInfoHook):
@@ -80,3 +63,38 @@ class FiniteLoss(Hook):
         if not math.isfinite(float(outputs["loss"])):
             values = {name: float(value) for name, value in outputs.items() if getattr(value, "numel", lambda: 0)() == 1}
             raise RuntimeError(f"the loss at iteration {runner.iter} is not finite: {values}; lower the learning rate")
+
+
+class PreciseBN(Hook):
+    """After the training, sets each running mean and variance to the plain average over some training batches with the final weights.
+
+    Running averages follow weights that are still moving.
+
+    Args:
+        batches: how many, on each process.
+    """
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def after_train(self, runner: Any) -> None:
+        model = getattr(runner.model, "module", runner.model)
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+        totals = [(torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)) for norm in norms]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0  # the running values are then the last batch's
+        model.train()
+        count = 0
+        with torch.no_grad():
+            for batch in islice(runner.train_dataloader, self.batches):
+                model(**model.data_preprocessor(batch, True), mode="loss")
+                count += 1
+                for norm, (mean, variance) in zip(norms, totals, strict=True):
+                    mean += norm.running_mean
+                    variance += norm.running_var
+        for norm, momentum, (mean, variance) in zip(norms, momenta, totals, strict=True):
+            norm.momentum = momentum
+            norm.running_mean.copy_(mean / count)
+            norm.running_var.copy_(variance / count)
+        runner.logger.info(f"statistics of {len(norms)} norms anew from {count} batches")

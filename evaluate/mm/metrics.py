@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.evaluator import BaseMetric
+from torch import Tensor
 
 from evaluate.data.coco import read_annotations
+from evaluate.data.voc import CLASSES, read_voc
 from evaluate.runtime.errors import UserError
 
 NAMES = {"bbox": "box_ap", "segm": "mask_ap"}
@@ -110,3 +113,143 @@ class InstanceAP(BaseMetric):
         if len({"box_ap", "mask_ap"} & set(metrics)) < 2:
             raise UserError(f"none of the {len(seen)} images of {self.annotations} that were tested has an object; test more of them")
         return {**metrics, "images": len(seen)}
+
+
+THRESHOLDS = tuple(k / 100 for k in range(50, 100, 5))
+
+
+def class_precision(truth: dict[int, np.ndarray], difficult: dict[int, np.ndarray], found: list[tuple[int, float, np.ndarray]]) -> list[float]:
+    """AP of one class at each of ``THRESHOLDS``, as the mean of the best precision from the recalls 0, 0.1, …, 1 on.
+
+    Detections are taken from the best score down (ties in the order given). Each looks only at the object that it overlaps most:
+    above the threshold it is right if that object was not yet found, else wrong; a difficult object counts as neither.
+
+    Args:
+        truth: image to boxes (n, 4).
+        difficult: image to (n,) bool.
+        found: (image, score, box (4,)).
+    """
+    positives = sum(int((~flags).sum()) for flags in difficult.values())
+    found = sorted(found, key=lambda entry: -entry[1])
+    best = [_overlap(box, truth[image]) if image in truth and len(truth[image]) else (0.0, -1) for image, _, box in found]
+    result = []
+    for threshold in THRESHOLDS:
+        taken = {image: np.zeros(len(boxes), bool) for image, boxes in truth.items()}
+        right, wrong = np.zeros(len(found)), np.zeros(len(found))
+        for index, ((image, _, _), (overlap, owner)) in enumerate(zip(found, best, strict=True)):
+            if overlap <= threshold:
+                wrong[index] = 1
+            elif not difficult[image][owner]:
+                (wrong if taken[image][owner] else right)[index] = 1
+                taken[image][owner] = True
+        right, wrong = right.cumsum(), wrong.cumsum()
+        recall, precision = right / max(positives, 1), right / np.maximum(right + wrong, 1)
+        result.append(float(np.mean([precision[recall >= level].max(initial=0.0) for level in np.arange(0, 1.1, 0.1)])))
+    return result
+
+
+def _overlap(box: np.ndarray, boxes: np.ndarray) -> tuple[float, int]:
+    """The largest intersection over union and whose; a box from pixel 3 to pixel 5 is 3 pixels wide."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    shared = (high - low + 1).clip(0).prod(1)
+    union = (box[2:] - box[:2] + 1).prod() + (boxes[:, 2:] - boxes[:, :2] + 1).prod(1) - shared
+    overlaps = shared / union
+    return float(overlaps.max()), int(overlaps.argmax())
+
+
+class VOCAP(BaseMetric):
+    """``box_ap``, ``box_ap50`` and ``box_ap75`` in percent: the mean over the 20 classes, by the rules of 2007.
+
+    Args:
+        annotations, folder: as for ``VOCSet``.
+        limit: the data set's.
+        collect_dir: where several processes exchange their results.
+    """
+
+    def __init__(self, annotations: str, folder: str, limit: int | None = None, collect_dir: str | None = None) -> None:
+        super().__init__(prefix="ap", collect_dir=collect_dir)
+        content = read_voc(Path(annotations), folder.split("+"))
+        self.image_ids = [image["id"] for image in content["images"]][:limit]
+        asked = set(self.image_ids)
+        self.annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in asked]
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Keeps an image's boxes, in the files' pixels."""
+        for sample in data_samples:
+            found = sample["pred_instances"]
+            boxes = found["bboxes"].float().cpu().numpy().astype(np.float64)
+            boxes[:, :2] += 1
+            self.results.append((sample["img_id"], boxes, found["scores"].float().cpu().numpy(), found["labels"].cpu().numpy()))
+
+    def compute_metrics(self, results: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, float]:
+        """The metrics over all images, each of which must have come exactly once.
+
+        Raises:
+            RuntimeError: an image is missing or came twice.
+            UserError: no object to find.
+        """
+        seen = sorted(image for image, *_ in results)
+        if seen != sorted(self.image_ids):
+            raise RuntimeError(f"{len(seen)} images were evaluated, {len(set(seen))} of them distinct, of {len(self.image_ids)} asked")
+        precisions = []
+        for label in range(len(CLASSES)):
+            own = [annotation for annotation in self.annotations if annotation["category_id"] == label]
+            if not any(not annotation["difficult"] for annotation in own):
+                continue  # only in a part of the set: every class occurs in the whole
+            truth, difficult = {}, {}
+            for image in {annotation["image_id"] for annotation in own}:
+                here = [annotation for annotation in own if annotation["image_id"] == image]
+                corners = np.array([annotation["bbox"] for annotation in here])
+                truth[image] = np.concatenate([corners[:, :2] + 1, corners[:, :2] + corners[:, 2:]], 1)
+                difficult[image] = np.array([annotation["difficult"] for annotation in here])
+            found = [
+                (image, float(score), box)
+                for image, boxes, scores, labels in results
+                for box, score, k in zip(boxes, scores, labels, strict=True)
+                if k == label
+            ]
+            precisions.append(class_precision(truth, difficult, found))
+        if not precisions:
+            raise UserError("none of the images asked for has an object to find; raise --limit or unpack VOC again")
+        table = 100 * np.array(precisions).mean(0)
+        return {"box_ap": float(table.mean()), "box_ap50": float(table[0]), "box_ap75": float(table[5]), "images": len(seen)}
+
+
+IGNORED = 255
+
+
+def count_pixels(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(3, classes) pixels of the intersection, of the prediction and of the truth; ignored pixels count nowhere."""
+    kept = labels != IGNORED
+    predicted, labels = predicted[kept], labels[kept]
+    return torch.stack([torch.bincount(x, minlength=classes) for x in (predicted[predicted == labels], predicted, labels)])
+
+
+def scores(counts: Tensor) -> dict[str, float]:
+    """``miou`` over the classes that occur in truth or prediction, and pixel accuracy ``aacc``, in percent."""
+    intersection, predicted, truth = counts.double()
+    union = predicted + truth - intersection
+    return {
+        "miou": float(100 * (intersection / union)[union > 0].mean()),
+        "aacc": float(100 * intersection.sum() / truth.sum()),
+    }
+
+
+class MeanIoU(BaseMetric):
+    """mmengine's metric around ``scores``: mmseg's IoUMetric without its rounding to two decimals."""
+
+    def __init__(self, collect_dir: str | None = None) -> None:
+        super().__init__(prefix="seg", collect_dir=collect_dir)
+
+    def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        classes = len(self.dataset_meta["classes"])
+        for sample in data_samples:
+            predicted, labels = sample["pred_sem_seg"]["data"].squeeze(0).cpu(), sample["gt_sem_seg"]["data"].squeeze(0).cpu()
+            self.results.append(count_pixels(predicted, labels, classes))
+
+    def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
+        """The metrics over all pictures. Raises UserError where the label maps hold nothing but "other", which is never scored."""
+        counts = torch.stack(results).sum(0)
+        if not counts[2].any():
+            raise UserError(f"the {len(results)} label maps read from {self.dataset_meta['folder']} have no labelled pixel; restore them")
+        return {**scores(counts), "images": len(results)}

@@ -10,56 +10,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.runner import Runner, TestLoop
+from mmengine.visualization import Visualizer
 
+from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo
+from evaluate.mm.multi_scale import MultiScale
+from evaluate.mm.recipes import accumulate, share_out, use_precision
+from evaluate.mm.resume import Resume
 from evaluate.runtime import distributed
 from evaluate.runtime import precision as arithmetic
 from evaluate.runtime.env import Env
-from evaluate.runtime.errors import Skip, UserError
-
-RECIPES = Path(__file__).parents[2] / "mm_configs"
-INSTALL = "install the mm* packages of pyproject.toml with `uv sync`"
+from evaluate.runtime.errors import UserError
 
 
-def require_packages(*names: str) -> None:
-    """Raises Skip where an mm* package cannot be imported, and says how to get it."""
-    import importlib
+class QuickRunner(Runner):
+    """mmengine's runner, which writes the config once and unformatted: its formatter takes seconds."""
 
-    for name in names:
+    def _log_env(self, env_cfg: dict[str, Any]) -> None:
+        self.logger.info(f"config: {self.cfg.to_dict()}")
+
+    def dump_config(self) -> None:
+        """The log has it."""
+
+    def test_multi_scale(self, loader: Any) -> dict[str, Any]:
+        """The evaluator's metrics of a segmenter on a data loader of views."""
+        single, self.model = self.model, MultiScale(self.model)
         try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise Skip(f"{name} cannot be imported ({error}); {INSTALL} and run again") from error
-
-
-def read_recipe(name: str) -> Any:
-    """The mmengine config ``mm_configs/<name>.py``. Raises UserError listing the recipes there are."""
-    from mmengine.config import Config
-
-    path = RECIPES / f"{name}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.py")))
-        raise UserError(f"there is no recipe {name}; mm_configs has {known}")
-    return Config.fromfile(str(path))
-
-
-def shorten(cfg: Any, iterations: int | None, batch_size: int | None, learning_rate: float | None) -> None:
-    """Replaces numbers of a recipe; the warm-up and the steps keep their place relative to the end."""
-    if learning_rate is not None:
-        cfg.optim_wrapper.optimizer.lr = learning_rate
-    if batch_size is not None:
-        cfg.batch_size = batch_size
-    if iterations is None:
-        return
-    ratio = iterations / cfg.train_cfg.max_iters
-    for scheduler in cfg.param_scheduler:
-        if "milestones" in scheduler:
-            scheduler.milestones = [round(milestone * ratio) for milestone in scheduler.milestones]
-        for edge in ("begin", "end"):
-            if edge in scheduler:
-                scheduler[edge] = round(scheduler[edge] * ratio)
-        if "end" in scheduler:
-            scheduler.end = max(scheduler.end, scheduler.begin + 2)  # mmengine refuses an empty range
-    cfg.train_cfg.max_iters, cfg.train_cfg.val_interval = iterations, iterations + 1
+            return TestLoop(self, loader, self.cfg.test_evaluator).run()
+        finally:
+            self.model = single
 
 
 def train_and_test(
@@ -77,12 +56,6 @@ def train_and_test(
     Returns:
         The evaluator's metrics under its names; those of several scales with ``_ms`` at the end.
     """
-    from mmengine.visualization import Visualizer
-
-    from evaluate.mm.checkpoint import Resume
-    from evaluate.mm.hooks import FiniteLoss, Progress, QuickRunner, RuntimeInfo
-    from evaluate.mm.precise_bn import PreciseBN
-
     rank, _ = distributed.world()
     use_precision(cfg, arithmetic.resolve(precision, env.device), env.device)
     share_out(cfg, env)
@@ -147,72 +120,6 @@ def identity_of(cfg: Any, encoder: Any, env: Env) -> str:
 def _plain(metrics: dict[str, Any]) -> dict[str, float]:
     """An evaluator's metrics without its prefix."""
     return {key.partition("/")[2]: float(value) for key, value in metrics.items()}
-
-
-def share_out(cfg: Any, env: Env) -> None:
-    """Settings for several processes, each with its part of every batch.
-
-    Raises:
-        UserError: a batch that the processes cannot share evenly.
-    """
-    _, size = distributed.world()
-    if cfg.batch_size % size:
-        raise UserError(f"a batch of {cfg.batch_size} images cannot be shared by {size} processes; set batch_size to a multiple")
-    cfg.train_dataloader.batch_size = cfg.batch_size // size
-    if size == 1:
-        return
-    cfg.test_evaluator.collect_dir = str(env.out_dir / "work" / "collected")
-    cfg.launcher = "pytorch"
-    cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "find_unused_parameters": False}
-    if env.device.startswith("cuda"):
-        cfg.sync_bn = "torch"
-    else:  # mmengine would ask for a GPU of this rank, and SyncBN for any
-        cfg.model_wrapper_cfg["device_ids"] = None
-        cfg.merge_from_dict(_replaced(cfg.to_dict()["model"], "SyncBN", "BN"))
-
-
-def accumulate(cfg: Any, at_once: int | None) -> None:
-    """Splits each process's share of a batch into parts of ``at_once`` images whose gradients are summed before a step.
-
-    mmengine counts parts as iterations, so all lengths grow with their number. BatchNorm sees a part at a time.
-
-    Raises:
-        UserError: a share that is no multiple of ``at_once``.
-    """
-    share = cfg.train_dataloader.batch_size
-    if at_once is None or at_once >= share:
-        return
-    if share % at_once:
-        raise UserError(f"{share} images a process cannot be taken {at_once} at once; set at_once to a divisor")
-    parts = share // at_once
-    cfg.train_dataloader.batch_size = at_once
-    cfg.optim_wrapper.accumulative_counts = parts
-    for scheduler in cfg.param_scheduler:
-        for edge in ("begin", "end"):
-            if edge in scheduler:
-                scheduler[edge] *= parts
-        if "milestones" in scheduler:
-            scheduler.milestones = [milestone * parts for milestone in scheduler.milestones]
-    cfg.train_cfg.max_iters *= parts
-    cfg.train_cfg.val_interval = cfg.train_cfg.max_iters + 1
-
-
-def _replaced(value: Any, old: str, new: str, key: str = "model") -> dict[str, Any]:
-    """The dotted keys below ``value`` whose text is ``old``, each with ``new``."""
-    if isinstance(value, dict):
-        return {k: v for name, part in value.items() for k, v in _replaced(part, old, new, f"{key}.{name}").items()}
-    return {key: new} if value == old else {}
-
-
-def use_precision(cfg: Any, precision: str, device: str) -> None:
-    """Puts mixed precision into a recipe, whose own optimizer wrapper computes in float32.
-
-    In mmseg's MAE recipe ``fp16`` stands where mmengine does not read it, so that "amp" trains in float32 there.
-    """
-    from evaluate.mm.mixed_precision import MixedPrecision
-
-    if precision != "fp32":
-        cfg.optim_wrapper.update(type=MixedPrecision, precision=precision, device=device)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ seeds for each sample.
 
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -144,3 +145,35 @@ class TestResize:
         new_height, new_width = tested_size(height, width, self.shortest, self.longest)
         image = resize_image(sample["img"], new_height, new_width)
         return {**sample, "img": image, "img_shape": image.shape[:2], "scale_factor": (new_width / width, new_height / height)}
+
+
+class LoadPicture:
+    """Reads ``img`` (H, W, 3) uint8 BGR, as mmseg does. Raises UserError naming an unreadable file."""
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        image = cv2.imread(sample["img_path"], cv2.IMREAD_COLOR)
+        if image is None:
+            raise UserError(f"the image {sample['img_path']} cannot be read; restore it")
+        return {**sample, "img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
+
+
+class LoadLabels:
+    """Reads ``gt_seg_map`` (H, W) uint8 with classes from 0 and 255 for what is ignored.
+
+    Raises:
+        UserError: an unreadable file, one of another size than its picture, or a label out of range.
+    """
+
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        path = sample["seg_map_path"]
+        labels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+        if labels is None or labels.ndim != 2:
+            raise UserError(f"the label map {path} cannot be read as one channel of labels; restore it")
+        if labels.shape != tuple(sample["ori_shape"]):
+            raise UserError(
+                f"the label map {path} is {labels.shape[::-1]} pixels, its picture {tuple(sample['ori_shape'])[::-1]}; restore it"
+            )
+        if labels.max() > sample["classes"]:
+            raise UserError(f"the label map {path} holds label {labels.max()}, but there are {sample['classes']} classes; restore it")
+        # uint8 arithmetic on purpose: 0 - 1 is 255, ignored
+        return {**sample, "gt_seg_map": labels.astype(np.uint8) - np.uint8(1), "seg_fields": [*sample["seg_fields"], "gt_seg_map"]}

@@ -9,8 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from evaluate.data import toy_dense
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
+from evaluate.mm import operators
 from tests.mm.voc_world import make_voc
 
+operators.provide()  # before any test imports mmdet
 torch.set_num_threads(1)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -5,9 +5,9 @@ import torch
 
 from evaluate.checkpoints.formats.beit import ROLES
 from evaluate.checkpoints.reference import Semantics, Transformer
-from evaluate.mm.resnet import ResNetBackbone, widths
-from evaluate.mm.segmentation_backbone import SegmentationBackbone, out_blocks
-from evaluate.mm.vitdet import ViTDetBackbone, from_windows, global_blocks, to_windows
+from evaluate.mm.backbones.resnet import ResNetBackbone, widths
+from evaluate.mm.backbones.segmentation import SegmentationBackbone, out_blocks
+from evaluate.mm.backbones.vitdet import ViTDetBackbone, from_windows, global_blocks, to_windows
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
 VARIANTS = {

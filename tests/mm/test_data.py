@@ -11,10 +11,9 @@ from PIL import Image
 
 from evaluate.data.coco import read_annotations
 from evaluate.data.toy_dense import run_lengths
-from evaluate.mm.datasets import InstanceSet, polygons_of
-from evaluate.mm.labels import LoadLabels, LoadPicture, SegmentationSet
+from evaluate.mm.datasets import InstanceSet, SegmentationSet, polygons_of
 from evaluate.mm.sampler import TrainingSampler
-from evaluate.mm.transforms import LargeScaleJitter, LoadImage
+from evaluate.mm.transforms import LargeScaleJitter, LoadImage, LoadLabels, LoadPicture
 from evaluate.runtime.errors import UserError
 
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]

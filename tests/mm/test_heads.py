@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluate import detection
-from evaluate.mm import benchmark, runner
-from evaluate.mm.resnet import LastStage, ResNetBackbone
+from evaluate.mm import benchmark, detector, recipes, runner
+from evaluate.mm.backbones.resnet import LastStage, ResNetBackbone
 from evaluate.runtime.env import Env
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
@@ -98,10 +97,10 @@ def test_a_detector_trains_and_is_tested(recipe: str, world: Path, tmp_path: Pat
     dataset = recipe.rpartition("_")[2]
     encoder = tiny_resnet() if "resnet" in recipe else tiny_encoder()
     env = Env(world, tmp_path, limit=4)
-    cfg = runner.read_recipe(recipe)
-    detection.fill_encoder(cfg, encoder)
-    runner.shorten(cfg, 2, 2, None)
-    asked = detection.fill_data(cfg, dataset, env)
+    cfg = recipes.read_recipe(recipe)
+    detector.fill_encoder(cfg, encoder)
+    recipes.shorten(cfg, 2, 2, None)
+    asked = detector.fill_data(cfg, dataset, env)
     shrink(cfg)
     metrics = runner.train_and_test(cfg, dataset, encoder, env)
     assert metrics.pop("images") == asked == 4
@@ -119,8 +118,8 @@ def cascade():
     import mmdet.models  # noqa: F401
     from mmengine.registry import MODELS, DefaultScope
 
-    head = runner.read_recipe("cascade_mask_rcnn_vitdet_100ep_coco").model.roi_head
-    settings = runner.read_recipe("cascade_mask_rcnn_vitdet_100ep_coco").model
+    head = recipes.read_recipe("cascade_mask_rcnn_vitdet_100ep_coco").model.roi_head
+    settings = recipes.read_recipe("cascade_mask_rcnn_vitdet_100ep_coco").model
     head.bbox_roi_extractor.update(out_channels=4, featmap_strides=[4])
     head.mask_roi_extractor.update(out_channels=4, featmap_strides=[4])
     head.bbox_head.update(num_classes=3, in_channels=4, conv_out_channels=4, fc_out_channels=8)
@@ -194,7 +193,7 @@ def test_the_benchmark_measures_every_part(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_precise_statistics_are_the_batches_average() -> None:
-    from evaluate.mm.precise_bn import PreciseBN
+    from evaluate.mm.hooks import PreciseBN
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:

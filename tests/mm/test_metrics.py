@@ -13,8 +13,7 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluate.mm.labels import IGNORED, count_pixels, scores
-from evaluate.mm.metrics import InstanceAP, average_precision
+from evaluate.mm.metrics import IGNORED, InstanceAP, average_precision, count_pixels, scores
 from evaluate.runtime.errors import UserError
 
 SIDE = 80

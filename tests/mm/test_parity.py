@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluate.mm import parity
-from evaluate.mm.reference_names import mmseg_name
-from evaluate.mm.segmentation_backbone import SegmentationBackbone
+from evaluate.mm.backbones.segmentation import SegmentationBackbone
+from evaluate.mm.parity import __main__
+from evaluate.mm.parity.names import mmseg_name
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dense"
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.json")), ids=lambda path: path.stem)
 def test_reference_numbers(path: Path) -> None:
-    result = parity.compare(path)
+    result = __main__.compare(path)
     assert result and not {name: pair for name, pair in result.items() if not pair[0] <= pair[1]}
 
 
@@ -25,7 +25,7 @@ def test_a_changed_number_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixtu
     content["cases"][0]["last_feat"]["sample_value"][0] += 1e-3
     path = tmp_path / "changed.json"
     path.write_text(json.dumps(content))
-    assert parity.main([str(path)]) == 1
+    assert __main__.main([str(path)]) == 1
     assert "last_feat" in capsys.readouterr().out
 
 
@@ -33,7 +33,7 @@ def test_a_changed_number_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_file_of_no_known_form_is_refused(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "odd.json"
     path.write_text(text)
-    assert parity.main([str(path)]) == 2
+    assert __main__.main([str(path)]) == 2
     assert "odd.json" in capsys.readouterr().err
 
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from evaluate import detection, segmentation
-from evaluate.mm import runner
-from evaluate.mm.vitdet import global_blocks
+from evaluate.mm import detector, recipes, runner, segmenter
+from evaluate.mm.backbones.vitdet import global_blocks
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import override
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
-RECIPES = sorted(path.stem for path in runner.RECIPES.glob("*.py"))
+RECIPES = sorted(path.stem for path in recipes.RECIPES.glob("*.py"))
 # what evaluate/ and mmengine's Runner read; all else at top level must be a number that the file itself uses
 READ = {
     "default_scope", "model", "optim_wrapper", "param_scheduler", "train_dataloader", "test_dataloader", "test_evaluator", "train_cfg",
@@ -29,16 +29,16 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
     from mmengine.optim import build_optim_wrapper
     from mmengine.registry import DATASETS, EVALUATOR, MODELS, PARAM_SCHEDULERS, DefaultScope
 
-    cfg = runner.read_recipe(name)
+    cfg = recipes.read_recipe(name)
     encoder = tiny_resnet() if "resnet" in name else tiny_encoder()
     env = Env(world, tmp_path)
     if name.endswith("ade20k"):
-        segmentation.fill_encoder(cfg, encoder)
-        segmentation.fill_data(cfg, env)
+        segmenter.fill_encoder(cfg, encoder)
+        segmenter.fill_data(cfg, env)
     else:
-        detection.fill_encoder(cfg, encoder)
-        detection.fill_data(cfg, name.rpartition("_")[2], env)
-    text = "\n".join(path.read_text() for path in runner.RECIPES.glob("*.py"))
+        detector.fill_encoder(cfg, encoder)
+        detector.fill_data(cfg, name.rpartition("_")[2], env)
+    text = "\n".join(path.read_text() for path in recipes.RECIPES.glob("*.py"))
     for key, value in cfg.items():
         if key not in READ and not isinstance(value, type) and not callable(value):
             assert text.count(key) > 1, f"{name}: nobody reads {key}"
@@ -75,7 +75,7 @@ TEST_KEYS = {"rpn": TRAIN_KEYS["rpn_proposal"], "rcnn": {"score_thr", "nms", "ma
 def test_a_detectors_free_settings_are_read(name: str) -> None:
     from evaluate.mm.heads import CascadeRoIHead
 
-    cfg = runner.read_recipe(name)
+    cfg = recipes.read_recipe(name)
     for settings, known in ((cfg.model.train_cfg, TRAIN_KEYS), (cfg.model.test_cfg, TEST_KEYS)):
         assert {key: set(value) - known[key] for key, value in settings.items()} == {key: set() for key in known}
     assert (cfg.model.roi_head.type is CascadeRoIHead) == ("cascade" in name)
@@ -84,7 +84,7 @@ def test_a_detectors_free_settings_are_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "demo" not in name])
 def test_a_recipe_says_its_row_gpus_number_and_command(name: str) -> None:
-    text = ast.get_docstring(ast.parse((runner.RECIPES / f"{name}.py").read_text()))
+    text = ast.get_docstring(ast.parse((recipes.RECIPES / f"{name}.py").read_text()))
     task = "segmentation" if name.startswith("upernet") else "detection"
     command = re.search(rf"-m evaluate\.{task} (.*?)\n\n", text, re.DOTALL)
     assert command and re.search(r"GPU|A100|V100", text) and re.search(r"\bm?AP\b|mIoU", text)
@@ -93,57 +93,57 @@ def test_a_recipe_says_its_row_gpus_number_and_command(name: str) -> None:
     config = override(module.PRESETS["paper"], settings)
     if task == "detection":
         family = "resnet" if "resnet" in name else "vit"
-        assert detection.recipe_of(config, family) == name, "the command is another recipe's"
+        assert detector.recipe_of(config, family) == name, "the command is another recipe's"
 
 
 def test_the_sizes_of_vits_follow_from_the_encoder(world: Path, tmp_path: Path) -> None:
     """detectron2's ViTDet-B (and S) and -L: drop path, layer decay, global blocks."""
     for depth, drop, decay, last in ((12, 0.1, 0.7, (2, 5, 8, 11)), (24, 0.4, 0.8, (5, 11, 17, 23))):
         for name in ("mask_rcnn_vitdet_100ep_coco", "cascade_mask_rcnn_vitdet_100ep_lvis"):
-            cfg = runner.read_recipe(name)
-            detection.fill_encoder(cfg, tiny_encoder(depth=depth))
+            cfg = recipes.read_recipe(name)
+            detector.fill_encoder(cfg, tiny_encoder(depth=depth))
             assert (cfg.model.backbone.drop_path, cfg.optim_wrapper.paramwise_cfg.layer_decay) == (drop, decay)
             assert cfg.optim_wrapper.paramwise_cfg.num_layers == depth and global_blocks(depth) == last
 
 
 def test_a_recipe_is_chosen_by_name() -> None:
     chosen = override(detection.PRESETS["paper"], {"recipe": "mask_rcnn_resnet_c4_2x_coco"})
-    assert detection.recipe_of(chosen, "resnet") == "mask_rcnn_resnet_c4_2x_coco"
+    assert detector.recipe_of(chosen, "resnet") == "mask_rcnn_resnet_c4_2x_coco"
     with pytest.raises(UserError, match="not for a vit encoder"):
-        detection.recipe_of(chosen, "vit")
+        detector.recipe_of(chosen, "vit")
     with pytest.raises(UserError, match="is not for lvis"):
         override(detection.PRESETS["paper"], {"dataset": "lvis", "recipe": "mask_rcnn_resnet_c4_2x_coco"})
     with pytest.raises(UserError, match="no paper recipe of voc for a vit encoder; there is .*paper of coco"):
-        detection.recipe_of(override(detection.PRESETS["paper"], {"dataset": "voc"}), "vit")
-    assert all(name in RECIPES for name in detection.RECIPES.values())
+        detector.recipe_of(override(detection.PRESETS["paper"], {"dataset": "voc"}), "vit")
+    assert all(name in RECIPES for name in detector.RECIPES.values())
 
 
 def test_the_papers_numbers() -> None:
-    coco, lvis = (runner.read_recipe(f"mask_rcnn_vitdet_100ep_{name}") for name in ("coco", "lvis"))
+    coco, lvis = (recipes.read_recipe(f"mask_rcnn_vitdet_100ep_{name}") for name in ("coco", "lvis"))
     assert (coco.train_cfg.max_iters, lvis.train_cfg.max_iters) == (184_375, 156_250)
     assert (coco.optim_wrapper.optimizer.lr, lvis.optim_wrapper.optimizer.lr) == (1e-4, 2e-4)
     assert (coco.batch_size, lvis.model.test_cfg.rcnn.max_per_img, lvis.model.test_cfg.rcnn.score_thr) == (64, 300, 0.02)
     assert coco.model.train_cfg.rcnn.assigner.low_quality is False
-    fpn, c4, voc = (runner.read_recipe(n) for n in ("mask_rcnn_resnet_fpn_1x_coco", "mask_rcnn_resnet_c4_2x_coco", "faster_rcnn_resnet_c4_24k_voc"))
+    fpn, c4, voc = (recipes.read_recipe(n) for n in ("mask_rcnn_resnet_fpn_1x_coco", "mask_rcnn_resnet_c4_2x_coco", "faster_rcnn_resnet_c4_24k_voc"))
     assert [x.train_cfg.max_iters for x in (fpn, c4, voc)] == [90_000, 180_000, 24_000]
     assert voc.param_scheduler[1].milestones == [18_000, 22_000] and voc.batch_size == 16 and voc.optim_wrapper.optimizer.lr == 0.02
     assert voc.train_dataloader.dataset.pipeline[1].shortest == list(range(480, 801, 32))
     assert c4.train_dataloader.dataset.pipeline[1].shortest == list(range(640, 801, 32)) and c4.precise_bn == 200
-    ade = runner.read_recipe("upernet_vit_160k_ade20k")
+    ade = recipes.read_recipe("upernet_vit_160k_ade20k")
     assert (ade.train_cfg.max_iters, ade.batch_size, tuple(ade.model.test_cfg.stride)) == (160_000, 16, (341, 341))
 
 
 def test_a_shortened_recipe_keeps_its_shape() -> None:
-    cfg = runner.read_recipe("mask_rcnn_vitdet_100ep_coco")
-    runner.shorten(cfg, 1000, 16, 5e-5)
+    cfg = recipes.read_recipe("mask_rcnn_vitdet_100ep_coco")
+    recipes.shorten(cfg, 1000, 16, 5e-5)
     assert cfg.train_cfg.max_iters == 1000 and cfg.batch_size == 16 and cfg.optim_wrapper.optimizer.lr == 5e-5
     assert cfg.param_scheduler[1].milestones == [889, 963]
-    runner.shorten(cfg, 2, None, None)
+    recipes.shorten(cfg, 2, None, None)
     assert cfg.param_scheduler[0].end > cfg.param_scheduler[0].begin
     cfg.train_dataloader.batch_size = 16
-    runner.accumulate(cfg, 4)
+    recipes.accumulate(cfg, 4)
     assert cfg.train_cfg.max_iters == 8 and cfg.train_dataloader.batch_size == 4 and cfg.optim_wrapper.accumulative_counts == 4
     with pytest.raises(UserError, match="divisor"):
-        runner.accumulate(cfg, 3)
+        recipes.accumulate(cfg, 3)
     with pytest.raises(UserError, match="upernet_vit_demo_ade20k"):
-        runner.read_recipe("nothing")
+        recipes.read_recipe("nothing")

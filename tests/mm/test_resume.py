@@ -17,7 +17,7 @@ import torch
 
 from evaluate import detection, segmentation
 from evaluate.encoder.model import Encoder
-from evaluate.mm import checkpoint, hooks
+from evaluate.mm import hooks, resume
 from evaluate.mm.runner import save_interval
 from evaluate.runtime.env import Env
 
@@ -85,7 +85,7 @@ def killed_at_random(task: str, kills: int, cut: bool, encoder: Encoder, world: 
     result = None
     for number in range(kills):
         result = run_in_child(errors, task, encoder, world, broken, (number + 1) % 3, kill_after=draw.uniform(0.4, 1.0) * seconds)
-        for newest in checkpoint.newest_first(broken / "work/state")[:1] if cut else ():
+        for newest in resume.newest_first(broken / "work/state")[:1] if cut else ():
             newest.write_bytes(newest.read_bytes()[: draw.randrange(2000)])
         if result is not None:
             break
@@ -114,7 +114,7 @@ def test_the_newest_state_cut_short(encoder: Encoder, world: Path, tmp_path: Pat
     states, errors = tmp_path / "broken" / "work" / "state", tmp_path / "errors"
     arguments = ("ade20k", encoder, world, tmp_path / "broken")
     assert run_in_child(errors, *arguments, 1, when=(states / "iter_3.pt").exists) is None
-    newest = checkpoint.newest_first(states)[0]
+    newest = resume.newest_first(states)[0]
     newest.write_bytes(newest.read_bytes()[:1000])
     assert run_in_child(errors, *arguments, 0, when=(states / "iter_5.pt").exists) is None
     told = errors.read_text()
@@ -140,19 +140,19 @@ def test_states_are_saved_between_steps() -> None:
 
 def test_two_states_are_kept_and_others_ignored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for iteration in (5, 10, 15):
-        checkpoint.save(tmp_path, iteration, {"identity": "a", "iteration": iteration})
-    assert [path.name for path in checkpoint.newest_first(tmp_path)] == ["iter_15.pt", "iter_10.pt"]
-    assert checkpoint.load(tmp_path, "a")["iteration"] == 15
-    assert checkpoint.load(tmp_path, "b") is None and "another training" in capsys.readouterr().err
+        resume.save(tmp_path, iteration, {"identity": "a", "iteration": iteration})
+    assert [path.name for path in resume.newest_first(tmp_path)] == ["iter_15.pt", "iter_10.pt"]
+    assert resume.load(tmp_path, "a")["iteration"] == 15
+    assert resume.load(tmp_path, "b") is None and "another training" in capsys.readouterr().err
     torch.save({"identity": "a", "iteration": 20, "code": dataclasses.field}, tmp_path / "iter_20.pt")
-    assert checkpoint.load(tmp_path, "a")["iteration"] == 15, "a state that would run code was opened"
+    assert resume.load(tmp_path, "a")["iteration"] == 15, "a state that would run code was opened"
 
 
 @pytest.mark.parametrize("size", [0, 10, 200])
 def test_a_truncated_state_is_passed_over(tmp_path: Path, size: int, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint.save(tmp_path, 1, {"identity": "a", "iteration": 1})
-    checkpoint.save(tmp_path, 2, {"identity": "a", "iteration": 2})
+    resume.save(tmp_path, 1, {"identity": "a", "iteration": 1})
+    resume.save(tmp_path, 2, {"identity": "a", "iteration": 2})
     path = tmp_path / "iter_2.pt"
     path.write_bytes(path.read_bytes()[:size])
-    assert checkpoint.load(tmp_path, "a")["iteration"] == 1
+    assert resume.load(tmp_path, "a")["iteration"] == 1
     assert "iter_2.pt" in capsys.readouterr().err

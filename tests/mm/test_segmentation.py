@@ -22,7 +22,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from evaluate import segmentation
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
-from evaluate.mm import hooks, runner
+from evaluate.mm import hooks, recipes, runner, segmenter
 from evaluate.mm.multi_scale import MultiScale, Views, resize_short, short_sides
 from evaluate.mm.optimizer import parameter_groups
 from evaluate.runtime.env import Env
@@ -34,13 +34,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def recipe(name: str, encoder: Encoder, classes: int = 7) -> Any:
-    cfg = runner.read_recipe(name)
-    segmentation.fill_encoder(cfg, encoder)
+    cfg = recipes.read_recipe(name)
+    segmenter.fill_encoder(cfg, encoder)
     cfg.model.decode_head.num_classes = cfg.model.auxiliary_head.num_classes = classes
     return cfg
 
 
-def segmenter(cfg: Any) -> torch.nn.Module:
+def built(cfg: Any) -> torch.nn.Module:
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope("mmseg"):
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
@@ -63,7 +63,7 @@ def test_weight_decay_and_rates_are_those_of_mmsegs_code() -> None:
     """pos_embed, cls_token and the bias tables are decayed; what has one axis is not; both layer scales and tables begin neutrally."""
     cfg = recipe("upernet_vit_160k_ade20k", tiny_encoder())
     with torch.device("meta"):
-        model = segmenter(cfg)
+        model = built(cfg)
     settings = cfg.optim_wrapper
     assert (settings.paramwise_cfg.layer_decay, settings.optimizer.weight_decay, settings.optimizer.lr) == (0.65, 0.05, 1e-4)
     groups = parameter_groups(model, 1e-4, 0.05, 0.65, 3, "mmseg")
@@ -84,7 +84,7 @@ def test_weight_decay_and_rates_are_those_of_mmsegs_code() -> None:
 
 def test_what_an_encoder_lacks_begins_neutrally() -> None:
     encoder = tiny_encoder()
-    backbone = segmenter(recipe("upernet_vit_demo_ade20k", encoder)).backbone
+    backbone = built(recipe("upernet_vit_demo_ade20k", encoder)).backbone
     new = backbone.load(encoder.spec, encoder.model.state_dict())["new"]
     state = backbone.state_dict()
     assert len(new) == 9  # three blocks, a table and two layer scales each
@@ -132,7 +132,7 @@ def test_sizes_of_several_scales() -> None:
 
 def test_several_scales_are_the_mean_of_twelve_views(encoder: Encoder) -> None:
     """Beside each of the six ratios and its mirror image taken alone, and a picture smaller than the crop."""
-    model = segmenter(recipe("upernet_vit_demo_ade20k", encoder)).eval()
+    model = built(recipe("upernet_vit_demo_ade20k", encoder)).eval()
     model.backbone.load(encoder.spec, encoder.model.state_dict())
     model.decode_head.conv_seg.weight.data.mul_(100)  # probabilities that differ
     picture = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
@@ -170,7 +170,7 @@ def test_resnet50_through_upernet() -> None:
     torch.manual_seed(0)
     spec = EncoderSpec(family="resnet", embed_dim=2048, depth=4, patch_size=32, mean=MEAN, std=STD, layers=(3, 4, 6, 3), block="bottleneck")
     encoder = Encoder(spec, ResNet(Bottleneck, (3, 4, 6, 3), 0).state_dict())
-    model = segmenter(recipe("upernet_resnet_160k_ade20k", encoder, classes=150)).train()
+    model = built(recipe("upernet_resnet_160k_ade20k", encoder, classes=150)).train()
     model.backbone.load(spec, encoder.model.state_dict())
     path = Path(mmseg.__file__).parent / ".mim/configs/upernet/upernet_r50_4xb4-160k_ade20k-512x512.py"
     with torch.device("meta"), DefaultScope.overwrite_default_scope("mmseg"):
@@ -242,7 +242,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(encoder: Encoder, tmp_pa
     cfg = recipe("upernet_vit_demo_ade20k", encoder)
     monkeypatch.setattr(runner.distributed, "world", lambda: (0, 3))
     with pytest.raises(UserError, match="4 images cannot be shared by 3 processes"):
-        runner.share_out(cfg, Env(tmp_path, tmp_path))
+        recipes.share_out(cfg, Env(tmp_path, tmp_path))
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 1}, {"at_once": 1}], ids=["batch", "at once"])
@@ -251,4 +251,4 @@ def test_a_single_crop_is_refused(changes: dict[str, int], encoder: Encoder, wor
     with pytest.raises(UserError, match="at least two crops at once"):
         segmentation.run(encoder, config, Env(world, tmp_path))
     cfg = recipe("upernet_vit_demo_ade20k", encoder)
-    segmentation.require_two_crops(cfg, dataclasses.replace(config, batch_size=None, at_once=2), "cpu")
+    segmenter.require_two_crops(cfg, dataclasses.replace(config, batch_size=None, at_once=2), "cpu")

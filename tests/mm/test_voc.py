@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from evaluate.data.voc import CLASSES, read_voc
-from evaluate.mm.voc import THRESHOLDS, VOCAP, VOCSet, class_precision
+from evaluate.mm.datasets import VOCSet
+from evaluate.mm.metrics import THRESHOLDS, VOCAP, class_precision
 from evaluate.runtime.errors import UserError
 from tests.mm.voc_world import make_voc, xml
 

@@ -68,7 +68,7 @@ def test_digest(tmp_path):
     assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-@pytest.mark.parametrize("module", ["evaluate.runtime.training_state", "evaluate.mm.checkpoint"])
+@pytest.mark.parametrize("module", ["evaluate.runtime.training_state", "evaluate.mm.resume"])
 def test_a_training_killed_again_and_again_in_its_saves_leaves_one_half_at_most(module, tmp_path):
     module = importlib.import_module(module)
     name = "iter_10.pt" if module.__name__.endswith("mm.checkpoint") else module.FILE

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from evaluate.encoder.model import build
 from evaluate.encoder.spec import EncoderSpec
-from evaluate.mm.attention import load_encoder
+from evaluate.mm.backbones.layers import load_encoder
 
 LAST = "layer4."
 

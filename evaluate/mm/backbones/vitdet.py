@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from evaluate.mm.attention import (
+from evaluate.mm.backbones.layers import (
     MLP,
     DropPath,
     LayerScale,

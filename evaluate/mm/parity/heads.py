@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from evaluate.mm.reference_names import detectron2_name
+from evaluate.mm.parity.names import detectron2_name
+from evaluate.mm.parity.samples import drawn, samples
+from evaluate.mm.recipes import read_recipe
 from evaluate.runtime.errors import UserError
 
 PARTS = {"backbone_net": "backbone.", "pyramid": "neck.", "rpn": "rpn_head.", "box_head": "roi_head.bbox_head.", "mask_head": "roi_head.mask_head."}
@@ -41,10 +44,6 @@ def backbone_size(width: int, patch: int, parameters: int) -> tuple[int, int]:
 def detector(recipe: str, content: dict[str, Any]) -> nn.Module:
     """A recipe's detector of the recorded classes and widths, without values (on the meta device)."""
     import mmdet.models  # noqa: F401
-    from mmengine.registry import MODELS, DefaultScope
-
-    from evaluate.mm.runner import read_recipe
-
     model = read_recipe(recipe).model
     width = content["pyramid"]["backbone.simfp_2.0.weight"][0]
     channels = content["box_head"]["roi_heads.box_head.conv1.weight"][0]
@@ -143,11 +142,6 @@ def _deltas(content: dict[str, Any]) -> Result:
 
 def _forward(content: dict[str, Any]) -> Result:
     """The box head's features and the mask head's logits, small."""
-    from mmengine.registry import MODELS, DefaultScope
-
-    from evaluate.mm.parity import drawn, samples
-    from evaluate.mm.runner import read_recipe
-
     roi_head, result = read_recipe("mask_rcnn_vitdet_100ep_coco").model.roi_head, {}
     for name, config in (("box_head", roi_head.bbox_head), ("mask_head", roi_head.mask_head)):
         case = content[name]

@@ -1,0 +1,101 @@
+"""A detector's recipe, completed from the encoder and the data."""
+
+from typing import Any
+
+from evaluate.data.coco import ANNOTATIONS, IMAGES, read_annotations, require_scorable
+from evaluate.data.voc import read_voc
+from evaluate.mm.backbones.resnet import ResNetBackbone, widths
+from evaluate.mm.backbones.vitdet import ViTDetBackbone
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
+
+RECIPES = {  # family of the encoder, setting, data set: file of mm_configs/
+    ("vit", "paper", "coco"): "mask_rcnn_vitdet_100ep_coco",
+    ("vit", "paper", "lvis"): "mask_rcnn_vitdet_100ep_lvis",
+    ("vit", "demo", "coco"): "mask_rcnn_vitdet_demo_coco",
+    ("vit", "demo", "lvis"): "mask_rcnn_vitdet_demo_lvis",
+    ("resnet", "paper", "coco"): "mask_rcnn_resnet_fpn_1x_coco",
+    ("resnet", "paper", "lvis"): "mask_rcnn_resnet_fpn_1x_lvis",
+    ("resnet", "paper", "voc"): "faster_rcnn_resnet_c4_24k_voc",
+    ("resnet", "demo", "coco"): "mask_rcnn_resnet_fpn_demo_coco",
+    ("resnet", "demo", "lvis"): "mask_rcnn_resnet_fpn_demo_lvis",
+}
+LARGE = {24: (0.4, 0.8), 32: (0.5, 0.9)}  # depth: drop path and layer decay of detectron2's ViTDet-L and -H
+
+
+def recipe_of(recipe: str, dataset: str, family: str) -> str:
+    """The file of mm_configs/ for an encoder of this family; ``recipe`` is "paper", "demo" or a file's name.
+
+    Raises UserError where there is none, or another family's is asked for.
+    """
+    own, other = ("_vitdet_", "_resnet_") if family == "vit" else ("_resnet_", "_vitdet_")
+    name = RECIPES.get((family, recipe, dataset), recipe)
+    if name in {setting for _, setting, _ in RECIPES}:
+        known = ", ".join(sorted({f"{setting} of {data}" for kind, setting, data in RECIPES if kind == family}))
+        raise UserError(f"there is no {recipe} recipe of {dataset} for a {family} encoder; there is {known}")
+    if other in name or own not in name:
+        raise UserError(f"recipe {name} is not for a {family} encoder; choose one with {own.strip('_')} in its name from mm_configs/")
+    return name
+
+
+def fill_encoder(cfg: Any, encoder: Any) -> None:
+    """Puts in what follows from the encoder: width, depth, strides and normalisation."""
+    spec, model = encoder.spec, cfg.model
+    strides = [4, 8, 16, 32, 64]
+    if spec.family == "vit":
+        strides = [spec.patch_size * stride // 16 for stride in strides]
+        model.backbone.update(ViTDetBackbone.arguments(spec, encoder.model.state_dict()))
+        model.neck.in_channels = spec.embed_dim
+        cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth
+        if spec.depth in LARGE and model.backbone.drop_path:  # the demo has none
+            model.backbone.drop_path, cfg.optim_wrapper.paramwise_cfg.layer_decay = LARGE[spec.depth]
+    else:
+        model.backbone.update(ResNetBackbone.arguments(spec, encoder.model.state_dict()))
+        if "neck" in model:
+            model.neck.in_channels = widths(spec)
+        else:
+            _fill_c4(model, ResNetBackbone.arguments(spec, {}), *widths(spec)[2:])
+    model.data_preprocessor.mean = [255 * value for value in spec.mean]
+    model.data_preprocessor.std = [255 * value for value in spec.std]
+    if "neck" in model:
+        model.rpn_head.anchor_generator.strides = strides
+        model.roi_head.bbox_roi_extractor.featmap_strides = strides[:4]
+        model.roi_head.mask_roi_extractor.featmap_strides = strides[:4]
+
+
+def _fill_c4(model: Any, arguments: dict[str, Any], before: int, after: int) -> None:
+    """The channels before and after the encoder's last stage, which is a part of the head."""
+    model.rpn_head.update(in_channels=before, feat_channels=before)
+    model.roi_head.shared_head.update(arguments)
+    model.roi_head.bbox_roi_extractor.out_channels = before
+    model.roi_head.bbox_head.in_channels = after
+    if "mask_head" in model.roi_head:
+        model.roi_head.mask_head.in_channels = after
+
+
+def fill_data(cfg: Any, dataset: str, env: Env) -> int:
+    """Puts in folders, classes and limits; returns how many images are to be tested."""
+    train, val = (env.data_root / name for name in ANNOTATIONS[dataset])
+    for loader, annotations in ((cfg.train_dataloader, train), (cfg.test_dataloader, val)):
+        loader.num_workers = env.workers
+        loader.persistent_workers = env.workers > 0
+        loader.dataset.update(annotations=str(annotations), images=str(env.data_root / IMAGES[dataset]), limit=env.limit, seed=env.seed)
+    cfg.train_dataloader.sampler.seed = env.seed
+    cfg.test_evaluator.update(annotations=str(val), limit=env.limit)
+    if dataset == "voc":
+        return len(read_voc(val, [cfg.test_evaluator.folder])["images"][: env.limit])
+    categories = sorted(read_annotations(train)["categories"], key=lambda category: category["id"])
+    counts = [category.get("image_count") for category in categories]
+    if dataset == "lvis" and None in counts:
+        raise UserError(f"{train} has categories without image_count, which every LVIS v1 file has; fetch it again")
+    fill_classes(cfg, counts)
+    return require_scorable(val, read_annotations(val), env.limit)
+
+
+def fill_classes(cfg: Any, image_counts: list[int | None]) -> None:
+    """Puts in the number of classes and, for the federated loss, how many training images hold each."""
+    head = cfg.model.roi_head
+    for part in (head.bbox_head, head.mask_head):
+        part.num_classes = len(image_counts)
+        if "image_counts" in part.get("loss_cls", {}):
+            part.loss_cls.image_counts = image_counts

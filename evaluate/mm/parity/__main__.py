@@ -1,0 +1,60 @@
+"""Compares this package with numbers that detectron2 and mmseg gave, in files of the forms under tests/golden/dense/.
+
+    python -m evaluate.mm.parity FILE.json [FILE.json ...]
+
+Prints the largest difference of each compared value; exit status 1 if one is above its bound.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from evaluate.mm import operators
+from evaluate.mm.parity.backbones import mmseg_mae_backbone, simple_feature_pyramid, vitdet_backbone
+from evaluate.mm.parity.heads import roi_heads
+from evaluate.mm.parity.samples import Result
+from evaluate.mm.parity.training import federated, large_scale_jitter, lr_decay, repeat_factors
+from evaluate.runtime.errors import UserError
+
+FORMS = {  # a key that only this form has: the comparison
+    "roi_level_assignment": roi_heads,
+    "pyramid_config": simple_feature_pyramid, "last_feat": vitdet_backbone, "fed_loss_num_classes": federated,
+    "function_on_single_names": lr_decay, "thresholds": repeat_factors, "test_resize": large_scale_jitter, "outputs": mmseg_mae_backbone,
+}  # fmt: skip
+
+
+def compare(path: Path) -> Result:
+    """All comparisons of one file. Raises UserError if it is of no known form."""
+    operators.provide()
+    try:
+        content = json.loads(Path(path).read_text())
+        keys = set(content) | set((content.get("cases") or [{}])[0])
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as reference numbers ({error}); give one like those in tests/golden/dense/") from error
+    for key, form in FORMS.items():
+        if key in keys:
+            return form(content)
+    raise UserError(f"{path} is of no known form; a file has one of the keys {', '.join(FORMS)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status (0 within bounds, 1 above one, 2 bad input)."""
+    parser = argparse.ArgumentParser(prog="python -m evaluate.mm.parity", description=__doc__.splitlines()[0])
+    parser.add_argument("files", nargs="+", type=Path)
+    status = 0
+    for path in parser.parse_args(argv).files:
+        try:
+            result = compare(path)
+        except UserError as error:
+            print(f"evaluate.mm.parity: {error}", file=sys.stderr)
+            return 2
+        for name, (difference, bound) in result.items():
+            wrong = not difference <= bound
+            status |= wrong
+            print(f"{path.name}: {name}: {difference:.3g} (bound {bound:.3g}){' ABOVE' if wrong else ''}")
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
