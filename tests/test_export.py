@@ -84,7 +84,8 @@ def test_timm_loads_the_timm_file(tmp_path) -> None:
 def test_torchvision_loads_the_torchvision_file(tmp_path) -> None:
     roles = {name: name for name in ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")}
     torch.save(tiny_resnet(roles, 0), tmp_path / "source.pth")
-    loaded = encoder.load(tmp_path / "source.pth")
+    conversion.convert(tmp_path / "source.pth", tmp_path / "encoder.safetensors")
+    loaded = encoder.load(tmp_path / "encoder.safetensors")
     export.export(loaded, "torchvision", tmp_path / "written.pth")
     model = torchvision.models.ResNet(torchvision.models.resnet.Bottleneck, [1, 1, 1, 1], width_per_group=8)
     model.fc = torch.nn.Identity()

@@ -14,6 +14,7 @@ from evaluate.classification import classifier
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
+from evaluate.runtime import training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
 from tests.imagenet_world import WNIDS, write_world
@@ -80,7 +81,7 @@ def test_killed_run_continues_to_the_same_bits(data: Path, tmp_path: Path, task:
     whole = environment(data, tmp_path / "whole", task)
     expected = module.run(vit(), config, whole)
     broken = environment(data, tmp_path / "broken", task)
-    save, saved = module.resume.save, []
+    save, saved = training_state.save, []
 
     def save_then_die(*arguments: object) -> None:
         save(*arguments)
@@ -88,7 +89,7 @@ def test_killed_run_continues_to_the_same_bits(data: Path, tmp_path: Path, task:
         if len(saved) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.resume, "save", save_then_die)
+    monkeypatch.setattr(training_state, "save", save_then_die)
     with pytest.raises(KeyboardInterrupt):
         module.run(vit(), config, broken)
     saved.append(1)
@@ -104,7 +105,7 @@ def test_killed_run_continues_to_the_same_bits(data: Path, tmp_path: Path, task:
 
 def test_state_of_another_config_is_not_continued(data: Path, tmp_path: Path) -> None:
     env = environment(data, tmp_path, "linear_probe")
-    linear_probe.resume.save(env.out_dir, "another", {"step": 10**6})
+    training_state.save(env.out_dir, "another", {"step": 10**6})
     assert linear_probe.run(vit(), PROBE, env) == linear_probe.run(vit(), PROBE, environment(data, tmp_path / "b", "linear_probe"))
 
 

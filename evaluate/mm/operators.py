@@ -8,6 +8,7 @@ boxes of equal score may differ. Any other operator is refused when it is called
 
 import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -79,6 +80,7 @@ class Operators(ModuleType):
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
+        self.__spec__ = ModuleSpec(NAME, None)  # mmcv asks by find_spec whether it has operators
         for operator in PROVIDED:
             setattr(self, operator.__name__, operator)
 

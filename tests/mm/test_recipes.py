@@ -93,7 +93,7 @@ def test_a_recipe_says_its_row_gpus_number_and_command(name: str) -> None:
     config = override(module.PRESETS["paper"], settings)
     if task == "detection":
         family = "resnet" if "resnet" in name else "vit"
-        assert detector.recipe_of(config, family) == name, "the command is another recipe's"
+        assert detector.recipe_of(config.recipe, config.dataset, family) == name, "the command is another recipe's"
 
 
 def test_the_sizes_of_vits_follow_from_the_encoder(world: Path, tmp_path: Path) -> None:
@@ -108,13 +108,13 @@ def test_the_sizes_of_vits_follow_from_the_encoder(world: Path, tmp_path: Path) 
 
 def test_a_recipe_is_chosen_by_name() -> None:
     chosen = override(detection.PRESETS["paper"], {"recipe": "mask_rcnn_resnet_c4_2x_coco"})
-    assert detector.recipe_of(chosen, "resnet") == "mask_rcnn_resnet_c4_2x_coco"
+    assert detector.recipe_of(chosen.recipe, chosen.dataset, "resnet") == "mask_rcnn_resnet_c4_2x_coco"
     with pytest.raises(UserError, match="not for a vit encoder"):
-        detector.recipe_of(chosen, "vit")
+        detector.recipe_of(chosen.recipe, chosen.dataset, "vit")
     with pytest.raises(UserError, match="is not for lvis"):
         override(detection.PRESETS["paper"], {"dataset": "lvis", "recipe": "mask_rcnn_resnet_c4_2x_coco"})
     with pytest.raises(UserError, match="no paper recipe of voc for a vit encoder; there is .*paper of coco"):
-        detector.recipe_of(override(detection.PRESETS["paper"], {"dataset": "voc"}), "vit")
+        detector.recipe_of("paper", "voc", "vit")
     assert all(name in RECIPES for name in detector.RECIPES.values())
 
 

@@ -251,4 +251,4 @@ def test_a_single_crop_is_refused(changes: dict[str, int], encoder: Encoder, wor
     with pytest.raises(UserError, match="at least two crops at once"):
         segmentation.run(encoder, config, Env(world, tmp_path))
     cfg = recipe("upernet_vit_demo_ade20k", encoder)
-    segmenter.require_two_crops(cfg, dataclasses.replace(config, batch_size=None, at_once=2), "cpu")
+    segmenter.require_two_crops(cfg, 2, "cpu")

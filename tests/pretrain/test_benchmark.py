@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.benchmark import __main__, baseline, data_path, step
 from pretrain.config import DEMO
 from pretrain.data import views
+from pretrain.data.images import decode
 from pretrain.methods import siameseim
 
 SMALL = replace(DEMO, batch_size=4)
@@ -51,7 +52,7 @@ def test_operations_are_counted(batch):
 def test_made_images_have_the_stated_size(tmp_path):
     paths = data_path.make_images(tmp_path, 2)
     assert all(0.7 * data_path.IMAGE_BYTES < path.stat().st_size <= data_path.IMAGE_BYTES for path in paths)
-    assert __main__.decode(paths[0]).shape == (3, 375, 500)
+    assert decode(paths[0]).shape == (3, 375, 500)
 
 
 @pytest.mark.parametrize("views_alone", [False, True])

@@ -17,7 +17,8 @@ from torch import nn
 
 from pretrain import checkpoint, faults, train
 from pretrain.config import DEMO
-from pretrain.data import images, loader, views
+from pretrain.data import loader, views
+from pretrain.data.images import STRIDE, ImageFolder
 from pretrain.methods import mae, siameseim
 from tests.pretrain.runs import EVERY_STEP, STEPS, Run, content, same, wait_for_step, write_images
 
@@ -194,7 +195,7 @@ def test_too_high_a_loss_scale_of_float16_is_no_fault_until_it_persists(images, 
     model = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
-    watch = faults.Faults(images.ImageFolder(images), tmp_path, say=lambda text: None)
+    watch = faults.Faults(ImageFolder(images), tmp_path, say=lambda text: None)
     counted = []
     for step in range(4):
         scaler.scale(model(torch.ones(1, 2)).sum()).backward()
@@ -224,7 +225,7 @@ def broken(tmp_path_factory):
     for index, how in BROKEN.items():
         path = folder / f"n1/{index:03d}.jpg"
         path.write_bytes(path.read_bytes()[:700] if how == "truncated" else b"no image")
-        shutil.copy(whole / f"n1/{(index + images.STRIDE) % 200:03d}.jpg", whole / f"n1/{index:03d}.jpg")
+        shutil.copy(whole / f"n1/{(index + STRIDE) % 200:03d}.jpg", whole / f"n1/{index:03d}.jpg")
     assert Run(whole, whole.parent / "out", *BROKEN_OPTIONS).statuses() == [0]
     return folder, content(whole.parent / "out")
 

@@ -71,7 +71,7 @@ def test_digest(tmp_path):
 @pytest.mark.parametrize("module", ["evaluate.runtime.training_state", "evaluate.mm.resume"])
 def test_a_training_killed_again_and_again_in_its_saves_leaves_one_half_at_most(module, tmp_path):
     module = importlib.import_module(module)
-    name = "iter_10.pt" if module.__name__.endswith("mm.checkpoint") else module.FILE
+    name = "iter_10.pt" if module.__name__.endswith("mm.resume") else module.FILE
     (tmp_path / f".{name}.abc.part").mkdir()
     (tmp_path / f".{name}.abc.part" / name).write_text("half")
     module.save(tmp_path, 20 if "mm" in module.__name__ else "identity", {})

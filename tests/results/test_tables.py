@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from evaluate import knn
+from evaluate.harness.task import start
 from evaluate.runtime.env import Env
 from results import record, tables
 from results.columns import COLUMNS
@@ -16,7 +17,7 @@ from results.columns import COLUMNS
 def entry(tmp_path, task="knn", encoder="mine", status="ok", metrics=None, **changes):
     env = Env(data_root=tmp_path, out_dir=tmp_path / encoder / task)
     config = knn.PRESETS["paper"]
-    made = task.start(task, config, "paper", SimpleNamespace(fingerprint="f" * 64, source={}), env)
+    made = start(task, config, "paper", SimpleNamespace(fingerprint="f" * 64, source={}), env)
     return {**made, "status": status, "metrics": metrics or {"top1": 71.26}, **changes}
 
 
