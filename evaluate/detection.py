@@ -79,7 +79,7 @@ def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
     head, _, schedule = name.removesuffix(f"_{config.dataset}").rpartition("_")
     env.report(
         protocol={
-            "framework": "mmdet", "recipe": name, "head": head, "schedule": schedule, "iterations": iterations,
+            "framework": "mmdet", "published_framework": "detectron2", "recipe": name, "head": head, "schedule": schedule, "iterations": iterations,
             "batch": cfg.batch_size, "test": "single scale", "test_resolution": cfg.image_size,
             "precision": precision.resolve("auto", env.device),
         },

@@ -15,7 +15,7 @@ from typing import Any
 
 from results.atomic import whole
 
-SCHEMA = 1
+SCHEMA = 2  # 2: paper_config, the paper's settings of the task as they were when it was measured
 PACKAGES = (
     "torch",
     "torchvision",
@@ -55,7 +55,7 @@ def without_run(encoder: str, task: str, status: str, reason: str, seed: int, li
     """The record of a task that did not come to write one: it was not started, or its process was ended."""
     absent = dict.fromkeys(("encoder_fingerprint", "data_fingerprint", "classifier"))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    known = {"schema": SCHEMA, "task": task, "encoder": encoder, "config": {}, "seed": seed, "limit": limit}
+    known = {"schema": SCHEMA, "task": task, "encoder": encoder, "config": {}, "paper_config": {}, "seed": seed, "limit": limit}
     return {**known, **absent, "status": status, "reason": reason, "metrics": {}, "started_utc": now}
 
 

@@ -7,8 +7,6 @@ published numbers. A cell that is not the paper's protocol carries a mark, with 
 """
 
 import argparse
-import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluate.harness.plan import NODES, configure
 from results import record
 from results.atomic import whole
 from results.columns import COLUMNS, EXTRA_COLUMNS
@@ -75,23 +72,17 @@ def differences(entry: dict[str, Any], metric: str) -> list[str]:
     found = [other] if other else []
     if entry.get("toy_data"):
         return found  # no cell of a toy table is the paper's, and its caption says so
-    if entry["preset"] != "paper" or entry["config"] != _paper_config(entry):
+    if entry["preset"] != "paper" or entry["config"] != entry["paper_config"]:
         found.append(f"{entry['task']}: not the paper's settings (preset {entry['preset']}, overridden where the record says so)")
     if entry["limit"]:
         found.append(f"{entry['task']}: only {entry['limit']} images of each set")
-    framework = entry["protocol"].get("framework")
-    if entry["task"].startswith("detection"):
-        found.append(f"measured in {framework}; the published numbers come from detectron2")
+    framework, published_framework = (entry["protocol"].get(name) for name in ("framework", "published_framework"))
+    if published_framework and framework != published_framework:
+        found.append(f"measured in {framework}; the published numbers come from {published_framework}")
     estimates = entry["protocol"].get("estimates", {})
     if metric in estimates:
         found.append(estimates[metric])
     return found
-
-
-def _paper_config(entry: dict[str, Any]) -> dict[str, Any]:
-    """The paper preset of a record's task as JSON, with what its node sets."""
-    node = next(node for node in NODES if node.name == entry["task"])
-    return json.loads(json.dumps(dataclasses.asdict(configure([node], "paper", {})[node.name])))
 
 
 def render(out: Path, rows: Sequence[str], entries: Sequence[dict[str, Any]]) -> str:

@@ -3,7 +3,9 @@
 ``NODES`` lists what must run for the table, dearest first, so that two processes end together.
 """
 
+import dataclasses
 import importlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,3 +80,14 @@ def configure(nodes: Sequence[Node], preset: str, overrides: dict[str, dict[str,
         values = {**dict(node.overrides), **overrides.get(node.task, {}), **overrides.get(node.name, {})}
         configs[node.name] = configure_task(module, preset, values)[1]
     return configs
+
+
+def paper_config(name: str) -> Any:
+    """The paper preset of a node, with what the node itself sets."""
+    node = next(node for node in NODES if node.name == name)
+    return configure([node], "paper", {})[name]
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A config as JSON gives it back: tuples as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.data import layouts
-from evaluate.harness.plan import Node, module_of
+from evaluate.harness.plan import Node, as_json, module_of
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import split_overrides
 from results import record
@@ -94,7 +94,7 @@ class Run:
         return {
             "schema": record.SCHEMA,
             "task": node.name,
-            "config": json.loads(json.dumps(dataclasses.asdict(self.configs[node.name]))),
+            "config": as_json(self.configs[node.name]),
             "seed": self.seed,
             "limit": self.limit,
             "encoder_fingerprint": fingerprint,

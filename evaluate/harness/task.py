@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from evaluate.harness.plan import module_of
+from evaluate.harness.plan import as_json, module_of, paper_config
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes, make_folder
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
@@ -140,7 +140,8 @@ def start(task: str, config: Any, preset: str, encoder: Any, env: Any) -> dict[s
         "task": task,
         "encoder": env.out_dir.parent.name,
         "preset": preset,
-        "config": json.loads(json.dumps(dataclasses.asdict(config))),
+        "config": as_json(config),
+        "paper_config": as_json(paper_config(task)),
         "seed": env.seed,
         "limit": env.limit,
         "encoder_fingerprint": encoder.fingerprint,
