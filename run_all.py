@@ -12,14 +12,14 @@ import argparse
 import itertools
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from evaluate.data import layouts
 from evaluate.harness import executor, jobs, plan, suite
-from evaluate.harness.plan import module_of
 from evaluate.runtime.cli import EXIT_SKIPPED, at_least_one, at_least_zero, loading_processes, make_folder
 from evaluate.runtime.errors import UserError
-from evaluate.runtime.settings import split_overrides
+from evaluate.runtime.settings import Settings, split_overrides
 from results import tables
 
 
@@ -52,24 +52,25 @@ def run(arguments: argparse.Namespace) -> int:
 
     out = make_folder(arguments.out)
     data_root = layouts.root(arguments.data_root) if arguments.data_root else make_toy_world(out)
-    gpus = visible_gpus(arguments.device)
-    slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "branch")}
-    where["workers"] = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
-    shared = suite.Run(out, data_root, preset, configs, arguments.set, **where)
+    shared = suite.Suite(out, data_root, configs, **where)
     work = jobs.pretraining(out, data_root) if demo else []
     for row, path in checkpoints.items():
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after=(f"{row}/pretrain",) if demo else ())
+    gpus = [] if all(job.is_done() for job in work) else visible_gpus(arguments.device)  # counting them takes torch
+    slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
+    shared.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
     executor.run(work, slots=slots, gpus=gpus)
     return report(shared, list(checkpoints), nodes, work)
 
 
-def report(run: suite.Run, rows: list[str], nodes: tuple[plan.Node, ...], work: list[executor.Job]) -> int:
+def report(run: suite.Suite, rows: list[str], nodes: tuple[plan.Node, ...], work: list[executor.Job]) -> int:
     """Prints the table, where it lies, the time of each part and what failed; the exit status."""
     out = run.out
-    print(f"\n{tables.render(out, rows, run.entries(rows, nodes))}")
+    entries = run.entries(rows, nodes)
+    print(f"\n{tables.render(out, rows, entries)}")
     for first, second in itertools.combinations(rows, 2):
-        print(tables.paired(out, first, second))
+        print(tables.paired(out, entries, first, second))
     print("tables: " + ", ".join(str(out / f"table.{kind}") for kind in ("csv", "tex", "md", "html")))
     print("seconds: " + ", ".join(f"{job.name} {job.seconds:.0f}" for job in work if job.seconds))
     failed = [job for job in work if job.status not in (0, EXIT_SKIPPED)]
@@ -96,25 +97,26 @@ def make_toy_world(out: Path) -> Path:
     return toy.make(out / "data")
 
 
-def dry_run(checkpoints: dict[str, Path], nodes: tuple[plan.Node, ...], configs: dict[str, object]) -> int:
+def dry_run(checkpoints: dict[str, Path], nodes: tuple[plan.Node, ...], configs: Mapping[str, tuple[str, Settings]]) -> int:
     """Prints what would run."""
     for name, path in checkpoints.items():
         for node in nodes:
-            print(f"{name} ({path}): {node.name}: {configs[node.name]}")
+            preset, config = configs[node.name]
+            print(f"{name} ({path}): {node.name} ({preset}): {config}")
     return 0
 
 
-def examine(arguments: argparse.Namespace, nodes: tuple[plan.Node, ...], configs: dict[str, object]) -> int:
+def examine(arguments: argparse.Namespace, nodes: tuple[plan.Node, ...], configs: Mapping[str, tuple[str, Settings]]) -> int:
     """Looks at the data before hours are spent on them: what the tasks read, or whether a released checkpoint gives its accuracy."""
     from evaluate import calibrate
     from evaluate.data import check
 
     root = layouts.root(arguments.data_root)
     if arguments.calibrate:
-        options = ["--data-root", str(root), "--device", arguments.device]
+        options = ["--data-root", str(root), "--device", arguments.device, "--out", str(arguments.out)]
         options += ["--workers", str(arguments.workers)] if arguments.workers is not None else []
         return calibrate.main(["--ckpt", str(arguments.calibrate), *options])
-    return check.report(root, [name for node in nodes for name in module_of(node.task).reads(configs[node.name])])
+    return check.report(root, [name for node in nodes for name in plan.data_sets(node, configs[node.name][1])])
 
 
 def visible_gpus(device: str) -> list[int]:

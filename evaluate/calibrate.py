@@ -17,16 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from evaluate import encoder
 from evaluate.checkpoints import conversion, reader
-from evaluate.classification import classifier, metrics
+from evaluate.classification import metrics
+from evaluate.classification.classifier import Classifier, predictor
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, val_set
 from evaluate.data.transforms import CenterCrop
-from evaluate.runtime import distributed, precision
-from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes
+from evaluate.runtime import distributed
+from evaluate.runtime import precision as precisions
+from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes, make_folder
+from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
 
@@ -74,7 +75,7 @@ class Verdict:
         return "Check that val is complete and original (no resized copies), and the versions of Pillow, torchvision and torch"
 
 
-def load(path: Path, device: str) -> classifier.Classifier:
+def load(path: Path, device: str) -> Classifier:
     """The classifier of a fine-tuned checkpoint in the official layout, its encoder converted and certified.
 
     Raises UserError for any other file, or a head that does not fit its encoder.
@@ -94,7 +95,7 @@ def load(path: Path, device: str) -> classifier.Classifier:
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
             raise UserError(f"{path}: {name} has shape {tuple(state[name].shape)}, expected {shape}; the file is damaged")
-    model = classifier.Classifier(loaded, classes)
+    model = Classifier(loaded, classes)
     for name in shapes:
         layer, _, kind = name.rpartition(".")
         getattr(getattr(model, layer), kind).data.copy_(state[name])
@@ -109,10 +110,9 @@ def expected_of(path: Path) -> float:
     raise UserError(f"what {path.name} should give is not known from its name ({', '.join(RELEASED)}); give --expected PERCENT")
 
 
-def calibrate(path: Path, env: Env, expected: float, tolerance: float = TOLERANCE, arithmetic: str = "auto", crop: CenterCrop | None = None) -> Verdict:
+def calibrate(path: Path, env: Env, expected: float, tolerance: float = TOLERANCE, precision: str = "auto", crop: CenterCrop | None = None) -> Verdict:
     """Measures a fine-tuned checkpoint on val. Raises Skip without ImageNet, UserError where classes and head differ."""
     layouts.require(env.data_root, "imagenet")
-    env.device = distributed.start(env.device)
     val = val_set(env.data_root, env.limit)
     model = load(path, env.device)
     if len(val.classes) == FULL_CLASSES and val.asked != VAL_IMAGES:
@@ -120,7 +120,7 @@ def calibrate(path: Path, env: Env, expected: float, tolerance: float = TOLERANC
     if model.head.out_features != len(val.classes):
         raise UserError(f"{path} tells {model.head.out_features} classes apart, imagenet/train has {len(val.classes)}; give the full ImageNet-1k")
     crop = crop or CenterCrop(224, 256, "bicubic")
-    right = classifier.outcomes(model, val, crop, env, precision.resolve(arithmetic, env.device))["top1"]
+    right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).correct["top1"]
     whole = len(val) == val.asked
     slack = 0.0 if whole else DEVIATIONS * metrics.standard_error(expected, len(val))
     return Verdict(metrics.percent(right), expected, tolerance + slack, len(val), whole)
@@ -129,21 +129,19 @@ def calibrate(path: Path, env: Env, expected: float, tolerance: float = TOLERANC
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = parse(argv)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        device = distributed.start(resolve_device(arguments.device))
         expected = arguments.expected if arguments.expected is not None else expected_of(arguments.ckpt)
         if not 0 < expected <= 100 or arguments.tolerance < 0:
             raise UserError(f"--expected {expected} and --tolerance {arguments.tolerance} are percent and points; give positive numbers up to 100")
         crop = CenterCrop(arguments.img_size, arguments.resize, "bicubic")
         workers = loading_processes(arguments.workers, device, side_by_side=1)
-        env = Env(layouts.root(arguments.data_root), Path(), device, workers, limit=arguments.limit)
+        env = Env(layouts.root(arguments.data_root), make_folder(arguments.out / "calibrate"), device, workers, limit=arguments.limit)
         verdict = calibrate(arguments.ckpt, env, expected, arguments.tolerance, arguments.precision, crop)
     except UserError as error:
         print(f"evaluate.calibrate: {error}", file=sys.stderr)
         return EXIT_SKIPPED if isinstance(error, Skip) else EXIT_USER
-    if distributed.world()[0] == 0:
+    if distributed.rank() == 0:
         print(json.dumps({**asdict(verdict), "reproduced": verdict.reproduced}) if arguments.json else verdict)
     return 0 if verdict.reproduced else EXIT_FAILED
 
@@ -153,12 +151,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m evaluate.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", type=Path, required=True, help="a fine-tuned checkpoint in the official layout")
     parser.add_argument("--data-root", type=Path, required=True, help="folder that holds imagenet/ (README, data layout)")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="predictions are kept below OUT/calibrate, so that it can be interrupted (default: out)")
     parser.add_argument("--expected", type=float, help="top-1 it should give, in percent (default: by the name of a released file)")
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"largest difference, in points (default: {TOLERANCE})")
     parser.add_argument("--limit", type=at_least_one, help="read at most so many images of val; shows gross faults only")
     parser.add_argument("--img-size", type=int, default=224, help="pixels, side of the crop (default: 224)")
     parser.add_argument("--resize", type=int, default=256, help="pixels, short side before the crop (default: 256)")
-    parser.add_argument("--precision", choices=precision.CHOICES, default="auto", help="auto is fp16 on CUDA and fp32 on a CPU")
+    parser.add_argument("--precision", choices=precisions.CHOICES, default="auto", help="auto is fp16 on CUDA and fp32 on a CPU")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--workers", type=at_least_zero, help="data loading processes (default: the cores of a GPU's machine, none on a CPU)")
     parser.add_argument("--json", action="store_true", help="print JSON")

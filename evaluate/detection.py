@@ -11,34 +11,38 @@ ResNets are measured by FPN or, as MoCo and SimSiam do, by C4, on PASCAL VOC too
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
-from evaluate.data import layouts
-from evaluate.data.coco import ANNOTATIONS
+from pydantic import PositiveFloat, PositiveInt
+
 from evaluate.harness.task import main
-from evaluate.runtime import distributed, precision
+from evaluate.runtime import precision
 from evaluate.runtime.env import Env
+from evaluate.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from evaluate.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """What is trained on what; a recipe's numbers stand in ``mm_configs/<recipe>.py``."""
 
-    dataset: str = "coco"  # coco, lvis or voc
-    recipe: str = "paper"  # the paper's for the encoder's family, demo for the toy world, or a file of mm_configs/
-    iterations: int | None = None  # instead of the recipe's; warm-up and steps shrink with it
-    batch_size: int | None = None  # images an iteration over all processes, instead of the recipe's
-    learning_rate: float | None = None  # at the last layer, instead of the recipe's
-    at_once: int | None = None  # images a process takes at once; a larger share of the batch is accumulated
+    dataset: Literal["coco", "lvis", "voc"] = "coco"
+    recipe: str = "paper"
+    """The paper's for the encoder's family, demo for the toy world, or a file of mm_configs/."""
+    iterations: PositiveInt | None = None
+    """Instead of the recipe's; warm-up and steps shrink with it."""
+    batch_size: PositiveInt | None = None
+    """Images an iteration over all processes, instead of the recipe's."""
+    lr: PositiveFloat | None = None
+    """Learning rate at the last layer, instead of the recipe's."""
+    micro_batch: PositiveInt | None = None
+    """Images a process takes at once; a larger share of the batch is accumulated."""
 
     def __post_init__(self) -> None:
-        if self.dataset not in ANNOTATIONS:
-            raise ValueError(f"dataset is coco, lvis or voc, not {self.dataset!r}")
         if self.recipe not in ("paper", "demo") and not self.recipe.endswith(f"_{self.dataset}"):
             raise ValueError(f"recipe {self.recipe!r} is not for {self.dataset}: give paper, demo or a file of mm_configs/ that ends in it")
-        for name in ("iterations", "batch_size", "learning_rate", "at_once"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
 
 PRESETS = {
@@ -53,39 +57,44 @@ def reads(config: Config) -> tuple[str, ...]:
     return (config.dataset,)
 
 
-def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
+def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """Trains a detector; returns ``box_ap`` and ``mask_ap``, each with ``50`` and ``75``, for LVIS ``_rare``, ``_common``, ``_frequent``.
 
     VOC has boxes only.
 
     Raises:
-        Skip: no data or no mm* packages.
+        Skip: no mm* packages.
         UserError: a recipe that there is not, or not for this encoder.
     """
     from evaluate.mm import recipes
 
-    layouts.require(env.data_root, config.dataset)
     recipes.require_packages("mmengine", "mmcv.ops", "mmdet.models", "faster_coco_eval")
     from evaluate.mm import detector, runner
 
-    env.device = distributed.start(env.device)
     name = detector.recipe_of(config.recipe, config.dataset, encoder.spec.family)
     cfg = recipes.read_recipe(name)
     detector.fill_encoder(cfg, encoder)
-    recipes.shorten(cfg, config.iterations, config.batch_size, config.learning_rate)
+    recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
     asked = detector.fill_data(cfg, config.dataset, env)
     iterations = cfg.train_cfg.max_iters
-    metrics = runner.train_and_test(cfg, config.dataset, encoder, env, config.at_once)
+    metrics = runner.train_and_test(cfg, config.dataset, encoder, env, config.micro_batch)
     head, _, schedule = name.removesuffix(f"_{config.dataset}").rpartition("_")
     env.report(
         protocol={
-            "framework": "mmdet", "published_framework": "detectron2", "recipe": name, "head": head, "schedule": schedule, "iterations": iterations,
-            "batch": cfg.batch_size, "test": "single scale", "test_resolution": cfg.image_size,
+            "framework": "mmdet",
+            "published_framework": "detectron2",
+            "recipe": name,
+            "head": head,
+            "schedule": schedule,
+            "iterations": iterations,
+            "batch": cfg.batch_size,
+            "test": "single scale",
+            "test_resolution": cfg.image_size,
             "precision": precision.resolve("auto", env.device),
         },
         images_asked={config.dataset: asked},
         images_evaluated={config.dataset: int(metrics.pop("images"))},
-    )  # fmt: skip
+    )
     return metrics
 
 

@@ -9,128 +9,126 @@ Without IN-C: --set corruptions=made corrupts val here, --set corrupted_images=1
 severity; both give an estimate, marked as one, with its standard error.
 Cost: 3.9 million forward passes, about an hour and a half on one GPU for ViT-B. Toy world: some twenty seconds.
 
-    python -m evaluate.robustness --ckpt FILE --classifier OUT/NAME/finetune/classifier.safetensors --data-root DIR
+    python -m evaluate.robustness --ckpt FILE --input classifier=OUT/NAME/finetune/classifier.safetensors --data-root DIR
 """
 
 import sys
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import NonNegativeInt, PositiveInt
 
-from evaluate.classification import classifier as classifiers
-from evaluate.classification import imagenet_c, metrics
-from evaluate.classification.predictions import Predictor
 from evaluate.data import layouts
 from evaluate.data.imagenet import ImageSet, robustness_set, val_set
-from evaluate.data.transforms import CenterCrop
 from evaluate.harness.task import main
-from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
-from results.atomic import sha256
+from evaluate.runtime.precision import Precision
+from evaluate.runtime.precision import resolve as resolve_precision
+from evaluate.runtime.settings import Settings
+
+if TYPE_CHECKING:
+    from evaluate.classification.predictions import Predictor
+    from evaluate.data.transforms import CenterCrop
+    from evaluate.encoder import Encoder
 
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")
-CORRUPTIONS_FROM = ("published", "made")
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Settings):
     """The protocol's numbers; size and interpolation of the test crop are those the classifier was fine-tuned for."""
 
-    corruptions: str = "published"  # IN-C as published; or made: val, corrupted here, an estimate
-    corrupted_images: int | None = None  # at most so many images of each corruption and severity: an estimate
-    corrupted_resize: int | None = None  # IN-C's published images are cropped already; 256 for a set made at full size
-    precision: str = "auto"  # fp16 on CUDA, fp32 on a CPU; or fp32, bf16, fp16
-    allowed_bad_images: int = 0  # so many of each set may be unreadable and are left out; the record names them
-
-    def __post_init__(self) -> None:
-        precision.resolve(self.precision, "cpu")
-        if self.corruptions not in CORRUPTIONS_FROM:
-            raise ValueError(f"corruptions is one of {', '.join(CORRUPTIONS_FROM)}, not {self.corruptions!r}")
-        if self.corrupted_images is not None and self.corrupted_images < 1:
-            raise ValueError(f"corrupted_images is a whole number from 1 on, not {self.corrupted_images}")
+    corruptions: Literal["published", "made"] = "published"
+    """IN-C as published; or made: val, corrupted here, an estimate."""
+    corrupted_images: PositiveInt | None = None
+    """At most so many images of each corruption and severity: an estimate."""
+    corrupted_resize: PositiveInt | None = None
+    """Pixels; none, since IN-C's published images are cropped already; 256 for a set made at full size."""
+    precision: Precision = "auto"
+    """Of the forward passes; auto is fp16 on CUDA and fp32 on a CPU."""
+    max_unreadable_images: NonNegativeInt = 0
+    """So many images of each set may be unreadable and are left out; the record names them."""
 
 
 PRESETS = {"paper": Config(), "demo": Config()}
 
 
 def reads(config: Config) -> tuple[str, ...]:
-    """Names of the data sets."""
-    return ("imagenet", *(SETS if config.corruptions == "published" else SETS[:3]))
+    """Names of the data sets without which there is nothing to measure: val is the clean score, train names the classes."""
+    return ("imagenet",)
 
 
-def run(encoder: Any, config: Config, env: Env) -> dict[str, float]:
+def reads_if_there(config: Config) -> tuple[str, ...]:
+    """Names of the data sets of which each fills a column of its own."""
+    return SETS if config.corruptions == "published" else SETS[:3]
+
+
+def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """The four columns and the numbers beside them, in percent; a set that is absent gives none, and its reason goes into the record.
 
-    Raises Skip without a classifier, without ImageNet (its class list), or where all four sets are absent.
+    Raises Skip without a classifier, or where all four sets are absent.
     """
-    if env.classifier is None or not env.classifier.is_file():
-        raise Skip("robustness measures a fine-tuned classifier and there is none; run python -m evaluate.finetune, then give --classifier")
-    layouts.require(env.data_root, "imagenet")
-    skipped = absent(env, reads(config)[1:])
+    from evaluate.classification import classifier as classifiers
+
+    path = env.inputs.get("classifier")
+    if path is None or not path.is_file():
+        raise Skip("robustness measures a fine-tuned classifier and there is none; run evaluate.finetune, then give --input classifier=FILE")
+    skipped = layouts.absent(env.data_root, reads_if_there(config))
     if len(skipped) == len(SETS):
         raise Skip("; ".join(skipped.values()))
-    env.device = distributed.start(env.device)
-    model, classes, preprocessing = classifiers.load(env.classifier, encoder)
-    arithmetic = precision.resolve(config.precision, env.device)
-    predict = Predictor(model.to(env.device), sha256(env.classifier), arithmetic, env, config.allowed_bad_images)
+    model, classes, crop = classifiers.load(path, encoder)
+    precision = resolve_precision(config.precision, env.device)
+    predict = classifiers.predictor(model.to(env.device), path, precision, env, config.max_unreadable_images)
     val = val_set(env.data_root, env.limit)
     if classes != val.classes:
-        raise UserError(f"{env.classifier} knows {len(classes)} classes, not the {len(val.classes)} of imagenet/train; fine-tune on these")
-    sets = {
-        name: robustness_set(name, env.data_root, layouts.LAYOUTS[name][0], env.limit) for name in SETS[:3] if name not in skipped
-    }
-    result = natural_shifts(val, sets, predict, preprocessing, env)
+        raise UserError(f"{path} knows {len(classes)} classes, not the {len(val.classes)} of imagenet/train; fine-tune on these")
+    sets = {name: robustness_set(name, env.data_root, layouts.LAYOUTS[name][0], env.limit) for name in SETS[:3] if name not in skipped}
+    result = natural_shifts(val, sets, predict, crop, env)
     if "imagenet_c" not in skipped:
-        result.update(corrupted(config, preprocessing, predict, env))
-    env.report(
-        protocol={
-            "head": "fine-tuned classifier", "logit_mask": "200 classes of IN-A and of IN-R", "test_resolution": preprocessing.crop,
-            "precision": arithmetic,
-        },
-        skipped=skipped,
-    )  # fmt: skip
+        result.update(corrupted(config, crop, predict, env))
+    protocol = {
+        "head": "fine-tuned classifier",
+        "logit_mask": "200 classes of IN-A and of IN-R",
+        "test_resolution": crop.crop,
+        "precision": precision,
+    }
+    env.report(protocol=protocol, skipped=skipped)
     return result
 
 
-def absent(env: Env, names: tuple[str, ...]) -> dict[str, str]:
-    """The reason for each set that is not there."""
-    reasons = {}
-    for name in names:
-        try:
-            layouts.require(env.data_root, name)
-        except Skip as reason:
-            reasons[name] = str(reason)
-    return reasons
-
-
-def natural_shifts(val: ImageSet, sets: dict[str, ImageSet], predict: Predictor, crop: CenterCrop, env: Env) -> dict[str, float]:
+def natural_shifts(val: ImageSet, sets: dict[str, ImageSet], predict: "Predictor", crop: "CenterCrop", env: Env) -> dict[str, float]:
     """IN-A and IN-R among their own classes, over all classes and clean; IN-Sketch over all classes; val itself."""
+    from evaluate.classification import metrics
+
     own = {name: images.scored for name, images in sets.items() if name in ("imagenet_a", "imagenet_r")}
     clean = predict(val, crop, own)
-    scores = {"clean_top1": clean.correct["all"]}
+    scores = {"clean_top1": clean.correct["top1"]}
     for name, images in sets.items():
-        outcome = predict(images, crop, {name: own[name]} if name in own else {})
-        scores[f"{name}_top1"] = outcome.correct[name if name in own else "all"]
+        found = predict(images, crop, {name: own[name]} if name in own else {})
+        scores[f"{name}_top1"] = found.correct[name if name in own else "top1"]
         if name in own:
-            scores[f"{name}_top1_all_classes"] = outcome.correct["all"]
+            scores[f"{name}_top1_all_classes"] = found.correct["top1"]
             scores[f"{name}_clean_top1"] = clean.correct[name][np.isin(clean.labels, own[name])]
     result = {key: metrics.percent(correct) for key, correct in scores.items() if len(correct)}
     env.report(standard_error={key: metrics.standard_error(value, len(scores[key])) for key, value in result.items()})
     return result
 
 
-def corrupted(config: Config, crop: CenterCrop, predict: Predictor, env: Env) -> dict[str, float]:
+def corrupted(config: Config, crop: "CenterCrop", predict: "Predictor", env: Env) -> dict[str, float]:
     """IN-C, and in the record what makes it an estimate."""
-    shares = [number for number in (config.corrupted_images, env.limit and max(1, env.limit // len(imagenet_c.CELLS))) if number]
+    from evaluate.classification import imagenet_c
+
+    cells_count = len(imagenet_c.CELLS)
+    shares = [number for number in (config.corrupted_images, env.limit and max(1, env.limit // cells_count)) if number]
     per_cell = min(shares, default=None)
     if config.corruptions == "made":
         cells = imagenet_c.made(val_set(env.data_root, per_cell), crop, env.seed)
     else:
         cells = imagenet_c.published(env.data_root, replace(crop, resize=config.corrupted_resize), per_cell)
     result = imagenet_c.measure(cells, predict, env)
-    asked, taken = (env.notes[name]["imagenet_c"] // len(imagenet_c.CELLS) for name in ("images_asked", "images_evaluated"))
+    asked, taken = (env.notes[name]["imagenet_c"] // cells_count for name in ("images_asked", "images_evaluated"))
     reasons = ["corrupted here from val, not the published images"] if config.corruptions == "made" else []
     reasons += [f"{taken} of {asked} images of each corruption and severity"] if per_cell and per_cell < asked else []
     if reasons:

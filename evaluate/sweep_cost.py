@@ -1,4 +1,4 @@
-"""What the sweep's 52 heads cost beside a single one, on the same frozen pass of a randomly initialised ViT.
+"""What the sweep's 52 heads cost beside a single one, on the same frozen pass of a randomly initialized ViT.
 
     python -m evaluate.sweep_cost [--model vit_base_patch16_224] [--batch 1024] [--micro-batch 128] [--precision fp32] [--device cpu]
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from evaluate.classification.stacked_heads import StackedHeads, optimiser
+from evaluate.classification.stacked_heads import StackedHeads, optimizer
 from evaluate.runtime import precision
 from evaluate.sweep import PRESETS, inputs
 
@@ -47,7 +47,7 @@ def measure(model: str, batch: int, micro_batch: int, arithmetic: str, device: s
     single = StackedHeads({first: values[first].shape[1]}, config.rates[-1:], CLASSES).to(device)
 
     def training(heads: StackedHeads) -> Callable[[], None]:
-        update = optimiser(heads, config.momentum)
+        update = optimizer(heads, config.momentum)
         update.param_groups[0]["lr"] = 1e-3
 
         def step() -> None:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m evaluate.sweep_cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="vit_base_patch16_224", help="a timm VisionTransformer (default: vit_base_patch16_224)")
-    parser.add_argument("--batch", type=int, default=PRESETS["paper"].batch_size, help="images an optimiser step (default: 1024)")
+    parser.add_argument("--batch", type=int, default=PRESETS["paper"].batch_size, help="images an optimizer step (default: 1024)")
     parser.add_argument("--micro-batch", type=int, default=PRESETS["paper"].micro_batch, help="images a forward pass (default: 128)")
     parser.add_argument("--precision", choices=precision.CHOICES, default="auto", help="of the frozen pass (default: auto)")
     parser.add_argument("--device", default="cpu")

@@ -5,7 +5,7 @@
 
 Box AP and mask AP of a ResNet-50: 39.2 and 34.3 from MoCo v2, 37.9 and 33.2 from SimSiam, 38.2 and 33.3 from supervised training (arXiv
 2011.10566, table 5), on 8 GPUs with two images each. The learning rate of that table was searched for each method; detectron2's 0.02
-stands here (--set learning_rate=…). The last stage runs on regions and ends in a BatchNorm of its own; all BatchNorm is trained, over all
+stands here (--set lr=…). The last stage runs on regions and ends in a BatchNorm of its own; all BatchNorm is trained, over all
 processes together. detectron2 then estimates its statistics anew from 200 batches, and so does this recipe.
 """
 

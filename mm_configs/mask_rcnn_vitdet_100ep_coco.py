@@ -1,6 +1,6 @@
 """Mask R-CNN with a ViTDet backbone on COCO 2017, 100 epochs: the COCO columns of the SiameseIM table.
 
-    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR --set at_once=1
+    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR --set micro_batch=1
 
 detectron2's ViTDet gives box AP 51.6 and mask AP 45.9 from MAE's ViT-B (55.5 and 49.2 from its ViT-L), on 64 A100 with one image each;
 with fewer GPUs the rest of the batch of 64 is accumulated. Drop path and layer decay of ViT-L follow from the encoder.
@@ -47,7 +47,7 @@ model = dict(
     type=MaskRCNN,
     data_preprocessor=dict(
         type=DetDataPreprocessor, mean=None, std=None, bgr_to_rgb=False, pad_mask=True, pad_size_divisor=image_size
-    ),  # a square, filled with zeros after normalisation, in training and in testing
+    ),  # a square, filled with zeros after normalization, in training and in testing
     backbone=dict(type=ViTDetBackbone, img_size=image_size, window=14, drop_path=0.1),
     neck=dict(type=SimpleFeaturePyramid, in_channels=None, out_channels=channels),
     rpn_head=dict(

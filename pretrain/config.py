@@ -49,7 +49,7 @@ class PretrainConfig:
     mask_ratio: float = 0.75
     """MAE's: share of the patches hidden, each by itself."""
     norm_pix_loss: bool = True
-    """MAE's: the target is each patch's pixels normalised by their own mean and variance."""
+    """MAE's: the target is each patch's pixels normalized by their own mean and variance."""
 
     num_views: int = 2
     """Views that the method takes of an image, 1 or 2."""
@@ -71,7 +71,7 @@ class PretrainConfig:
     epochs: int = 1600
     warmup_epochs: float = 40.0
     batch_size: int = 4096
-    """Images an optimiser step, over all processes and accumulation."""
+    """Images an optimizer step, over all processes and accumulation."""
     base_lr: float = 6.25e-5
     """Learning rate at 256 images a step; scaled linearly."""
     min_lr: float = 0.0

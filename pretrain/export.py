@@ -11,7 +11,7 @@ from evaluate.runtime.errors import UserError
 def export(path: Path, branch: str | None = None) -> tuple[Path, Path]:
     """From a checkpoint OUT/checkpoint.pth to OUT/export/<method>.pth and OUT/export/encoder.safetensors; both paths.
 
-    The first holds ``model`` under the names of the method's official code, ``epoch`` and ``config``, and no optimiser. ``branch`` is
+    The first holds ``model`` under the names of the method's official code, ``epoch`` and ``config``, and no optimizer. ``branch`` is
     "online" or "target" for a method that has two (default: what ``evaluate.convert`` takes).
 
     Raises:

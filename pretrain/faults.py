@@ -13,8 +13,8 @@ from torch import Tensor
 from pretrain import distributed
 from pretrain.data.images import DataError, ImageFolder
 
-MOST_DAMAGED = 0.01  # share of the images that may be unreadable
-MOST_SKIPPED = 10  # steps in a row that may not be finite
+MAX_UNREADABLE_SHARE = 0.01  # share of the images that may be unreadable
+MAX_SKIPPED_STEPS = 10  # steps in a row that may not be finite
 NAMED = 3  # files in a sentence; faults.jsonl has all
 
 
@@ -46,17 +46,17 @@ class Faults:
         self.damaged, self.skipped, self.in_a_row = set(state["damaged"]), state["skipped"], state["in_a_row"]
 
     def replaced(self, step: int, damaged: dict[int, str]) -> None:
-        """Names the images that could not be read for a step, once each. Raises DataError above MOST_DAMAGED."""
+        """Names the images that could not be read for a step, once each. Raises DataError above MAX_UNREADABLE_SHARE."""
         new = {index: why for index, why in damaged.items() if index not in self.damaged}
         for found in distributed.exchange(new or None):
             for index, why in found.items():
                 if index not in self.damaged:
                     self.damaged.add(index)
                     self._note(f"{why}; another image is taken in its place", step, "damaged image", [index])
-        if len(self.damaged) > MOST_DAMAGED * len(self.images):
+        if len(self.damaged) > MAX_UNREADABLE_SHARE * len(self.images):
             distributed.stop(
                 DataError(
-                    f"{len(self.damaged)} of {len(self.images)} images cannot be read so far, more than {MOST_DAMAGED:.0%}; "
+                    f"{len(self.damaged)} of {len(self.images)} images cannot be read so far, more than {MAX_UNREADABLE_SHARE:.0%}; "
                     f"replace or remove those that {self.path} names"
                 )
             )
@@ -67,7 +67,7 @@ class Faults:
         Float16 meets infinite gradients as long as its loss scale is too high: with a scale above 1 and a finite loss that is no fault.
 
         Raises:
-            FloatingPointError: the MOST_SKIPPED-th step in a row that is not.
+            FloatingPointError: the MAX_SKIPPED_STEPS-th step in a row that is not.
         """
         finite = bool(torch.isfinite(torch.stack([loss, norm])).all())
         losses = distributed.exchange(None if finite else loss.item())
@@ -83,10 +83,10 @@ class Faults:
         sentences = [f"process {one.rank} with {self._names(one.images)}" for one in found]
         where = f"the loss or its gradient is not finite in {' and '.join(sentences)}"
         self._note(f"step {step} is skipped: {where}", step, "not finite", [index for one in found for index in one.images])
-        if self.in_a_row == MOST_SKIPPED:
+        if self.in_a_row == MAX_SKIPPED_STEPS:
             distributed.stop(
                 FloatingPointError(
-                    f"{MOST_SKIPPED} steps in a row were not finite, up to step {step}, where {where}; "
+                    f"{MAX_SKIPPED_STEPS} steps in a row were not finite, up to step {step}, where {where}; "
                     "nothing of them is in the weights: lower base_lr, or take another precision or clip_norm, with --set"
                 )
             )

@@ -24,7 +24,7 @@ STEPS_BETWEEN_ENTRIES = 50  # and at the end of each epoch
 
 
 class Log:
-    """Use as a context manager around the loop; ``step`` is the optimiser steps done when the run begins, ``steps`` those of an epoch."""
+    """Use as a context manager around the loop; ``step`` is the optimizer steps done when the run begins, ``steps`` those of an epoch."""
 
     def __init__(self, out: Path, config: PretrainConfig, steps: int, step: int):
         self.config, self.steps, self.first = config, steps, step
@@ -54,7 +54,7 @@ class Log:
             self.events.close()
 
     def step(self, step: int, loss: Tensor, norm: Tensor, lr: float) -> None:
-        """After each optimiser step; loss and gradient norm are scalars on the device."""
+        """After each optimizer step; loss and gradient norm are scalars on the device."""
         if not self.writes:
             return
         self.losses.append(loss)

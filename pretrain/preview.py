@@ -42,7 +42,7 @@ def draw(batch: Batch, hidden: Tensor, config: PretrainConfig, path: Path) -> No
 
 
 def _pixels(image: Tensor, config: PretrainConfig) -> np.ndarray:
-    """A normalised image (3, S, S) as (S, S, 3) in 0..255."""
+    """A normalized image (3, S, S) as (S, S, 3) in 0..255."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
     return ((image.cpu().float() * std + mean) * 255).clamp(0, 255).permute(1, 2, 0).numpy()
 

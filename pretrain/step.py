@@ -1,4 +1,4 @@
-"""Forward and backward of one optimiser step, over its micro-batches and all processes."""
+"""Forward and backward of one optimizer step, over its micro-batches and all processes."""
 
 import contextlib
 from typing import Any

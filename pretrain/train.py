@@ -49,7 +49,7 @@ from pretrain.vit import set_grad_checkpointing
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
 EXIT_CTRL_C = 130
 SAVE_MINUTES = 10.0
-MOST_WORKERS = 16  # data loading processes, where no number is given
+MAX_WORKERS = 16  # data loading processes, where no number is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,14 +191,14 @@ def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainCon
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
             if saved["normalised_together"] != together and distributed.rank() == 0:
-                print(f"pretrain: {together} images are normalised together from here on, not {saved['normalised_together']} as before")
+                print(f"pretrain: {together} images are normalized together from here on, not {saved['normalised_together']} as before")
         return saved["step"]
 
     return distributed.together(load)
 
 
-def initialise(config: PretrainConfig, out: Path) -> Path:
-    """Writes the randomly initialised checkpoint that a run starts from."""
+def initialize(config: PretrainConfig, out: Path) -> Path:
+    """Writes the randomly initialized checkpoint that a run starts from."""
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.seed)
     method = method_of(config)
@@ -222,11 +222,11 @@ def _main(arguments: argparse.Namespace, device: str) -> int:
         distributed.start(device)
         config = distributed.together(lambda: configure(arguments.preset, arguments.set, arguments.model))
         if arguments.init_only:
-            path = initialise(config, arguments.out)
+            path = initialize(config, arguments.out)
         else:
             settings = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Execution) if field.name != "device"}
             if settings["workers"] is None:  # a CPU needs its cores for the training
-                settings["workers"] = min(max(distributed.cores() - 1, 1), MOST_WORKERS) if device == "cuda" else 0
+                settings["workers"] = min(max(distributed.cores() - 1, 1), MAX_WORKERS) if device == "cuda" else 0
             path = train(config, arguments.data, arguments.out, Execution(device, **settings))
             if arguments.export:
                 distributed.first(functools.partial(export, path))
@@ -272,7 +272,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="run the step through torch.compile: slower to start, faster after (GPUs)")
     parser.add_argument("--grad-checkpointing", action="store_true", help="compute the blocks again in the backward pass: less memory, more time")
     parser.add_argument("--export", action="store_true", help="at the end, write OUT/export: the weights alone, and the certified encoder file")
-    parser.add_argument("--init-only", action="store_true", help="write the randomly initialised checkpoint and stop")
+    parser.add_argument("--init-only", action="store_true", help="write the randomly initialized checkpoint and stop")
     arguments = parser.parse_args(argv)
     for name, least in (("keep", 1), ("monitor_epochs", 0), ("micro_batch", 1), ("workers", 0)):
         value = getattr(arguments, name)

@@ -60,7 +60,7 @@ def blocks(
     )
 
 
-def initialise(model: nn.Module, patch_embed: nn.Module, *tokens: nn.Parameter) -> None:
+def initialize(model: nn.Module, patch_embed: nn.Module, *tokens: nn.Parameter) -> None:
     """MAE's random start: Xavier for linear layers and the patch embedding (as one), normal (0.02) tokens, biases 0."""
     for module in model.modules():
         if isinstance(module, nn.Linear):

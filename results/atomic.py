@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A place of the same name to write a file or a folder at; it becomes ``path`` when the block ends, and is removed if the block fails.
 
     The content is on the disk before it takes the name. The place is in a hidden folder beside ``path``: what lists ``path``'s folder by
@@ -25,7 +25,7 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(written, path)
 
 
-def remove_halves(folder: Path, name: str) -> None:
+def remove_partial(folder: Path, name: str) -> None:
     """What kills have left of files (``name`` may be a pattern) that this process alone writes; each may be as large as a model."""
     for half in folder.glob(f".{name}.*.part"):
         shutil.rmtree(half, ignore_errors=True)

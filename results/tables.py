@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from results import record
-from results.atomic import whole
+from results.atomic import atomic_write
 from results.columns import COLUMNS, EXTRA_COLUMNS
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -112,12 +112,13 @@ def render(out: Path, rows: Sequence[str], entries: Sequence[dict[str, Any]]) ->
 PAIRED = (("LIN", "linear_probe"), ("kNN", "knn"))
 
 
-def paired(out: Path, first: str, second: str) -> str:
+def paired(out: Path, entries: Sequence[dict[str, Any]], first: str, second: str) -> str:
     """A line a column of PAIRED: the difference of two encoders on the same images, with its 95 % interval."""
-    lines = []
+    chosen, lines = latest(entries), []
     for heading, node in PAIRED:
-        files = [out / row / node / "predictions.npz" for row in (first, second)]
-        if all(path.is_file() for path in files):
+        measured = [chosen.get((row, node), {}) for row in (first, second)]
+        files = [out / entry["work"] / "predictions.npz" for entry in measured if entry.get("status") == "ok"]
+        if len(files) == 2 and all(path.is_file() for path in files):
             difference, half = paired_difference(*(np.load(path)["correct"] for path in files))
             lines.append(
                 f"{heading}: {first} - {second} = {difference:+.1f} points, 95 % interval [{difference - half:+.1f}, {difference + half:+.1f}]"
@@ -160,7 +161,7 @@ def _superscripts(text: str) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    with whole(path) as written:
+    with atomic_write(path) as written:
         written.write_text(text)
 
 

@@ -14,7 +14,7 @@ from timm.models.vision_transformer import VisionTransformer
 from evaluate import knn
 from evaluate.classification import cached_pass, features
 from evaluate.data import imagenet, loader
-from evaluate.data.transforms import CenterCrop, normalise
+from evaluate.data.transforms import CenterCrop, normalize
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.env import Env
@@ -54,7 +54,7 @@ def test_every_block_and_token_is_what_the_encoder_gives(data: Path, env: Env) -
     found = features.extract(encoder, val, CROP, env)
     pixels = torch.cat([part for part, _ in loader.batches(loader.Images(val, CROP), loader.InOrder(len(val), 64))])
     with torch.no_grad():
-        blocks = encoder.forward_blocks(normalise(pixels, (0.5,) * 3, (0.25,) * 3, "cpu"), 2)
+        blocks = encoder.forward_blocks(normalize(pixels, (0.5,) * 3, (0.25,) * 3, "cpu"), 2)
     assert found.labels.tolist() == val.labels.tolist() and found.unreadable == []
     for block in (-1, -2):
         torch.testing.assert_close(found.tokens("cls", block), blocks[block].cls)
@@ -147,7 +147,7 @@ def test_an_unreadable_image_fails_the_pass_unless_allowed(data: Path, env: Env)
     path = sorted((data / "imagenet/val").glob("*/*"))[70]
     content = path.read_bytes()
     path.write_bytes(content[:700])
-    strict, lenient = knn.PRESETS["demo"], replace(knn.PRESETS["demo"], allowed_bad_images=1)
+    strict, lenient = knn.PRESETS["demo"], replace(knn.PRESETS["demo"], max_unreadable_images=1)
     for _ in range(2):
         with pytest.raises(UserError, match=path.name):
             knn.run(vit(), strict, env)

@@ -47,15 +47,15 @@ def test_equals_scikit_learn_at_c_10_and_no_other_solver_finds_a_lower_objective
 
     assert objective == pytest.approx(float(value(torch.from_numpy(weights))), abs=1e-12)
     parameters = torch.zeros(6, 40, dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS([parameters], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([parameters], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = value(parameters)
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     assert objective - float(value(parameters.detach())) == pytest.approx(0, abs=1e-9)
 
 
@@ -148,7 +148,7 @@ def test_unreadable_images_are_left_out_of_both_sides(env: Env) -> None:
         path.write_bytes(b"")
     with pytest.raises(UserError, match=listed.name):
         few_shot.run(vit(), DEMO, env)
-    few_shot.run(vit(), replace(DEMO, allowed_bad_images=1), env)
+    few_shot.run(vit(), replace(DEMO, max_unreadable_images=1), env)
     assert env.notes["images_evaluated"] == {"1percent": 23, "val": 59}
     assert env.notes["unreadable_images"] == {"1percent": [str(listed)], "val": [str(in_val)]}
 

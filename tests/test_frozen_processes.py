@@ -100,6 +100,6 @@ def test_an_unreadable_image_stops_all_with_its_name(tmp_path: Path, tuned: Path
     env.out_dir.mkdir(parents=True)
     for found in together(2, lambda: knn.run(vit(), knn.PRESETS["demo"], env), tmp_path / "strict"):
         assert isinstance(found, UserError) and bad.name in str(found)
-    lenient = replace(knn.PRESETS["demo"], allowed_bad_images=1)
+    lenient = replace(knn.PRESETS["demo"], max_unreadable_images=1)
     one, two = together(2, lambda: (knn.run(vit(), lenient, env), env.notes), tmp_path / "lenient")
     assert one == two and one[1]["images_evaluated"]["val"] == 279 and one[1]["unreadable_images"]["val"] == [str(bad)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evaluate.data import archives, imagenet, layouts, loader, subsets
-from evaluate.data.transforms import CenterCrop, FinetuneAugmentation, SingleDrawCropFlip, normalise, posterize
+from evaluate.data.transforms import CenterCrop, FinetuneAugmentation, SingleDrawCropFlip, normalize, posterize
 from evaluate.runtime.errors import Skip, UserError
 from tests.imagenet_world import WNIDS, write_folder
 
@@ -33,7 +33,7 @@ def test_val_in_order_of_wnid(root: Path) -> None:
     assert images.classes == WNIDS and labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     first = np.asarray(loader.read_image(root / "imagenet/val" / WNIDS[0] / f"{WNIDS[0]}_0.png"))
     assert torch.equal(pixels[0], torch.from_numpy(first.copy()).permute(2, 0, 1))
-    value = normalise(pixels[:1], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "cpu")[0, 1, 0, 0]
+    value = normalize(pixels[:1], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "cpu")[0, 1, 0, 0]
     assert float(value) == pytest.approx((first[0, 0, 1] / 255 - 0.5) / 0.3, abs=1e-6)
 
 

@@ -75,13 +75,13 @@ def test_torchvision_crop_depends_on_seed_epoch_and_index_alone() -> None:
 
 
 def test_bad_settings() -> None:
-    for change, says in (({"optimiser": "adam"}, "optimiser"), ({"schedule": "steps"}, "milestones"), ({"milestones": (3,)}, "milestones")):
+    for change, says in (({"optimizer": "adam"}, "optimizer"), ({"schedule": "steps"}, "milestones"), ({"milestones": (3,)}, "milestones")):
         with pytest.raises(ValueError, match=says):
             replace(PROBE, **change)
 
 
 def test_lin_fast_takes_each_feature_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = replace(PROBE, views="cached", epochs=40, optimiser="sgd", base_lr=2.0)
+    config = replace(PROBE, views="cached", epochs=40, optimizer="sgd", base_lr=2.0)
     env = environment(data, tmp_path, "linear_fast")
     result = linear_probe.run(vit(), config, env)
     assert result["top1"] > 40, "four classes; chance is 25"
@@ -135,7 +135,7 @@ def test_maes_fine_tuning_trains_the_position_embedding() -> None:
     assert model.encoder.model.pos_embed.grad is not None
 
 
-@pytest.mark.parametrize(("module", "config"), [(finetune, FINETUNE), (linear_probe, replace(PROBE, optimiser="sgd"))])
+@pytest.mark.parametrize(("module", "config"), [(finetune, FINETUNE), (linear_probe, replace(PROBE, optimizer="sgd"))])
 def test_a_diverged_training_says_so_and_leaves_no_state(module, config, data: Path, tmp_path: Path) -> None:
     env = environment(data, tmp_path, "task")
     with pytest.raises(UserError, match="diverged.*epoch 0|diverged.*epoch 1"):
@@ -159,7 +159,7 @@ def test_an_unreadable_image_of_val_fails_the_column_unless_allowed(tmp_path: Pa
         env = environment(root, tmp_path / module.__name__, "task")
         with pytest.raises(UserError, match=victim.name):
             module.run(vit(), config, env)
-        module.run(vit(), replace(config, allowed_bad_images=1), env)
+        module.run(vit(), replace(config, max_unreadable_images=1), env)
         assert env.notes["images_evaluated"]["val"] == 59 and env.notes["unreadable_images"]["val"] == [str(victim)]
 
 

@@ -18,7 +18,7 @@ from evaluate.classification import cached_pass, classifier, imagenet_c
 from evaluate.classification.predictions import Outcome
 from evaluate.data import imagenet, loader
 from evaluate.data.layouts import CORRUPTIONS
-from evaluate.data.transforms import CenterCrop, normalise
+from evaluate.data.transforms import CenterCrop, normalize
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from tests.imagenet_world import WNIDS, write_world
@@ -51,7 +51,7 @@ def logits_of(env: Env, images: imagenet.ImageSet) -> torch.Tensor:
     model, _, crop = classifier.load(env.classifier, vit())
     pixels = torch.cat([part for part, _ in loader.batches(loader.Images(images, crop), loader.InOrder(len(images), 64))])
     with torch.no_grad():
-        return model(normalise(pixels, (0.5,) * 3, (0.25,) * 3, "cpu"))
+        return model(normalize(pixels, (0.5,) * 3, (0.25,) * 3, "cpu"))
 
 
 def test_scores_among_own_classes_over_all_and_clean(env: Env) -> None:
@@ -187,8 +187,8 @@ def test_every_image_is_read_once_and_a_few_may_be_unreadable(env: Env, monkeypa
     with pytest.raises(UserError, match=str(bad[1])):
         robustness.run(vit(), DEMO, env)
     with pytest.raises(UserError, match=str(bad[0])):  # snow comes first; the two are of one set
-        robustness.run(vit(), replace(DEMO, allowed_bad_images=1), env)
-    robustness.run(vit(), replace(DEMO, allowed_bad_images=2), env)
+        robustness.run(vit(), replace(DEMO, max_unreadable_images=1), env)
+    robustness.run(vit(), replace(DEMO, max_unreadable_images=2), env)
     assert env.notes["unreadable_images"]["imagenet_c"] == [str(bad[1]), str(bad[0])]
     assert env.notes["images_evaluated"]["imagenet_c"] == 298
 

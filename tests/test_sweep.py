@@ -11,7 +11,7 @@ from torch import nn
 
 from evaluate import sweep, sweep_cost
 from evaluate.classification import setup
-from evaluate.classification.stacked_heads import StackedHeads, optimiser
+from evaluate.classification.stacked_heads import StackedHeads, optimizer
 from evaluate.runtime.errors import UserError
 from tests.imagenet_world import write_world
 from tests.test_imagenet_tasks import environment, resnet, vit
@@ -30,7 +30,7 @@ def test_stacked_heads_equal_separately_trained_ones() -> None:
             rows = slice(index * classes, (index + 1) * classes)
             head.load_state_dict({"weight": heads.weights[name][rows], "bias": heads.biases[name][rows]})
             alone[name, index] = head, torch.optim.SGD(head.parameters(), lr=RATES[index], momentum=0.9)
-    together = optimiser(heads, momentum=0.9)
+    together = optimizer(heads, momentum=0.9)
     for step in range(steps):
         decay = 1 - step / steps
         features = {name: torch.randn(batch, width) for name, width in widths.items()}

@@ -34,7 +34,7 @@ def measure(root: Path, folder: Path) -> None:
     env.out_dir.mkdir(parents=True, exist_ok=True)
     encoder = vit()
     what = setup.setting(encoder, TUNE, env, *setup.sets(encoder, TUNE, env))
-    assert (what.draws.batch, what.draws.world) == (40, distributed.world()[1]), "another batch than the paper's"
+    assert (what.draws.batch, what.draws.world) == (40, distributed.world_size()), "another batch than the paper's"
     found = {}
 
     def fixed(module: nn.Module) -> nn.Module:

@@ -233,8 +233,8 @@ def spec_of(state: dict[str, Any], known: Format, checkpoint: Checkpoint, branch
     settings = checkpoint.entries.get("config") if isinstance(checkpoint.entries.get("config"), dict) else {}
     epoch = checkpoint.entries.get("epoch")
     given: dict[str, Any] = {
-        "mean": known.normalisation[0],
-        "std": known.normalisation[1],
+        "mean": known.normalization[0],
+        "std": known.normalization[1],
         "layer_norm_eps": known.layer_norm_eps,
         "activation": known.activation,
         "pooling": known.pooling,

@@ -21,7 +21,7 @@ from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm.backbones.resnet import ResNetBackbone
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
 from evaluate.mm.backbones.vitdet import ViTDetBackbone
-from results.atomic import whole
+from results.atomic import atomic_write
 
 TOLERANCE = 1e-4  # of the largest absolute feature, or of 1 where that is smaller; a right conversion gives about 1e-6
 FAINT, FAINT_TOKENS = 1e-3, 33
@@ -53,7 +53,7 @@ class Certificate:
 
     def write(self, path: Path) -> None:
         """Atomically, as JSON."""
-        with whole(path) as written:
+        with atomic_write(path) as written:
             written.write_text(json.dumps(self.to_dict(), indent=1))
 
     def __str__(self) -> str:

@@ -13,7 +13,7 @@ from evaluate.checkpoints.reader import read
 from evaluate.checkpoints.reference import Semantics
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.errors import UserError
-from results.atomic import whole
+from results.atomic import atomic_write
 
 
 def convert(path: Path | str, out: Path | str, branch: str | None = None, format: str | None = None) -> Certificate:
@@ -57,7 +57,7 @@ def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, fa
     """Saves under a temporary name, reads that file back, certifies it, and only then gives it its name."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as written:
+        with atomic_write(out) as written:
             encoder.save(written, state, spec)
             state.clear()  # half the memory: what is certified is the file, not what was in memory
             built = encoder.load(written, _uncertified=True)

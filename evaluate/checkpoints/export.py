@@ -23,7 +23,7 @@ from evaluate.checkpoints import architecture
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.errors import UserError
-from results.atomic import whole
+from results.atomic import atomic_write
 
 State = dict[str, Tensor]
 # timm name to the name that transformers' save_pretrained gives it in a ViTModel; qkv comes apart below
@@ -74,7 +74,7 @@ def export(encoder: Encoder, to: str, out: Path) -> list[str]:
         raise UserError(f"{out} is a folder that is there already; choose another place with --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with whole(out) as written:
+        with atomic_write(out) as written:
             target.write(written, spec, {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.model.state_dict().items()})
             _prove(written, encoder, out)
     except OSError as error:

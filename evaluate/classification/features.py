@@ -1,12 +1,12 @@
 """The frozen pass: class token and mean patch token of the last blocks, once for each image set, kept on disk for every task.
 
-    found = features.extract(encoder, images, preprocessing, env, arithmetic)
+    found = features.extract(encoder, images, crop, env, precision)
     found.tokens("mean")          (m, D) float32 of the last block, in the order of the set; "cls" likewise, None where there is none
     found.tokens("cls", -4)       of the fourth last
     found.labels                  (m,) int64, beside them
-    features.read_out(encoder, "mean", tokens)      what a linear head takes
+    features.probe_input(encoder, "mean", tokens)      what a linear head takes
 
-Features are raw: no norm after the block; ``read_out`` applies the one a protocol asks for. ``m`` is the number of images, less those
+Features are raw: no norm after the block; ``probe_input`` applies the one a protocol asks for. ``m`` is the number of images, less those
 that could not be read where the task allows such. Kept below OUT/NAME/features, where every task of this encoder finds them: two
 encoders, preprocessings, precisions or image sets never share any (``evaluate.classification.cached_pass``).
 
@@ -17,26 +17,25 @@ Axes: n images, K blocks (the last K, in order; the final one last), D width.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from evaluate.classification import cached_pass
+from evaluate.classification.config import ImageConfig
 from evaluate.data.imagenet import ImageSet
-from evaluate.data.transforms import CenterCrop, normalise
-from evaluate.runtime import precision
+from evaluate.data.transforms import CenterCrop, normalize
+from evaluate.encoder import Encoder
+from evaluate.runtime import precision as precisions
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-
-POOLINGS = ("cls", "mean")
 
 
 @dataclass(frozen=True)
 class Features:
     """Features of one image set on disk."""
 
-    stored: cached_pass.Stored
+    stored: cached_pass.CachedPass
     images: ImageSet
 
     @property
@@ -51,18 +50,36 @@ class Features:
     @property
     def unreadable(self) -> list[str]:
         """The files that were left out."""
-        return [str(self.images.files[index]) for index in self.stored.bad]
+        return [str(self.images.files[index]) for index in self.stored.unreadable]
 
 
-def check_image_size(encoder: Any, img_size: int) -> None:
-    """Raises UserError where a ViT's patches do not fill the protocol's crop."""
-    spec = encoder.spec
-    if spec.family == "vit" and img_size % spec.patch_size:
-        raise UserError(f"img_size {img_size} is no multiple of the patch size {spec.patch_size}; choose another: --set img_size=N")
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """What a task on frozen features works with: the train and the val set's features, and the precision that they were computed in."""
+
+    train: Features
+    val: Features
+    precision: str
 
 
-def forward(encoder: Any, images: torch.Tensor, blocks: int = 1) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Raw class tokens (B, K, D), or None, and mean patch tokens (B, K, D) of normalised images; of a ResNet, the pooled last map."""
+def frozen_features(encoder: Encoder, config: ImageConfig, env: Env, train: ImageSet, val: ImageSet) -> FrozenFeatures:
+    """The features of both sets under a task's config."""
+    precision = precisions.resolve(config.precision, env.device)
+    crop = test_crop(encoder, config)
+    both = [extract(encoder, images, crop, env, precision, max_unreadable=config.max_unreadable_images) for images in (train, val)]
+    return FrozenFeatures(*both, precision)
+
+
+def test_crop(encoder: Encoder, config: ImageConfig) -> CenterCrop:
+    """The protocol's test crop. Raises UserError where a ViT's patches do not fill it."""
+    patch = encoder.spec.patch_size
+    if encoder.spec.family == "vit" and config.img_size % patch:
+        raise UserError(f"img_size {config.img_size} is no multiple of the patch size {patch}; choose another: --set img_size=N")
+    return CenterCrop(config.img_size, config.resize, config.interpolation)
+
+
+def frozen_tokens(encoder: Encoder, images: torch.Tensor, blocks: int = 1) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Raw class tokens (B, K, D), or None, and mean patch tokens (B, K, D) of normalized images; of a ResNet, the pooled last map."""
     if encoder.spec.family == "resnet":
         return None, encoder.forward_blocks(images, 1)[-1].pooled()[:, None]
     tokens = encoder.forward_blocks(images, blocks)
@@ -70,15 +87,12 @@ def forward(encoder: Any, images: torch.Tensor, blocks: int = 1) -> tuple[torch.
     return (torch.stack([block.cls for block in tokens], dim=1) if tokens[-1].cls is not None else None), means
 
 
-def pooling_of(encoder: Any, asked: str | None) -> str:
-    """What is read out: what is asked for, else what the method recommends; the mean where there is no class token."""
-    kind = asked or encoder.spec.pooling
-    if kind not in POOLINGS:
-        raise UserError(f"pooling is one of {', '.join(POOLINGS)}, not {kind!r}")
-    return kind if encoder.spec.class_token else "mean"
+def resolve_pooling(encoder: Encoder, asked: str | None) -> str:
+    """Which token is read out: the one asked for, else the method's own; the mean where there is no class token."""
+    return (asked or encoder.spec.pooling) if encoder.spec.class_token else "mean"
 
 
-def read_out(encoder: Any, kind: str, tokens: torch.Tensor) -> torch.Tensor:
+def probe_input(encoder: Encoder, kind: str, tokens: torch.Tensor) -> torch.Tensor:
     """The linear probe's input from raw tokens (…, D).
 
     A class token goes through the encoder's own final norm, where it has one (MAE, MoCo-v3, DINO). The mean patch token goes through a
@@ -92,32 +106,32 @@ def read_out(encoder: Any, kind: str, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def extract(
-    encoder: Any, images: ImageSet, preprocessing: CenterCrop, env: Env, arithmetic: str = "fp32", blocks: int = 4, allowed_bad: int = 0
+    encoder: Encoder, images: ImageSet, crop: CenterCrop, env: Env, precision: str = "fp32", blocks: int = 4, max_unreadable: int = 0
 ) -> Features:
     """The features of a set: read from ``env.out_dir.parent / "features"``, where missing or damaged computed.
 
-    Several processes (torchrun) share the shards out; the features do not depend on how many, to the last bit.
+    Several processes share the shards out; the features do not depend on how many, to the last bit.
 
     Args:
-        arithmetic: fp32, bf16, fp16, or auto (fp16 on CUDA, fp32 on a CPU).
+        precision: fp32, bf16, fp16, or auto (fp16 on CUDA, fp32 on a CPU).
         blocks: the last so many; a ResNet has one.
-        allowed_bad: so many images may be unreadable; the rest of the task then goes by ``labels``.
+        max_unreadable: so many images may be unreadable; the rest of the task then goes by ``labels``.
     """
-    arithmetic = precision.resolve(arithmetic, env.device)
+    precision = precisions.resolve(precision, env.device)
     blocks = min(blocks, encoder.spec.depth) if encoder.spec.family == "vit" else 1
     mean, std = encoder.spec.mean, encoder.spec.std
 
     def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        with precision.autocast(arithmetic, env.device):
-            cls, patches = forward(encoder, normalise(pixels, mean, std, env.device), blocks)
-        found = {"cls": cls, "mean": patches} if cls is not None else {"mean": patches}
-        return {f"{kind}{k - blocks}": _shorten(value[:, k], arithmetic) for kind, value in found.items() for k in range(blocks)}
+        with precisions.autocast(precision, env.device):
+            cls, patches = frozen_tokens(encoder, normalize(pixels, mean, std, env.device), blocks)
+        tokens = {"cls": cls, "mean": patches} if cls is not None else {"mean": patches}
+        return {f"{kind}{k - blocks}": _shorten(value[:, k], precision) for kind, value in tokens.items() for k in range(blocks)}
 
-    identity = {"encoder": encoder.fingerprint, "precision": arithmetic, "blocks": blocks}
-    return Features(cached_pass.run(env.out_dir.parent / "features", images, preprocessing, compute, identity, env, allowed_bad), images)
+    cache_key = {"encoder": encoder.fingerprint, "precision": precision, "blocks": blocks}
+    return Features(cached_pass.compute(env.out_dir.parent / "features", images, crop, compute, cache_key, env, max_unreadable), images)
 
 
-def _shorten(tokens: torch.Tensor, arithmetic: str) -> torch.Tensor:
+def _shorten(tokens: torch.Tensor, precision: str) -> torch.Tensor:
     """float16 where the arithmetic was no finer and the values fit its range, else float32."""
     half = tokens.half()
-    return half if arithmetic != "fp32" and bool(half.isfinite().all()) else tokens.float()
+    return half if precision != "fp32" and bool(half.isfinite().all()) else tokens.float()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from evaluate.classification.predictions import Outcome
+from evaluate.classification.predictions import Predictions
 from evaluate.data.imagenet import ImageSet, robustness_set
 from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR, SEVERITIES, imagenet_c
 from evaluate.data.loader import read_image
@@ -18,7 +18,7 @@ from evaluate.data.transforms import CenterCrop
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.seeding import seed_of
-from results.atomic import whole
+from results.atomic import atomic_write
 
 CELLS = tuple((corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES)
 Cell = tuple[str, int, ImageSet, Any]  # corruption, severity, images, their transform; one at a time, for all 3.75 million would take gigabytes
@@ -86,7 +86,7 @@ def made(val: ImageSet, crop: CenterCrop, seed: int) -> Iterator[Cell]:
         yield corruption, severity, val, Corrupt(crop, corruption, severity, seed)
 
 
-def measure(cells: Iterable[Cell], outcome_of: Callable[..., Outcome], env: Env) -> dict[str, float]:
+def measure(cells: Iterable[Cell], predict: Callable[..., Predictions], env: Env) -> dict[str, float]:
     """imagenet_c (100 - mCE), imagenet_c_mce and imagenet_c_mean_error (not over AlexNet's), in percent.
 
     Every corruption's and severity's error goes into the record and into ``imagenet_c.csv``.
@@ -94,11 +94,11 @@ def measure(cells: Iterable[Cell], outcome_of: Callable[..., Outcome], env: Env)
     table: dict[str, dict[str, float]] = {name: {} for name in CORRUPTIONS}
     shares: dict[tuple[int, str], float] = {}  # of mCE, by image
     for corruption, severity, images, transform in cells:
-        outcome = outcome_of(replace(images, name=f"imagenet_c/{corruption}/{severity}"), transform)
-        wrong = ~outcome.correct["all"]
+        found = predict(replace(images, name=f"imagenet_c/{corruption}/{severity}"), transform)
+        wrong = ~found.correct["top1"]
         table[corruption][str(severity)] = 100 * float(wrong.mean())
-        share = 100 / len(CELLS) / (ALEXNET_ERROR[corruption] * len(outcome))
-        for image in zip(outcome.labels.tolist(), outcome.stems, wrong.tolist(), strict=True):
+        share = 100 / len(CELLS) / (ALEXNET_ERROR[corruption] * len(found))
+        for image in zip(found.labels.tolist(), found.stems, wrong.tolist(), strict=True):
             shares[image[:2]] = shares.get(image[:2], 0.0) + share * image[2]
     by_corruption = {name: float(np.mean(list(row.values()))) for name, row in table.items()}
     mce = mean_corruption_error({name: error / 100 for name, error in by_corruption.items()})
@@ -120,5 +120,5 @@ def _write_table(path: Path, table: dict[str, dict[str, float]], means: dict[str
         alexnet = 100 * ALEXNET_ERROR[name]
         values = [*(row[str(severity)] for severity in SEVERITIES), means[name], alexnet, 100 * means[name] / alexnet]
         writer.writerow([name, *(f"{value:.4f}" for value in values)])
-    with whole(path) as written:
+    with atomic_write(path) as written:
         written.write_text(text.getvalue())

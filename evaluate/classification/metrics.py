@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from results.atomic import whole
+from results.atomic import atomic_write
 
 
-def correct_at(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+def topk_correct(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
     """Whether the label is among the k highest logits: bool (B,) from (B, C) and (B,); k is cut to the number of classes."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (best == labels[:, None]).any(dim=1)
@@ -21,12 +21,12 @@ def percent(correct: torch.Tensor | np.ndarray) -> float:
 
 
 def standard_error(percentage: float, count: int) -> float:
-    """Of an accuracy over ``count`` independent images, in percent points (binomial)."""
+    """Standard error of an accuracy over ``count`` independent images, in percent points (binomial)."""
     share = percentage / 100
     return 100 * math.sqrt(share * (1 - share) / count)
 
 
-def save_correct(out_dir: Path, correct: torch.Tensor | np.ndarray) -> None:
+def save_predictions(out_dir: Path, correct: torch.Tensor | np.ndarray) -> None:
     """Writes ``predictions.npz`` with ``correct``, bool in the order of val, for paired comparisons of two encoders."""
-    with whole(out_dir / "predictions.npz") as written:  # every process of torchrun may write
+    with atomic_write(out_dir / "predictions.npz") as written:  # every process of torchrun may write
         np.savez_compressed(written, correct=np.asarray(correct, dtype=bool))

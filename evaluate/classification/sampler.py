@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from evaluate.data.loader import Draw
+from evaluate.data.loader import Sample
 from evaluate.runtime.seeding import seed_of
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Which images each optimiser step sees, for one of ``world`` processes, in micro-batches.
+class BatchSampler:
+    """Which images each optimizer step sees, for one of ``world_size`` processes, in micro-batches.
 
     The batch is the paper's whatever the number of processes: it is shared out in pairs (mixup pairs images) over as many micro-batches
     of each process as it needs, all of one size but for a pair. The last images of an epoch that do not fill a batch are left for
@@ -19,19 +19,22 @@ class Draws:
     """
 
     images: int
-    batch_size: int  # over all processes, an optimiser step
-    micro_batch: int  # at most so many images a process in one forward pass
+    batch_size: int
+    """Images an optimizer step, over all processes."""
+    micro_batch: int
+    """At most so many images a process in one forward pass."""
     epochs: int
     seed: int
     rank: int = 0
-    world: int = 1
-    first_step: int = 0  # where a resumed run goes on
+    world_size: int = 1
+    first_step: int = 0
+    """Where a resumed run goes on."""
 
     def __post_init__(self) -> None:
         if self.micro_batch < 2:
             raise ValueError(f"micro_batch must be at least 2 images, not {self.micro_batch}")
-        if self.batch < 2 * self.world * self.chunks_per_step or self.batch == 0:
-            raise ValueError(f"{min(self.images, self.batch_size)} images a step are too few for {self.world} processes to train on")
+        if self.batch < 2 * self.world_size * self.micro_batches or self.batch == 0:
+            raise ValueError(f"{min(self.images, self.batch_size)} images a step are too few for {self.world_size} processes to train on")
 
     @property
     def batch(self) -> int:
@@ -40,21 +43,23 @@ class Draws:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Optimizer steps an epoch."""
         return self.images // self.batch
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of the whole training."""
         return self.epochs * self.steps_per_epoch
 
     @property
-    def chunks_per_step(self) -> int:
+    def micro_batches(self) -> int:
         """Micro-batches a step, the same on every process."""
-        return -(-(self.batch // 2) // (self.world * (self.micro_batch // 2)))
+        return -(-(self.batch // 2) // (self.world_size * (self.micro_batch // 2)))
 
     def __len__(self) -> int:
-        return (self.steps - self.first_step) * self.chunks_per_step
+        return (self.steps - self.first_step) * self.micro_batches
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[Sample]]:
         order, order_epoch = torch.empty(0), -1
         for step in range(self.first_step, self.steps):
             epoch, position = divmod(step, self.steps_per_epoch)
@@ -62,6 +67,6 @@ class Draws:
                 generator = torch.Generator().manual_seed(seed_of(self.seed, "order", epoch))
                 order, order_epoch = torch.randperm(self.images, generator=generator), epoch
             pairs = order[position * self.batch : (position + 1) * self.batch].view(-1, 2)
-            for chunk in range(self.chunks_per_step):
-                share = pairs[chunk * self.world + self.rank :: self.chunks_per_step * self.world]
+            for number in range(self.micro_batches):
+                share = pairs[number * self.world_size + self.rank :: self.micro_batches * self.world_size]
                 yield [(epoch, index) for index in share.flatten().tolist()]

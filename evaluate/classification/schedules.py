@@ -1,4 +1,4 @@
-"""Learning rates over training and the order in which images are drawn."""
+"""Learning rates over a training."""
 
 import math
 from collections.abc import Sequence

@@ -16,21 +16,21 @@ class StackedHeads(nn.Module):
     """For each input (by name, of some width) one linear head a rate; every head learns as it would alone.
 
     SGD with momentum and without weight decay is linear in the loss: a head whose loss is weighted by w moves exactly as one whose
-    rate is w times as high. So one optimiser at the highest rate trains all heads, each with its loss weighted by its share of that rate.
+    rate is w times as high. So one optimizer at the highest rate trains all heads, each with its loss weighted by its share of that rate.
     """
 
-    def __init__(self, widths: Mapping[str, int], rates: Sequence[float], classes: int) -> None:
+    def __init__(self, widths: Mapping[str, int], base_lrs: Sequence[float], classes: int) -> None:
         super().__init__()
-        self.rates, self.classes = tuple(rates), classes
-        rows = len(rates) * classes
+        self.base_lrs, self.classes = tuple(base_lrs), classes
+        rows = len(base_lrs) * classes
         self.weights = nn.ParameterDict({name: nn.Parameter(torch.randn(rows, width) * HEAD_STD) for name, width in widths.items()})
         self.biases = nn.ParameterDict({name: nn.Parameter(torch.zeros(rows)) for name in widths})
-        self.register_buffer("shares", torch.tensor(self.rates) / max(self.rates), persistent=False)
+        self.register_buffer("shares", torch.tensor(self.base_lrs) / max(self.base_lrs), persistent=False)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits (B, H, C) by input."""
         return {
-            name: torch.addmm(self.biases[name], inputs[name], weight.T).view(-1, len(self.rates), self.classes)
+            name: torch.addmm(self.biases[name], inputs[name], weight.T).view(-1, len(self.base_lrs), self.classes)
             for name, weight in self.weights.items()
         }
 
@@ -38,7 +38,7 @@ class StackedHeads(nn.Module):
     def accumulate(self, inputs: Mapping[str, Tensor], labels: Tensor, count: int) -> Tensor:
         """Adds the gradient of every head's cross entropy, over ``count`` images in all, times its share of the rate; returns their sum."""
         total = torch.zeros((), device=labels.device)
-        repeated = labels.repeat_interleave(len(self.rates))
+        repeated = labels.repeat_interleave(len(self.base_lrs))
         for name, logits in self(inputs).items():
             logits = logits.flatten(0, 1)
             with torch.enable_grad():
@@ -52,7 +52,7 @@ class StackedHeads(nn.Module):
         return total
 
 
-def optimiser(heads: StackedHeads, momentum: float = 0.9) -> torch.optim.SGD:
+def make_optimizer(heads: StackedHeads, momentum: float = 0.9) -> torch.optim.SGD:
     """SGD for all heads; its rate is that of the head with the highest one. Gradients are kept from step to step, and zeroed."""
     for parameter in heads.parameters():
         parameter.grad = torch.zeros_like(parameter)  # a new one a step would cost as much as the product that fills it

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from evaluate.data import coco, val_labels
@@ -71,6 +72,22 @@ def require(data_root: Path, name: str) -> None:
     if missing:
         archives = "".join(f" or {archive}" for archive in ARCHIVES.get(missing[0], ()))
         raise Skip(f"{name} is not under {data_root}: {missing[0]}{archives} is missing; expected {', '.join(LAYOUTS[name][:4])}")
+
+
+def is_toy(data_root: Path) -> bool:
+    """Whether the data were made by this project (``evaluate.data.toy``)."""
+    return (data_root / "world.json").is_file()
+
+
+def absent(data_root: Path, names: Iterable[str]) -> dict[str, str]:
+    """The reason for each set of these that is not there."""
+    reasons = {}
+    for name in names:
+        try:
+            require(data_root, name)
+        except Skip as reason:
+            reasons[name] = str(reason)
+    return reasons
 
 
 def fingerprint(data_root: Path, names: tuple[str, ...]) -> str:

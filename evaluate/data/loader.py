@@ -16,7 +16,7 @@ from evaluate.runtime.errors import UserError
 
 UNREADABLE = -1  # the label of an image that could not be read, where such are kept
 KEPT_BYTES = 256 * 1024**2  # a set that decodes to less than this is decoded once and kept in memory
-Draw = tuple[int, int]  # (epoch, index of the image): all that a random transform may depend on, besides the run's seed
+Sample = tuple[int, int]  # (epoch, index of the image): all that a random transform may depend on, besides the run's seed
 
 
 def read_image(file: File) -> Image.Image:
@@ -42,8 +42,8 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, draw: Draw) -> tuple[torch.Tensor, int] | UserError:
-        epoch, index = draw
+    def __getitem__(self, sample: Sample) -> tuple[torch.Tensor, int] | UserError:
+        epoch, index = sample
         label = int(self.images.labels[index])
         try:
             image = self._read(index)
@@ -68,10 +68,10 @@ class Images(Dataset):
         return image
 
 
-def batches(dataset: Images, draws: Iterable[list[Draw]], workers: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Images uint8 (B, 3, H, W) and labels int64 (B,), one batch for each list of draws; raises UserError for an unreadable image."""
+def batches(dataset: Images, sampler: Iterable[list[Sample]], workers: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Images uint8 (B, 3, H, W) and labels int64 (B,), one batch for each list of samples; raises UserError for an unreadable image."""
     loader = DataLoader(
-        dataset, batch_sampler=draws, num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available()  # type: ignore[arg-type]
+        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available()  # type: ignore[arg-type]
     )
     for batch in loader:
         if isinstance(batch, UserError):
@@ -84,17 +84,3 @@ def _collate(items: list[tuple[torch.Tensor, int] | UserError]) -> tuple[torch.T
         if isinstance(item, UserError):
             return item
     return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
-
-
-class InOrder:
-    """Every ``step``-th index below ``count`` from ``start``, once, in batches: what one of ``step`` processes evaluates."""
-
-    def __init__(self, count: int, batch_size: int, start: int = 0, step: int = 1) -> None:
-        self.indices, self.batch_size = range(start, count, step), batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        for begin in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[begin : begin + self.batch_size]]

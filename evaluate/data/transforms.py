@@ -1,6 +1,6 @@
 """From a decoded image to the pixels an encoder sees: the evaluation crop, the single-draw crop of LIN, the augmentation of FT.
 
-Transforms take and return PIL images; ``normalise`` finishes a batch on the device. Each random one draws from a seed made of
+Transforms take and return PIL images; ``normalize`` finishes a batch on the device. Each random one draws from a seed made of
 (seed, epoch, index), so that an image's view depends on neither the number of processes nor on where a run was taken up again.
 """
 
@@ -126,7 +126,7 @@ def posterize(image: Image.Image, bits: int, **_unused: object) -> Image.Image:
     return image.point(lambda value: value & -(1 << (8 - bits))) if bits < 8 else image
 
 
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: str | torch.device) -> torch.Tensor:
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: str | torch.device) -> torch.Tensor:
     """uint8 (B, 3, H, W) to float32 on the device: value / 255, minus ``mean``, over ``std`` (on the 0..1 scale)."""
     shift = torch.tensor(mean, device=device).view(3, 1, 1)
     scale = torch.tensor(std, device=device).view(3, 1, 1)

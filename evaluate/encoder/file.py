@@ -10,12 +10,12 @@ from torch import Tensor
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import KIND, EncoderSpec, certificate_path, read_spec
 from evaluate.runtime.errors import UserError
-from results.atomic import whole
+from results.atomic import atomic_write
 
 
 def save(path: Path, state: dict[str, Tensor], spec: EncoderSpec) -> None:
     """Writes an encoder file atomically: float32 tensors under timm names, the spec as JSON in the metadata."""
-    with whole(path) as written:
+    with atomic_write(path) as written:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, written, {"kind": KIND, "spec": spec.to_json()})
 
 

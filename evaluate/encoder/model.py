@@ -54,7 +54,7 @@ class Maps:
 
 
 class Encoder(nn.Module):
-    """An encoder with its spec. Takes images (B, 3, H, W) normalised with ``spec.mean`` and ``spec.std``."""
+    """An encoder with its spec. Takes images (B, 3, H, W) normalized with ``spec.mean`` and ``spec.std``."""
 
     def __init__(self, spec: EncoderSpec, state: dict[str, Tensor]):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the tensors of an encoder do not say: its architecture, its normalisation and where it came from (no torch)."""
+"""What the tensors of an encoder do not say: its architecture, its normalization and where it came from (no torch)."""
 
 import dataclasses
 import json

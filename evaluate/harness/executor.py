@@ -19,12 +19,13 @@ class Job:
     """A command, the jobs that must end before it, and what to do before and after."""
 
     name: str
-    command: list[str]
+    command: Callable[[], list[str]]
+    """Asked when its turn comes."""
     log: Path
     needs: tuple[str, ...] = ()
     is_done: Callable[[], bool] = lambda: False
     """Asked when its turn comes; True: nothing to do."""
-    ended: Callable[[int], None] = lambda status: None
+    on_exit: Callable[[int], None] = lambda status: None
     """Told the exit status."""
     status: int | None = field(default=None, init=False)
     seconds: float = field(default=0.0, init=False)
@@ -55,7 +56,7 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
                 if unmet or job.is_done():
                     ended[job.name] = job
                     if unmet:
-                        _pass_on(unmet, job)
+                        _propagate_failure(unmet, job)
                     else:
                         job.status = 0
                         print(f"{job.name}: stands already", flush=True)
@@ -70,7 +71,7 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
                 free.append(slot)
                 job.status, job.seconds = process.returncode, time.monotonic() - begun
                 ended[job.name] = job
-                job.ended(job.status)
+                job.on_exit(job.status)
             if not sys.stdout.isatty() and time.monotonic() - news > SECONDS_BETWEEN_NEWS:
                 news = time.monotonic()
                 for job, _, begun in running.values():
@@ -82,11 +83,11 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
             process.terminate()
 
 
-def _pass_on(unmet: Job, job: Job) -> None:
+def _propagate_failure(unmet: Job, job: Job) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.log.write_text(f"not run, since {unmet.name} did not succeed: {last_line(unmet.log)}\n")
     job.status = unmet.status
-    job.ended(unmet.status)
+    job.on_exit(unmet.status)
 
 
 def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
@@ -95,7 +96,7 @@ def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
     with job.log.open("wb") as log:
-        return subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def last_line(log: Path, most: int = 300) -> str:

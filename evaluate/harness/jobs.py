@@ -4,8 +4,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluate.harness import plan, suite
+from evaluate.harness import suite
 from evaluate.harness.executor import Job, last_line
+from evaluate.harness.plan import Node
 from evaluate.runtime.cli import EXIT_SKIPPED
 from results import record, tables
 
@@ -22,7 +23,7 @@ def demo_checkpoint(out: Path, row: str) -> Path:
 
 
 def pretraining(out: Path, data_root: Path) -> list[Job]:
-    """Jobs that make the demo's checkpoints: a pretrained encoder, and its random start."""
+    """Jobs that make the demo's checkpoints: pretrained encoders, and their random start."""
     jobs = []
     for row, options in DEMO.items():
         folder = demo_checkpoint(out, row).parent
@@ -30,19 +31,20 @@ def pretraining(out: Path, data_root: Path) -> list[Job]:
         command = [sys.executable, "-m", "pretrain.train", "--data", str(data_root / "imagenet/train")]
         command += ["--out", str(folder), "--device", "cpu", *options]
 
-        def ended(status: int, finished: Path = finished) -> None:
+        def on_exit(status: int, finished: Path = finished) -> None:
             if status == 0:
                 finished.touch()
 
-        jobs.append(Job(f"{row}/pretrain", command, out / "logs" / f"{row}-pretrain.log", is_done=finished.is_file, ended=ended))
+        log = out / "logs" / f"{row}-pretrain.log"
+        jobs.append(Job(f"{row}/pretrain", lambda command=command: command, log, is_done=finished.is_file, on_exit=on_exit))
     return jobs
 
 
 def measuring(
-    row: str, checkpoint: Path, nodes: Sequence[plan.Node], run: suite.Run, rows: Sequence[str], after: tuple[str, ...] = ()
+    row: str, checkpoint: Path, nodes: Sequence[Node], run: suite.Suite, rows: Sequence[str], after: tuple[str, ...] = ()
 ) -> list[Job]:
     """Converts one checkpoint, then measures every node on it. ``rows`` are those of the table, ``after`` the jobs that come first."""
-    encoder = run.out / row / "encoder.safetensors"
+    encoder = run.encoder(row)
     convert = [sys.executable, "-m", "evaluate.convert", str(checkpoint), "--out", str(encoder)]
     convert += ["--branch", run.branch] if run.branch else []
     log = run.out / "logs" / f"{row}-convert.log"
@@ -52,33 +54,34 @@ def measuring(
             run.refused.add(row)
         print(f"{row}/convert: {log.read_text(errors='replace').strip()}", flush=True)  # the certificate, or what is wrong
 
-    jobs = [Job(f"{row}/convert", convert, log, after, lambda: suite.is_converted(checkpoint, encoder, run.branch), converted)]
+    jobs = [Job(f"{row}/convert", lambda: convert, log, after, lambda: suite.is_converted(checkpoint, encoder, run.branch), converted)]
     for node in nodes:
         log = run.out / "logs" / f"{row}-{node.name}.log"
-        needs = (f"{row}/convert", *([f"{row}/{node.needs}"] if node.needs else []))
+        needs = (f"{row}/convert", *(f"{row}/{need}" for need in node.needs))
 
-        def stands(node: plan.Node = node) -> bool:
+        def command(node: Node = node) -> list[str]:
+            return _command(row, node, run)
+
+        def stands(node: Node = node) -> bool:
             return run.find(row, node) is not None
 
-        def ended(status: int, node: plan.Node = node, log: Path = log) -> None:
+        def on_exit(status: int, node: Node = node, log: Path = log) -> None:
             _note(row, node, status, log, run, rows, nodes)
 
-        jobs.append(Job(f"{row}/{node.name}", _command(row, encoder, node, run), log, needs, stands, ended))
+        jobs.append(Job(f"{row}/{node.name}", command, log, needs, stands, on_exit))
     return jobs
 
 
-def _command(row: str, encoder: Path, node: plan.Node, run: suite.Run) -> list[str]:
-    command = [sys.executable, "-m", f"evaluate.{node.task}", "--ckpt", str(encoder), "--name", row, "--data-root", str(run.data_root)]
-    settings = {"out": run.out, "preset": run.preset, "seed": run.seed, "device": run.device, "workers": run.workers}
+def _command(row: str, node: Node, run: suite.Suite) -> list[str]:
+    command = [sys.executable, "-m", f"evaluate.{node.task}", "--ckpt", str(run.encoder(row)), "--name", row, "--data-root", str(run.data_root)]
+    settings = {"out": run.out, "config": run.write_config(row, node), "seed": run.seed, "device": run.device, "workers": run.workers}
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     command += ["--limit", str(run.limit)] if run.limit else []
-    command += [part for setting in run.settings(node) for part in ("--set", setting)]
-    if node.needs:
-        command += ["--classifier", str(run.out / row / node.needs / "classifier.safetensors")]
+    command += [part for name, path in run.inputs(row, node).items() for part in ("--input", f"{name}={path}")]
     return command
 
 
-def _note(row: str, node: plan.Node, status: int, log: Path, run: suite.Run, rows: Sequence[str], nodes: Sequence[plan.Node]) -> None:
+def _note(row: str, node: Node, status: int, log: Path, run: suite.Suite, rows: Sequence[str], nodes: Sequence[Node]) -> None:
     """After a task: says how it ended, writes its record if it could not, and renders the table again."""
     word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
     reason = last_line(log) if status > 0 else f"its process ended with status {status}; its log is {log}"

@@ -3,15 +3,13 @@
 ``NODES`` lists what must run for the table, dearest first, so that two processes end together.
 """
 
-import dataclasses
 import importlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from evaluate.runtime.errors import UserError
-from evaluate.runtime.settings import configure as configure_task
+from evaluate.runtime.settings import Settings, override
 
 
 @dataclass(frozen=True)
@@ -19,24 +17,33 @@ class Node:
     """One run of one task on one encoder."""
 
     name: str
-    task: str  # a module of evaluate/
-    overrides: tuple[tuple[str, str], ...] = ()
-    needs: str | None = None  # the node that must end before
-    extra: bool = False  # no column of the paper: runs only when it is asked for by name
+    task: str
+    """A module of evaluate/."""
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    """Settings that make this node of the task."""
+    inputs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Files that the task takes from others, by name: the node that makes each, and its name in that node's folder."""
+    extra: bool = False
+    """No column of the paper: runs only when it is asked for by name."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The nodes that must end before."""
+        return tuple(dict.fromkeys(node for node, _ in self.inputs.values()))
 
 
 NODES = (
-    Node("detection_coco", "detection", (("dataset", "coco"),)),
-    Node("detection_lvis", "detection", (("dataset", "lvis"),)),
-    Node("detection_voc", "detection", (("dataset", "voc"),), extra=True),
+    Node("detection_coco", "detection", {"dataset": "coco"}),
+    Node("detection_lvis", "detection", {"dataset": "lvis"}),
+    Node("detection_voc", "detection", {"dataset": "voc"}, extra=True),
     Node("segmentation", "segmentation"),
     Node("finetune", "finetune"),
-    Node("linear_probe", "linear_probe", (("views", "augmented"),)),
-    Node("linear_fast", "linear_probe", (("views", "cached"),), extra=True),
+    Node("linear_probe", "linear_probe", {"views": "augmented"}),
+    Node("linear_fast", "linear_probe", {"views": "cached"}, extra=True),
     Node("sweep", "sweep", extra=True),
     Node("few_shot", "few_shot"),
     Node("knn", "knn"),
-    Node("robustness", "robustness", needs="finetune"),
+    Node("robustness", "robustness", inputs={"classifier": ("finetune", "classifier.safetensors")}),
 )
 
 
@@ -48,9 +55,19 @@ def module_of(task: str) -> Any:
     return importlib.import_module(f"evaluate.{task}")
 
 
-def node_of(task: str, config: Any) -> str:
-    """The name of the node that a task with this config fills: "detection" with dataset "lvis" is detection_lvis."""
-    return next(node.name for node in NODES if node.task == task and all(getattr(config, name) == value for name, value in node.overrides))
+def node_of(task: str, config: Settings) -> Node:
+    """The node that a task with this config fills: "detection" with dataset "lvis" is detection_lvis."""
+    for node in NODES:
+        if node.task == task and all(getattr(config, name) == value for name, value in node.overrides.items()):
+            return node
+    raise UserError(f"no node of evaluate/harness/plan.py is {task} with these settings; add one to NODES")
+
+
+def data_sets(node: Node, config: Settings) -> tuple[str, ...]:
+    """The data sets that a node reads, those that it may do without among them."""
+    module = module_of(node.task)
+    optional = module.reads_if_there(config) if hasattr(module, "reads_if_there") else ()
+    return (*module.reads(config), *optional)
 
 
 def choose(names: Sequence[str]) -> tuple[Node, ...]:
@@ -63,12 +80,22 @@ def choose(names: Sequence[str]) -> tuple[Node, ...]:
     if unknown:
         raise UserError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(sorted(legal))}")
     chosen = {node.name for node in NODES if (not names or node.task in names) and not node.extra or node.name in names}
-    chosen |= {node.needs for node in NODES if node.name in chosen and node.needs}
+    chosen |= {need for node in NODES if node.name in chosen for need in node.needs}
     return tuple(node for node in NODES if node.name in chosen)
 
 
-def configure(nodes: Sequence[Node], preset: str, overrides: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """The config of each node by its name. Raises UserError for an override of an unknown task or setting."""
+def from_preset(module: Any, preset: str) -> Settings:
+    """A preset of a task. Raises UserError listing the presets that there are."""
+    if preset not in module.PRESETS:
+        raise UserError(f"there is no preset {preset!r} of {module.__name__}; the presets are {', '.join(module.PRESETS)}")
+    return module.PRESETS[preset]
+
+
+def configure(nodes: Sequence[Node], preset: str, overrides: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, Settings]]:
+    """The preset's name and the config of each node, by the node's name; ``TASK.preset=NAME`` chooses another preset for one task.
+
+    Raises UserError for an override of an unknown task or setting, or an illegal value.
+    """
     tasks = {node.task for node in nodes} | {node.name for node in nodes}
     for task in overrides:
         if task not in tasks:
@@ -76,18 +103,12 @@ def configure(nodes: Sequence[Node], preset: str, overrides: dict[str, dict[str,
             raise UserError(f"--set {given}: write TASK.NAME=VALUE with one of {', '.join(sorted(tasks))}")
     configs = {}
     for node in nodes:
-        module = module_of(node.task)
-        values = {**dict(node.overrides), **overrides.get(node.task, {}), **overrides.get(node.name, {})}
-        configs[node.name] = configure_task(module, preset, values)[1]
+        values = {**node.overrides, **overrides.get(node.task, {}), **overrides.get(node.name, {})}
+        name = values.pop("preset", preset)
+        configs[node.name] = (name, override(from_preset(module_of(node.task), name), values))
     return configs
 
 
-def paper_config(name: str) -> Any:
+def paper_config(node: Node) -> Settings:
     """The paper preset of a node, with what the node itself sets."""
-    node = next(node for node in NODES if node.name == name)
-    return configure([node], "paper", {})[name]
-
-
-def as_json(config: Any) -> dict[str, Any]:
-    """A config as JSON gives it back: tuples as lists."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    return configure([node], "paper", {})[node.name][1]

@@ -1,29 +1,62 @@
-"""What every task shares: its environment, its overrides, its command line and its record.
+"""What a task is, and what makes any task a command: its command line, its environment and its record.
 
-A task is a module ``evaluate/<name>.py`` with, at top level and in this order, a docstring (protocol, paper column, metric and
-unit, rough cost, command), ``Config`` (a frozen dataclass holding the protocol's numbers), ``PRESETS`` (``paper`` and ``demo``),
-``reads(config)`` (names of the data sets it opens, keys of ``evaluate.data.layouts.LAYOUTS``) and ``run(encoder, config, env)``,
-which returns the metrics in percent. ``main`` below makes any such module a command.
+A task is a module ``evaluate/<name>.py`` as ``Task`` below describes it, with a docstring that says protocol, paper column, metric and
+unit, rough cost and command. Its node in ``evaluate.harness.plan`` and its column in ``results.columns`` bring it into the table.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import sys
 import time
 import traceback
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from evaluate.harness.plan import as_json, module_of, paper_config
-from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes, make_folder
+from evaluate.data import layouts
+from evaluate.harness.plan import Node, data_sets, from_preset, module_of, node_of, paper_config
+from evaluate.harness.suite import work_folder
+from evaluate.runtime.cli import (
+    EXIT_FAILED,
+    EXIT_SKIPPED,
+    EXIT_USER,
+    at_least_one,
+    at_least_zero,
+    loading_processes,
+    make_folder,
+)
+from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
-from evaluate.runtime.settings import configure, split_overrides
+from evaluate.runtime.settings import Settings, as_json, help_text, override, read_config, split_overrides
+from results import record
 from results.atomic import sha256
-from results.record import SCHEMA, git_state, versions
+
+if TYPE_CHECKING:
+    from evaluate.encoder import Encoder
+
+
+class Task(Protocol):
+    """What a module of evaluate/ must have to be a task. It can be imported without torch, which only ``run`` needs."""
+
+    __doc__: str | None
+    """Protocol, Metric, Cost and a command; ``--help`` prints it."""
+    Config: ClassVar[type[Settings]]
+    """The protocol's numbers: a frozen dataclass, a string below each field."""
+    PRESETS: ClassVar[Mapping[str, Settings]]
+    """At least ``paper`` and ``demo``."""
+
+    @staticmethod
+    def reads(config: Any) -> tuple[str, ...]:
+        """Names of the data sets (keys of ``evaluate.data.layouts.LAYOUTS``) that must be there; without one the task is skipped.
+
+        A task may also have ``reads_if_there(config)``: the sets of which each fills a column of its own.
+        """
+
+    @staticmethod
+    def run(encoder: "Encoder", config: Any, env: Env) -> dict[str, float]:
+        """The metrics in percent. It writes only below ``env.out_dir`` and the caches beside it, and tells the rest by ``env.report``."""
 
 
 def main(task: str, argv: list[str] | None = None) -> int:
@@ -35,67 +68,109 @@ def main(task: str, argv: list[str] | None = None) -> int:
         return EXIT_SKIPPED if isinstance(error, Skip) else EXIT_USER
 
 
-def _main(task: str, argv: list[str] | None) -> int:
-    module = module_of(task)
-    arguments = _parser(task, module).parse_args(argv)
+def configured(task: str, module: Any, arguments: argparse.Namespace) -> tuple[str, Settings]:
+    """The preset's name and the config that the arguments give: ``--config`` or ``--preset``, and ``--set`` on top."""
     overrides = split_overrides(arguments.set)
     unknown = set(overrides) - {"", task}
     if unknown:
         raise UserError(f"--set {min(unknown)}.…: this command has only the settings of {task}")
-    preset, config = configure(module, arguments.preset, {**overrides.get("", {}), **overrides.get(task, {})})
+    if arguments.config and arguments.preset:
+        raise UserError("give --config or --preset, not both")
+    if arguments.config:
+        preset, config = read_config(arguments.config, module.Config)
+    else:
+        preset = arguments.preset or "paper"
+        config = from_preset(module, preset)
+    return preset, override(config, {**overrides.get("", {}), **overrides.get(task, {})})
 
-    import torch
 
-    from evaluate import encoder
+def _main(task: str, argv: list[str] | None) -> int:
+    module = module_of(task)
+    arguments = _parser(task, module).parse_args(argv)
+    preset, config = configured(task, module, arguments)
+    node = node_of(task, config)
+    inputs = _inputs(arguments, node)
+    data_root = layouts.root(arguments.data_root)
+    device = resolve_device(arguments.device)
+
+    from evaluate import encoder as encoders
     from evaluate.checkpoints import conversion
-    from evaluate.data import layouts
-    from evaluate.harness.plan import node_of
     from evaluate.runtime import distributed, training_state
-    from results import record
 
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     device = distributed.start(device)
-    first = distributed.world()[0] == 0  # under torchrun one process converts, prints and writes the record
-    out, name, node = make_folder(arguments.out), arguments.name or arguments.ckpt.stem, node_of(task, config)
+    first = distributed.rank() == 0  # under torchrun one process converts, prints and writes the record
+    out, name = make_folder(arguments.out), arguments.name or arguments.ckpt.stem
+    path = make_folder(out / name) / "encoder.safetensors"
+    if first:
+        path = conversion.ensure(arguments.ckpt, path)
+    encoder = encoders.load(distributed.broadcast_object(path), device=device)
+    identity = record.identity(
+        node.name,
+        as_json(config),
+        seed=arguments.seed,
+        limit=arguments.limit,
+        encoder_fingerprint=encoder.fingerprint,
+        data_fingerprint=layouts.fingerprint(data_root, data_sets(node, config)),
+        inputs={name: sha256(file) if file.is_file() else None for name, file in inputs.items()},
+    )
     env = Env(
-        data_root=layouts.root(arguments.data_root),
-        out_dir=make_folder(out / name / node),
+        data_root=data_root,
+        out_dir=make_folder(work_folder(out, name, identity)),
         device=device,
         workers=loading_processes(arguments.workers, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         seed=arguments.seed,
         limit=arguments.limit,
-        classifier=arguments.classifier,
+        inputs=inputs,
     )
-    path = out / name / "encoder.safetensors"
-    if first:
-        path = conversion.ensure(arguments.ckpt, path)
-    loaded = encoder.load(distributed.share(path), device=device)
-    entry = start(node, config, preset, loaded, env)
-    status = _measure(module, loaded, config, env, entry)
+    entry = start(identity, preset, node, encoder, env)
+    status = measure(module, encoder, config, env, entry)
     if not first:
         return status
     written = record.write(out / "records", entry)
-    if not status:
-        training_state.clear(env.out_dir)
     if status:
         print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
     else:
+        training_state.clear(env.out_dir)
         print(json.dumps(entry["metrics"], indent=2))
     print(f"record: {written}")
     return status
 
 
-def _measure(module: Any, encoder: Any, config: Any, env: Env, entry: dict[str, Any]) -> int:
-    """Runs the task and completes its record; the exit status."""
+def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder", env: Env) -> dict[str, Any]:
+    """Everything about a run that is known before it begins; the status is failed until it has ended."""
+    return {
+        **identity,
+        "encoder": env.out_dir.parent.name,
+        "encoder_source": encoder.source,
+        "preset": preset,
+        "paper_config": as_json(paper_config(node)),
+        "toy_data": layouts.is_toy(env.data_root),
+        "status": "failed",
+        "reason": "",
+        "metrics": {},
+        "unit": "percent",
+        "standard_error": {},
+        "protocol": {},
+        "epoch_rule": "final epoch",
+        "images_asked": {},
+        "images_evaluated": {},
+        "work": f"{env.out_dir.parent.name}/{env.out_dir.name}",
+        "device": env.device,
+        "versions": record.versions(),
+        "git": record.git_state(),
+        "started_utc": record.utc_now(),
+        "seconds": 0.0,
+    }
+
+
+def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: dict[str, Any]) -> int:
+    """Runs a task and completes its record; the exit status."""
     import torch
 
-    from evaluate.data import layouts
-
     begun = time.monotonic()
-    entry["data_fingerprint"] = layouts.fingerprint(env.data_root, module.reads(config))
     try:
+        for name in module.reads(config):
+            layouts.require(env.data_root, name)
         torch.manual_seed(env.seed)
         entry["metrics"] = {key: float(value) for key, value in module.run(encoder, config, env).items()}
         entry["status"], status = "ok", 0
@@ -111,56 +186,46 @@ def _measure(module: Any, encoder: Any, config: Any, env: Env, entry: dict[str, 
     return status
 
 
+def _inputs(arguments: argparse.Namespace, node: Node) -> dict[str, Path]:
+    """``--input NAME=FILE`` by name. Raises UserError for a name that the task does not know."""
+    given = {}
+    for text in arguments.input:
+        name, separator, file = text.partition("=")
+        if not separator or name not in node.inputs:
+            legal = ", ".join(f"{name}=FILE" for name in node.inputs) or "none"
+            raise UserError(f"--input {text}: the inputs of {node.task} are {legal}")
+        given[name] = Path(file)
+    return given
+
+
 def _parser(task: str, module: Any) -> argparse.ArgumentParser:
-    settings = "\n".join(f"  {f.name} = {getattr(module.PRESETS['paper'], f.name)!r}" for f in dataclasses.fields(module.Config))
     parser = argparse.ArgumentParser(
         prog=f"python -m evaluate.{task}",
         description=module.__doc__,
-        epilog=f"settings for --set, with the paper's values:\n{settings}",
+        epilog=f"settings for --set, with the paper's values:\n{help_text(module.PRESETS['paper'])}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of any known format, or an encoder.safetensors")
     parser.add_argument("--data-root", type=Path, required=True, help="folder that holds imagenet/, coco/, … (README, data layout)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="records go to OUT/records, work files to OUT/NAME (default: out)")
     parser.add_argument("--name", help="name of the row (default: the checkpoint's file name)")
-    parser.add_argument("--preset", choices=sorted(module.PRESETS), default="paper")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting of the preset")
+    parser.add_argument("--preset", choices=sorted(module.PRESETS), help="where the settings begin (default: paper)")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="take the settings of a record, or of a file that run_all.py wrote")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--workers", type=at_least_zero, help="data loading processes (default: the cores' share of a GPU, none on a CPU)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     parser.add_argument("--limit", type=at_least_one, help="read at most so many images of each set; marked in the record")
-    parser.add_argument("--classifier", type=Path, help="fine-tuned classifier (robustness only)")
+    named = sorted({name for node in _nodes(task) for name in node.inputs})
+    if named:
+        parser.add_argument("--input", action="append", default=[], metavar="NAME=FILE", help=f"a file that another task made: {', '.join(named)}")
+    for name in named:
+        parser.add_argument(f"--{name}", action="append", dest="input", type=lambda file, name=name: f"{name}={file}", help=argparse.SUPPRESS)
+    parser.set_defaults(input=[])
     return parser
 
 
-def start(task: str, config: Any, preset: str, encoder: Any, env: Any) -> dict[str, Any]:
-    """Everything about a run that is known before it begins."""
-    return {
-        "schema": SCHEMA,
-        "task": task,
-        "encoder": env.out_dir.parent.name,
-        "preset": preset,
-        "config": as_json(config),
-        "paper_config": as_json(paper_config(task)),
-        "seed": env.seed,
-        "limit": env.limit,
-        "encoder_fingerprint": encoder.fingerprint,
-        "encoder_source": encoder.source,
-        "data_fingerprint": None,
-        "toy_data": (env.data_root / "world.json").is_file(),
-        "classifier": sha256(env.classifier) if env.classifier and env.classifier.is_file() else None,
-        "status": "failed",
-        "reason": "",
-        "metrics": {},
-        "unit": "percent",
-        "protocol": {},
-        "epoch_rule": "final epoch",
-        "images_asked": {},
-        "images_evaluated": {},
-        "standard_error": {},
-        "device": env.device,
-        "versions": versions(),
-        "git": git_state(),
-        "started_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": 0.0,
-    }
+def _nodes(task: str) -> list[Node]:
+    from evaluate.harness.plan import NODES
+
+    return [node for node in NODES if node.task == task]

@@ -27,6 +27,7 @@ from evaluate.encoder.model import Encoder, build
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm import detector, recipes, runner
 from evaluate.runtime.errors import UserError
+from evaluate.runtime.precision import DTYPES
 
 SIZES = {  # width, blocks, heads, patch, image of the encoder
     "tiny": (48, 3, 3, 8, 32),
@@ -143,10 +144,8 @@ def parts(model: Any, wrapper: Any, step: Callable[[], Any], device: str) -> dic
 
 def matmul_rate(device: str, precision: str) -> float:
     """FLOP/s of a large matrix product."""
-    from evaluate.runtime.precision import TYPES
-
     side = 8192 if device.startswith("cuda") else 1024
-    matrix = torch.randn(side, side, device=device, dtype=TYPES.get(precision, torch.float32))
+    matrix = torch.randn(side, side, device=device, dtype=getattr(torch, DTYPES.get(precision, "float32")))
     return 2 * side**3 / seconds(lambda: matrix @ matrix, device, 5)
 
 

@@ -39,7 +39,7 @@ def recipe_of(recipe: str, dataset: str, family: str) -> str:
 
 
 def fill_encoder(cfg: Any, encoder: Any) -> None:
-    """Puts in what follows from the encoder: width, depth, strides and normalisation."""
+    """Puts in what follows from the encoder: width, depth, strides and normalization."""
     spec, model = encoder.spec, cfg.model
     strides = [4, 8, 16, 32, 64]
     if spec.family == "vit":

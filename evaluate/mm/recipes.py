@@ -35,10 +35,10 @@ def read_recipe(name: str) -> Any:
     return Config.fromfile(str(path))
 
 
-def shorten(cfg: Any, iterations: int | None, batch_size: int | None, learning_rate: float | None) -> None:
+def shorten(cfg: Any, iterations: int | None, batch_size: int | None, lr: float | None) -> None:
     """Replaces numbers of a recipe; the warm-up and the steps keep their place relative to the end."""
-    if learning_rate is not None:
-        cfg.optim_wrapper.optimizer.lr = learning_rate
+    if lr is not None:
+        cfg.optim_wrapper.optimizer.lr = lr
     if batch_size is not None:
         cfg.batch_size = batch_size
     if iterations is None:
@@ -61,7 +61,7 @@ def share_out(cfg: Any, env: Env) -> None:
     Raises:
         UserError: a batch that the processes cannot share evenly.
     """
-    _, size = distributed.world()
+    size = distributed.world_size()
     if cfg.batch_size % size:
         raise UserError(f"a batch of {cfg.batch_size} images cannot be shared by {size} processes; set batch_size to a multiple")
     cfg.train_dataloader.batch_size = cfg.batch_size // size
@@ -77,21 +77,21 @@ def share_out(cfg: Any, env: Env) -> None:
         cfg.merge_from_dict(_replaced(cfg.to_dict()["model"], "SyncBN", "BN"))
 
 
-def accumulate(cfg: Any, at_once: int | None) -> None:
-    """Splits each process's share of a batch into parts of ``at_once`` images whose gradients are summed before a step.
+def accumulate(cfg: Any, micro_batch: int | None) -> None:
+    """Splits each process's share of a batch into parts of ``micro_batch`` images whose gradients are summed before a step.
 
     mmengine counts parts as iterations, so all lengths grow with their number. BatchNorm sees a part at a time.
 
     Raises:
-        UserError: a share that is no multiple of ``at_once``.
+        UserError: a share that is no multiple of ``micro_batch``.
     """
     share = cfg.train_dataloader.batch_size
-    if at_once is None or at_once >= share:
+    if micro_batch is None or micro_batch >= share:
         return
-    if share % at_once:
-        raise UserError(f"{share} images a process cannot be taken {at_once} at once; set at_once to a divisor")
-    parts = share // at_once
-    cfg.train_dataloader.batch_size = at_once
+    if share % micro_batch:
+        raise UserError(f"{share} images a process cannot be taken {micro_batch} at once; set micro_batch to a divisor")
+    parts = share // micro_batch
+    cfg.train_dataloader.batch_size = micro_batch
     cfg.optim_wrapper.accumulative_counts = parts
     for scheduler in cfg.param_scheduler:
         for edge in ("begin", "end"):

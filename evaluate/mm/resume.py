@@ -14,7 +14,7 @@ import torch
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import Hook
 
-from results.atomic import remove_halves, whole
+from results.atomic import atomic_write, remove_partial
 
 KEPT = 2
 
@@ -23,8 +23,8 @@ def save(folder: Path, iteration: int, state: dict[str, Any]) -> None:
     """Writes ``<folder>/iter_<iteration>.pt`` whole or not at all, then removes all but the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"iter_{iteration}.pt"
-    remove_halves(folder, "iter_*.pt")
-    with whole(path) as written:
+    remove_partial(folder, "iter_*.pt")
+    with atomic_write(path) as written:
         torch.save(state, written)
     for old in newest_first(folder)[KEPT:]:
         old.unlink()

@@ -42,24 +42,24 @@ class QuickRunner(Runner):
 
 
 def train_and_test(
-    cfg: Any, name: str, encoder: Any, env: Env, at_once: int | None = None, precision: str = "auto", multi_scale: Any = None
+    cfg: Any, name: str, encoder: Any, env: Env, micro_batch: int | None = None, precision: str = "auto", multi_scale: Any = None
 ) -> dict[str, float]:
     """Runs a complete config from the encoder's weights in this process; mmengine's own output goes to ``out_dir/<name>.log``.
 
     Killed and started again, it goes on from its last state and returns the same.
 
     Args:
-        at_once: images that a process takes at once; ``None`` is its whole share of the batch.
+        micro_batch: images that a process takes at once; ``None`` is its whole share of the batch.
         precision: of the training's forward pass, as ``evaluate.runtime.precision`` names them; the test is in float32.
         multi_scale: a data loader of views (``evaluate.mm.multi_scale``) that a segmenter is tested on as well.
 
     Returns:
         The evaluator's metrics under its names; those of several scales with ``_ms`` at the end.
     """
-    rank, _ = distributed.world()
+    rank = distributed.rank()
     use_precision(cfg, arithmetic.resolve(precision, env.device), env.device)
     share_out(cfg, env)
-    accumulate(cfg, at_once)
+    accumulate(cfg, micro_batch)
     work_dir = env.out_dir / "work"
     identity = identity_of(cfg, encoder, env)
     cfg.work_dir = str(work_dir)

@@ -13,13 +13,13 @@ from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 
 
-def require_two_crops(cfg: Any, at_once: int | None, device: str) -> None:
+def require_two_crops(cfg: Any, micro_batch: int | None, device: str) -> None:
     """Raises UserError where BatchNorm of a map pooled to one pixel would see a single value: one crop at once in one process."""
-    _, size = distributed.world()
+    size = distributed.world_size()
     synchronised = size > 1 and device.startswith("cuda")
     share = cfg.batch_size // size
-    if min(at_once or share, share) == 1 and not synchronised:
-        raise UserError("UPerNet's BatchNorm needs at least two crops at once in a process; set batch_size or at_once higher")
+    if min(micro_batch or share, share) == 1 and not synchronised:
+        raise UserError("UPerNet's BatchNorm needs at least two crops at once in a process; set batch_size or micro_batch higher")
 
 
 def multi_scale_loader(cfg: Any) -> Any:
@@ -30,7 +30,7 @@ def multi_scale_loader(cfg: Any) -> Any:
 
 
 def fill_encoder(cfg: Any, encoder: Any) -> None:
-    """Puts in what follows from the encoder: width, depth and normalisation."""
+    """Puts in what follows from the encoder: width, depth and normalization."""
     spec, model = encoder.spec, cfg.model
     if spec.family == "vit":
         model.backbone.update(SegmentationBackbone.arguments(spec, encoder.model.state_dict()))

@@ -67,7 +67,7 @@ class LargeScaleJitter:
     """Flip, resize by a random scale, crop a square of at most ``size``, and take boxes anew from the cropped polygons.
 
     Args:
-        size: side of the square in pixels; smaller pictures are padded after normalisation, by the preprocessor.
+        size: side of the square in pixels; smaller pictures are padded after normalization, by the preprocessor.
         scales: range of the uniform scale.
         flip: probability of a horizontal flip, which comes first.
     """

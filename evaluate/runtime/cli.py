@@ -7,7 +7,7 @@ from pathlib import Path
 from evaluate.runtime.errors import UserError
 
 EXIT_FAILED, EXIT_USER, EXIT_SKIPPED = 1, 2, 3
-MOST_LOADING = 16  # data loading processes of one task, where none are asked for
+MAX_WORKERS = 16  # data loading processes of one task, where none are asked for
 
 
 def at_least_one(text: str) -> int:
@@ -30,12 +30,12 @@ def _whole_number(text: str, least: int) -> int:
 def loading_processes(asked: int | None, device: str, side_by_side: int) -> int:
     """Data loading processes of one of ``side_by_side`` processes of this machine: as asked, or what suits.
 
-    A GPU is given this process's share of the cores but one, at most MOST_LOADING; a CPU none, which needs its cores for the training.
+    A GPU is given this process's share of the cores but one, at most MAX_WORKERS; a CPU none, which needs its cores for the training.
     """
     if asked is not None:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(max(cores // side_by_side - 1, 1), MOST_LOADING) if device.startswith("cuda") else 0
+    return min(max(cores // side_by_side - 1, 1), MAX_WORKERS) if device.startswith("cuda") else 0
 
 
 def make_folder(path: Path) -> Path:

@@ -11,9 +11,14 @@ import torch
 import torch.distributed as dist
 
 
-def world() -> tuple[int, int]:
-    """(rank, number of processes)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def start(device: str) -> str:
@@ -33,19 +38,6 @@ def barrier() -> None:
         dist.barrier()
 
 
-def assemble(values: torch.Tensor, total: int) -> torch.Tensor:
-    """All rows in the order of the set, where this process holds rows ``rank, rank + world, …`` of ``total``; on every process."""
-    rank, size = world()
-    if size == 1:
-        return values
-    longest = -(-total // size)
-    padded = values.new_zeros((longest, *values.shape[1:]))
-    padded[: len(values)] = values
-    parts = [torch.empty_like(padded) for _ in range(size)]
-    dist.all_gather(parts, padded)
-    return torch.stack(parts, dim=1).flatten(0, 1)[:total]
-
-
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Adds every parameter's gradient over the processes, in place."""
     if not dist.is_initialized():
@@ -55,7 +47,7 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
             dist.all_reduce(parameter.grad)
 
 
-def share(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """The first process's value, on every process."""
     if not dist.is_initialized():
         return value
@@ -64,9 +56,9 @@ def share(value: Any) -> Any:
     return values[0]
 
 
-def gather(value: Any) -> list[Any]:
+def gather_objects(value: Any) -> list[Any]:
     """Every process's value, in the order of ranks, on every process."""
-    values = [value] * world()[1]
+    values = [value] * world_size()
     if dist.is_initialized():
         dist.all_gather_object(values, value)
     return values

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 
-@dataclass
+@dataclass(frozen=True)
 class Env:
-    """Where a task runs, as opposed to what it measures.
+    """The data, the output folder, the device and the like of one task.
 
-    A task writes only below ``out_dir``. What it learns besides its metrics goes into the record through ``report``.
+    A task writes only below ``out_dir`` and the caches beside it. What it learns besides its metrics goes into the record through ``report``.
     """
 
     data_root: Path
@@ -17,9 +17,12 @@ class Env:
     device: str = "cpu"
     workers: int = 0
     seed: int = 0
-    limit: int | None = None  # at most so many images of each set; the record says so
-    classifier: Path | None = None  # the fine-tuned classifier that robustness measures
+    limit: int | None = None
+    """At most so many images of each set; the record says so."""
+    inputs: dict[str, Path] = field(default_factory=dict)
+    """Files that another task made, by the names that the task's node gives them."""
     notes: dict[str, Any] = field(default_factory=dict)
+    """What ``report`` has collected."""
 
     def report(self, **fields: Any) -> None:
         """Adds to the record: ``protocol`` (dict), ``images_asked``, ``images_evaluated`` (dicts by set), ``standard_error`` (dict by metric)."""

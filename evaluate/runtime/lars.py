@@ -1,4 +1,4 @@
-"""LARS, the optimiser of the linear probe."""
+"""LARS, the optimizer of the linear probe."""
 
 from collections.abc import Iterable
 

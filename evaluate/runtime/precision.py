@@ -4,11 +4,11 @@ bf16 is fast on GPUs and on CPUs with AMX, and four times slower than float32 on
 """
 
 import contextlib
+from typing import Literal, get_args
 
-import torch
-
-TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-CHOICES = ("auto", "fp32", *TYPES)
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+CHOICES: tuple[str, ...] = get_args(Precision)
+DTYPES = {"fp16": "float16", "bf16": "bfloat16"}  # by torch's names
 
 
 def resolve(precision: str, device: str) -> str:
@@ -22,4 +22,6 @@ def resolve(precision: str, device: str) -> str:
 
 def autocast(precision: str, device: str) -> contextlib.AbstractContextManager:
     """The context of a forward pass in a resolved precision."""
-    return torch.autocast(device.split(":")[0], TYPES[precision]) if precision in TYPES else contextlib.nullcontext()
+    import torch  # here, so that a config can name its precision without torch
+
+    return torch.autocast(device.split(":")[0], getattr(torch, DTYPES[precision])) if precision in DTYPES else contextlib.nullcontext()

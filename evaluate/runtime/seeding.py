@@ -4,7 +4,6 @@ import hashlib
 import random
 
 import numpy as np
-import torch
 
 
 def seed_of(*parts: int | str) -> int:
@@ -14,6 +13,8 @@ def seed_of(*parts: int | str) -> int:
 
 def seed_global(device: str, *parts: int | str) -> None:
     """Seeds Python's, numpy's and torch's global generators, for library code that draws from them (timm, dropout)."""
+    import torch  # here, since seed_of serves what does without torch
+
     seed = seed_of(*parts)
     random.seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)

@@ -1,67 +1,80 @@
-"""Settings from the command line: ``NAME=VALUE`` texts to the fields of a frozen dataclass."""
+"""Settings: the fields of a frozen dataclass, read strictly from text or JSON, and described for ``--help``.
 
+Every config of this project derives from ``Settings``. Bounds and choices stand in the annotations (``PositiveInt``, ``Literal``), the
+meaning of a field in the string below it. Types are strict: 2.7 is no number of epochs, ``true`` is no seed, infinity no learning rate.
+"""
+
+import ast
 import dataclasses
+import inspect
 import json
+import textwrap
+import types
 import typing
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Interval, Le, Lt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from evaluate.runtime.errors import UserError
 
+Probability = Annotated[float, Ge(0), Le(1)]
 
-def override(config: Any, assignments: dict[str, str]) -> Any:
-    """A copy of a frozen dataclass with ``{"epochs": "50"}``-style text values parsed to the fields' types.
+
+@dataclass(frozen=True)
+class Settings:
+    """Base of every config: strict types, no unknown names, finite numbers."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+Config = TypeVar("Config", bound=Settings)
+
+
+def as_json(config: Settings) -> dict[str, Any]:
+    """A config as JSON gives it back: tuples as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config from plain values; a field that is not among them has its default.
 
     Raises:
-        UserError: an unknown field (the legal ones are listed) or a value that is not of the field's type.
+        UserError: one sentence with the setting, its value and what is legal.
     """
-    hints = typing.get_type_hints(type(config))
-    legal = [f.name for f in dataclasses.fields(config)]
-    values: dict[str, Any] = {}
-    for name, text in assignments.items():
-        if name not in legal:
-            raise UserError(f"unknown setting {name!r}; the settings here are {', '.join(legal)}")
-        values[name] = _parse(name, text, hints[name])
     try:
-        return dataclasses.replace(config, **values)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+        return TypeAdapter(kind).validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise UserError(_sentence(kind, values, error)) from None
 
 
-def configure(module: Any, preset: str, assignments: dict[str, str]) -> tuple[str, Any]:
-    """The preset's name and its config with settings overridden; the setting ``preset`` chooses another preset of the task.
+def override(config: Config, assignments: Mapping[str, str]) -> Config:
+    """A copy of a config with ``{"epochs": "50"}``-style text values. Raises UserError as ``from_json`` does."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    values = {name: _value(text, hints[name]) if name in hints else text for name, text in assignments.items()}
+    return from_json(type(config), {**as_json(config), **values})
 
-    Raises UserError for an unknown preset or as ``override`` does.
+
+def read_config(path: Path, kind: type[Config]) -> tuple[str, Config]:
+    """The preset's name and the config that a file holds: a record, or what ``run_all.py`` writes for its tasks.
+
+    Raises:
+        UserError: an unreadable file, one of another form, or a config that is not legal.
     """
-    assignments = dict(assignments)
-    preset = assignments.pop("preset", preset)
-    if preset not in module.PRESETS:
-        raise UserError(f"there is no preset {preset!r} of {module.__name__}; the presets are {', '.join(module.PRESETS)}")
-    return preset, override(module.PRESETS[preset], assignments)
-
-
-def _parse(name: str, text: str, hint: Any) -> Any:
-    """One value by its annotation: str as it is, everything else as JSON that must have the annotated type."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | None)) else (hint,)
-    if text in ("none", "None", "null") and type(None) in options:
-        return None
-    if str in options:
-        return text
     try:
-        value = json.loads(text.lower() if text in ("True", "False") else text)
-    except json.JSONDecodeError:
-        value = None
-    for option in options:
-        origin = typing.get_origin(option) or option
-        if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if origin is tuple and isinstance(value, list):
-            return tuple(value)
-        if isinstance(origin, type) and isinstance(value, origin) and (origin is bool) == isinstance(value, bool):
-            return value
-    raise UserError(f"setting {name!r} takes a value like {hint}, not {text!r}")
+        content = json.loads(path.read_text())
+        preset, values = content["preset"], content["config"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--config {path} holds no settings ({type(error).__name__}: {error}); give a record, or a file that has preset and config") from error
+    if not isinstance(values, dict) or not isinstance(preset, str):
+        raise UserError(f"--config {path} holds no settings: config must be an object and preset a name; give a record")
+    return preset, from_json(kind, values)
 
 
-def split_overrides(assignments: list[str]) -> dict[str, dict[str, str]]:
+def split_overrides(assignments: Sequence[str]) -> dict[str, dict[str, str]]:
     """``["finetune.epochs=50"]`` to ``{"finetune": {"epochs": "50"}}``; a name without a dot goes under ``""``."""
     result: dict[str, dict[str, str]] = {}
     for text in assignments:
@@ -71,3 +84,98 @@ def split_overrides(assignments: list[str]) -> dict[str, dict[str, str]]:
         task, _, setting = name.rpartition(".")
         result.setdefault(task, {})[setting] = value
     return result
+
+
+def help_text(config: Settings) -> str:
+    """A line for each setting: its name, its value here, what is legal, and its meaning."""
+    hints, meanings = typing.get_type_hints(type(config), include_extras=True), field_docs(type(config))
+    lines = []
+    for field in dataclasses.fields(config):
+        value = json.dumps(as_json(config)[field.name])
+        lines.append(f"  {field.name} = {value}")
+        text = f"{_first_upper(legal_values(hints[field.name]))}. {meanings.get(field.name, '')}".strip()
+        lines += textwrap.wrap(text, 100, initial_indent="      ", subsequent_indent="      ")
+    return "\n".join(lines)
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """The string below each field of a dataclass and of its bases, by the field's name."""
+    found: dict[str, str] = {}
+    for cls in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(cls):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]  # it is a class
+        for field, below in zip(body, body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
+                found[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    return found
+
+
+def legal_values(hint: Any) -> str:
+    """What an annotation allows, in words: "a whole number above 0", "one of cls, mean, or none"."""
+    options = [option for option in _options(hint) if option is not types.NoneType]
+    text = " or ".join(_legal_option(option) for option in options)
+    return f"{text}, or none" if types.NoneType in _options(hint) else text
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _legal_option(hint: Any, plural: bool = False) -> str:
+    bounds = ""
+    if typing.get_origin(hint) is Annotated:
+        hint, *constraints = typing.get_args(hint)
+        bounds = _bounds(constraints)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"{'names' if plural else 'one'} of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
+        return f"a list of {count}{_legal_option(arguments[0], plural=True)}"
+    names = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), bool: ("true or false", "true or false"), str: ("text", "texts")}
+    return names[hint][plural] + bounds
+
+
+def _bounds(constraints: Sequence[Any]) -> str:
+    parts: list[Any] = []
+    for constraint in constraints:
+        parts += list(constraint) if isinstance(constraint, Interval) else [constraint]
+    low = next((part for part in parts if isinstance(part, Ge | Gt)), None)
+    high = next((part for part in parts if isinstance(part, Le | Lt)), None)
+    if isinstance(low, Ge) and isinstance(high, Le):
+        return f" from {low.ge} to {high.le}"
+    words = [f"from {low.ge} on" if isinstance(low, Ge) else f"above {low.gt}"] if low else []
+    words += [f"at most {high.le}" if isinstance(high, Le) else f"below {high.lt}"] if high else []
+    return f" {' and '.join(words)}" if words else ""
+
+
+def _value(text: str, hint: Any) -> Any:
+    """A setting's text as plain data: as it is where the setting is a text or a name, else as JSON."""
+    options = _options(hint)
+    if types.NoneType in options and text in ("none", "None", "null"):
+        return None
+    if any(option is str or typing.get_origin(option) is Literal for option in options):
+        return text
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except json.JSONDecodeError:
+        return text  # which the validation names
+
+
+def _sentence(kind: type[Settings], values: Mapping[str, Any], error: ValidationError) -> str:
+    """The first fault that a validation found, in one sentence."""
+    fault = error.errors()[0]
+    if not fault["loc"]:  # two settings that contradict each other
+        return str(fault.get("ctx", {}).get("error", fault["msg"]))
+    name = str(fault["loc"][0])
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = [field.name for field in dataclasses.fields(kind)]
+    if name not in fields:
+        return f"unknown setting {name!r}; the settings here are {', '.join(fields)}"
+    finite = "finite: " if fault["type"] == "finite_number" else ""
+    return f"setting {name!r} is {finite}{legal_values(hints[name])}, not {values[name]!r}"
+
+
+def _first_upper(text: str) -> str:
+    return text[:1].upper() + text[1:]

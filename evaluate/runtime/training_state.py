@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from evaluate.runtime.errors import UserError
-from results.atomic import remove_halves, whole
+from results.atomic import atomic_write, remove_partial
 
 FILE = "training_state.pt"
 
 
 def save(out_dir: Path, identity: str, state: dict[str, Any]) -> None:
     """Writes tensors and numbers atomically; ``identity`` says what is being trained, on what."""
-    remove_halves(out_dir, FILE)
-    with whole(out_dir / FILE) as written:
+    remove_partial(out_dir, FILE)
+    with atomic_write(out_dir / FILE) as written:
         torch.save({"identity": identity, **state}, written)
 
 

@@ -1,4 +1,4 @@
-"""Times one optimiser step of SiameseIM by part, beside a plain transcription of the reference arithmetic and the machine's ceiling.
+"""Times one optimizer step of SiameseIM by part, beside a plain transcription of the reference arithmetic and the machine's ceiling.
 
     python -m pretrain.benchmark --set batch_size=64                       the paper's model in fp32, and the transcription
     python -m pretrain.benchmark --set batch_size=512 --precision bf16 --compile    on a GPU

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as TF
 from pretrain.config import PretrainConfig
 from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_geometry, relative_positions
-from pretrain.methods.siameseim import SiameseIM, TokenBatchNorm, normalise
+from pretrain.methods.siameseim import SiameseIM, TokenBatchNorm, normalize
 from pretrain.optimizer import make_optimizer
 from pretrain.vit import LeanMlp
 
@@ -90,7 +90,7 @@ class Reference(SiameseIM):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(prediction.device.type, enabled=False):
-            p, t = prediction.float().reshape(-1, prediction.shape[-1]), normalise(target).reshape(-1, target.shape[-1])
+            p, t = prediction.float().reshape(-1, prediction.shape[-1]), normalize(target).reshape(-1, target.shape[-1])
             correlation = (t.T @ t) / len(t)
             attraction = ((p - t) ** 2).sum(-1).mean()
             spread = torch.diag(p @ correlation @ p.T).mean()

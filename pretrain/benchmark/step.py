@@ -1,4 +1,4 @@
-"""Seconds of one optimiser step by part, and what the machine could do at most."""
+"""Seconds of one optimizer step by part, and what the machine could do at most."""
 
 import argparse
 import dataclasses
@@ -23,7 +23,7 @@ from pretrain.optimizer import make_optimizer
 from pretrain.step import set_arithmetic
 from pretrain.vit import set_grad_checkpointing
 
-PARTS = ("augment", "target", "online", "loss", "backward", "optimiser", "EMA")
+PARTS = ("augment", "target", "online", "loss", "backward", "optimizer", "EMA")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,7 +75,7 @@ def matmul_ceiling(precision: str, device: str) -> float:
 
 
 def step_flops(config: PretrainConfig) -> float:
-    """Floating point operations of the model's matrix products, an image and optimiser step; the backward pass counts twice.
+    """Floating point operations of the model's matrix products, an image and optimizer step; the backward pass counts twice.
 
     The target has a forward pass only, and so has a frozen patch embedding. The loss's products are left out (under 1 %).
     """
@@ -134,7 +134,7 @@ def batch_source(config: PretrainConfig, reference: bool, paths: list[Path]) -> 
 def time_parts(
     model: Any, optimizer: Any, scaler: Any, source: Callable[[str], views.Batch], config: PretrainConfig, device: str, looped: bool
 ) -> dict[str, float]:
-    """Seconds of each part of one optimiser step; ``looped`` parameters are clipped one after the other."""
+    """Seconds of each part of one optimizer step; ``looped`` parameters are clipped one after the other."""
     clock = Clock(device)
     clock.mark("")
     batch = source(device)
@@ -155,7 +155,7 @@ def time_parts(
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
-    clock.mark("optimiser")
+    clock.mark("optimizer")
     model.after_step(0.5)
     clock.mark("EMA")
     return clock.seconds()

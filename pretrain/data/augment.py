@@ -19,7 +19,7 @@ JITTER_ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
 def finished(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainConfig) -> Tensor:
-    """View ``number`` (0 or 1), (B, 3, S, S) uint8 to normalised, by draws (B, COLOUR_DRAWS) in [0, 1)."""
+    """View ``number`` (0 or 1), (B, 3, S, S) uint8 to normalized, by draws (B, COLOUR_DRAWS) in [0, 1)."""
     device, batch = pixels.device, len(pixels)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
     rows = max(1, CPU_PIXELS // config.img_size**2) if device.type == "cpu" else batch

@@ -50,7 +50,7 @@ CACHE_BYTES = 256 * 2**20  # a set that fits, decoded, is decoded once
 STRIDE = 7919  # from a damaged image to the one in its place: far enough to leave a damaged folder, prime so that all are reached
 
 
-MOST_TRIED = 100
+MAX_REPLACEMENTS = 100
 
 
 class DataError(ValueError):
@@ -91,7 +91,7 @@ class ImageFolder(Dataset[Sample]):
     def read_or_replace(self, index: int) -> Sample:
         """The image, or another one in its place. Raises DataError where image after image is damaged."""
         damaged: dict[int, str] = {}
-        for number in range(min(len(self), MOST_TRIED)):
+        for number in range(min(len(self), MAX_REPLACEMENTS)):
             position = (index + number * STRIDE) % len(self)
             try:
                 return Sample(self.read(position), index, damaged)

@@ -24,7 +24,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What this process trains on in one optimiser step: its epoch and micro-batches, and the images that could not be read, by index."""
+    """What this process trains on in one optimizer step: its epoch and micro-batches, and the images that could not be read, by index."""
 
     epoch: int
     micro: list[views.Cut]
@@ -66,9 +66,9 @@ def order(images: int, epoch: int, config: PretrainConfig) -> np.ndarray:
 
 
 def steps_from(images: ImageFolder, first: int, micro_batch: int, config: PretrainConfig, workers: int) -> Iterator[Step]:
-    """This process's part of each optimiser step from the ``first`` of the run on, to the end of the last epoch.
+    """This process's part of each optimizer step from the ``first`` of the run on, to the end of the last epoch.
 
-    The images of a step are split into micro-batches first and over the processes then: what is normalised together is the same for
+    The images of a step are split into micro-batches first and over the processes then: what is normalized together is the same for
     one process with a micro-batch of 2N and for two with N.
     """
     steps = steps_per_epoch(len(images), config)

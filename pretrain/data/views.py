@@ -1,6 +1,6 @@
 """Two augmented views of an image, their crops, and the block mask of the online view.
 
-A worker cuts the crops (``cut``); colour, blur and normalisation run on whole batches (``finish``), on the model's device. Every
+A worker cuts the crops (``cut``); colour, blur and normalization run on whole batches (``finish``), on the model's device. Every
 random choice is made from numbers that depend on (seed, epoch, image index) alone, so that neither the number of workers nor a
 restart changes a run. Axes: B batch, H W source image, S = img_size, N patches.
 """
@@ -47,7 +47,7 @@ class Cut(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method trains on: views (B, 3, S, S) normalised, mask (B, N) bool, geometry of view 2 in view 1, indices (B,).
+    """What a method trains on: views (B, 3, S, S) normalized, mask (B, N) bool, geometry of view 2 in view 1, indices (B,).
 
     ``view2`` is None for a method of one view.
 
@@ -168,7 +168,7 @@ def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray,
 
 
 def finish(crops: Cut, epoch: int, config: PretrainConfig) -> Batch:
-    """Colour, blur, solarisation and normalisation of the views, on the device where the crops lie."""
+    """Colour, blur, solarisation and normalization of the views, on the device where the crops lie."""
     draws = uniforms(config.seed, epoch, crops.index.numpy(), 2 * (CUT_DRAWS + COLOUR_DRAWS) + config.num_patches)
     _, colour1, colour2, noise = np.split(draws, np.cumsum([2 * CUT_DRAWS, COLOUR_DRAWS, COLOUR_DRAWS]), axis=1)
     view1 = finished(crops.view1, colour1, 0, config)

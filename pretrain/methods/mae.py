@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.config import PretrainConfig
 from pretrain.data.views import Batch
 from pretrain.geometry import sincos_2d
-from pretrain.vit import LAYER_NORM, blocks, initialise, take, under_our_names
+from pretrain.vit import LAYER_NORM, blocks, initialize, take, under_our_names
 
 TARGET_EPS = 1e-6  # added to the variance of a patch
 
@@ -48,7 +48,7 @@ class MAE(nn.Module):
         self.decoder_blocks = blocks(config.decoder_depth, narrow, config.decoder_num_heads, config.mlp_ratio)
         self.decoder_norm = LAYER_NORM(narrow)
         self.decoder_pred = nn.Linear(narrow, 3 * config.patch_size**2)
-        initialise(self, self.patch_embed, self.cls_token, self.mask_token)
+        initialize(self, self.patch_embed, self.cls_token, self.mask_token)
         self.patch_embed.requires_grad_(config.train_patch_embed)
 
     def after_step(self, progress: float) -> None:
@@ -63,7 +63,7 @@ class MAE(nn.Module):
         visible, mask = random_mask(noise, self.num_visible)
         prediction = self.decode(self.encode(images, visible), visible)
         target = patchify(images, self.patch_size)
-        target = normalise(target) if self.norm_pix_loss else target
+        target = normalize(target) if self.norm_pix_loss else target
         return Outputs(masked_loss(prediction, target, mask), prediction, mask)
 
     def hidden(self, batch: Batch) -> Tensor:
@@ -104,7 +104,7 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return patches.permute(0, 2, 3, 4, 5, 1).flatten(1, 2).flatten(2)
 
 
-def normalise(patches: Tensor) -> Tensor:
+def normalize(patches: Tensor) -> Tensor:
     """(x - mean) / sqrt(var + eps) of each patch (B, N, P), with the unbiased variance."""
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + TARGET_EPS).sqrt()

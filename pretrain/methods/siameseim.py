@@ -22,7 +22,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
 from pretrain.optimizer import cosine
-from pretrain.vit import LAYER_NORM, blocks, initialise, take, under_our_names
+from pretrain.vit import LAYER_NORM, blocks, initialize, take, under_our_names
 
 TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5
 
@@ -120,7 +120,7 @@ class SiameseIM(nn.Module):
         self.decoder_pos_mlp = nn.Linear(2 * width, width)
         self.register_buffer("pos_embed", sincos_2d(config.grid_size, config.embed_dim))
         self.register_buffer("decoder_pos_embed", sincos_2d(config.grid_size, width))
-        initialise(self, self.online.patch_embed, self.online.cls_token, self.online.mask_token)
+        initialize(self, self.online.patch_embed, self.online.cls_token, self.online.mask_token)
         self.online.patch_embed.requires_grad_(config.train_patch_embed)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
@@ -160,7 +160,7 @@ class SiameseIM(nn.Module):
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The UniGrad loss of prediction and target, both (B, N, D)."""
-        return unigrad_loss(prediction, normalise(target), self.neg_weight)
+        return unigrad_loss(prediction, normalize(target), self.neg_weight)
 
     def predict(self, online: Tensor, visible: Tensor, geometry: RelativeGeometry) -> Tensor:
         """Online tokens (B, 1+V, D) and their cells (B, V) to the predicted tokens of view 2 (B, N, D)."""
@@ -186,7 +186,7 @@ def visible_cells(mask: Tensor, count: int) -> Tensor:
     return mask.byte().argsort(dim=1, stable=True)[:, :count]  # nonzero() would make the CPU wait for the device
 
 
-def normalise(target: Tensor) -> Tensor:
+def normalize(target: Tensor) -> Tensor:
     """LayerNorm over the width without affine parameters, in float32."""
     return F.layer_norm(target.float(), target.shape[-1:], eps=TARGET_NORM_EPS)
 

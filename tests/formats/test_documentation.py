@@ -16,7 +16,7 @@ def row(known: formats.Format) -> str:
     semantics = f"{known.layer_norm_eps:g}, {known.activation}" if known.family == "vit" else "1e-05 (BatchNorm)"
     return (
         f"| `{known.name}` | {known.description.replace('|', chr(92) + '|')} | {places} | {marks} | {', '.join(known.branches)} | {known.pooling} "
-        f"| {semantics} | {NORMALISATIONS[known.normalisation]} | {known.interpolation} |"
+        f"| {semantics} | {NORMALISATIONS[known.normalization]} | {known.interpolation} |"
     )
 
 

@@ -133,7 +133,7 @@ def test_converts_with_the_right_features(known: formats.Format, tmp_path) -> No
         assert all(check.get("passed") for check in certificate.checks.values()), "a framework was left out"
         assert len(certificate.checks) >= (4 if known.family == "vit" else 2)
         loaded = encoder.load(out)
-        assert (loaded.spec.mean, loaded.spec.std) == known.normalisation
+        assert (loaded.spec.mean, loaded.spec.std) == known.normalization
         assert loaded.spec.layer_norm_eps == known.layer_norm_eps or known.family == "resnet" or known.adjust
         features = loaded.forward_tokens(fixed_image(loaded.spec.img_size))
         outputs.append(features.pooled("mean"))

@@ -18,7 +18,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def tiny_encoder(seed: int = 0, **changes) -> Encoder:
-    """A randomly initialised ViT of the demo's size; norms, biases and scales are drawn too, so that each shows."""
+    """A randomly initialized ViT of the demo's size; norms, biases and scales are drawn too, so that each shows."""
     from evaluate.encoder.model import build
 
     spec = EncoderSpec(**{

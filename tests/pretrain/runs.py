@@ -115,7 +115,7 @@ def wait_for_step(out: Path, step: int, ended: Callable[[], object] = lambda: No
 
 
 def same(first: object, second: object) -> bool:
-    """Whether two checkpoints hold the same bits: weights, running statistics, optimiser and counts."""
+    """Whether two checkpoints hold the same bits: weights, running statistics, optimizer and counts."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     if isinstance(first, dict):

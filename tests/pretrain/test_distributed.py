@@ -171,7 +171,7 @@ def test_batch_norm_over_two_processes(tmp_path):
 
 
 def test_micro_batches_are_split_over_the_processes(tmp_path):
-    """What is normalised together is processes x micro-batch: 1 x 4 is 2 x 2, but not 1 x 8."""
+    """What is normalized together is processes x micro-batch: 1 x 4 is 2 x 2, but not 1 x 8."""
     images = write_images(tmp_path / "images")
 
     def losses(processes: int, micro_batch: int) -> list[float]:
@@ -183,4 +183,4 @@ def test_micro_batches_are_split_over_the_processes(tmp_path):
     assert losses(2, 2) == pytest.approx(one, rel=1e-4)
     assert losses(1, 8) != pytest.approx(one, rel=1e-3)
     again = Run(images, tmp_path / "1 4", "--micro-batch", "8")
-    assert again.statuses() == [0] and "8 images are normalised together from here on, not 4 as before" in again.said()
+    assert again.statuses() == [0] and "8 images are normalized together from here on, not 4 as before" in again.said()

@@ -82,7 +82,7 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_is_one_sentence_and_costs_nothing_once_there_is_room(images, unbroken, small_disk):
     ballast = small_disk / "ballast"
-    size = sum(value.nbytes for value in unbroken()["model"].values()) * 2  # with the optimiser's
+    size = sum(value.nbytes for value in unbroken()["model"].values()) * 2  # with the optimizer's
     ballast.write_bytes(bytes(8 * 2**20 - size * 9 // 5))
     run = Run(images, small_disk / "out")
     assert run.statuses() == [2]
@@ -184,7 +184,7 @@ def test_too_many_such_steps_in_a_row_stop_the_run(images, tmp_path, processes):
     sabotage = functools.partial(_not_finite, "gradient", processes - 1, 2, 99)
     run = Run(images, tmp_path / "out", "--set", "epochs=5", processes=processes, sabotage=sabotage)
     assert run.statuses() == [2] * processes
-    assert run.said().count(f"{faults.MOST_SKIPPED} steps in a row were not finite, up to step 11") == 1
+    assert run.said().count(f"{faults.MAX_SKIPPED_STEPS} steps in a row were not finite, up to step 11") == 1
     assert _images_of(11, processes, processes - 1)[0] in run.said().splitlines()[-1]
     assert run.said(processes - 1).count("pretrain.train:") == (1 if processes == 1 else 0)
     model = content(tmp_path / "out")["model"]

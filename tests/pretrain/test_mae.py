@@ -80,7 +80,7 @@ def test_loss_equals_the_naive_loop():
         values = pixels[image, patch].numpy()
         target = (values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-6)
         total, count = total + ((prediction[image, patch].numpy() - target) ** 2).mean(), count + 1
-    assert mae.masked_loss(prediction, mae.normalise(pixels), mask).item() == pytest.approx(total / count, rel=1e-6)
+    assert mae.masked_loss(prediction, mae.normalize(pixels), mask).item() == pytest.approx(total / count, rel=1e-6)
 
 
 def test_hidden_pixels_do_not_reach_the_prediction():

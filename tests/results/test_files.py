@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from results.atomic import remove_halves, sha256, whole
+from results.atomic import atomic_write, remove_partial, sha256
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from results.atomic import whole
-with whole(Path(sys.argv[1])) as written:
+from results.atomic import atomic_write
+with atomic_write(Path(sys.argv[1])) as written:
     written.write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -22,7 +22,7 @@ with whole(Path(sys.argv[1])) as written:
 def test_it_takes_the_name_when_all_is_written(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")
-    with whole(path) as written:
+    with atomic_write(path) as written:
         assert written.suffix == ".json"  # numpy and the formats go by it
         written.write_text("new")
         assert path.read_text() == "old" and list(tmp_path.glob("*.json")) == [path]
@@ -30,7 +30,7 @@ def test_it_takes_the_name_when_all_is_written(tmp_path):
 
 
 def test_a_folder_is_written_likewise(tmp_path):
-    with whole(tmp_path / "model") as written:
+    with atomic_write(tmp_path / "model") as written:
         written.mkdir()
         (written / "config.json").write_text("{}")
     assert [path.name for path in tmp_path.rglob("*")] == ["model", "config.json"]
@@ -39,7 +39,7 @@ def test_a_folder_is_written_likewise(tmp_path):
 def test_a_failure_leaves_what_was_there(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError), whole(path) as written:
+    with pytest.raises(RuntimeError), atomic_write(path) as written:
         written.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -52,14 +52,14 @@ def test_a_kill_leaves_what_was_there(tmp_path):
     assert done.returncode == -signal.SIGKILL
     assert path.read_text() == "old" and list(tmp_path.glob("*.json")) == [path]
     assert [half.name.startswith(".a.json.") for half in tmp_path.glob("*.part")] == [True]  # it says whose it was
-    remove_halves(tmp_path, "b.json")
+    remove_partial(tmp_path, "b.json")
     assert list(tmp_path.glob("*.part"))
-    remove_halves(tmp_path, "a.*")
+    remove_partial(tmp_path, "a.*")
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="absent"), whole(tmp_path / "absent" / "a.json"):
+    with pytest.raises(FileNotFoundError, match="absent"), atomic_write(tmp_path / "absent" / "a.json"):
         pass
 
 

@@ -43,7 +43,7 @@ def _format(name: str, description: str, signature: str, roles: dict[str, str]) 
         groups=("model", "module", "state_dict", ""),
         has=(r"blocks\.\d+\.attn\.q_bias", signature),
         branches={"encoder": Branch(ROWS, roles)},
-        normalisation=HALF,
+        normalization=HALF,
         pooling="mean",
         fix=share_table,
     )

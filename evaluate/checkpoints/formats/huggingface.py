@@ -122,8 +122,8 @@ def _vit(name: str, description: str, prefix: str, **extra: Any) -> tuple[Format
 
 FORMATS = (
     *_vit("hf_vit_mae", "Hugging Face ViT-MAE", "vit.", has=(r"decoder\..+",)),
-    *_vit("hf_vit", "Hugging Face ViT with a head", "vit.", lacks=(r"decoder\..+",), normalisation=HALF),
-    *_vit("hf_vit_model", "Hugging Face ViT with a pooler", "", has=(r"pooler\.dense\.weight",), normalisation=HALF),
+    *_vit("hf_vit", "Hugging Face ViT with a head", "vit.", lacks=(r"decoder\..+",), normalization=HALF),
+    *_vit("hf_vit_model", "Hugging Face ViT with a pooler", "", has=(r"pooler\.dense\.weight",), normalization=HALF),
     *_vit("hf_dino", "Hugging Face ViT without pooler, as DINO's", "", lacks=(r"pooler\.dense\..+",)),
     Format(
         name="hf_clip",
@@ -132,7 +132,7 @@ FORMATS = (
         groups=("", "state_dict", "model"),
         has=(r"vision_model\.encoder\.layers\.\d+\.self_attn\.q_proj\.weight", r"vision_model\.pre_layrnorm\.weight"),
         branches={"vision": Branch(TOWER, TOWER_ROLES)},
-        normalisation=CLIP,
+        normalization=CLIP,
         layer_norm_eps=1e-5,
         activation="quick_gelu",
         fix=batch_dimension,

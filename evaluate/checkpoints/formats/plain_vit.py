@@ -120,7 +120,7 @@ FORMATS = (
             or (group == "" and checkpoint.path.suffix == ".safetensors")
         ),
         branches={"encoder": Branch(PLAIN, VIT_ROLES), "ema": Branch(PLAIN, VIT_ROLES, "state_dict_ema")},
-        normalisation=HALF,
+        normalization=HALF,
         interpolation="bicubic_antialias",
         bare_positions=True,
         adjust=timm_semantics,

@@ -56,7 +56,7 @@ FORMATS = (
     ),
     _resnet(
         "simclr_converted", "SimCLR converted from TensorFlow; its pictures are in [0, 1] without mean and std", {"encoder": _branch("", FC)},
-        groups=("state_dict",), has=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"), test=only_weights, normalisation=UNIT,
+        groups=("state_dict",), has=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"), test=only_weights, normalization=UNIT,
         lacks=(r"(projection_head|prototypes)\..+",),
     ),
     _resnet(

@@ -58,7 +58,7 @@ class Format:
     has: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
     test: Callable[[Checkpoint, str], bool] | None = None
-    normalisation: tuple[tuple[float, float, float], tuple[float, float, float]] = IMAGENET
+    normalization: tuple[tuple[float, float, float], tuple[float, float, float]] = IMAGENET
     layer_norm_eps: float = 1e-6
     activation: str = "gelu"
     pooling: str = "cls"

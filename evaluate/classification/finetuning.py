@@ -1,0 +1,74 @@
+"""End-to-end training of a classifier: mixup and erasing on the batch, layer-wise rates, mixed precision."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.data.mixup import Mixup, mixup_target
+from timm.data.random_erasing import RandomErasing
+from torch import nn
+
+from evaluate.classification import loop
+from evaluate.classification.classifier import Classifier
+from evaluate.classification.layer_decay import parameter_groups
+from evaluate.classification.setup import Setup
+from evaluate.data.loader import Images, batches
+from evaluate.data.transforms import FinetuneAugmentation, normalize
+from evaluate.runtime import distributed, precision
+from evaluate.runtime.env import Env
+from evaluate.runtime.seeding import seed_global
+
+Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
+
+def make_optimizer(model: Classifier, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW with a learning rate that falls with depth; the loop sets it at every step."""
+    depth = model.encoder.spec.depth if model.encoder.spec.family == "vit" else 0
+    groups = parameter_groups(model.named_timm_parameters(), depth, layer_decay, weight_decay)
+    return torch.optim.AdamW([{key: group[key] for key in ("params", "weight_decay", "scale")} for group in groups], lr=0.0)
+
+
+def make_mix(classes: int, device: str, *, mixup: float, cutmix: float, switch_prob: float, label_smoothing: float, erasing_prob: float) -> Mix:
+    """From a normalized batch and its labels to the batch seen, erased and mixed, and its soft targets (B, C)."""
+    erase = RandomErasing(erasing_prob, mode="pixel", device=device)
+    if mixup or cutmix:
+        mix = Mixup(mixup, cutmix, prob=1.0, switch_prob=switch_prob, label_smoothing=label_smoothing, num_classes=classes)
+        return lambda images, labels: mix(erase(images), labels)
+    return lambda images, labels: (erase(images), mixup_target(labels, classes, 1.0, label_smoothing))
+
+
+def fit(
+    model: Classifier,
+    setup: Setup,
+    env: Env,
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[float], float],
+    augmentation: FinetuneAugmentation,
+    mix: Mix,
+) -> None:
+    """Trains in place to the last epoch; ``rate`` gives the learning rate at a fractional epoch."""
+    spec, sampler = model.encoder.spec, setup.sampler
+    scaler = torch.amp.GradScaler(env.device.split(":")[0], enabled=setup.precision == "fp16")
+    parallel: nn.Module = nn.parallel.DistributedDataParallel(model) if sampler.world_size > 1 else model
+    parallel.train()
+
+    def step(number: int, part: int, batch: Any) -> torch.Tensor:
+        if part == 0:
+            optimizer.zero_grad(set_to_none=True)
+        pixels, labels = batch
+        seed_global(env.device, env.seed, "step", number, part, sampler.rank)
+        images, targets = mix(normalize(pixels, spec.mean, spec.std, env.device), labels.to(env.device))
+        last = part == sampler.micro_batches - 1
+        waits = sampler.world_size > 1 and not last
+        with parallel.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # DDP's, where there are several
+            with precision.autocast(setup.precision, env.device):
+                logits = parallel(images)
+            # the mean over the step's whole batch: DDP divides by the number of processes
+            loss = -(targets * logits.float().log_softmax(dim=1)).sum() * sampler.world_size / sampler.batch
+            scaler.scale(loss).backward()
+        return loss
+
+    parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
+    loop.train("fine-tuning", setup, env, parts, lambda left: batches(Images(setup.train, augmentation), left, env.workers), rate, step)
+    distributed.broadcast(list(model.buffers()))  # a ResNet's batch norm: each process has its own running statistics

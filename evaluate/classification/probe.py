@@ -1,0 +1,115 @@
+"""A linear head on frozen tokens: how it is made, what it sees, how it is trained and tested."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.layers import trunc_normal_
+from torch import nn
+
+from evaluate.classification import features, loop, metrics
+from evaluate.classification.sampler import BatchSampler
+from evaluate.classification.setup import Setup
+from evaluate.data.loader import Images, batches
+from evaluate.data.transforms import RandomCropFlip, SingleDrawCropFlip, normalize
+from evaluate.encoder import Encoder
+from evaluate.runtime import distributed, precision
+from evaluate.runtime.env import Env
+from evaluate.runtime.lars import LARS
+
+BATCH_NORM_EPS, HEAD_STD = 1e-6, 0.01
+CROPS = {"single_draw": SingleDrawCropFlip, "torchvision": RandomCropFlip}
+
+
+def make_head(width: int, classes: int, batch_norm: bool = True) -> nn.Sequential:
+    """Batch norm without affine and a linear layer, initialized as the official code does."""
+    linear = nn.Linear(width, classes)
+    trunc_normal_(linear.weight, std=HEAD_STD)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS) if batch_norm else nn.Identity(), linear)
+
+
+def make_optimizer(head: nn.Module, name: str, momentum: float, weight_decay: float, trust: float) -> torch.optim.Optimizer:
+    """LARS, LARC (LARS on every tensor) or SGD; the loop sets the rate at every step."""
+    if name == "sgd":
+        return torch.optim.SGD(head.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
+    return LARS(head.parameters(), 0.0, weight_decay, momentum, trust, vectors=name == "larc")
+
+
+@dataclass(frozen=True)
+class FrozenInputs:
+    """Where a head's inputs come from: the frozen encoder's ``pooling`` token of a setup's images."""
+
+    encoder: Encoder
+    pooling: str
+    setup: Setup
+    env: Env
+
+    def augmented(self, crop: str) -> Callable[[BatchSampler], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+        """What the head sees, (B, D), and labels (B,), a micro-batch at a time, of crops that are drawn anew each epoch."""
+        spec, env = self.encoder.spec, self.env
+        transform = CROPS[crop](self.setup.crop.crop, self.setup.crop.interpolation, env.seed)
+
+        def draw(sampler: BatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for pixels, labels in batches(Images(self.setup.train, transform), sampler, env.workers):
+                with torch.no_grad():
+                    with precision.autocast(self.setup.precision, env.device):
+                        cls, mean = features.frozen_tokens(self.encoder, normalize(pixels, spec.mean, spec.std, env.device))
+                    chosen = cls if self.pooling == "cls" else mean
+                    assert chosen is not None
+                    tokens = features.probe_input(self.encoder, self.pooling, chosen[:, -1].float())
+                yield tokens, labels.to(env.device)
+
+        return draw
+
+    def cached(self) -> Callable[[BatchSampler], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
+        """As ``augmented``, of test crops that are computed once."""
+        tokens = features.extract(self.encoder, self.setup.train, self.setup.crop, self.env, self.setup.precision).tokens(self.pooling)
+        assert tokens is not None
+        labels = torch.from_numpy(self.setup.train.labels)
+
+        def draw(sampler: BatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+            for samples in sampler:
+                chosen = torch.tensor([index for _, index in samples])
+                with torch.no_grad():
+                    seen = features.probe_input(self.encoder, self.pooling, tokens[chosen].to(self.env.device))
+                yield seen, labels[chosen].to(self.env.device)
+
+        return draw
+
+    def correct(self, head: nn.Module, max_unreadable: int = 0) -> dict[str, torch.Tensor]:
+        """Whether the head is right on each image of val, bool (n,), by metric."""
+        found = features.extract(self.encoder, self.setup.val, self.setup.crop, self.env, self.setup.precision, max_unreadable=max_unreadable)
+        tokens, labels = found.tokens(self.pooling), torch.from_numpy(found.labels)
+        assert tokens is not None
+        self.env.report(unreadable_images={"val": found.unreadable})
+        with torch.inference_mode():
+            logits = head.eval()(features.probe_input(self.encoder, self.pooling, tokens.to(self.env.device))).cpu()
+        return {f"top{k}": metrics.topk_correct(logits, labels, k) for k in (1, 5)}
+
+
+def fit(
+    head: nn.Module,
+    setup: Setup,
+    env: Env,
+    optimizer: torch.optim.Optimizer,
+    rate: Callable[[float], float],
+    inputs: Callable[[BatchSampler], Iterator[tuple[torch.Tensor, torch.Tensor]]],
+) -> None:
+    """Trains the head in place to the last epoch; ``rate`` gives the learning rate at a fractional epoch."""
+    head.train()
+    sampler = setup.sampler
+
+    def step(number: int, part: int, batch: Any) -> torch.Tensor:
+        if part == 0:
+            optimizer.zero_grad()
+        tokens, labels = batch
+        loss = nn.functional.cross_entropy(head(tokens), labels, reduction="sum") / sampler.batch
+        loss.backward()
+        if part == sampler.micro_batches - 1:
+            distributed.sum_gradients(list(head.parameters()))
+        return loss
+
+    loop.train("the linear probe", setup, env, {"head": head, "optimizer": optimizer}, inputs, rate, step)
+    distributed.broadcast(list(head.buffers()))
