@@ -1,7 +1,8 @@
 # ruff: noqa: F403, F405
 """Mask R-CNN with a ResNet encoder, C4, on COCO 2017: MoCo's 2x schedule, 180,000 iterations.
 
-    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR --set recipe=mask_rcnn_resnet_c4_2x_coco
+    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR \\
+        --set recipe=mask_rcnn_resnet_c4_2x_coco
 
 MoCo v1's ResNet-50 gives box AP 40.7 and mask AP 35.4 (arXiv 1911.05722, table 5), on 8 GPUs with two images each.
 """

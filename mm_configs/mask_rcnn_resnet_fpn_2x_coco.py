@@ -1,7 +1,8 @@
 # ruff: noqa: F403, F405
 """Mask R-CNN with a ResNet encoder and FPN on COCO 2017: the 1x recipe, twice as long.
 
-    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR --set recipe=mask_rcnn_resnet_fpn_2x_coco
+    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR \\
+        --set recipe=mask_rcnn_resnet_fpn_2x_coco
 
 MoCo v1's ResNet-50 gives box AP 40.8 and mask AP 36.9 (arXiv 1911.05722, table 5), on 8 GPUs with two images each.
 """

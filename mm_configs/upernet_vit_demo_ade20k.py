@@ -1,5 +1,8 @@
 # ruff: noqa: F403, F405
-"""The demo's segmenter: the paper's with a small head, small crops and a schedule of seconds. Its numbers compare with nothing."""
+"""The demo's segmenter: the paper's with a small head, small crops and a schedule of seconds.
+
+Its numbers compare with nothing.
+"""
 
 from mmengine.config import read_base
 
@@ -9,19 +12,24 @@ with read_base():
 crop = 64
 batch_size = 4
 max_iters = 150
-model.data_preprocessor.update(size=(crop, crop))
-model.backbone.update(img_size=(crop, crop), drop_path=0.0)
-# with so few channels ReLUs die, and classes that have none of their own (two of seven) are never learnt, however long it takes
-model.decode_head.update(channels=32, act_cfg=dict(type="GELU"))
-model.auxiliary_head.update(channels=16, act_cfg=dict(type="GELU"))
-model.test_cfg.update(crop_size=(crop, crop), stride=(42, 42))
+
+model.update(
+    data_preprocessor=dict(size=(crop, crop)),
+    backbone=dict(img_size=(crop, crop), drop_path=0.0),
+    # with so few channels ReLUs die, and classes that have none of their own (two of seven) are never learnt, however
+    # long it takes
+    decode_head=dict(channels=32, act_cfg=dict(type="GELU")),
+    auxiliary_head=dict(channels=16, act_cfg=dict(type="GELU")),
+    test_cfg=dict(crop_size=(crop, crop), stride=(42, 42)),
+)
+
 # fewer steps need a higher rate, and none of the encoder may stand still
-optim_wrapper.optimizer.update(lr=4e-3)
-optim_wrapper.paramwise_cfg.update(layer_decay=0.9)
+optim_wrapper.update(optimizer=dict(lr=4e-3), paramwise_cfg=dict(layer_decay=0.9))
 param_scheduler[0].update(end=15)
 param_scheduler[1].update(begin=15, end=max_iters)
+train_cfg.update(max_iters=max_iters, val_interval=max_iters + 1)
+
 train_dataloader.dataset.pipeline[2].update(scale=(4 * crop, crop), ratio_range=(0.8, 1.5))
 train_dataloader.dataset.pipeline[3].update(crop_size=(crop, crop))
 train_dataloader.dataset.pipeline[5].update(hue_delta=4)  # hue tells the toy classes apart
 test_dataloader.dataset.pipeline[1].update(scale=(4 * crop, crop))
-train_cfg.update(max_iters=max_iters, val_interval=max_iters + 1)

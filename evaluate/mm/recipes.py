@@ -23,16 +23,20 @@ def require_packages(*names: str) -> None:
             raise Skip(f"{name} cannot be imported ({error}); {INSTALL} and run again") from error
 
 
+def names() -> list[str]:
+    """The recipes of mm_configs; a file there whose name begins with ``_`` is a base of them."""
+    return sorted(path.stem for path in RECIPES.glob("[!_]*.py"))
+
+
 def read_recipe(name: str) -> Any:
     """The mmengine config ``mm_configs/<name>.py``. Raises UserError listing the recipes there are."""
     from mmengine.config import Config
 
     operators.provide()  # a recipe names classes of mmdet and mmseg
-    path = RECIPES / f"{name}.py"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.py")))
-        raise UserError(f"there is no recipe {name}; mm_configs has {known}")
-    return Config.fromfile(str(path))
+    known = names()
+    if name not in known:
+        raise UserError(f"there is no recipe {name}; mm_configs has {', '.join(known)}")
+    return Config.fromfile(str(RECIPES / f"{name}.py"))
 
 
 def shorten(cfg: Any, iterations: int | None, batch_size: int | None, lr: float | None) -> None:

@@ -15,12 +15,62 @@ from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import override
 from tests.mm.conftest import tiny_encoder, tiny_resnet
 
-RECIPES = sorted(path.stem for path in recipes.RECIPES.glob("*.py"))
+RECIPES = recipes.names()
+# of the recipes and of their bases
+SOURCES = {path.stem: path.read_text() for path in sorted(recipes.RECIPES.glob("*.py"))}
 # what evaluate/ and mmengine's Runner read; all else at top level must be a number that the file itself uses
 READ = {
     "default_scope", "model", "optim_wrapper", "param_scheduler", "train_dataloader", "test_dataloader", "test_evaluator", "train_cfg",
     "test_cfg", "batch_size", "precise_bn",
 }  # fmt: skip
+
+
+def inherited(name: str) -> set[str]:
+    """The files of mm_configs that a file imports from."""
+    imports = [node for node in ast.walk(ast.parse(SOURCES[name])) if isinstance(node, ast.ImportFrom)]
+    own = [node.module for node in imports if node.level or node.module.startswith("mm_configs.")]
+    return {module.rpartition(".")[2] for module in own}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_recipe_inherits_one_level_deep(name: str) -> None:
+    """A base inherits nothing; a recipe inherits bases, or the one full recipe that it varies, which inherits bases."""
+    parents = inherited(name)
+    if name not in RECIPES:
+        assert not parents, f"{name} is a base and inherits {parents}"
+    elif parents & set(RECIPES):
+        assert len(parents) == 1, f"{name} inherits {parents}; let it inherit bases, or one full recipe"
+        (full,) = parents
+        assert not inherited(full) & set(RECIPES), f"{name} inherits {full}, which inherits {inherited(full)}"
+    else:
+        assert parents, f"{name} inherits no base"
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.endswith("_lvis")])
+def test_the_detector_of_lvis_is_that_of_coco(name: str) -> None:
+    """The two state the same model, each for itself; LVIS' own are the loss and how many detections are kept."""
+    lvis, coco = (recipes.read_recipe(f"{name[:-5]}_{data}").to_dict()["model"] for data in ("lvis", "coco"))
+    for model in (lvis, coco):
+        del model["roi_head"]["bbox_head"]["loss_cls"]
+        del model["test_cfg"]["rcnn"]
+    assert lvis == coco
+
+
+def test_the_box_branch_of_voc_is_that_of_coco() -> None:
+    """C4's, stated by both; VOC has no masks and 20 classes."""
+    names = ("faster_rcnn_resnet_c4_24k_voc", "mask_rcnn_resnet_c4_1x_coco")
+    voc, coco = (recipes.read_recipe(name).to_dict()["model"] for name in names)
+    del coco["roi_head"]["mask_roi_extractor"], coco["roi_head"]["mask_head"], coco["train_cfg"]["rcnn"]["mask_size"]
+    coco["roi_head"]["bbox_head"]["num_classes"] = 20
+    assert voc.pop("type") is not coco.pop("type")
+    assert voc.pop("data_preprocessor") == {**coco.pop("data_preprocessor"), "pad_mask": False}
+    assert voc == coco
+
+
+def test_a_base_is_no_recipe() -> None:
+    assert set(SOURCES) - set(RECIPES) == {"_coco_instances", "_mask_rcnn", "_upernet_ade20k"}
+    with pytest.raises(UserError, match="there is no recipe _mask_rcnn; mm_configs has cascade_mask_rcnn_"):
+        recipes.read_recipe("_mask_rcnn")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -38,7 +88,7 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
     else:
         detector.fill_encoder(cfg, encoder)
         detector.fill_data(cfg, name.rpartition("_")[2], env)
-    text = "\n".join(path.read_text() for path in recipes.RECIPES.glob("*.py"))
+    text = "\n".join(SOURCES.values())
     for key, value in cfg.items():
         if key not in READ and not isinstance(value, type) and not callable(value):
             assert text.count(key) > 1, f"{name}: nobody reads {key}"
@@ -84,7 +134,7 @@ def test_a_detectors_free_settings_are_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "demo" not in name])
 def test_a_recipe_says_its_row_gpus_number_and_command(name: str) -> None:
-    text = ast.get_docstring(ast.parse((recipes.RECIPES / f"{name}.py").read_text()))
+    text = ast.get_docstring(ast.parse(SOURCES[name]))
     task = "segmentation" if name.startswith("upernet") else "detection"
     command = re.search(rf"-m evaluate\.{task} (.*?)\n\n", text, re.DOTALL)
     assert command and re.search(r"GPU|A100|V100", text) and re.search(r"\bm?AP\b|mIoU", text)
