@@ -21,7 +21,7 @@ from evaluate.harness import suite
 from evaluate.runtime.errors import UserError
 from pretrain.config import DEMO
 from pretrain.methods import siameseim
-from tests.tiny import WIDTH, mae_state
+from tests.factories import WIDTH, mae_state
 
 
 def test_our_own_checkpoint_both_branches(tmp_path) -> None:

@@ -8,7 +8,7 @@ from evaluate.checkpoints.reference import Semantics, Transformer
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.segmentation import SegmentationBackbone, out_blocks
 from evaluate.mm.backbones.vitdet import ViTDetBackbone, from_windows, global_blocks, to_windows
-from tests.mm.conftest import tiny_encoder, tiny_resnet
+from tests.factories import tiny_encoder, tiny_resnet
 
 VARIANTS = {
     "plain": {},

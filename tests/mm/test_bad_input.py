@@ -25,7 +25,7 @@ from evaluate.harness.task import main
 from evaluate.mm.metrics import average_precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from tests.tiny import mae_state
+from tests.factories import mae_state
 
 COCO_FILES = {split: f"coco/annotations/instances_{split}2017.json" for split in ("train", "val")}
 LVIS_FILES = {split: f"lvis/lvis_v1_{split}.json" for split in ("train", "val")}

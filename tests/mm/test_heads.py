@@ -12,7 +12,7 @@ import torch
 from evaluate.mm import benchmark, detector, recipes, runner
 from evaluate.mm.backbones.resnet import LastStage, ResNetBackbone
 from evaluate.runtime.env import Env
-from tests.mm.conftest import tiny_encoder, tiny_resnet
+from tests.factories import tiny_encoder, tiny_resnet
 
 
 def boxes(count: int, generator: np.random.Generator) -> torch.Tensor:

@@ -13,7 +13,7 @@ from evaluate import detection, segmentation
 from evaluate.data import toy_dense
 from evaluate.encoder.model import Encoder
 from evaluate.runtime.env import Env
-from tests.mm.conftest import tiny_encoder
+from tests.factories import tiny_encoder
 
 SETTINGS = {"coco": (detection, {"dataset": "coco"}), "ade20k": (segmentation, {"batch_size": 8})}
 # data: images, iterations, and what each metric must exceed

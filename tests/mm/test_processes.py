@@ -53,7 +53,7 @@ def evaluated(world: Path, folder: Path) -> dict[str, dict[str, float]]:
 
 def trained(world: Path, folder: Path) -> dict[str, dict[str, float]]:
     """The metrics of a few iterations of both data sets."""
-    from tests.mm.conftest import tiny_encoder
+    from tests.factories import tiny_encoder
 
     results = {}
     for name in ("coco", "lvis"):

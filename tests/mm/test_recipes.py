@@ -13,7 +13,7 @@ from evaluate.mm.backbones.vitdet import global_blocks
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import override
-from tests.mm.conftest import tiny_encoder, tiny_resnet
+from tests.factories import tiny_encoder, tiny_resnet
 
 RECIPES = recipes.names()
 # of the recipes and of their bases

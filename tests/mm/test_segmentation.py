@@ -27,7 +27,7 @@ from evaluate.mm.multi_scale import MultiScale, Views, resize_short, short_sides
 from evaluate.mm.optimizer import parameter_groups
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from tests.mm.conftest import MEAN, STD, tiny_encoder
+from tests.factories import MEAN, STD, tiny_encoder
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 ROOT = Path(__file__).parents[2]
@@ -245,7 +245,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(encoder: Encoder, tmp_pa
         recipes.share_out(cfg, Env(tmp_path, tmp_path))
 
 
-@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"at_once": 1}], ids=["batch", "at once"])
+@pytest.mark.parametrize("changes", [{"batch_size": 1}, {"micro_batch": 1}], ids=["batch", "at once"])
 def test_a_single_crop_is_refused(changes: dict[str, int], encoder: Encoder, world: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(segmentation.PRESETS["demo"], **changes)
     with pytest.raises(UserError, match="at least two crops at once"):

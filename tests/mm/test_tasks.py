@@ -11,7 +11,7 @@ from evaluate import detection, segmentation
 from evaluate.encoder.model import Encoder
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
-from tests.mm.conftest import tiny_encoder, tiny_resnet
+from tests.factories import tiny_encoder, tiny_resnet
 
 
 def run(module, encoder: Encoder, world: Path, folder: Path, **changes) -> tuple[dict, Env]:
@@ -38,7 +38,7 @@ def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Pat
     """Also with loading processes, and whatever an earlier run has left in its folder."""
     first, env = run(segmentation, encoder, world, tmp_path / "a", iterations=3)
     again, _ = run(segmentation, encoder, world, tmp_path / "a", iterations=3, workers=1)
-    other, _ = run(segmentation, encoder, world, tmp_path / "b", iterations=3, seed=1, at_once=2)
+    other, _ = run(segmentation, encoder, world, tmp_path / "b", iterations=3, seed=1, micro_batch=2)
     assert first == again != other
     assert set(first) == {"miou", "aacc"} and env.notes["images_evaluated"] == {"ade20k": 8}
 
@@ -57,7 +57,7 @@ def test_detection_takes_beit(world: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_ends_the_training(encoder: Encoder, world: Path, tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="not finite"):
-        run(segmentation, encoder, world, tmp_path, iterations=8, learning_rate=1e12)
+        run(segmentation, encoder, world, tmp_path, iterations=8, lr=1e12)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -9,7 +9,7 @@ from evaluate.data.voc import CLASSES, read_voc
 from evaluate.mm.datasets import VOCSet
 from evaluate.mm.metrics import THRESHOLDS, VOCAP, class_precision
 from evaluate.runtime.errors import UserError
-from tests.mm.voc_world import make_voc, xml
+from tests.worlds import make_voc, xml
 
 
 def test_the_files_are_read(world: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_masks_hide_exactly_the_stated_number_in_blocks(config):
     masks = np.stack([views.block_mask(config.grid_size, config.num_masked, config.min_block, Random(i)) for i in range(50)])
     assert (masks.sum(1) == config.num_masked).all()
     assert len({mask.tobytes() for mask in masks}) > 40
-    if config is PAPER:  # cells of a block have masked neighbours far more often than single cells would
+    if config is PAPER:  # cells of a block have masked neighbors far more often than single cells would
         grids = masks.reshape(-1, 14, 14)
         both = (grids[:, :, 1:] & grids[:, :, :-1]).mean()
         assert both > 0.47 > (118 / 196) ** 2

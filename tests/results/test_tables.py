@@ -8,16 +8,27 @@ import pandas as pd
 import pytest
 
 from evaluate import knn
+from evaluate.harness.plan import NODES
 from evaluate.harness.task import start
 from evaluate.runtime.env import Env
+from evaluate.runtime.settings import as_json
 from results import record, tables
 from results.columns import COLUMNS
 
 
 def entry(tmp_path, task="knn", encoder="mine", status="ok", metrics=None, **changes):
     env = Env(data_root=tmp_path, out_dir=tmp_path / encoder / task)
-    config = knn.PRESETS["paper"]
-    made = start(task, config, "paper", SimpleNamespace(fingerprint="f" * 64, source={}), env)
+    identity = record.identity(
+        task,
+        as_json(knn.PRESETS["paper"]),
+        seed=0,
+        limit=None,
+        encoder_fingerprint="f" * 64,
+        data_fingerprint="d" * 16,
+        inputs={},
+    )
+    (node,) = (node for node in NODES if node.name == task)
+    made = start(identity, "paper", node, SimpleNamespace(source={}), env)
     return {**made, "status": status, "metrics": metrics or {"top1": 71.26}, **changes}
 
 
@@ -33,16 +44,16 @@ def test_published_rows_are_complete_and_sourced():
 def test_the_key_names_what_can_change_the_number_and_nothing_else(tmp_path):
     base = entry(tmp_path)
     for harmless in ({"seconds": 9.0}, {"versions": {}}, {"started_utc": "later"}, {"device": "cuda"}, {"git": {"commit": "x"}}):
-        assert record.key({**base, **harmless}) == record.key(base)
+        assert record.key_of({**base, **harmless}) == record.key_of(base)
     for telling in (
         {"seed": 1},
         {"limit": 5},
         {"encoder_fingerprint": "e"},
-        {"data_fingerprint": "d"},
+        {"data_fingerprint": "e"},
         {"config": {}},
-        {"classifier": "c"},
+        {"inputs": {"classifier": "c"}},
     ):
-        assert record.key({**base, **telling}) != record.key(base)
+        assert record.key_of({**base, **telling}) != record.key_of(base)
 
 
 def test_an_ok_record_is_never_written_again_and_a_failed_one_is(tmp_path):

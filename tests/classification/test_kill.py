@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.imagenet_world import write_world
-from tests.tiny import mae_state
+from tests.factories import mae_state
+from tests.worlds import write_world
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[2]
 CHANGES = ("seconds", "started_utc", "git")  # of a record, from run to run
 EPOCHS = {"finetune": 8, "linear_probe": 30, "sweep": 12}
 
@@ -42,18 +42,18 @@ def record_of(out: Path) -> dict:
 def test_killed_and_started_again(task: str, inputs: tuple[Path, Path], tmp_path: Path) -> None:
     assert start(task, inputs, tmp_path / "whole").wait(timeout=240) == 0
     process = start(task, inputs, tmp_path / "broken")
-    state = tmp_path / "broken/mine" / task / "training_state.pt"
-    deadline = time.monotonic() + 240
-    while not state.is_file() and time.monotonic() < deadline:
+    deadline, pattern = time.monotonic() + 240, f"broken/mine/{task}-*/training_state.pt"
+    while not list(tmp_path.glob(pattern)) and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert state.is_file() and not (tmp_path / "broken/records").exists(), "it was not killed in the middle"
+    (state,) = tmp_path.glob(pattern)
+    assert not (tmp_path / "broken/records").exists(), "it was not killed in the middle"
     assert torch.load(state, weights_only=True)["step"] < EPOCHS[task] * 15
     assert start(task, inputs, tmp_path / "broken").wait(timeout=240) == 0
     assert record_of(tmp_path / "broken") == record_of(tmp_path / "whole")
     names = ["predictions.npz", "classifier.safetensors"] if task == "finetune" else ["predictions.npz"]
     for name in names:
-        whole, broken = (tmp_path / run / "mine" / task / name for run in ("whole", "broken"))
+        whole, broken = (next((tmp_path / run / "mine").glob(f"{task}-*/{name}")) for run in ("whole", "broken"))
         assert whole.read_bytes() == broken.read_bytes()
     assert not state.exists()

@@ -6,51 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from timm.models.resnet import ResNet, resnet18
-from timm.models.vision_transformer import VisionTransformer
 
 from evaluate import few_shot, finetune, knn, linear_probe, robustness
 from evaluate.classification import classifier
 from evaluate.data.layouts import CORRUPTIONS
-from evaluate.encoder.model import Encoder
-from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime import training_state
-from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
-from tests.imagenet_world import WNIDS, write_world
-
-FINETUNE = replace(finetune.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16, mixup=0.2, cutmix=0.2, drop_path=0.1, erase=0.1)
-PROBE = replace(linear_probe.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16)
+from tests.factories import FINETUNE, PROBE, environment, resnet, vit
+from tests.worlds import WNIDS, write_world
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world"))
-
-
-def vit(seed: int = 0, class_token: bool = True) -> Encoder:
-    torch.manual_seed(seed)
-    spec = EncoderSpec(
-        "vit", 24, 2, (0.5,) * 3, (0.25,) * 3, img_size=32, patch_size=8, num_heads=2, class_token=class_token, pooling="mean"
-    )
-    pool = "token" if class_token else "avg"
-    model = VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=0, final_norm=False,
-        class_token=class_token, global_pool=pool,
-    )
-    return Encoder(spec, model.state_dict()).eval()
-
-
-def resnet() -> Encoder:
-    torch.manual_seed(0)
-    model: ResNet = resnet18(num_classes=0)
-    spec = EncoderSpec("resnet", 512, 8, (0.5,) * 3, (0.25,) * 3, patch_size=32, layers=(2, 2, 2, 2), block="basic", pooling="mean")
-    return Encoder(spec, model.state_dict()).eval()
-
-
-def environment(data: Path, out: Path, task: str, **fields: object) -> Env:
-    (out / task).mkdir(parents=True, exist_ok=True)
-    return Env(data, out / task, **fields)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +89,7 @@ def test_few_shot_and_knn(data: Path, tmp_path: Path) -> None:
 
 def test_robustness(data: Path, tmp_path: Path, tuned: tuple[Path, dict[str, float]]) -> None:
     folder, metrics = tuned
-    env = environment(data, tmp_path, "robustness", classifier=folder / "classifier.safetensors")
+    env = environment(data, tmp_path, "robustness", inputs={"classifier": folder / "classifier.safetensors"})
     result = robustness.run(vit(), robustness.PRESETS["demo"], env)
     assert result["clean_top1"] == metrics["top1"], "the classifier that was saved is not the one that was measured"
     assert result["imagenet_a_top1"] >= result["imagenet_a_top1_all_classes"]
@@ -135,7 +103,7 @@ def test_robustness_without_some_sets(tmp_path: Path, tuned: tuple[Path, dict[st
     root = write_world(tmp_path / "data")
     (root / "imagenet-a").rename(root / "away")
     (root / "imagenet-c/fog").rename(root / "fog")
-    env = environment(root, tmp_path, "robustness", classifier=tuned[0] / "classifier.safetensors")
+    env = environment(root, tmp_path, "robustness", inputs={"classifier": tuned[0] / "classifier.safetensors"})
     result = robustness.run(vit(), robustness.PRESETS["demo"], env)
     assert {"imagenet_r_top1", "imagenet_sketch_top1"} < set(result) and not {"imagenet_a_top1", "imagenet_c"} & set(result)
     assert set(env.notes["skipped"]) == {"imagenet_a", "imagenet_c"} and "fog" in env.notes["skipped"]["imagenet_c"]
@@ -144,11 +112,11 @@ def test_robustness_without_some_sets(tmp_path: Path, tuned: tuple[Path, dict[st
 def test_robustness_refuses_a_wrong_classifier(data: Path, tmp_path: Path, tuned: tuple[Path, dict[str, float]]) -> None:
     path = tuned[0] / "classifier.safetensors"
     with pytest.raises(UserError, match="another encoder"):
-        robustness.run(vit(seed=5), robustness.Config(), environment(data, tmp_path, "robustness", classifier=path))
+        robustness.run(vit(seed=5), robustness.Config(), environment(data, tmp_path, "robustness", inputs={"classifier": path}))
     damaged = tmp_path / "classifier.safetensors"
     damaged.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match="not a classifier"):
-        robustness.run(vit(), robustness.Config(), environment(data, tmp_path, "robustness", classifier=damaged))
+        robustness.run(vit(), robustness.Config(), environment(data, tmp_path, "robustness", inputs={"classifier": damaged}))
     with pytest.raises(Skip, match="evaluate.finetune"):
         robustness.run(vit(), robustness.Config(), environment(data, tmp_path, "robustness"))
 
@@ -168,7 +136,7 @@ def test_other_architectures(data: Path, tmp_path: Path) -> None:
 
 
 def test_classifier_trains_all_but_position_embedding_and_last_norm() -> None:
-    model = classifier.Classifier(vit(), len(WNIDS), drop_path=0.1)
+    model = classifier.Classifier(vit(), len(WNIDS), drop_path_rate=0.1)
     model.train()
     model(torch.randn(4, 3, 32, 32)).sum().backward()
     without = {name for name, parameter in model.named_timm_parameters() if parameter.grad is None}

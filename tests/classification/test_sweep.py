@@ -1,6 +1,5 @@
 """The sweep: its stacked heads learn as separate ones do, and its choice never sees val."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from evaluate import sweep, sweep_cost
+from evaluate import sweep
 from evaluate.classification import setup
-from evaluate.classification.stacked_heads import StackedHeads, optimizer
+from evaluate.classification.head_sweep import HeadInputs
+from evaluate.classification.stacked_heads import StackedHeads, make_optimizer
 from evaluate.runtime.errors import UserError
-from tests.imagenet_world import write_world
-from tests.test_imagenet_tasks import environment, resnet, vit
+from evaluate.runtime.settings import override
+from tests.factories import environment, resnet, vit
+from tests.worlds import write_world
 
 RATES = (1e-3, 3e-2, 0.5)
 
@@ -30,7 +31,7 @@ def test_stacked_heads_equal_separately_trained_ones() -> None:
             rows = slice(index * classes, (index + 1) * classes)
             head.load_state_dict({"weight": heads.weights[name][rows], "bias": heads.biases[name][rows]})
             alone[name, index] = head, torch.optim.SGD(head.parameters(), lr=RATES[index], momentum=0.9)
-    together = optimizer(heads, momentum=0.9)
+    together = make_optimizer(heads, momentum=0.9)
     for step in range(steps):
         decay = 1 - step / steps
         features = {name: torch.randn(batch, width) for name, width in widths.items()}
@@ -53,14 +54,7 @@ def test_stacked_heads_equal_separately_trained_ones() -> None:
     assert spread.abs().max() > 0.5, "the rates made no difference, so the comparison shows nothing"
 
 
-def test_cost_command(capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model", "vit_tiny_patch16_224", "--batch", "4", "--micro-batch", "2", "--steps", "1"]
-    assert sweep_cost.main(arguments) == 0
-    measured = json.loads(capsys.readouterr().out)
-    assert measured["ratio"] > 1 and measured["all_heads"] > measured["one_head"] > 0
-
-
-SWEEP = replace(sweep.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16, rates=(1e-4, 0.3))
+SWEEP = replace(sweep.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16, base_lrs=(1e-4, 0.3))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +70,7 @@ def test_the_head_is_chosen_on_held_out_train_images(data: Path, tmp_path: Path)
     assert set(accuracies) == {"1 blocks, cls", "1 blocks, cls+mean", "2 blocks, cls", "2 blocks, cls+mean"}
     assert all(set(values) == {"0.0001", "0.3"} for values in accuracies.values())
     assert result["held_out_top1"] == max(value for values in accuracies.values() for value in values.values())
-    assert accuracies[told["pooling"]][str(told["rate"])] == result["held_out_top1"]
+    assert accuracies[told["pooling"]][str(told["base_lr"])] == result["held_out_top1"]
     assert told["other_protocol"] and env.notes["images_evaluated"] == env.notes["images_asked"] == {"train": 144, "held_out": 16, "val": 60}
     correct = np.load(env.out_dir / "predictions.npz")["correct"]
     assert 100 * correct.mean() == pytest.approx(result["top1"])
@@ -91,7 +85,7 @@ def test_the_head_is_chosen_on_held_out_train_images(data: Path, tmp_path: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "val_set", wrong_val)
         sweep.run(vit(), SWEEP, other)
-    assert other.notes["protocol"]["held_out_top1"] == accuracies and other.notes["protocol"]["rate"] == told["rate"]
+    assert other.notes["protocol"]["held_out_top1"] == accuracies and other.notes["protocol"]["base_lr"] == told["base_lr"]
 
 
 def test_the_split_holds_out_a_tenth_of_every_class_and_overlaps_in_nothing(data: Path) -> None:
@@ -109,13 +103,14 @@ def test_inputs_are_normed_tokens_of_the_last_blocks() -> None:
     images = torch.randn(2, 3, 32, 32)
     encoder = vit()
     first, second = encoder.forward_blocks(images, 2)
-    found = sweep.inputs(encoder, images, replace(SWEEP, blocks=(2,)))
+    found = HeadInputs(encoder, (2,), SWEEP.poolings)(images)
     norm = nn.LayerNorm(24, eps=1e-6, elementwise_affine=False)
     torch.testing.assert_close(found["2 blocks, cls"], torch.cat([norm(first.cls), norm(second.cls)], dim=1))
     torch.testing.assert_close(found["2 blocks, cls+mean"][:, 48:], norm(second.patches).mean(dim=1))
-    assert sweep.widths(encoder, SWEEP) == {"1 blocks, cls": 24, "1 blocks, cls+mean": 48, "2 blocks, cls": 48, "2 blocks, cls+mean": 72}
-    assert sweep.widths(vit(class_token=False), SWEEP) == {"1 blocks, mean": 24, "2 blocks, mean": 48}
-    assert sweep.widths(resnet(), SWEEP) == {"mean": 512}
+    inputs = HeadInputs(encoder, SWEEP.blocks, SWEEP.poolings)
+    assert inputs.widths(32) == {"1 blocks, cls": 24, "1 blocks, cls+mean": 48, "2 blocks, cls": 48, "2 blocks, cls+mean": 72}
+    assert HeadInputs(vit(class_token=False), SWEEP.blocks, SWEEP.poolings).widths(32) == {"1 blocks, mean": 24, "2 blocks, mean": 48}
+    assert HeadInputs(resnet(), SWEEP.blocks, SWEEP.poolings).widths(32) == {"mean": 512}
 
 
 def test_a_killed_sweep_continues_to_the_same_record(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +133,7 @@ def test_a_killed_sweep_continues_to_the_same_record(data: Path, tmp_path: Path,
 
 
 def test_bad_settings() -> None:
-    for change, says in (({"rates": ()}, "rates"), ({"poolings": ("max",)}, "poolings"), ({"held_out": 1.0}, "held_out")):
-        with pytest.raises(ValueError, match=says):
-            replace(SWEEP, **change)
-    assert len(sweep.PRESETS["paper"].rates) * len(sweep.PRESETS["paper"].blocks) * len(sweep.PRESETS["paper"].poolings) == 52
+    for change, says in (("base_lrs=[]", "base_lrs"), ('poolings=["max"]', "poolings"), ("held_out=1.0", "held_out")):
+        with pytest.raises(UserError, match=says):
+            override(SWEEP, dict([change.split("=")]))
+    assert len(sweep.PRESETS["paper"].base_lrs) * len(sweep.PRESETS["paper"].blocks) * len(sweep.PRESETS["paper"].poolings) == 52

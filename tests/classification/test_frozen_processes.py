@@ -14,12 +14,11 @@ import torch.distributed as dist
 from evaluate import few_shot, knn, robustness
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from tests.imagenet_world import write_world
-from tests.test_features import vit
-from tests.test_robustness import save_classifier
+from tests.factories import class_token_vit, save_classifier
+from tests.worlds import write_world
 
 TASKS = {
-    "knn": (knn, replace(knn.PRESETS["demo"], neighbours=(5, 20), headline=5)),
+    "knn": (knn, replace(knn.PRESETS["demo"], neighbors=(5, 20), headline=5)),
     "few_shot": (few_shot, few_shot.PRESETS["demo"]),
     "shots": (few_shot, replace(few_shot.PRESETS["demo"], shots=3, seeds=3)),
     "robustness": (robustness, robustness.PRESETS["demo"]),
@@ -28,7 +27,7 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"), train=40, val=70)  # several shards, and two blocks of neighbours
+    return write_world(tmp_path_factory.mktemp("world"), train=40, val=70)  # several shards, and two blocks of neighbors
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +41,9 @@ def measure(data: Path, out: Path, tuned: Path) -> dict[str, Any]:
     """Metrics and reports of all tasks, and what they left on disk."""
     found: dict[str, Any] = {}
     for name, (module, config) in TASKS.items():
-        env = Env(data, out / name, classifier=tuned)
+        env = Env(data, out / name, inputs={"classifier": tuned})
         env.out_dir.mkdir(parents=True, exist_ok=True)
-        found[name] = (module.run(vit(), config, env), env.notes)
+        found[name] = (module.run(class_token_vit(), config, env), env.notes)
     return found
 
 
@@ -98,8 +97,8 @@ def test_an_unreadable_image_stops_all_with_its_name(tmp_path: Path, tuned: Path
     bad.write_bytes(b"")
     env = Env(data, tmp_path / "out/knn")
     env.out_dir.mkdir(parents=True)
-    for found in together(2, lambda: knn.run(vit(), knn.PRESETS["demo"], env), tmp_path / "strict"):
+    for found in together(2, lambda: knn.run(class_token_vit(), knn.PRESETS["demo"], env), tmp_path / "strict"):
         assert isinstance(found, UserError) and bad.name in str(found)
     lenient = replace(knn.PRESETS["demo"], max_unreadable_images=1)
-    one, two = together(2, lambda: (knn.run(vit(), lenient, env), env.notes), tmp_path / "lenient")
+    one, two = together(2, lambda: (knn.run(class_token_vit(), lenient, env), env.notes), tmp_path / "lenient")
     assert one == two and one[1]["images_evaluated"]["val"] == 279 and one[1]["unreadable_images"]["val"] == [str(bad)]

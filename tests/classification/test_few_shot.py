@@ -11,13 +11,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from evaluate import few_shot
-from evaluate.classification import cached_pass
+from evaluate.classification import cached_pass, softmax_regression
 from evaluate.data import imagenet, subsets
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import override
-from tests.imagenet_world import write_world
-from tests.test_features import vit
+from tests.factories import class_token_vit
+from tests.worlds import write_world
 
 DEMO = few_shot.PRESETS["demo"]
 
@@ -31,12 +31,12 @@ def env(tmp_path: Path) -> Env:
 def problem(count: int = 240, width: int = 40, classes: int = 6) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = np.arange(count) % classes
-    return few_shot.centre_rows(rng.normal(size=(count, width)) + 0.4 * rng.normal(size=(classes, width))[labels]), labels
+    return softmax_regression.centre_rows(rng.normal(size=(count, width)) + 0.4 * rng.normal(size=(classes, width))[labels]), labels
 
 
 def test_equals_scikit_learn_at_c_10_and_no_other_solver_finds_a_lower_objective() -> None:
     rows, labels = problem()
-    weights, objective = few_shot.fit(rows, labels, l2=0.1)
+    weights, objective = softmax_regression.fit(rows, labels, l2=0.1)
     reference = LogisticRegression(C=10, fit_intercept=False, solver="newton-cg", tol=1e-10, max_iter=10_000).fit(rows, labels)
     np.testing.assert_allclose(weights, reference.coef_, atol=1e-5)
     assert np.array_equal((rows @ weights.T).argmax(1), reference.predict(rows))
@@ -61,7 +61,7 @@ def test_equals_scikit_learn_at_c_10_and_no_other_solver_finds_a_lower_objective
 
 def test_stopping_short_of_the_optimum_is_an_error_not_a_number(env: Env) -> None:
     with pytest.raises(UserError, match="after 3 iterations.*raise --set max_iterations=3"):
-        few_shot.fit(*problem(), l2=0.1, max_iterations=3)
+        softmax_regression.fit(*problem(), l2=0.1, max_iterations=3)
 
 
 def test_draws_are_of_every_class_differ_by_seed_and_repeat(env: Env) -> None:
@@ -75,33 +75,33 @@ def test_draws_are_of_every_class_differ_by_seed_and_repeat(env: Env) -> None:
 
 
 def test_several_draws_give_mean_and_deviation_of_separate_runs(env: Env) -> None:
-    result = few_shot.run(vit(), replace(DEMO, shots=3, seeds=3), env)
+    result = few_shot.run(class_token_vit(), replace(DEMO, shots=3, seeds=3), env)
     accuracies = env.notes["protocol"]["labels"]["accuracies"]
     assert result == {"top1": pytest.approx(np.mean(accuracies)), "top1_deviation": pytest.approx(np.std(accuracies, ddof=1))}
     assert env.notes["standard_error"]["top1"] == pytest.approx(result["top1_deviation"] / 3**0.5)
     assert env.notes["images_evaluated"] == {"drawn": 12, "val": 60}
-    single = few_shot.run(vit(), replace(DEMO, shots=3), env)
+    single = few_shot.run(class_token_vit(), replace(DEMO, shots=3), env)
     assert single == {"top1": accuracies[0]}, "the first of three draws is not the draw of a run with one"
 
 
 def test_ten_percent_is_a_list_or_a_fraction(env: Env) -> None:
     names = sorted(file.name for file in imagenet.train_set(env.data_root).files)[::10]
     (env.data_root / "imagenet/10percent.txt").write_text("\n".join(names))
-    assert set(few_shot.run(vit(), replace(DEMO, subset="10percent"), env)) == {"top1"}
+    assert set(few_shot.run(class_token_vit(), replace(DEMO, subset="10percent"), env)) == {"top1"}
     assert env.notes["images_evaluated"]["10percent"] == 16 and few_shot.reads(replace(DEMO, subset="10percent"))[1] == "imagenet_10percent"
-    few_shot.run(vit(), replace(DEMO, fraction=0.1, seeds=2), env)
+    few_shot.run(class_token_vit(), replace(DEMO, fraction=0.1, seeds=2), env)
     assert env.notes["images_evaluated"]["drawn"] == 16 and few_shot.reads(replace(DEMO, fraction=0.1)) == ("imagenet",)
 
 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"subset": "2percent"}, "subset is one of 1percent, 10percent"),
+        ({"subset": "2percent"}, "'subset' is one of 1percent, 10percent, not '2percent'"),
         ({"shots": "3", "fraction": "0.1"}, "not both"),
         ({"seeds": "3"}, "is one draw; seeds=3 goes with shots or fraction"),
-        ({"shots": "0"}, "from 1 on"),
+        ({"shots": "0"}, "'shots' is a whole number above 0, or none, not 0"),
         ({"fraction": "1.5"}, "at most 1"),
-        ({"precision": "fp8"}, "precision is one of"),
+        ({"precision": "fp8"}, "'precision' is one of auto, fp32"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, str], says: str) -> None:
@@ -126,7 +126,7 @@ def test_the_published_list_is_known_by_count_and_digest(tmp_path: Path, monkeyp
 def test_a_killed_run_goes_on_and_gives_the_same(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = replace(env, out_dir=env.out_dir.parent.parent / "whole/few_shot", notes={})
     whole.out_dir.mkdir(parents=True)
-    expected = few_shot.run(vit(), DEMO, whole)
+    expected = few_shot.run(class_token_vit(), DEMO, whole)
     write = cached_pass._write_shard
 
     def die(*arguments: object) -> None:
@@ -136,9 +136,9 @@ def test_a_killed_run_goes_on_and_gives_the_same(env: Env, monkeypatch: pytest.M
     for _ in range(2):  # killed after the 1 % images, and after val
         monkeypatch.setattr(cached_pass, "_write_shard", die)
         with pytest.raises(KeyboardInterrupt):
-            few_shot.run(vit(), DEMO, env)
+            few_shot.run(class_token_vit(), DEMO, env)
     monkeypatch.setattr(cached_pass, "_write_shard", lambda *_: pytest.fail("what was done is done again"))
-    assert few_shot.run(vit(), DEMO, env) == expected and env.notes == whole.notes
+    assert few_shot.run(class_token_vit(), DEMO, env) == expected and env.notes == whole.notes
 
 
 def test_unreadable_images_are_left_out_of_both_sides(env: Env) -> None:
@@ -147,8 +147,8 @@ def test_unreadable_images_are_left_out_of_both_sides(env: Env) -> None:
     for path in (listed, in_val):
         path.write_bytes(b"")
     with pytest.raises(UserError, match=listed.name):
-        few_shot.run(vit(), DEMO, env)
-    few_shot.run(vit(), replace(DEMO, max_unreadable_images=1), env)
+        few_shot.run(class_token_vit(), DEMO, env)
+    few_shot.run(class_token_vit(), replace(DEMO, max_unreadable_images=1), env)
     assert env.notes["images_evaluated"] == {"1percent": 23, "val": 59}
     assert env.notes["unreadable_images"] == {"1percent": [str(listed)], "val": [str(in_val)]}
 
@@ -160,7 +160,7 @@ def test_the_papers_size_is_solved_in_twenty_seconds() -> None:
     labels = np.sort(np.arange(12_811) % 1000)
     features = generator.normal(size=(len(labels), 768)) + generator.normal(size=(1000, 768))[labels]
     begun = time.perf_counter()
-    _, objective = few_shot.fit(few_shot.centre_rows(features), labels, 0.1)
+    _, objective = softmax_regression.fit(softmax_regression.centre_rows(features), labels, 0.1)
     seconds = time.perf_counter() - begun
     print(f"{seconds:.1f} s, objective {objective:.9f}")
     assert seconds < 20

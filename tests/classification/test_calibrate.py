@@ -9,8 +9,8 @@ import torch
 
 from evaluate import calibrate, finetune
 from evaluate.classification import classifier
-from tests.imagenet_world import write_world
-from tests.test_imagenet_tasks import environment, vit
+from tests.factories import environment, vit
+from tests.worlds import write_world
 
 SIZE = ["--img-size", "32", "--resize", "32", "--device", "cpu"]
 

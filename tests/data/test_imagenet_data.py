@@ -12,7 +12,7 @@ import torch
 from evaluate.data import archives, imagenet, layouts, loader, subsets
 from evaluate.data.transforms import CenterCrop, FinetuneAugmentation, SingleDrawCropFlip, normalize, posterize
 from evaluate.runtime.errors import Skip, UserError
-from tests.imagenet_world import WNIDS, write_folder
+from tests.worlds import WNIDS, in_order, write_folder
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(images: imagenet.ImageSet, workers: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = list(loader.batches(loader.Images(images, CenterCrop(32, None, "bicubic")), loader.InOrder(len(images), 3), workers))
+    parts = list(loader.batches(loader.Images(images, CenterCrop(32, None, "bicubic")), in_order(len(images), 3), workers))
     return torch.cat([pixels for pixels, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
@@ -232,4 +232,4 @@ def test_a_crop_larger_than_the_image_is_not_padded(root: Path) -> None:
     with pytest.raises(UserError, match="resized to 24 px"):
         CenterCrop(32, 24, "bicubic")
     with pytest.raises(UserError, match=f"{WNIDS[0]}_0.png: an image of 32 x 32 px cannot be cropped to 48 px"):
-        list(loader.batches(loader.Images(imagenet.val_set(root), CenterCrop(48, None, "bicubic")), loader.InOrder(8, 4)))
+        list(loader.batches(loader.Images(imagenet.val_set(root), CenterCrop(48, None, "bicubic")), in_order(8, 4)))

@@ -9,26 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from evaluate import knn
 from evaluate.classification import cached_pass, features
 from evaluate.data import imagenet, loader
 from evaluate.data.transforms import CenterCrop, normalize
 from evaluate.encoder.model import Encoder
-from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from tests.imagenet_world import WNIDS, write_folder
+from tests.factories import class_token_vit
+from tests.worlds import WNIDS, in_order, write_folder
 
 CROP = CenterCrop(32, None, "bicubic")
-
-
-def vit(seed: int = 0, **fields: object) -> Encoder:
-    torch.manual_seed(seed)
-    spec = EncoderSpec("vit", 24, 2, (0.5,) * 3, (0.25,) * 3, img_size=32, patch_size=8, num_heads=2, class_token=True, **fields)  # type: ignore[arg-type]
-    model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=0, final_norm=False)
-    return Encoder(spec, model.state_dict()).eval()
 
 
 @pytest.fixture
@@ -50,9 +42,9 @@ def files_of(env: Env) -> dict[Path, tuple[int, bytes]]:
 
 
 def test_every_block_and_token_is_what_the_encoder_gives(data: Path, env: Env) -> None:
-    val, encoder = imagenet.val_set(data), vit()
+    val, encoder = imagenet.val_set(data), class_token_vit()
     found = features.extract(encoder, val, CROP, env)
-    pixels = torch.cat([part for part, _ in loader.batches(loader.Images(val, CROP), loader.InOrder(len(val), 64))])
+    pixels = torch.cat([part for part, _ in loader.batches(loader.Images(val, CROP), in_order(len(val), 64))])
     with torch.no_grad():
         blocks = encoder.forward_blocks(normalize(pixels, (0.5,) * 3, (0.25,) * 3, "cpu"), 2)
     assert found.labels.tolist() == val.labels.tolist() and found.unreadable == []
@@ -63,7 +55,7 @@ def test_every_block_and_token_is_what_the_encoder_gives(data: Path, env: Env) -
 
 
 def test_features_are_kept_and_a_damaged_shard_alone_is_made_again(data: Path, env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = knn.run(vit(), knn.PRESETS["demo"], env)
+    first = knn.run(class_token_vit(), knn.PRESETS["demo"], env)
     before = files_of(env)
     assert len(before) == 3 + 2  # batches of 64 of 160 and of 80 images
     for place in (-3, 20, 300):  # in a tensor, in the header, in the first tensor
@@ -71,14 +63,14 @@ def test_features_are_kept_and_a_damaged_shard_alone_is_made_again(data: Path, e
         content = bytearray(before[damaged][1])
         content[place] ^= 1
         damaged.write_bytes(content)
-        assert knn.run(vit(), knn.PRESETS["demo"], env) == first
+        assert knn.run(class_token_vit(), knn.PRESETS["demo"], env) == first
         after = files_of(env)
         assert {path for path in before if after[path] != before[path]} == {damaged} and after[damaged][1] == before[damaged][1]
         before = after
     sorted(before)[0].write_bytes(b"")
-    assert knn.run(vit(), knn.PRESETS["demo"], env) == first
+    assert knn.run(class_token_vit(), knn.PRESETS["demo"], env) == first
     monkeypatch.setattr(Encoder, "forward_blocks", lambda *_: pytest.fail("features were computed again"))
-    assert knn.run(vit(), knn.PRESETS["demo"], env) == first
+    assert knn.run(class_token_vit(), knn.PRESETS["demo"], env) == first
 
 
 @pytest.mark.parametrize(
@@ -89,29 +81,29 @@ def test_what_can_change_a_feature_has_features_of_its_own(data: Path, env: Env,
     def folder(encoder: Encoder, crop: CenterCrop = CROP, precision: str = "fp32", limit: int | None = None) -> Path:
         return features.extract(encoder, imagenet.val_set(data, limit), crop, env, precision).stored.folder
 
-    before = folder(vit())
-    assert folder(vit(pooling="mean", source_format="another", epoch=3)) == before, "provenance changes no feature"
+    before = folder(class_token_vit())
+    assert folder(class_token_vit(pooling="mean", source_format="another", epoch=3)) == before, "provenance changes no feature"
     match change:
         case "encoder":
-            after = folder(vit(seed=1))
+            after = folder(class_token_vit(seed=1))
         case "preprocessing":
-            after = folder(vit(), replace(CROP, resize=40))
+            after = folder(class_token_vit(), replace(CROP, resize=40))
         case "interpolation":
-            after = folder(vit(), replace(CROP, interpolation="bilinear"))
+            after = folder(class_token_vit(), replace(CROP, interpolation="bilinear"))
         case "precision":
-            after = folder(vit(), precision="bf16")
+            after = folder(class_token_vit(), precision="bf16")
         case "image":
             path = data / "imagenet/val" / WNIDS[0] / f"{WNIDS[0]}_3.png"
             path.rename(path.with_name(f"{WNIDS[0]}_99.png"))
-            after = folder(vit())
+            after = folder(class_token_vit())
         case "limit":
-            after = folder(vit(), limit=70)
+            after = folder(class_token_vit(), limit=70)
     assert after != before
     assert json.loads((after / "identity.json").read_text()) != json.loads((before / "identity.json").read_text())
 
 
 def test_a_killed_pass_goes_on_with_the_next_shard(data: Path, env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
-    train, encoder = imagenet.train_set(data), vit()
+    train, encoder = imagenet.train_set(data), class_token_vit()
     whole = features.extract(encoder, train, CROP, env)
     expected = files_of(env)
     shutil.rmtree(whole.stored.folder)
@@ -138,8 +130,8 @@ def test_each_image_is_read_from_disk_once(data: Path, env: Env, monkeypatch: py
     opened: Counter[Path] = Counter()
     read = loader.read_image
     monkeypatch.setattr(loader, "read_image", lambda path: opened.update([path]) or read(path))
-    knn.run(vit(), knn.PRESETS["demo"], env)
-    knn.run(vit(), replace(knn.PRESETS["demo"], temperature=0.1), env)
+    knn.run(class_token_vit(), knn.PRESETS["demo"], env)
+    knn.run(class_token_vit(), replace(knn.PRESETS["demo"], temperature=0.1), env)
     assert set(opened.values()) == {1} and len(opened) == 240
 
 
@@ -150,12 +142,12 @@ def test_an_unreadable_image_fails_the_pass_unless_allowed(data: Path, env: Env)
     strict, lenient = knn.PRESETS["demo"], replace(knn.PRESETS["demo"], max_unreadable_images=1)
     for _ in range(2):
         with pytest.raises(UserError, match=path.name):
-            knn.run(vit(), strict, env)
-    result = knn.run(vit(), lenient, env)
+            knn.run(class_token_vit(), strict, env)
+    result = knn.run(class_token_vit(), lenient, env)
     assert env.notes["images_evaluated"] == {"train": 160, "val": 79} and env.notes["unreadable_images"] == {"train": [], "val": [str(path)]}
     assert (result["top1"] * 79 / 100) == pytest.approx(round(result["top1"] * 79 / 100))
     with pytest.raises(UserError, match=path.name):
-        knn.run(vit(), strict, env)  # its shard is there, and knows of the hole
+        knn.run(class_token_vit(), strict, env)  # its shard is there, and knows of the hole
 
     other = path.with_name(sorted(file.name for file in path.parent.iterdir())[-1])
     other_content = other.read_bytes()
@@ -164,23 +156,23 @@ def test_an_unreadable_image_fails_the_pass_unless_allowed(data: Path, env: Env)
         if not remaining:
             shutil.rmtree(env.out_dir.parent / "features")
             with pytest.raises(UserError, match="2 unreadable images of val, 1 allowed"):
-                knn.run(vit(), lenient, env)
+                knn.run(class_token_vit(), lenient, env)
     other.write_bytes(other_content)
-    knn.run(vit(), lenient, env)
+    knn.run(class_token_vit(), lenient, env)
     before = files_of(env)
     path.write_bytes(content)
-    knn.run(vit(), lenient, env)
+    knn.run(class_token_vit(), lenient, env)
     assert env.notes["unreadable_images"]["val"] == [] and env.notes["images_evaluated"]["val"] == 80
     assert sum(files_of(env)[file] != before[file] for file in before) == 1, "only the repaired image's shard is made again"
 
 
 def test_shorter_precisions_are_near_and_stored_short(data: Path, env: Env) -> None:
     val = imagenet.val_set(data)
-    exact, short = (features.extract(vit(), val, CROP, env, precision) for precision in ("fp32", "bf16"))
+    exact, short = (features.extract(class_token_vit(), val, CROP, env, precision) for precision in ("fp32", "bf16"))
     assert 0 < (exact.tokens("cls") - short.tokens("cls")).abs().max() < 0.05 * exact.tokens("cls").abs().max()
     sizes = [sum(path.stat().st_size for path in found.stored.folder.glob("*.safetensors")) for found in (exact, short)]
     assert sizes[1] < 0.6 * sizes[0]
-    large = vit()
+    large = class_token_vit()
     with torch.no_grad():
         large.model.pos_embed[:] = 1e6  # beyond float16
     large.fingerprint = hashlib.sha256(b"large").hexdigest()
@@ -190,7 +182,7 @@ def test_shorter_precisions_are_near_and_stored_short(data: Path, env: Env) -> N
 def test_a_disk_too_full_is_said_before_it_is_full(data: Path, env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cached_pass.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(UserError, match="make room, or choose --out"):
-        features.extract(vit(), imagenet.train_set(data), CROP, env)
+        features.extract(class_token_vit(), imagenet.train_set(data), CROP, env)
 
 
 def test_the_limits_of_shards_depend_on_the_set_alone() -> None:

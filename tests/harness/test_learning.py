@@ -41,7 +41,7 @@ def outcomes(tmp_path_factory):
 
 @pytest.mark.parametrize("task", ["linear_probe", "knn"])
 def test_siameseim_is_ahead_of_its_random_start(outcomes, task):
-    first, second = (np.load(outcomes / name / task / "predictions.npz")["correct"] for name in ("siameseim", "random"))
+    first, second = (np.load(next((outcomes / name).glob(f"{task}-*/predictions.npz")))["correct"] for name in ("siameseim", "random"))
     difference, half = paired_difference(first, second)
     assert difference - half > 0, f"{difference:.1f} points, interval half width {half:.1f}"
 
@@ -49,5 +49,5 @@ def test_siameseim_is_ahead_of_its_random_start(outcomes, task):
 def test_the_records_hold_the_numbers_of_the_predictions(outcomes):
     for path in (outcomes / "records").glob("*.json"):
         entry = json.loads(path.read_text())
-        correct = np.load(outcomes / entry["encoder"] / entry["task"] / "predictions.npz")["correct"]
+        correct = np.load(outcomes / entry["work"] / "predictions.npz")["correct"]
         assert entry["metrics"]["top1"] == pytest.approx(100 * correct.mean(), abs=1e-4)

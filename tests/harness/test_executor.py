@@ -8,13 +8,13 @@ from evaluate.harness import executor
 
 
 def job(tmp_path, name, code, **options):
-    return executor.Job(name, [sys.executable, "-c", code], tmp_path / f"{name}.log", **options)
+    return executor.Job(name, lambda: [sys.executable, "-c", code], tmp_path / f"{name}.log", **options)
 
 
 def test_a_job_waits_for_its_need_and_takes_over_its_failure(tmp_path):
     told = []
     first = job(tmp_path, "first", "print('broke'); raise SystemExit(3)")
-    second = job(tmp_path, "second", "open('never', 'w')", needs=("first",), ended=told.append)
+    second = job(tmp_path, "second", "open('never', 'w')", needs=("first",), on_exit=told.append)
     third = job(tmp_path, "third", "print('fine')")
     executor.run([second, first, third], slots=2)
     assert (first.status, second.status, third.status) == (3, 3, 0)

@@ -13,9 +13,9 @@ from evaluate.checkpoints import conversion
 from evaluate.checkpoints.certificate import fixed_image
 from evaluate.encoder.interpolation import resample_pos_embed
 from evaluate.runtime.errors import UserError
-from tests.tiny import mae_state
+from tests.factories import mae_state
 
-GOLDEN = json.loads((Path(__file__).parent / "golden" / "protocols.json").read_text())["pos_embed_interpolation"]["cases"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "protocols.json").read_text())["pos_embed_interpolation"]["cases"]
 
 
 @pytest.fixture

@@ -1,31 +1,33 @@
 """FT, LIN and the sweep by one, two and three processes: a measurement is the same to the last digit, a training to rounding.
 
-    python -m torch.distributed.run --nproc-per-node 3 -m tests.test_training_processes DATA FOLDER      what the test below starts
+    python -m torch.distributed.run --nproc-per-node 3 -m tests.classification.test_training_processes DATA FOLDER      what the test below starts
 """
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from evaluate import finetune, linear_probe, sweep
-from evaluate.classification import classifier, setup
+from evaluate.classification import classifier, head_sweep, probe, setup
 from evaluate.classification.stacked_heads import StackedHeads
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.seeding import seed_global
-from tests.imagenet_world import write_world
-from tests.test_imagenet_tasks import FINETUNE, PROBE, vit
+from tests.factories import FINETUNE, PROBE, vit
+from tests.worlds import write_world
 
-HERE = Path(__file__).parent.parent
+HERE = Path(__file__).parents[2]
 # nothing that draws by process, and no statistics of a process's own share of a batch
-TUNE = replace(FINETUNE, epochs=1, warmup_epochs=0, mixup=0.0, cutmix=0.0, erase=0.0, drop_path=0.0, batch_size=40, micro_batch=8)
+TUNE = replace(FINETUNE, epochs=1, warmup_epochs=0, mixup=0.0, cutmix=0.0, random_erasing_prob=0.0, drop_path_rate=0.0, batch_size=40, micro_batch=8)
 LINEAR = replace(PROBE, epochs=1, warmup_epochs=0, batch_norm=False, batch_size=40, micro_batch=8)
-SWEEP = replace(sweep.PRESETS["demo"], epochs=1, batch_size=40, micro_batch=8, rates=(1e-3, 1e-1))
+SWEEP = replace(sweep.PRESETS["demo"], epochs=1, batch_size=40, micro_batch=8, base_lrs=(1e-3, 1e-1))
 
 
 def measure(root: Path, folder: Path) -> None:
@@ -33,8 +35,8 @@ def measure(root: Path, folder: Path) -> None:
     env = Env(root, folder / "task")
     env.out_dir.mkdir(parents=True, exist_ok=True)
     encoder = vit()
-    what = setup.setting(encoder, TUNE, env, *setup.sets(encoder, TUNE, env))
-    assert (what.draws.batch, what.draws.world) == (40, distributed.world_size()), "another batch than the paper's"
+    made = setup.make_setup(encoder, TUNE, env, *setup.train_and_val(env))
+    assert (made.sampler.batch, made.sampler.world_size) == (40, int(os.environ.get("WORLD_SIZE", "1"))), "another batch than the paper's"
     found = {}
 
     def fixed(module: nn.Module) -> nn.Module:
@@ -45,18 +47,24 @@ def measure(root: Path, folder: Path) -> None:
 
     model = classifier.Classifier(encoder, 4)
     fixed(model.head)
-    found["FT"] = classifier.outcomes(model, what.val, what.test, env, "fp32")
-    head = fixed(linear_probe.make_head(24, 4))
-    found["LIN"] = linear_probe.outcomes(head, encoder, "mean", what, LINEAR, env)
-    heads = fixed(StackedHeads(sweep.widths(encoder, SWEEP), SWEEP.rates, 4))
-    found["sweep"] = sweep.accuracies(heads, encoder, what.train, what, SWEEP, env)
+    weights = env.out_dir / "classifier.safetensors"
+    if distributed.rank() == 0:
+        classifier.save(weights, model, made.train.classes, made.crop)
+    distributed.barrier()
+    found["FT"] = classifier.predictor(model, weights, "fp32", env)(made.val, made.crop).correct
+    head = fixed(probe.make_head(24, 4))
+    found["LIN"] = probe.FrozenInputs(encoder, "mean", made, env).correct(head)
+    inputs = head_sweep.HeadInputs(encoder, SWEEP.blocks, SWEEP.poolings)
+    heads = fixed(StackedHeads(inputs.widths(32), SWEEP.base_lrs, 4))
+    found["sweep"] = head_sweep.accuracies(heads, inputs, made.train, made, env)
     for name, module, config in (("finetune", finetune, TUNE), ("linear_probe", linear_probe, LINEAR), ("sweep", sweep, SWEEP)):
         task = Env(root, folder / name)
         task.out_dir.mkdir(exist_ok=True)
         module.run(encoder, config, task)
-        assert task.notes["protocol"]["processes"] == what.draws.world and task.notes["protocol"]["batch"] == 40
-    if what.rank == 0:
-        torch.save(found, folder / "measured.pt")
+        assert task.notes["protocol"]["processes"] == made.sampler.world_size and task.notes["protocol"]["batch"] == 40
+    if distributed.rank() == 0:
+        as_tensors = {name: torch.from_numpy(right) if isinstance(right, np.ndarray) else right for name, right in found["FT"].items()}
+        torch.save({**found, "FT": as_tensors}, folder / "measured.pt")
 
 
 def leaves(state: dict) -> list[torch.Tensor]:
@@ -75,7 +83,8 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_any_number_of_processes_measures_the_same(count: int, single: tuple[Path, Path], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m", "tests.test_training_processes"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    command += ["-m", "tests.classification.test_training_processes"]
     done = subprocess.run([*command, str(single[0]), str(tmp_path)], cwd=HERE, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     one, several = (torch.load(folder / "measured.pt", weights_only=True) for folder in (single[1], tmp_path))
@@ -92,4 +101,5 @@ def test_any_number_of_processes_measures_the_same(count: int, single: tuple[Pat
 
 
 if __name__ == "__main__":
+    distributed.start("cpu")
     measure(Path(sys.argv[1]), Path(sys.argv[2]))

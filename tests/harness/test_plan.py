@@ -7,13 +7,14 @@ import pytest
 
 from evaluate.harness import plan, suite, task
 from evaluate.runtime.env import Env
+from evaluate.runtime.settings import as_json
 from results import record, tables
 
 
 @pytest.fixture
 def run(tmp_path):
     nodes = plan.choose(["knn"])
-    made = suite.Run(tmp_path, tmp_path, "paper", plan.configure(nodes, "paper", {}), [])
+    made = suite.Suite(tmp_path, tmp_path, plan.configure(nodes, "paper", {}))
     certify(tmp_path, "this")
     return made
 
@@ -25,10 +26,19 @@ def certify(out, fingerprint):
 
 def measured(run, value, settings=None):
     """Writes the record of kNN as the task itself would, for the encoder that is certified now."""
-    config = plan.configure(plan.choose(["knn"]), "paper", settings or {})["knn"]
-    encoder = SimpleNamespace(fingerprint=run._encoder_fingerprint("mine"), source={})
-    entry = task.start("knn", config, "paper", encoder, Env(data_root=run.data_root, out_dir=run.out / "mine/knn"))
-    entry["data_fingerprint"] = suite.layouts.fingerprint(run.data_root, ("imagenet",))
+    (node,) = plan.choose(["knn"])
+    config = plan.configure([node], "paper", settings or {})["knn"][1]
+    identity = record.identity(
+        "knn",
+        as_json(config),
+        seed=0,
+        limit=None,
+        encoder_fingerprint=run.encoder_fingerprint("mine"),
+        data_fingerprint=suite.layouts.fingerprint(run.data_root, ("imagenet",)),
+        inputs={},
+    )
+    encoder = SimpleNamespace(source={})
+    entry = task.start(identity, "paper", node, encoder, Env(data_root=run.data_root, out_dir=run.out / "mine/knn"))
     record.write(run.out / "records", {**entry, "status": "ok", "metrics": {"top1": value}})
 
 

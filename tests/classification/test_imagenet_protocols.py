@@ -10,16 +10,16 @@ import pytest
 import torch
 from timm.models.vision_transformer import vit_base_patch16_224
 
-from evaluate import few_shot, knn
 from evaluate.classification import imagenet_c
 from evaluate.classification.layer_decay import parameter_groups
-from evaluate.classification.sampler import Draws
+from evaluate.classification.neighbors import classify
+from evaluate.classification.sampler import BatchSampler
 from evaluate.classification.schedules import warmup_cosine
+from evaluate.classification.softmax_regression import centre_rows, fit
 from evaluate.data.transforms import single_draw_box
-from evaluate.runtime.distributed import assemble
 from evaluate.runtime.lars import LARS
 
-GOLDEN = json.loads((Path(__file__).parent / "golden/protocols.json").read_text())
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden/protocols.json").read_text())
 
 
 def randn(key: str, *shape: int) -> torch.Tensor:
@@ -62,13 +62,13 @@ def test_few_shot_rows_and_optimum() -> None:
     labels = np.arange(n) % classes
     centres = 1.5 * randn("fewshot/centres", classes, width).double()
     values = randn("fewshot/features", n, width).double() + centres[labels]
-    rows = few_shot.centre_rows(values.numpy())
+    rows = centre_rows(values.numpy())
     np.testing.assert_allclose(rows[:2], golden["preprocessed_first_two_rows"], rtol=1e-6)
-    weights, objective = few_shot.fit(rows, labels, l2=0.1)
+    weights, objective = fit(rows, labels, l2=0.1)
     assert objective == pytest.approx(golden["objective"], abs=1e-7)
     # softmax does not see a shift common to all classes; at the optimum the penalty leaves none
     np.testing.assert_allclose(weights, golden["coefficients"], atol=2e-4)
-    assert few_shot.fit(rows, labels, l2=0.2)[1] > objective + 0.01
+    assert fit(rows, labels, l2=0.2)[1] > objective + 0.01
 
 
 def test_mce() -> None:
@@ -80,11 +80,11 @@ def test_mce() -> None:
         imagenet_c.mean_corruption_error({name: 0.5 for name in imagenet_c.ALEXNET_ERROR if name != "fog"})
 
 
-def test_neighbours_equal_a_naive_loop() -> None:
+def test_neighbors_equal_a_naive_loop() -> None:
     train = torch.nn.functional.normalize(randn("knn/train", 40, 6), dim=1)
     test = torch.nn.functional.normalize(randn("knn/test", 23, 6), dim=1)
     labels = torch.arange(40) % 3
-    predicted = knn.classify(train, labels, test, (1, 5, 100), 0.07)
+    predicted = classify(train, labels, test, (1, 5, 100), 0.07)
     for k, classes in predicted.items():
         for row, image in enumerate(test):
             cosines = sorted(((float(image @ other), int(label)) for other, label in zip(train, labels, strict=True)), reverse=True)[:k]
@@ -103,20 +103,15 @@ def test_single_draw_box_is_clamped_not_drawn_again() -> None:
 
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 64), (1, 16), (2, 16), (2, 64), (3, 16), (3, 64), (5, 7)])
 def test_draws_cover_the_same_batches_on_any_number_of_processes(world: int, micro_batch: int) -> None:
-    shares = [Draws(201, 64, micro_batch, epochs=2, seed=3, rank=rank, world=world) for rank in range(world)]
+    shares = [BatchSampler(201, 64, micro_batch, epochs=2, seed=3, rank=rank, world_size=world) for rank in range(world)]
     chunks = [list(share) for share in shares]
     assert all(len(chunk) == len(share) for chunk, share in zip(chunks, shares, strict=True))
     assert all(len(part) <= micro_batch and len(part) % 2 == 0 for share in chunks for part in share)
-    per_step = shares[0].chunks_per_step
-    whole = list(Draws(201, 64, 64, epochs=2, seed=3))
+    per_step = shares[0].micro_batches
+    whole = list(BatchSampler(201, 64, 64, epochs=2, seed=3))
     assert len(whole) == 2 * 3
     for step, batch in enumerate(whole):
         together = [draw for share in chunks for part in share[step * per_step : (step + 1) * per_step] for draw in part]
         assert sorted(together) == sorted(batch)
-    resumed = Draws(201, 64, micro_batch, epochs=2, seed=3, rank=0, world=world, first_step=4)
+    resumed = BatchSampler(201, 64, micro_batch, epochs=2, seed=3, rank=0, world_size=world, first_step=4)
     assert list(resumed) == chunks[0][4 * per_step :]
-
-
-def test_assemble_is_the_identity_in_one_process() -> None:
-    values = torch.arange(5)
-    assert assemble(values, 5) is values

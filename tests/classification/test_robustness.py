@@ -15,23 +15,16 @@ from PIL import Image
 
 from evaluate import robustness
 from evaluate.classification import cached_pass, classifier, imagenet_c
-from evaluate.classification.predictions import Outcome
+from evaluate.classification.predictions import Predictions
 from evaluate.data import imagenet, loader
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.data.transforms import CenterCrop, normalize
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from tests.imagenet_world import WNIDS, write_world
-from tests.test_features import vit
+from tests.factories import class_token_vit, save_classifier
+from tests.worlds import in_order, write_world
 
 DEMO = robustness.PRESETS["demo"]
-
-
-def save_classifier(path: Path) -> None:
-    """A classifier with a random head, which gives every class now and then."""
-    model = classifier.Classifier(vit(), len(WNIDS))
-    torch.nn.init.normal_(model.head.weight)
-    classifier.save(path, model, WNIDS, CenterCrop(32, 32, "bicubic"))
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +37,18 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def env(tmp_path: Path, tuned: Path) -> Env:
     (tmp_path / "out/robustness").mkdir(parents=True)
-    return Env(write_world(tmp_path / "data"), tmp_path / "out/robustness", classifier=tuned)
+    return Env(write_world(tmp_path / "data"), tmp_path / "out/robustness", inputs={"classifier": tuned})
 
 
 def logits_of(env: Env, images: imagenet.ImageSet) -> torch.Tensor:
-    model, _, crop = classifier.load(env.classifier, vit())
-    pixels = torch.cat([part for part, _ in loader.batches(loader.Images(images, crop), loader.InOrder(len(images), 64))])
+    model, _, crop = classifier.load(env.inputs["classifier"], class_token_vit())
+    pixels = torch.cat([part for part, _ in loader.batches(loader.Images(images, crop), in_order(len(images), 64))])
     with torch.no_grad():
         return model(normalize(pixels, (0.5,) * 3, (0.25,) * 3, "cpu"))
 
 
 def test_scores_among_own_classes_over_all_and_clean(env: Env) -> None:
-    result = robustness.run(vit(), DEMO, env)
+    result = robustness.run(class_token_vit(), DEMO, env)
     val = imagenet.val_set(env.data_root)
     clean, labels = logits_of(env, val), torch.from_numpy(val.labels)
     assert result["clean_top1"] == pytest.approx(100 * (clean.argmax(1) == labels).double().mean().item())
@@ -73,14 +66,14 @@ def test_scores_among_own_classes_over_all_and_clean(env: Env) -> None:
 
 
 def test_a_limit_does_not_make_the_question_easier(env: Env) -> None:
-    env.limit = 1  # one image of IN-R is left; it is scored among the three classes of the set, not among its own
-    robustness.run(vit(), DEMO, env)
+    env = replace(env, limit=1)  # one image of IN-R is left; it is scored among the three classes of the set, not among its own
+    robustness.run(class_token_vit(), DEMO, env)
     identity = (next(env.out_dir.glob("predictions/imagenet_r-*")) / "identity.json").read_text()
     assert '"imagenet_r": [\n   0,\n   1,\n   2\n  ]' in identity
 
 
 def test_the_table_of_corruptions_and_mce(env: Env) -> None:
-    result = robustness.run(vit(), DEMO, env)
+    result = robustness.run(class_token_vit(), DEMO, env)
     errors = {}
     for name in CORRUPTIONS:
         for severity in range(1, 6):
@@ -109,8 +102,8 @@ def test_the_standard_error_is_the_deviation_over_draws_of_images(tmp_path: Path
     for _ in range(80):
         hardness = rng.uniform(0, 1, count)
 
-        def outcome(_cell: object, _transform: object, hardness: np.ndarray = hardness) -> Outcome:
-            return Outcome({"all": rng.uniform(0, 1, count) > hardness}, np.zeros(count, int), tuple(map(str, range(count))))
+        def outcome(_cell: object, _transform: object, hardness: np.ndarray = hardness) -> Predictions:
+            return Predictions({"top1": rng.uniform(0, 1, count) > hardness}, np.zeros(count, int), tuple(map(str, range(count))))
 
         env = Env(tmp_path, tmp_path)
         found.append(imagenet_c.measure(cells, outcome, env)["imagenet_c"])
@@ -119,7 +112,7 @@ def test_the_standard_error_is_the_deviation_over_draws_of_images(tmp_path: Path
 
 
 def test_a_part_of_the_images_is_an_estimate_and_says_so(env: Env) -> None:
-    result = robustness.run(vit(), replace(DEMO, corrupted_images=2), env)
+    result = robustness.run(class_token_vit(), replace(DEMO, corrupted_images=2), env)
     assert env.notes["images_evaluated"]["imagenet_c"] == 150 and env.notes["images_asked"]["imagenet_c"] == 300
     error = env.notes["standard_error"]["imagenet_c"]
     assert env.notes["protocol"]["estimates"]["imagenet_c"] == (
@@ -132,9 +125,9 @@ def test_corrupted_here(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     shuffle = corruptions._shuffle_pixels_njit_glass_blur  # compiling this loop takes longer than running it on pictures this small
     monkeypatch.setattr(corruptions, "_shuffle_pixels_njit_glass_blur", getattr(shuffle, "py_func", shuffle))
     (env.data_root / "imagenet-c").rename(env.data_root / "away")
-    assert "imagenet_c" not in robustness.run(vit(), DEMO, env)
+    assert "imagenet_c" not in robustness.run(class_token_vit(), DEMO, env)
     config = replace(DEMO, corruptions="made", corrupted_images=2)
-    result = robustness.run(vit(), config, env)
+    result = robustness.run(class_token_vit(), config, env)
     estimate = env.notes["protocol"]["estimates"]["imagenet_c"]
     assert "corrupted here from val" in estimate and "2 of 60 images" in estimate
     assert "imagenet_c" in result and "imagenet_c" not in robustness.reads(config)
@@ -149,12 +142,12 @@ def test_images_of_another_size_are_not_cropped_silently(env: Env) -> None:
     path = sorted((env.data_root / "imagenet-c/fog/2").glob("*/*"))[0]
     Image.open(path).resize((40, 48)).save(path)
     with pytest.raises(UserError, match="40 x 48 px, the classifier takes 32.*corrupted_resize"):
-        robustness.run(vit(), DEMO, env)
-    assert "imagenet_c" in robustness.run(vit(), replace(DEMO, corrupted_resize=32), env)
+        robustness.run(class_token_vit(), DEMO, env)
+    assert "imagenet_c" in robustness.run(class_token_vit(), replace(DEMO, corrupted_resize=32), env)
 
 
 def test_a_killed_run_goes_on_and_gives_the_same(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = robustness.run(vit(), DEMO, env)
+    expected = robustness.run(class_token_vit(), DEMO, env)
     broken = replace(env, out_dir=env.out_dir.parent / "broken", notes={})
     broken.out_dir.mkdir()
     write, written = cached_pass._write_shard, []
@@ -167,9 +160,9 @@ def test_a_killed_run_goes_on_and_gives_the_same(env: Env, monkeypatch: pytest.M
 
     monkeypatch.setattr(cached_pass, "_write_shard", die)
     with pytest.raises(KeyboardInterrupt):
-        robustness.run(vit(), DEMO, broken)
+        robustness.run(class_token_vit(), DEMO, broken)
     broken.notes.clear()
-    assert robustness.run(vit(), DEMO, broken) == expected and broken.notes == env.notes
+    assert robustness.run(class_token_vit(), DEMO, broken) == expected and broken.notes == env.notes
     assert len(written) == 4 + 75, "it began again"
 
 
@@ -177,24 +170,24 @@ def test_every_image_is_read_once_and_a_few_may_be_unreadable(env: Env, monkeypa
     opened: Counter[Path] = Counter()
     read = loader.read_image
     monkeypatch.setattr(loader, "read_image", lambda path: opened.update([path]) or read(path))
-    robustness.run(vit(), DEMO, env)
+    robustness.run(class_token_vit(), DEMO, env)
     assert set(opened.values()) == {1} and len(opened) == 60 + 6 + 9 + 8 + 300
     bad = [sorted((env.data_root / "imagenet-c" / name / "5").glob("*/*"))[1] for name in ("fog", "snow")]
     for path in bad:
         path.write_bytes(b"")
-    env.out_dir = env.out_dir.parent / "again"
+    env = replace(env, out_dir=env.out_dir.parent / "again")
     env.out_dir.mkdir()
     with pytest.raises(UserError, match=str(bad[1])):
-        robustness.run(vit(), DEMO, env)
+        robustness.run(class_token_vit(), DEMO, env)
     with pytest.raises(UserError, match=str(bad[0])):  # snow comes first; the two are of one set
-        robustness.run(vit(), replace(DEMO, max_unreadable_images=1), env)
-    robustness.run(vit(), replace(DEMO, max_unreadable_images=2), env)
+        robustness.run(class_token_vit(), replace(DEMO, max_unreadable_images=1), env)
+    robustness.run(class_token_vit(), replace(DEMO, max_unreadable_images=2), env)
     assert env.notes["unreadable_images"]["imagenet_c"] == [str(bad[1]), str(bad[0])]
     assert env.notes["images_evaluated"]["imagenet_c"] == 298
 
 
 def test_sets_are_read_from_the_published_archives(env: Env) -> None:
-    expected = robustness.run(vit(), DEMO, env)
+    expected = robustness.run(class_token_vit(), DEMO, env)
     root = env.data_root
     groups = {"noise": CORRUPTIONS[:3], "blur": CORRUPTIONS[3:7], "weather": CORRUPTIONS[7:11], "digital": CORRUPTIONS[11:]}
     archives = {name: [name] for name in ("imagenet-a", "imagenet-r", "imagenet-sketch")} | {
@@ -213,6 +206,6 @@ def test_sets_are_read_from_the_published_archives(env: Env) -> None:
             (root / folder).rename(root / f"unpacked-{folder.replace('/', '-')}")
     fresh = replace(env, out_dir=env.out_dir.parent / "archives", notes={})
     fresh.out_dir.mkdir()
-    assert robustness.run(vit(), DEMO, fresh) == expected and fresh.notes == env.notes
+    assert robustness.run(class_token_vit(), DEMO, fresh) == expected and fresh.notes == env.notes
     names = {path.name for path in fresh.out_dir.glob("predictions/*")}
     assert names == {path.name for path in env.out_dir.glob("predictions/*")}, "an archive is another set than its folder"

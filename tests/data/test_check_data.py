@@ -11,7 +11,7 @@ import run_all
 from evaluate.data import check, imagenet, subsets, toy_dense
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
 from evaluate.runtime.errors import UserError
-from tests.imagenet_world import WNIDS, write_world
+from tests.worlds import WNIDS, write_world
 
 IMAGENET = ("imagenet", "imagenet_1percent", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")
 

@@ -1,0 +1,123 @@
+"""What the tests are made with: tiny encoders, checkpoints, classifiers and environments."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from timm.models.resnet import ResNet, resnet18
+from timm.models.vision_transformer import VisionTransformer
+
+from evaluate import finetune, linear_probe
+from evaluate.classification import classifier
+from evaluate.data.transforms import CenterCrop
+from evaluate.encoder.model import Encoder
+from evaluate.encoder.spec import EncoderSpec
+from evaluate.runtime.env import Env
+from tests.worlds import WNIDS
+
+WIDTH, DEPTH, TOKENS = 128, 3, 17
+
+
+def mae_state(seed: int = 0) -> dict[str, torch.Tensor]:
+    """A tiny MAE-like ViT's state dict (32 px, patch 8, width 128, 3 blocks, 2 heads), drawn with standard deviation 0.1, norms around 1."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return 0.1 * torch.randn(shape, generator=generator)
+
+    state = {"cls_token": draw(1, 1, WIDTH), "pos_embed": draw(1, TOKENS, WIDTH)}
+    layers = {"patch_embed.proj": (WIDTH, 3, 8, 8)}
+    for index in range(DEPTH):
+        block = f"blocks.{index}."
+        layers |= {block + "attn.qkv": (3 * WIDTH, WIDTH), block + "attn.proj": (WIDTH, WIDTH)}
+        layers |= {block + "mlp.fc1": (4 * WIDTH, WIDTH), block + "mlp.fc2": (WIDTH, 4 * WIDTH)}
+        for norm in ("norm1", "norm2"):
+            state |= {f"{block}{norm}.weight": 1 + draw(WIDTH), f"{block}{norm}.bias": draw(WIDTH)}
+    for name, shape in layers.items():
+        state |= {f"{name}.weight": draw(*shape), f"{name}.bias": draw(shape[0])}
+    return {**state, "norm.weight": 1 + draw(WIDTH), "norm.bias": draw(WIDTH)}
+
+
+FINETUNE = replace(finetune.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16, mixup=0.2, cutmix=0.2, drop_path_rate=0.1, random_erasing_prob=0.1)
+
+
+PROBE = replace(linear_probe.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16)
+
+
+def vit(seed: int = 0, class_token: bool = True, **fields: object) -> Encoder:
+    """A random ViT of 32 px, patch 8, width 24 and 2 blocks, read out by its mean patch token; ``fields`` change its spec."""
+    torch.manual_seed(seed)
+    spec = EncoderSpec(
+        **{  # type: ignore[arg-type]
+            **{"family": "vit", "embed_dim": 24, "depth": 2, "mean": (0.5,) * 3, "std": (0.25,) * 3, "img_size": 32, "patch_size": 8},
+            **{"num_heads": 2, "class_token": class_token, "pooling": "mean"},
+            **fields,
+        }
+    )
+    model = VisionTransformer(
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        final_norm=False,
+        class_token=class_token,
+        global_pool="token" if class_token else "avg",
+    )
+    return Encoder(spec, model.state_dict()).eval()
+
+
+def class_token_vit(seed: int = 0, **fields: object) -> Encoder:
+    """As ``vit``, read out by its class token."""
+    return vit(seed, **{"pooling": "cls", **fields})
+
+
+def resnet() -> Encoder:
+    torch.manual_seed(0)
+    model: ResNet = resnet18(num_classes=0)
+    spec = EncoderSpec("resnet", 512, 8, (0.5,) * 3, (0.25,) * 3, patch_size=32, layers=(2, 2, 2, 2), block="basic", pooling="mean")
+    return Encoder(spec, model.state_dict()).eval()
+
+
+def environment(data: Path, out: Path, task: str, **fields: object) -> Env:
+    (out / task).mkdir(parents=True, exist_ok=True)
+    return Env(data, out / task, **fields)  # type: ignore[arg-type]
+
+
+def save_classifier(path: Path) -> None:
+    """A classifier with a random head, which gives every class now and then."""
+    model = classifier.Classifier(class_token_vit(), len(WNIDS))
+    torch.nn.init.normal_(model.head.weight)
+    classifier.save(path, model, WNIDS, CenterCrop(32, 32, "bicubic"))
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def tiny_encoder(seed: int = 0, **changes) -> Encoder:
+    """A randomly initialized ViT of the demo's size; norms, biases and scales are drawn too, so that each shows."""
+    from evaluate.encoder.model import build
+
+    spec = EncoderSpec(**{
+        "family": "vit", "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "mean": MEAN, "std": STD,
+        "class_token": True, "final_norm": True, **changes,
+    })  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in build(spec).state_dict().items():
+        centre = 1.0 if "norm" in name and name.endswith("weight") or "gamma" in name else 0.0
+        state[name] = centre + 0.1 * torch.randn(value.shape, generator=generator)
+    return Encoder(spec, state)
+
+
+def tiny_resnet() -> Encoder:
+    """A ResNet of one basic block a stage."""
+    from timm.models.resnet import BasicBlock, ResNet
+
+    torch.manual_seed(0)
+    model = ResNet(BasicBlock, (1, 1, 1, 1), 0)
+    spec = EncoderSpec(
+        family="resnet", embed_dim=512, depth=4, patch_size=32, mean=MEAN, std=STD, layers=(1, 1, 1, 1), block="basic", pooling="mean"
+    )
+    return Encoder(spec, model.state_dict())
