@@ -1,9 +1,10 @@
 """mmcv's two operators that our recipes need, from torchvision, so that nothing has to be compiled.
 
-onedl-mmcv is installed as pure Python. Its ``mmcv.ops`` asks a module ``mmcv._ext`` for every operator that it may ever call; the module
-made here gives non-maximum suppression and RoIAlign of torchvision, which has both for CPUs and GPUs in its wheel. detectron2, where the
-published detection numbers come from, takes the same two from there. RoIAlign equals mmcv's compiled one to the last bit; the order of
-boxes of equal score may differ. Any other operator is refused when it is called.
+onedl-mmcv is installed as pure Python. Its ``mmcv.ops`` asks a module ``mmcv._ext`` for every operator that it may ever call. The module
+made here gives non-maximum suppression and RoIAlign of torchvision, whose wheel has both for CPUs and GPUs. detectron2, where the
+published detection numbers come from, takes the same two from there. In float32 RoIAlign equals mmcv's compiled one to the last bit. The
+order of boxes of equal score may differ. Any other operator is refused when it is called. A compiled ``mmcv._ext`` is not used even
+where there is one, so that the numbers are the same everywhere.
 """
 
 import sys
@@ -16,13 +17,18 @@ import torch
 import torchvision  # its import registers torch.ops.torchvision
 from torch import Tensor
 
+from evaluate.runtime.errors import UserError
+
 NAME = "mmcv._ext"
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -> Tensor:
-    """Indices (K,) of the boxes (N, 4) that stay, from the best of the scores (N,) down; ``offset`` 1 counts both edges as pixels."""
+    """Indices (K,) of the boxes (N, 4) that stay, from the best of the scores (N,) down.
+
+    Raises UserError for an ``offset`` of 1, which counts the pixels of both edges.
+    """
     if offset != 0:
-        raise NotImplementedError(f"torchvision's nms has no offset of {offset}, only 0; set offset=0 in the recipe's nms")
+        raise UserError(f"nms is torchvision's, which has no offset of {offset}, only 0; set offset=0 in the recipe's nms")
     return torchvision.ops.nms(boxes, scores, iou_threshold)
 
 
@@ -40,10 +46,13 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Fills ``output`` (K, C, h, w) from maps (B, C, H, W) and regions (K, 5): index of the image, then x1, y1, x2, y2."""
+    """Fills ``output`` (K, C, h, w) from maps (B, C, H, W) and regions (K, 5): index of the image, then x1, y1, x2, y2.
+
+    Raises UserError for a ``pool_mode`` of 0 (the maximum), for which mmcv needs ``argmax_y`` and ``argmax_x``.
+    """
     _require_average(pool_mode)
     size = (aligned_height, aligned_width)
-    output.copy_(torch.ops.torchvision.roi_align(images, regions, spatial_scale, *size, sampling_ratio, aligned))
+    output.copy_(torch.ops.torchvision.roi_align(_wide(images), _wide(regions), spatial_scale, *size, sampling_ratio, aligned))
 
 
 def roi_align_backward(
@@ -64,12 +73,17 @@ def roi_align_backward(
     _require_average(pool_mode)
     size = (aligned_height, aligned_width)
     backward = torch.ops.torchvision._roi_align_backward
-    grad_input.add_(backward(grad_output, regions, spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned))
+    grad_input.add_(backward(_wide(grad_output), _wide(regions), spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned))
 
 
 def _require_average(pool_mode: int) -> None:
     if pool_mode != 1:
-        raise NotImplementedError("torchvision's RoIAlign takes the average; set pool_mode='avg' in the recipe's RoIAlign")
+        raise UserError("RoIAlign is torchvision's, which takes the average only; set pool_mode='avg' in the recipe's RoIAlign")
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32, in which detectron2 computes RoIAlign under autocast, gradient included; wider types as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 PROVIDED: tuple[Callable[..., Any], ...] = (nms, roi_align_forward, roi_align_backward)
@@ -80,7 +94,7 @@ class Operators(ModuleType):
 
     def __init__(self) -> None:
         super().__init__(NAME, __doc__)
-        self.__spec__ = ModuleSpec(NAME, None)  # mmcv asks by find_spec whether it has operators
+        self.__spec__ = ModuleSpec(NAME, None)  # mmengine asks by find_spec whether mmcv has operators
         for operator in PROVIDED:
             setattr(self, operator.__name__, operator)
 
@@ -89,13 +103,21 @@ class Operators(ModuleType):
             raise AttributeError(f"module {NAME!r} has no attribute {name!r}")
 
         def refuse(*_arguments: Any, **_named: Any) -> None:
-            given = ", ".join(operator.__name__ for operator in PROVIDED)
-            raise NotImplementedError(f"mmcv's operator {name} is not there: without compiling there are {given} (evaluate/mm/operators.py)")
+            raise UserError(
+                f"mmcv's operator {name} is not there, since nothing is compiled and only two, nms and roi_align, come from torchvision "
+                "(evaluate/mm/operators.py); take a recipe that needs no other"
+            )
 
         return refuse
 
 
 def provide() -> None:
-    """Puts the operators where ``mmcv.ops`` looks for them; call it before the first import of mmcv.ops, mmdet or mmseg."""
-    if not isinstance(sys.modules.get(NAME), Operators):
-        sys.modules[NAME] = Operators()
+    """Puts the operators where ``mmcv.ops`` looks for them; call it before the first import of mmcv.ops, mmdet or mmseg.
+
+    Raises UserError where mmcv.ops has been imported already, with a compiled module.
+    """
+    if isinstance(sys.modules.get(NAME), Operators):
+        return
+    if sys.modules.get("mmcv.ops") is not None:
+        raise UserError("mmcv.ops was imported with compiled operators, which are not ours; call evaluate.mm.operators.provide() before it")
+    sys.modules[NAME] = Operators()
