@@ -121,3 +121,28 @@ def tiny_resnet() -> Encoder:
         family="resnet", embed_dim=512, depth=4, patch_size=32, mean=MEAN, std=STD, layers=(1, 1, 1, 1), block="basic", pooling="mean"
     )
     return Encoder(spec, model.state_dict())
+
+
+def shrink(cfg) -> None:
+    """Seconds instead of days: small pictures and few regions."""
+    side = 96
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        step = loader.dataset.pipeline[1]
+        if "size" in step:
+            step.size = side
+        else:
+            step.update(shortest=[side] if isinstance(step.shortest, list) else side, longest=side)
+    if "img_size" in cfg.model.backbone:
+        cfg.model.data_preprocessor.pad_size_divisor = side
+        cfg.model.backbone.update(img_size=side, window=6)
+        model, head = cfg.model, cfg.model.roi_head
+        model.neck.out_channels = 16
+        for part in (model.rpn_head, head.mask_head, head.bbox_head):
+            part.update({key: 16 for key in ("in_channels", "feat_channels", "conv_out_channels", "fc_out_channels") if key in part})
+        head.bbox_roi_extractor.out_channels = head.mask_roi_extractor.out_channels = 16
+        head.bbox_head.fc_out_channels = 16
+    cfg.model.train_cfg.rpn_proposal.update(nms_pre=20, max_per_img=20)
+    cfg.model.train_cfg.rcnn.sampler.update(num=8)
+    cfg.model.test_cfg.rpn.update(nms_pre=8, max_per_img=8)
+    cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=4)
+    cfg.precise_bn = min(cfg.get("precise_bn", 0), 2)

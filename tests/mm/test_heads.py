@@ -12,7 +12,7 @@ import torch
 from evaluate.mm import benchmark, detector, recipes, runner
 from evaluate.mm.backbones.resnet import LastStage, ResNetBackbone
 from evaluate.runtime.env import Env
-from tests.factories import tiny_encoder, tiny_resnet
+from tests.factories import shrink, tiny_encoder, tiny_resnet
 
 
 def boxes(count: int, generator: np.random.Generator) -> torch.Tensor:
@@ -63,31 +63,6 @@ def test_an_object_smaller_than_all_anchors_is_learnt() -> None:
     truth = InstanceData(bboxes=torch.tensor([[4.0, 4.0, 12.0, 12.0]]), labels=torch.tensor([0]))
     assert Matcher(0.7, 0.3, True).assign(anchors, truth).gt_inds.tolist() == [1, 0]
     assert MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.3, iou_calculator={"type": BboxOverlaps2D}).assign(anchors, truth).gt_inds.tolist() == [0, 0]
-
-
-def shrink(cfg) -> None:
-    """Seconds instead of days: small pictures and few regions."""
-    side = 96
-    for loader in (cfg.train_dataloader, cfg.test_dataloader):
-        step = loader.dataset.pipeline[1]
-        if "size" in step:
-            step.size = side
-        else:
-            step.update(shortest=[side] if isinstance(step.shortest, list) else side, longest=side)
-    if "img_size" in cfg.model.backbone:
-        cfg.model.data_preprocessor.pad_size_divisor = side
-        cfg.model.backbone.update(img_size=side, window=6)
-        model, head = cfg.model, cfg.model.roi_head
-        model.neck.out_channels = 16
-        for part in (model.rpn_head, head.mask_head, head.bbox_head):
-            part.update({key: 16 for key in ("in_channels", "feat_channels", "conv_out_channels", "fc_out_channels") if key in part})
-        head.bbox_roi_extractor.out_channels = head.mask_roi_extractor.out_channels = 16
-        head.bbox_head.fc_out_channels = 16
-    cfg.model.train_cfg.rpn_proposal.update(nms_pre=20, max_per_img=20)
-    cfg.model.train_cfg.rcnn.sampler.update(num=8)
-    cfg.model.test_cfg.rpn.update(nms_pre=8, max_per_img=8)
-    cfg.model.test_cfg.rcnn.update(score_thr=0.0, max_per_img=4)
-    cfg.precise_bn = min(cfg.get("precise_bn", 0), 2)
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ from torch import Tensor
 from evaluate.mm import benchmark, detector, operators, recipes, runner, segmenter
 from evaluate.mm.parity.__main__ import compare
 from evaluate.runtime.errors import UserError
-from tests.mm.conftest import tiny_encoder, tiny_resnet
-from tests.mm.test_heads import shrink
+from tests.factories import shrink, tiny_encoder, tiny_resnet
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in recipes.RECIPES.glob("[!_]*.py"))
