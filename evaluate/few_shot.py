@@ -80,10 +80,10 @@ def labelled(config: Config, env: Env) -> tuple[ImageSet, list[np.ndarray]]:
     Raises UserError where a draw has fewer than three classes, too few for softmax regression here.
     """
     if not config.draws:
-        train = subsets.listed_set(config.subset, env.data_root, env.limit)
+        train = subsets.listed_set(config.subset, env.data_root, env.limit, env.identities)
         draws = [np.arange(len(train))]
     else:
-        whole = train_set(env.data_root, env.limit)
+        whole = train_set(env.data_root, env.limit, env.identities)
         rows = [subsets.drawn_rows(whole, config.shots, config.fraction, env.seed, draw) for draw in range(config.seeds)]
         together = np.unique(np.concatenate(rows))
         train = subsets.part("drawn", whole, together)
@@ -103,7 +103,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     from evaluate.runtime import distributed
 
     train, draws = labelled(config, env)
-    val = val_set(env.data_root, env.limit)
+    val = val_set(env.data_root, env.limit, env.identities)
     found = frozen_features(encoder, config, env, train, val)
     pooling = resolve_pooling(encoder, config.pooling)
     fits = []

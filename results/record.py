@@ -85,6 +85,10 @@ class Record(Identity):
     """By set: how many images it has."""
     images_evaluated: dict[str, int]
     """By set: how many were read; fewer than asked for only where the user allowed it."""
+    data: dict[str, str]
+    """By part of the data root: the identity of what was read (``evaluate.data.identity``)."""
+    files: dict[str, str]
+    """SHA-256 of each file that the task made for another one, by its name in ``work``."""
     work: str
     """The folder below OUT where the task kept its files."""
     device: str
@@ -148,11 +152,11 @@ def without_run(encoder: str, task: str, status: str, reason: str, seed: int, li
     return {**known, **ended, "started_utc": utc_now()}
 
 
-def write(folder: Path, entry: Mapping[str, Any]) -> Path:
-    """Writes a record atomically; an ``ok`` record already there under the same key is left as it is."""
+def write(folder: Path, entry: Mapping[str, Any], replace: bool = False) -> Path:
+    """Writes a record atomically; an ``ok`` record already there under the same key is left as it is, unless ``replace``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, entry["encoder"], entry)
-    if path.is_file() and json.loads(path.read_text())["status"] == "ok":
+    if not replace and path.is_file() and json.loads(path.read_text())["status"] == "ok":
         return path
     with atomic_write(path) as written:
         written.write_text(json.dumps({**entry, "key": key_of(entry)}, indent=1))

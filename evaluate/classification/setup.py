@@ -39,7 +39,7 @@ class Setup:
 
 def train_and_val(env: Env) -> tuple[ImageSet, ImageSet]:
     """ImageNet's train and val sets, as far as ``env.limit`` lets them be read."""
-    return train_set(env.data_root, env.limit), val_set(env.data_root, env.limit)
+    return train_set(env.data_root, env.limit, env.identities), val_set(env.data_root, env.limit, env.identities)
 
 
 def make_setup(encoder: Encoder, config: TrainingConfig, env: Env, train: ImageSet, val: ImageSet, *also: Any) -> Setup:
