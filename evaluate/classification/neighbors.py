@@ -3,6 +3,7 @@
 import torch
 
 from evaluate.classification import features
+from evaluate.classification.finite import require_finite
 from evaluate.encoder import Encoder
 from evaluate.runtime import distributed
 from evaluate.runtime.progress import track
@@ -16,7 +17,7 @@ def unit_features(found: features.Features, encoder: Encoder, kind: str, device:
     assert tokens is not None
     with torch.inference_mode():
         for part in tokens.split(65536):  # in place: a second copy of the train set's features would be four gigabytes more
-            part.copy_(torch.nn.functional.normalize(features.probe_input(encoder, kind, part.to(device)), dim=1))
+            part.copy_(torch.nn.functional.normalize(require_finite(features.probe_input(encoder, kind, part.to(device))), dim=1))
     return tokens.to(device)
 
 

@@ -9,6 +9,7 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from evaluate.classification import features, loop, metrics
+from evaluate.classification.finite import finite, require_finite
 from evaluate.classification.sampler import BatchSampler
 from evaluate.classification.setup import Setup
 from evaluate.data.loader import Images, batches
@@ -53,15 +54,20 @@ class FrozenInputs:
 
         def draw(sampler: BatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for pixels, labels in batches(Images(self.setup.train, transform), sampler, env.workers):
+                normalized = normalize(pixels, spec.mean, spec.std, env.device)
                 with torch.no_grad():
-                    with precision.autocast(self.setup.precision, env.device):
-                        cls, mean = features.frozen_tokens(self.encoder, normalize(pixels, spec.mean, spec.std, env.device))
-                    chosen = cls if self.pooling == "cls" else mean
-                    assert chosen is not None
-                    tokens = features.probe_input(self.encoder, self.pooling, chosen[:, -1].float())
+                    raw = finite(lambda precision, images=normalized: self._tokens(images, precision), self.setup.precision)
+                    tokens = features.probe_input(self.encoder, self.pooling, raw["tokens"])
                 yield tokens, labels.to(env.device)
 
         return draw
+
+    def _tokens(self, images: torch.Tensor, resolved: str) -> dict[str, torch.Tensor]:
+        with precision.autocast(resolved, self.env.device):
+            cls, mean = features.frozen_tokens(self.encoder, images)
+        chosen = cls if self.pooling == "cls" else mean
+        assert chosen is not None
+        return {"tokens": chosen[:, -1].float()}
 
     def cached(self) -> Callable[[BatchSampler], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
         """As ``augmented``, of test crops that are computed once."""
@@ -85,7 +91,8 @@ class FrozenInputs:
         assert tokens is not None
         self.env.report(unreadable_images={"val": found.unreadable})
         with torch.inference_mode():
-            logits = head.eval()(features.probe_input(self.encoder, self.pooling, tokens.to(self.env.device))).cpu()
+            seen = require_finite(features.probe_input(self.encoder, self.pooling, tokens.to(self.env.device)))
+            logits = head.eval()(seen).cpu()
         return {f"top{k}": metrics.topk_correct(logits, labels, k) for k in (1, 5)}
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import stat
+import zipfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def _identity(path: Path, part: str, store: Path, verify: bool) -> str:
         try:
             with np.load(manifest, allow_pickle=False) as kept:
                 structure, identity, contents, times = str(kept["structure"]), str(kept["identity"]), str(kept["sample"]), kept["times"]
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue  # half a manifest is none
         if structure != now.structure or times.shape[-1] != len(now.times):
             continue
