@@ -108,7 +108,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     pooling = resolve_pooling(encoder, config.pooling)
     fits = []
     if distributed.rank() == 0:  # the others would find the same optimum, each with all the cores
-        train_rows, val_rows = (centre_rows(part.tokens(pooling).double().numpy()) for part in (found.train, found.val))
+        train_rows, val_rows = (centre_rows(part.require_tokens(pooling).double().numpy()) for part in (found.train, found.val))
         for rows in draws:
             chosen = np.isin(found.train.stored.rows, rows)
             labels = found.train.labels[chosen]

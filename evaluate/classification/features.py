@@ -49,6 +49,13 @@ class Features:
         """(m, D) float32 of one block, counted from the end, ``kind`` "cls" or "mean"; None for the class token of an encoder without."""
         return self.stored.read(f"{kind}{block}", torch.float32)
 
+    def require_tokens(self, kind: str) -> torch.Tensor:
+        """``tokens`` of the last block, of a kind that the encoder has."""
+        tokens = self.tokens(kind)
+        if tokens is None:
+            raise ValueError(f"the encoder has no {kind} token")
+        return tokens
+
     @property
     def unreadable(self) -> list[str]:
         """The files that were left out."""
@@ -68,8 +75,8 @@ def frozen_features(encoder: Encoder, config: ImageConfig, env: Env, train: Imag
     """The features of both sets under a task's config."""
     precision = precisions.resolve(config.precision, env.device)
     crop = test_crop(encoder, config)
-    both = [extract(encoder, images, crop, env, precision, max_unreadable=config.max_unreadable_images) for images in (train, val)]
-    return FrozenFeatures(*both, precision)
+    first, second = (extract(encoder, images, crop, env, precision, max_unreadable=config.max_unreadable_images) for images in (train, val))
+    return FrozenFeatures(first, second, precision)
 
 
 def test_crop(encoder: Encoder, config: ImageConfig) -> CenterCrop:

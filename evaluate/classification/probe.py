@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class FrozenInputs:
             for pixels, labels in batches(Images(self.setup.train, transform), sampler, env.workers):
                 normalized = normalize(pixels, spec.mean, spec.std, env.device)
                 with torch.no_grad():
-                    raw = finite(lambda precision, images=normalized: self._tokens(images, precision), self.setup.precision)
+                    raw = finite(partial(self._tokens, normalized), self.setup.precision)
                     tokens = features.probe_input(self.encoder, self.pooling, raw["tokens"])
                 yield tokens, labels.to(env.device)
 
@@ -71,8 +72,8 @@ class FrozenInputs:
 
     def cached(self) -> Callable[[BatchSampler], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
         """As ``augmented``, of test crops that are computed once."""
-        tokens = features.extract(self.encoder, self.setup.train, self.setup.crop, self.env, self.setup.precision).tokens(self.pooling)
-        assert tokens is not None
+        found = features.extract(self.encoder, self.setup.train, self.setup.crop, self.env, self.setup.precision)
+        tokens = found.require_tokens(self.pooling)
         labels = torch.from_numpy(self.setup.train.labels)
 
         def draw(sampler: BatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -87,8 +88,7 @@ class FrozenInputs:
     def correct(self, head: nn.Module, max_unreadable: int = 0) -> dict[str, torch.Tensor]:
         """Whether the head is right on each image of val, bool (n,), by metric."""
         found = features.extract(self.encoder, self.setup.val, self.setup.crop, self.env, self.setup.precision, max_unreadable=max_unreadable)
-        tokens, labels = found.tokens(self.pooling), torch.from_numpy(found.labels)
-        assert tokens is not None
+        tokens, labels = found.require_tokens(self.pooling), torch.from_numpy(found.labels)
         self.env.report(unreadable_images={"val": found.unreadable})
         with torch.inference_mode():
             seen = require_finite(features.probe_input(self.encoder, self.pooling, tokens.to(self.env.device)))

@@ -96,7 +96,10 @@ def batches(dataset: Images, sampler: Iterable[list[Sample]], workers: int = 0) 
 
 
 def _collate(items: list[tuple[torch.Tensor, int] | UserError]) -> tuple[torch.Tensor, torch.Tensor] | UserError:
+    images, labels = [], []
     for item in items:
         if isinstance(item, UserError):
             return item
-    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images), torch.tensor(labels)

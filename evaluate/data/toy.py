@@ -196,7 +196,7 @@ def contact_sheet(root: Path, out: Path, cell: int = 96) -> None:
     sheet = Image.new("RGB", (10 * cell, len(rows) * cell), "white")
     for row, paths in enumerate(rows):
         for column, path in enumerate(paths[:10]):
-            picture = Image.open(path)
+            picture: Image.Image = Image.open(path)
             if picture.mode != "RGB":  # label maps hold small numbers: spread them over the greys
                 picture = picture.point([min(255, value * 30) for value in range(256)]).convert("RGB")
             sheet.paste(picture.resize((cell - 4, cell - 4), Image.Resampling.NEAREST), (column * cell, row * cell))

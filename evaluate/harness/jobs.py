@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from evaluate.harness import rows, suite
@@ -36,7 +37,7 @@ def pretraining(out: Path, data_root: Path) -> list[Job]:
                 finished.touch()
 
         log = out / "logs" / f"{row}-pretrain.log"
-        jobs.append(Job(f"{row}/pretrain", lambda command=command: command, log, is_done=finished.is_file, on_exit=on_exit))
+        jobs.append(Job(f"{row}/pretrain", partial(list, command), log, is_done=finished.is_file, on_exit=on_exit))
     return jobs
 
 

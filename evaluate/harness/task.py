@@ -261,6 +261,6 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     if named:
         parser.add_argument("--input", action="append", default=[], metavar="NAME=FILE", help=f"a file that another task made: {', '.join(named)}")
     for name in named:
-        parser.add_argument(f"--{name}", action="append", dest="input", type=lambda file, name=name: f"{name}={file}", help=argparse.SUPPRESS)
+        parser.add_argument(f"--{name}", action="append", dest="input", type=f"{name}={{}}".format, help=argparse.SUPPRESS)
     parser.set_defaults(input=[])
     return parser
