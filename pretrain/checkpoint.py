@@ -21,8 +21,8 @@ from pretrain.config import PretrainConfig
 
 NAME = "checkpoint.pth"
 KEEP = 3
-SEAL = b"crc32:%08x"
-SEAL_LENGTH = len(SEAL % 0)
+CHECKSUM = b"crc32:%08x"
+CHECKSUM_LENGTH = len(CHECKSUM % 0)
 CHUNK = 2**24
 
 
@@ -38,7 +38,7 @@ def save(folder: Path, model: nn.Module, method: ModuleType, config: PretrainCon
     content = {"model": method.to_official(model.state_dict()), "config": config.to_json(), **state}
     text = json.dumps(config.to_json(), indent=1).encode()
     write(folder / "config.json", lambda file: file.write(text))
-    _write_part(path, temporary, lambda file: _write_sealed(file, content))
+    _write_part(path, temporary, lambda file: _write_with_checksum(file, content))
     older = [path, *(folder / f"checkpoint.{number}.pth" for number in range(1, keep))]
     for source, target in reversed(list(itertools.pairwise(older))):
         if source.exists():
@@ -64,7 +64,7 @@ def newest(folder: Path) -> tuple[Path, int] | None:
     """
     found = checkpoints(folder)
     for path in found:
-        checksum = seal_of(path)
+        checksum = checksum_of(path)
         if checksum is not None:
             return path, checksum
         print(f"pretrain: {path} is damaged and is passed over", flush=True)
@@ -75,21 +75,21 @@ def newest(folder: Path) -> tuple[Path, int] | None:
 
 def load(path: Path, checksum: int) -> dict[str, Any]:
     """What ``newest`` found. Raises ValueError if the file is another one here, in this process."""
-    if seal_of(path) != checksum:
+    if checksum_of(path) != checksum:
         raise ValueError(f"{path} is not the same file for every process; --out must be a folder that all of them share")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def seal_of(path: Path) -> int | None:
+def checksum_of(path: Path) -> int | None:
     """The CRC-32 that a checkpoint carries, or None if the file is not what it was when it was sealed."""
     try:
         with path.open("rb") as file:
-            body = path.stat().st_size - SEAL_LENGTH - 2
+            body = path.stat().st_size - CHECKSUM_LENGTH - 2
             checksum = _crc32(file, body) if body > 0 else 0
             end = file.read()
     except OSError:
         return None
-    return checksum if end == SEAL_LENGTH.to_bytes(2, "little") + SEAL % checksum else None
+    return checksum if end == CHECKSUM_LENGTH.to_bytes(2, "little") + CHECKSUM % checksum else None
 
 
 def write(path: Path, content: Callable[[BinaryIO], Any]) -> None:
@@ -99,13 +99,13 @@ def write(path: Path, content: Callable[[BinaryIO], Any]) -> None:
     os.replace(temporary, path)
 
 
-def _write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
+def _write_with_checksum(file: BinaryIO, content: dict[str, Any]) -> None:
     torch.save(content, file)
     body = file.tell() - 2  # an archive ends with the length of its comment, which is 0
     file.seek(0)
     checksum = _crc32(file, body)
     file.seek(body)
-    file.write(SEAL_LENGTH.to_bytes(2, "little") + SEAL % checksum)
+    file.write(CHECKSUM_LENGTH.to_bytes(2, "little") + CHECKSUM % checksum)
 
 
 def _write_part(path: Path, temporary: Path, content: Callable[[BinaryIO], Any]) -> None:

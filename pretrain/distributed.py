@@ -17,10 +17,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # a process that has said nothing for so long is taken for dead
 
-_alone = False
+_single = False
 
 
-class Elsewhere(Exception):
+class FailedOnRankZero(Exception):
     """Something went wrong that process 0 tells of."""
 
 
@@ -41,7 +41,7 @@ def leave() -> None:
 
 def world_size() -> int:
     """Processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+    return dist.get_world_size() if dist.is_initialized() and not _single else 1
 
 
 def rank() -> int:
@@ -56,14 +56,14 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def single_process() -> Iterator[None]:
     """Within it this process is a world of its own: to see what it computes without the others."""
-    global _alone
-    _alone = True
+    global _single
+    _single = True
     try:
         yield
     finally:
-        _alone = False
+        _single = False
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def any_rank(flag: bool) -> bool:
     return bool(flags)
 
 
-def exchange(value: T | None) -> list[T]:
+def gather_objects(value: T | None) -> list[T]:
     """What the processes have to say, in the order of their numbers; None is nothing to say, and costs next to nothing."""
     if not any_rank(value is not None):
         return []
@@ -115,7 +115,7 @@ def exchange(value: T | None) -> list[T]:
     return [value for value in values if value is not None]
 
 
-def together(action: Callable[[], T]) -> T:
+def all_or_none(action: Callable[[], T]) -> T:
     """What ``action`` gives in this process; if it fails in any, all stop: none is left waiting for one that is gone.
 
     Raises:
@@ -126,20 +126,20 @@ def together(action: Callable[[], T]) -> T:
         result = action()
     except (ValueError, OSError) as caught:
         error = caught
-    errors = exchange(error)
+    errors = gather_objects(error)
     if errors:
-        stop(errors[0])
+        raise_together(errors[0])
     return result  # type: ignore[return-value]
 
 
-def first(action: Callable[[], T]) -> T | None:
+def on_rank_zero(action: Callable[[], T]) -> T | None:
     """As ``together``, but process 0 alone does it; the others get None."""
-    return together(lambda: action() if rank() == 0 else None)
+    return all_or_none(lambda: action() if rank() == 0 else None)
 
 
-def stop(error: Exception) -> NoReturn:
-    """Raises an error that all processes agree on: itself in process 0, ``Elsewhere`` in the others, so that it is told once."""
-    raise error if rank() == 0 else Elsewhere
+def raise_together(error: Exception) -> NoReturn:
+    """Raises an error that all processes agree on: itself in process 0, ``FailedOnRankZero`` in the others, so that it is told once."""
+    raise error if rank() == 0 else FailedOnRankZero
 
 
 class DataParallel(nn.parallel.DistributedDataParallel):

@@ -1,7 +1,7 @@
 """Where one crop lies in another, and the position embeddings made from it.
 
 A crop is (top, left, height, width) in pixels of the source image after its flip. Positions are in patches of view 1, measured from
-the centre of its first patch. Axes: B batch, N = grid_size ** 2 tokens in row-major order, D width.
+the center of its first patch. Axes: B batch, N = grid_size ** 2 tokens in row-major order, D width.
 """
 
 from dataclasses import dataclass, fields
@@ -44,11 +44,11 @@ def relative_geometry(crop1: Tensor, crop2: Tensor, flipped1: Tensor, flipped2: 
 
 
 def relative_positions(geometry: RelativeGeometry, grid_size: int) -> tuple[Tensor, Tensor]:
-    """Row and column (each (B, N)) of every cell of view 2, in the grid of view 1 (0 is the centre of its first cell)."""
-    centre = torch.arange(grid_size, dtype=torch.float32, device=geometry.delta_top.device) + 0.5
-    rows = geometry.scale_height[:, None] * centre + (geometry.delta_top * grid_size - 0.5)[:, None]
-    straight = geometry.scale_width[:, None] * centre + (geometry.delta_left * grid_size - 0.5)[:, None]
-    mirrored = -geometry.scale_width[:, None] * centre + (geometry.flip_delta_left * grid_size - 0.5)[:, None]
+    """Row and column (each (B, N)) of every cell of view 2, in the grid of view 1 (0 is the center of its first cell)."""
+    center = torch.arange(grid_size, dtype=torch.float32, device=geometry.delta_top.device) + 0.5
+    rows = geometry.scale_height[:, None] * center + (geometry.delta_top * grid_size - 0.5)[:, None]
+    straight = geometry.scale_width[:, None] * center + (geometry.delta_left * grid_size - 0.5)[:, None]
+    mirrored = -geometry.scale_width[:, None] * center + (geometry.flip_delta_left * grid_size - 0.5)[:, None]
     columns = torch.where(geometry.relative_flip[:, None], mirrored, straight)
     batch = rows.shape[0]
     rows = rows[:, :, None].expand(batch, grid_size, grid_size).reshape(batch, -1)

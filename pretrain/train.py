@@ -43,7 +43,7 @@ from pretrain.methods import method_of
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer
 from pretrain.signals import listening, sentence
-from pretrain.step import PRECISIONS, accumulate, seed, set_arithmetic, suspect
+from pretrain.step import PRECISIONS, accumulate, find_culprits, seed, set_arithmetic
 from pretrain.vit import set_grad_checkpointing
 
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
@@ -79,10 +79,10 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
 
     Raises:
         ValueError, OSError: bad settings, images or folders. FloatingPointError: too many steps that are not finite.
-        Interrupted: after a signal. distributed.Elsewhere: for what process 0 raises.
+        Interrupted: after a signal. distributed.FailedOnRankZero: for what process 0 raises.
     """
     device = execution.device
-    images, micro_batch = distributed.together(lambda: _prepare(config, data, out, execution))
+    images, micro_batch = distributed.all_or_none(lambda: _prepare(config, data, out, execution))
     steps = steps_per_epoch(len(images), config)
     total = config.epochs * steps
     method = method_of(config)
@@ -102,15 +102,15 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
     batches = steps_from(images, first, micro_batch, config, execution.workers)
     looks = steps * (max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs)  # steps between two
-    monitor = distributed.first(lambda: Monitor(images, data, config) if looks else None)
+    monitor = distributed.on_rank_zero(lambda: Monitor(images, data, config) if looks else None)
 
     with Log(out, config, steps, first) as log, listening() as heard:
         faults.say, saved = log.say, time.monotonic()
         for step in range(first, total):
-            batch = distributed.together(lambda: next(batches))
-            faults.replaced(step, batch.damaged)
+            batch = distributed.all_or_none(lambda: next(batches))
+            faults.note_unreadable(step, batch.damaged)
             if step == 0:
-                distributed.first(functools.partial(_draw, out / "batch.png", model, batch, config))
+                distributed.on_rank_zero(functools.partial(_draw, out / "batch.png", model, batch, config))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step / steps, config)
             torch.manual_seed(seed(config, step))
@@ -120,7 +120,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             scaler.unscale_(optimizer)
             # A limit of infinity multiplies by 1 and measures the norm.
             norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip_norm is None else config.clip_norm)
-            if faults.accepts(step, loss, norm, scaler, functools.partial(suspect, parallel, batch, config, device)):
+            if faults.step_is_finite(step, loss, norm, scaler, functools.partial(find_culprits, parallel, batch, config, device)):
                 scaler.step(optimizer)
                 model.after_step((step + 1) / total)
                 log.step(step + 1, distributed.mean_over_ranks(loss), norm, optimizer.param_groups[0]["lr"])
@@ -130,17 +130,17 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             scaler.update()
             optimizer.zero_grad()
 
-            signals = distributed.exchange(heard[0] if heard else None)
+            signals = distributed.gather_objects(heard[0] if heard else None)
             overdue = distributed.any_rank(distributed.rank() == 0 and time.monotonic() - saved >= 60 * execution.save_minutes)
             if signals or overdue or (step + 1) % steps == 0:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 states |= {"step": step + 1, "epoch": (step + 1) // steps, "normalised_together": together}
-                distributed.first(functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states))
+                distributed.on_rank_zero(functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states))
                 saved = time.monotonic()
             if signals:
                 raise Interrupted(signals[0], step + 1)
             if looks and (step + 1) % looks == 0:
-                distributed.first(functools.partial(_look, monitor, model, config, step + 1, device, log))
+                distributed.on_rank_zero(functools.partial(_look, monitor, model, config, step + 1, device, log))
     return out / checkpoint.NAME
 
 
@@ -164,7 +164,7 @@ def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution
 
 
 def _draw(path: Path, model: nn.Module, batch: Step, config: PretrainConfig) -> None:
-    shown = views.finish(batch.micro[0], batch.epoch, config)
+    shown = views.augment(batch.micro[0], batch.epoch, config)
     preview.draw(shown, model.hidden(shown), config, path)
 
 
@@ -176,7 +176,7 @@ def _look(monitor: Monitor, model: nn.Module, config: PretrainConfig, step: int,
 
 def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, parts: dict[str, Any], together: int) -> int:
     """Loads the newest whole checkpoint, if there is one; the step to go on with. Raises ValueError for one of another config."""
-    found = distributed.exchange(distributed.first(lambda: checkpoint.newest(out)))
+    found = distributed.gather_objects(distributed.on_rank_zero(lambda: checkpoint.newest(out)))
     if not found:
         return 0
 
@@ -194,7 +194,7 @@ def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainCon
                 print(f"pretrain: {together} images are normalized together from here on, not {saved['normalised_together']} as before")
         return saved["step"]
 
-    return distributed.together(load)
+    return distributed.all_or_none(load)
 
 
 def initialize(config: PretrainConfig, out: Path) -> Path:
@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
 def _main(arguments: argparse.Namespace, device: str) -> int:
     try:
         distributed.start(device)
-        config = distributed.together(lambda: configure(arguments.preset, arguments.set, arguments.model))
+        config = distributed.all_or_none(lambda: configure(arguments.preset, arguments.set, arguments.model))
         if arguments.init_only:
             path = initialize(config, arguments.out)
         else:
@@ -229,8 +229,8 @@ def _main(arguments: argparse.Namespace, device: str) -> int:
                 settings["workers"] = min(max(distributed.cores() - 1, 1), MAX_WORKERS) if device == "cuda" else 0
             path = train(config, arguments.data, arguments.out, Execution(device, **settings))
             if arguments.export:
-                distributed.first(functools.partial(export, path))
-    except distributed.Elsewhere:
+                distributed.on_rank_zero(functools.partial(export, path))
+    except distributed.FailedOnRankZero:
         return 2
     except OSError as error:
         place = error.filename or f"a file in {arguments.out}"

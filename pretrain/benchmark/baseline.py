@@ -24,7 +24,7 @@ from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_geometry, relative_positions
 from pretrain.methods.siameseim import SiameseIM, TokenBatchNorm, normalize
 from pretrain.optimizer import make_optimizer
-from pretrain.vit import LeanMlp
+from pretrain.vit import RecomputedMlp
 
 
 class PermutedBatchNorm(nn.Module):
@@ -50,7 +50,7 @@ class ExplicitAttention(Attention):
         return self.proj((weights @ value).transpose(1, 2).reshape(batch, tokens, width))
 
 
-class Reference(SiameseIM):
+class PlainSiameseIM(SiameseIM):
     """SiameseIM's parameters under the plain arithmetic."""
 
     def __init__(self, config: PretrainConfig):
@@ -61,7 +61,7 @@ class Reference(SiameseIM):
                     setattr(module, name, PermutedBatchNorm(child.bn))
                 elif isinstance(child, Attention):
                     child.__class__ = ExplicitAttention  # the same parameters, another forward
-                elif isinstance(child, LeanMlp):
+                elif isinstance(child, RecomputedMlp):
                     child.__class__ = Mlp
 
     @torch.no_grad()

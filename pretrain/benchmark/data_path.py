@@ -54,14 +54,14 @@ def time_views(config: PretrainConfig, folder: Path) -> dict[str, Any]:
     index = np.arange(len(paths))
     per_image = baseline.PerImageViews(config)
 
-    def cut() -> views.Cut:
-        return views.cut([decode(path) for path in paths], index, 0, config)
+    def cut() -> views.Crops:
+        return views.crop([decode(path) for path in paths], index, 0, config)
 
     calls: dict[str, Callable[[], Any]] = {
         "per image, PIL": lambda: per_image.batch(paths),
         "decode": lambda: [decode(path) for path in paths],
         "decode, cut (augmentation on the device)": cut,
-        "decode, cut, augment (all on the CPU)": lambda: views.finish(cut(), 0, config),
+        "decode, cut, augment (all on the CPU)": lambda: views.augment(cut(), 0, config),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(6):  # taking turns, so that a slow moment of the machine meets all of them

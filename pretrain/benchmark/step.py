@@ -102,7 +102,7 @@ def time_step(config: PretrainConfig, reference: bool, options: argparse.Namespa
     set_arithmetic(config)
     if reference:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model: Any = (baseline.Reference if reference else methods.method_of(config).build)(config)
+    model: Any = (baseline.PlainSiameseIM if reference else methods.method_of(config).build)(config)
     model = model.to(device).train()
     if options.grad_checkpointing:
         set_grad_checkpointing(model)
@@ -127,8 +127,8 @@ def batch_source(config: PretrainConfig, reference: bool, paths: list[Path]) -> 
     if reference:
         batch = baseline.PerImageViews(config).batch(chosen)
         return lambda device: views.Batch(*(getattr(batch, field.name).to(device) for field in dataclasses.fields(batch)))
-    crops = views.cut([decode(path) for path in chosen], index, 0, config)
-    return lambda device: views.finish(crops.to(device), 0, config)
+    crops = views.crop([decode(path) for path in chosen], index, 0, config)
+    return lambda device: views.augment(crops.to(device), 0, config)
 
 
 def time_parts(

@@ -13,13 +13,13 @@ from torch import Tensor
 from pretrain.config import PretrainConfig
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
-COLOUR_DRAWS = 13  # random numbers a view: everything in ``_colour``
+COLOR_DRAWS = 13  # random numbers a view: everything in ``_color``
 CPU_PIXELS = 224 * 224  # coloured at once on a CPU: they stay in its cache, and few images wait for another's operation
 JITTER_ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
-def finished(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainConfig) -> Tensor:
-    """View ``number`` (0 or 1), (B, 3, S, S) uint8 to normalized, by draws (B, COLOUR_DRAWS) in [0, 1)."""
+def augment_view(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainConfig) -> Tensor:
+    """View ``number`` (0 or 1), (B, 3, S, S) uint8 to normalized, by draws (B, COLOR_DRAWS) in [0, 1)."""
     device, batch = pixels.device, len(pixels)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
     rows = max(1, CPU_PIXELS // config.img_size**2) if device.type == "cpu" else batch
@@ -27,13 +27,13 @@ def finished(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainCon
     for first in range(0, batch, rows):
         part = slice(first, first + rows)
         images = view[part].copy_(pixels[part]).div_(255)  # from here on colour by colour
-        images = _colour(images, draws[part], config.blur_probability[number], config.solarize_probability[number], config)
+        images = _color(images, draws[part], config.blur_probability[number], config.solarize_probability[number], config)
         torch.sub(images, mean, out=view[part]).div_(std)
     return view
 
 
-def _colour(images: Tensor, draws: np.ndarray, blur: float, solarize: float, config: PretrainConfig) -> Tensor:
-    """ColorJitter, grey, blur and solarisation of images (B, 3, S, S) in [0, 1] by draws (B, COLOUR_DRAWS) in [0, 1).
+def _color(images: Tensor, draws: np.ndarray, blur: float, solarize: float, config: PretrainConfig) -> Tensor:
+    """ColorJitter, grey, blur and solarisation of images (B, 3, S, S) in [0, 1] by draws (B, COLOR_DRAWS) in [0, 1).
 
     ``blur`` and ``solarize`` are probabilities. The choices are made on the CPU, so no device has to wait. ``images`` are changed.
     """

@@ -18,7 +18,7 @@ from pretrain.data.images import DataError, ImageFolder, Sample
 class Loaded(NamedTuple):
     """The crops of a micro-batch, and the images that could not be read for it, by index. Named tuples are what the loader can pin."""
 
-    crops: views.Cut
+    crops: views.Crops
     damaged: dict[int, str]
 
 
@@ -27,7 +27,7 @@ class Step:
     """What this process trains on in one optimizer step: its epoch and micro-batches, and the images that could not be read, by index."""
 
     epoch: int
-    micro: list[views.Cut]
+    micro: list[views.Crops]
     damaged: dict[int, str]
 
 
@@ -39,7 +39,7 @@ class Collate:
 
     def __call__(self, samples: list[Sample]) -> Loaded:
         index = np.array([sample.index for sample in samples])
-        crops = views.cut([sample.image for sample in samples], index, self.epoch, self.config)
+        crops = views.crop([sample.image for sample in samples], index, self.epoch, self.config)
         return Loaded(crops, {position: why for sample in samples for position, why in sample.damaged.items()})
 
 

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config import PretrainConfig
-from pretrain.data.augment import COLOUR_DRAWS, finished
+from pretrain.data.augment import COLOR_DRAWS, augment_view
 from pretrain.geometry import RelativeGeometry, relative_geometry
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 CROP_RATIO = (3 / 4, 4 / 3)
-CUT_DRAWS = 4 * CROP_TRIES + 1  # random numbers a view: crop and flip
+CROP_DRAWS = 4 * CROP_TRIES + 1  # random numbers a view: crop and flip
 
 
-class Cut(NamedTuple):
+class Crops(NamedTuple):
     """Crops of a batch: two views (B, 3, S, S) uint8, their boxes (B, 4) and flips (B,), image widths (B,), mask (B, N), indices (B,).
 
     With ``num_views`` 1 ``view2`` is None; its box and flip are view 1's.
@@ -40,9 +40,9 @@ class Cut(NamedTuple):
     mask: Tensor
     index: Tensor
 
-    def to(self, device: torch.device | str) -> "Cut":
+    def to(self, device: torch.device | str) -> "Crops":
         """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
-        return Cut(*(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index)
+        return Crops(*(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def crop_boxes(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, scale
     top, left = (top * (image_height - height + 1)).astype(int), (left * (image_width - width + 1)).astype(int)
     first = fits.argmax(axis=1)
     boxes = np.stack([top, left, height, width], axis=-1)[np.arange(len(draws)), first]
-    # Where no try fitted: the largest centre crop within the allowed ratios.
+    # Where no try fitted: the largest center crop within the allowed ratios.
     for row in np.flatnonzero(~fits.any(axis=1)):
         h, w = int(heights[row]), int(widths[row])
         height, width = min(h, round(w / CROP_RATIO[0])), min(w, round(h * CROP_RATIO[1]))
@@ -128,9 +128,9 @@ def block_mask(grid_size: int, num_masked: int, min_block: int, random: Random) 
     return flat
 
 
-def cut(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainConfig) -> Cut:
+def crop(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainConfig) -> Crops:
     """Images (3, H, W) uint8 of any sizes to the resized crops of each. The whole image is flipped before it is cropped."""
-    draws = uniforms(config.seed, epoch, index, 2 * CUT_DRAWS).reshape(len(images), 2, CUT_DRAWS)
+    draws = uniforms(config.seed, epoch, index, 2 * CROP_DRAWS).reshape(len(images), 2, CROP_DRAWS)
     heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (-2, -1))
     flipped = draws[:, :, -1] < config.flip_probability
     taken = range(config.num_views)
@@ -138,7 +138,7 @@ def cut(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainCon
     views = [_resized_crops(images, boxes[view], flipped[:, view], config.img_size) for view in taken]
     generators = (Random(f"{config.seed} {epoch} {number}") for number in index)
     masks = [block_mask(config.grid_size, config.num_masked, config.min_block, generator) for generator in generators]
-    return Cut(
+    return Crops(
         views[0],
         views[1] if config.num_views == 2 else None,
         torch.from_numpy(boxes[0]),
@@ -167,11 +167,11 @@ def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray,
     return torch.cat(crops)
 
 
-def finish(crops: Cut, epoch: int, config: PretrainConfig) -> Batch:
+def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
     """Colour, blur, solarisation and normalization of the views, on the device where the crops lie."""
-    draws = uniforms(config.seed, epoch, crops.index.numpy(), 2 * (CUT_DRAWS + COLOUR_DRAWS) + config.num_patches)
-    _, colour1, colour2, noise = np.split(draws, np.cumsum([2 * CUT_DRAWS, COLOUR_DRAWS, COLOUR_DRAWS]), axis=1)
-    view1 = finished(crops.view1, colour1, 0, config)
-    view2 = None if crops.view2 is None else finished(crops.view2, colour2, 1, config)
+    draws = uniforms(config.seed, epoch, crops.index.numpy(), 2 * (CROP_DRAWS + COLOR_DRAWS) + config.num_patches)
+    _, color1, color2, noise = np.split(draws, np.cumsum([2 * CROP_DRAWS, COLOR_DRAWS, COLOR_DRAWS]), axis=1)
+    view1 = augment_view(crops.view1, color1, 0, config)
+    view2 = None if crops.view2 is None else augment_view(crops.view2, color2, 1, config)
     geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
     return Batch(view1, view2, crops.mask, geometry, crops.index, torch.from_numpy(noise).to(view1.device))

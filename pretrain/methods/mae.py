@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pretrain.config import PretrainConfig
 from pretrain.data.views import Batch
 from pretrain.geometry import sincos_2d
-from pretrain.vit import LAYER_NORM, blocks, initialize, take, under_our_names
+from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
 
 TARGET_EPS = 1e-6  # added to the variance of a patch
 
@@ -78,7 +78,7 @@ class MAE(nn.Module):
         """Images (B, 3, H, W) and the cells to keep (B, V), all if None, to tokens (B, 1+V, D)."""
         patches = self.patch_embed(images) + self.pos_embed[:, 1:]
         if visible is not None:
-            patches = take(patches, visible)
+            patches = gather_tokens(patches, visible)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
         return self.norm(self.blocks(torch.cat([cls, patches], dim=1)))
 
@@ -124,7 +124,7 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     """The released code's state dict under our names. Raises ValueError naming keys that are absent or left over."""
-    return under_our_names(state, {name: name for name in names})
+    return from_official_names(state, {name: name for name in names})
 
 
 def build(config: PretrainConfig) -> MAE:

@@ -22,7 +22,7 @@ from pretrain.config import PretrainConfig
 from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
 from pretrain.optimizer import cosine
-from pretrain.vit import LAYER_NORM, blocks, initialize, take, under_our_names
+from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
 
 TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5
 
@@ -57,20 +57,20 @@ class TokenBatchNorm(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             flat = tokens.float().flatten(0, 1)
             if self.training and distributed.world_size() > 1:
-                return self._synchronised(flat).view_as(tokens)
+                return self._synchronized(flat).view_as(tokens)
             return self.bn(flat).view_as(tokens)
 
-    def _synchronised(self, flat: Tensor) -> Tensor:
+    def _synchronized(self, flat: Tensor) -> Tensor:
         """As SyncBatchNorm, on any device: the moments are summed over the processes (equal token counts are assumed)."""
         count = flat.shape[0] * distributed.world_size()
         mean = distributed.differentiable_sum_over_ranks(flat.sum(0)) / count
-        centred = flat - mean
-        variance = distributed.differentiable_sum_over_ranks(centred.square().sum(0)) / count
+        centered = flat - mean
+        variance = distributed.differentiable_sum_over_ranks(centered.square().sum(0)) / count
         with torch.no_grad():
             self.bn.num_batches_tracked += 1
             self.bn.running_mean.lerp_(mean, self.bn.momentum)
             self.bn.running_var.lerp_(variance * count / (count - 1), self.bn.momentum)
-        return centred * torch.rsqrt(variance + self.bn.eps) * self.bn.weight + self.bn.bias
+        return centered * torch.rsqrt(variance + self.bn.eps) * self.bn.weight + self.bn.bias
 
 
 NORMS = {"batch": TokenBatchNorm, "layer": LAYER_NORM}
@@ -99,7 +99,7 @@ class Branch(nn.Module):
         """Images (B, 3, H, W), position embedding (1, 1+N, D) and the cells to keep (B, V), all if None; to (B, 1+V, D)."""
         patches = self.patch_embed(images) + pos_embed[:, 1:]
         if visible is not None:
-            patches = take(patches, visible)
+            patches = gather_tokens(patches, visible)
         cls = (self.cls_token + pos_embed[:, :1]).expand(len(patches), -1, -1)
         return self.blocks(torch.cat([cls, patches], dim=1))
 
@@ -165,7 +165,7 @@ class SiameseIM(nn.Module):
     def predict(self, online: Tensor, visible: Tensor, geometry: RelativeGeometry) -> Tensor:
         """Online tokens (B, 1+V, D) and their cells (B, V) to the predicted tokens of view 2 (B, N, D)."""
         batch = len(online)
-        positions = take(self.decoder_pos_embed[:, 1:].expand(batch, -1, -1), visible)
+        positions = gather_tokens(self.decoder_pos_embed[:, 1:].expand(batch, -1, -1), visible)
         queries = self.online.mask_token + self.relative_embedding(geometry)
         cls = online[:, :1] + self.decoder_pos_embed[:, :1]
         tokens = torch.cat([cls, online[:, 1:] + positions, queries.to(online.dtype)], dim=1)
@@ -212,7 +212,7 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     """The released code's state dict under our names. Raises ValueError naming keys that are absent or left over."""
-    return under_our_names(state, {name: _official_name(name) for name in names})
+    return from_official_names(state, {name: _official_name(name) for name in names})
 
 
 def _official_name(name: str) -> str:

@@ -33,7 +33,7 @@ def ours(config: PretrainConfig, view: int) -> Tensor:
     images = picture().expand(COUNT, -1, -1, -1)
     nothing = torch.zeros(COUNT, 4), torch.zeros(COUNT, 4), *torch.zeros(2, COUNT, dtype=torch.bool), torch.full((COUNT,), SIZE)
     mask = torch.zeros(COUNT, config.num_patches, dtype=torch.bool)
-    batch = views.finish(views.Cut(images, images, *nothing, mask, torch.arange(COUNT)), 0, config)
+    batch = views.augment(views.Crops(images, images, *nothing, mask, torch.arange(COUNT)), 0, config)
     return (batch.view1, batch.view2)[view]
 
 
@@ -88,7 +88,7 @@ def test_crops_and_flips_have_torchvisions_distribution():
     height, width = 75, 100
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([rows * 2, columns * 2, rows * 0]).to(torch.uint8)
-    crops = views.cut([image] * COUNT, np.arange(COUNT), 0, PLAIN)
+    crops = views.crop([image] * COUNT, np.arange(COUNT), 0, PLAIN)
     transform = v2.Compose(
         [v2.RandomHorizontalFlip(0.5), v2.RandomResizedCrop(SIZE, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)]
     )
@@ -115,7 +115,7 @@ def test_both_views_have_the_distribution_of_the_per_image_pipeline(tmp_path):
     Image.fromarray(picture().permute(1, 2, 0).numpy()).resize((100, 75), Image.Resampling.BICUBIC).save(path)
     with Image.open(path) as file:
         image = torch.from_numpy(np.array(file)).permute(2, 0, 1)
-    batch = views.finish(views.cut([image] * COUNT, np.arange(COUNT), 0, config), 0, config)
+    batch = views.augment(views.crop([image] * COUNT, np.arange(COUNT), 0, config), 0, config)
     torch.manual_seed(1)
     baseline.random.seed(1)
     expected = baseline.PerImageViews(config).batch([path] * COUNT)

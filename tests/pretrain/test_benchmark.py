@@ -20,11 +20,11 @@ SMALL = replace(DEMO, batch_size=4)
 @pytest.fixture(scope="module")
 def batch() -> views.Batch:
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-    return views.finish(views.cut(images, np.arange(4), 0, SMALL), 0, SMALL)
+    return views.augment(views.crop(images, np.arange(4), 0, SMALL), 0, SMALL)
 
 
 def test_the_transcription_gives_the_methods_loss_gradients_and_moving_average(batch):
-    ours, plain = siameseim.build(SMALL).train(), baseline.Reference(SMALL).train()
+    ours, plain = siameseim.build(SMALL).train(), baseline.PlainSiameseIM(SMALL).train()
     plain.load_state_dict(ours.state_dict())
     for model in (ours, plain):
         model.loss(model.online_side(batch), model.target_side(batch)).backward()
@@ -41,7 +41,7 @@ def test_the_transcription_gives_the_methods_loss_gradients_and_moving_average(b
 
 
 def test_operations_are_counted(batch):
-    plain = baseline.Reference(SMALL).train()
+    plain = baseline.PlainSiameseIM(SMALL).train()
     with FlopCounterMode(display=False) as counter:
         plain.target_side(batch)
         plain.online_side(batch).sum().backward()

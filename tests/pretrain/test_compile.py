@@ -21,7 +21,7 @@ TINY = {"depth": 1, "projector_depth": 1, "predictor_depth": 1, "decoder_depth":
 def test_a_compiled_step_gives_the_same_loss_gradients_and_state(preset, backend, grad_checkpointing):
     config = replace(preset, **TINY)
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-    batch = views.finish(views.cut(images, np.arange(4), 0, config), 0, config)
+    batch = views.augment(views.crop(images, np.arange(4), 0, config), 0, config)
     torch.manual_seed(0)
     plain, compiled = (methods.method_of(config).build(config).train() for _ in range(2))
     compiled.load_state_dict(plain.state_dict())

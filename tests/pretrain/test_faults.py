@@ -30,7 +30,7 @@ def test_any_changed_byte_and_any_missing_end_is_seen(tmp_path):
     model = nn.Linear(2, 2)
     path = checkpoint.save(tmp_path, model, mae, DEMO, step=1)
     whole = path.read_bytes()
-    assert checkpoint.newest(tmp_path) == (path, checkpoint.seal_of(path))
+    assert checkpoint.newest(tmp_path) == (path, checkpoint.checksum_of(path))
     assert torch.load(path, weights_only=True)["step"] == 1
     draws = random.Random(0)
     assert len(whole) < 8000
@@ -38,11 +38,11 @@ def test_any_changed_byte_and_any_missing_end_is_seen(tmp_path):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << draws.randrange(8)
         path.write_bytes(damaged)
-        assert checkpoint.seal_of(path) is None, f"byte {position}"
+        assert checkpoint.checksum_of(path) is None, f"byte {position}"
     path.write_bytes(whole)
     for length in reversed(range(0, len(whole), 50)):
         os.truncate(path, length)
-        assert checkpoint.seal_of(path) is None, f"{length} bytes"
+        assert checkpoint.checksum_of(path) is None, f"{length} bytes"
 
 
 def test_the_last_few_are_kept_and_a_damaged_one_is_passed_over(tmp_path, capsys):
@@ -65,7 +65,7 @@ def test_the_last_few_are_kept_and_a_damaged_one_is_passed_over(tmp_path, capsys
 def test_another_file_in_another_process_is_refused(tmp_path):
     path = checkpoint.save(tmp_path, nn.Linear(2, 2), mae, DEMO, step=1)
     with pytest.raises(ValueError, match="not the same file for every process"):
-        checkpoint.load(path, checkpoint.seal_of(path) ^ 1)
+        checkpoint.load(path, checkpoint.checksum_of(path) ^ 1)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def _not_finite(where: str, at: int, from_step: int, to_step: int, rank: int) ->
     """Makes the gradient or the pixels of one process not a number, in some steps."""
     if rank != at:
         return
-    accumulate, finish, build, step = train.accumulate, views.finish, siameseim.build, itertools.count(-1)
+    accumulate, finish, build, step = train.accumulate, views.augment, siameseim.build, itertools.count(-1)
     broken = [False]
 
     def counted(*arguments):
@@ -148,7 +148,7 @@ def _not_finite(where: str, at: int, from_step: int, to_step: int, rank: int) ->
     if where == "gradient":
         siameseim.build = built
     else:
-        views.finish = finished
+        views.augment = finished
 
 
 def _images_of(step: int, processes: int, rank: int) -> list[str]:
@@ -202,12 +202,12 @@ def test_too_high_a_loss_scale_of_float16_is_no_fault_until_it_persists(images, 
         model.weight.grad.mul_(float("inf"))
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        assert not watch.accepts(step, torch.tensor(1.0), norm, scaler, lambda finite: faults.Suspect(0, [0], False))
+        assert not watch.step_is_finite(step, torch.tensor(1.0), norm, scaler, lambda finite: faults.Culprits(0, [0], False))
         scaler.update()
         optimizer.zero_grad()
         counted.append(watch.skipped)
     assert counted == [0, 0, 1, 2]  # at scales of 4, 2, 1 and 0.5
-    assert not watch.accepts(4, torch.tensor(float("nan")), norm, torch.amp.GradScaler("cpu"), lambda finite: faults.Suspect(0, [0], True))
+    assert not watch.step_is_finite(4, torch.tensor(float("nan")), norm, torch.amp.GradScaler("cpu"), lambda finite: faults.Culprits(0, [0], True))
     assert watch.skipped == 3  # a loss that is not finite is one at any scale
 
 

@@ -21,7 +21,7 @@ TINY = {"depth": 2, "projector_depth": 1, "predictor_depth": 1, "decoder_depth":
 def test_a_step_is_the_same_to_the_last_bit(preset):
     config = replace(preset, **TINY)
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-    batch = views.finish(views.cut(images, np.arange(4), 0, config), 0, config)
+    batch = views.augment(views.crop(images, np.arange(4), 0, config), 0, config)
     models, operations = [], []
     for frugal in (False, True):
         torch.manual_seed(0)

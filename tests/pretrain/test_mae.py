@@ -97,7 +97,7 @@ def test_noise_depends_on_seed_epoch_and_image_alone():
 
     def noise(index: list[int], epoch: int = 3, seed: int = 0) -> torch.Tensor:
         config = replace(MAE_DEMO, seed=seed)
-        return views.finish(views.cut([images[i] for i in index], np.array(index), epoch, config), epoch, config).noise
+        return views.augment(views.crop([images[i] for i in index], np.array(index), epoch, config), epoch, config).noise
 
     whole = noise([0, 1, 2, 3])
     assert whole.shape == (4, 16) and len(whole.unique()) == 64
@@ -191,9 +191,9 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypat
 
 def test_one_view_alone_is_cut_and_it_is_the_first_of_two(tmp_path):
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=generator(i)) for i in range(4)]
-    one, two = (views.cut(images, np.arange(4), 0, config) for config in (MAE_DEMO, replace(MAE_DEMO, num_views=2)))
+    one, two = (views.crop(images, np.arange(4), 0, config) for config in (MAE_DEMO, replace(MAE_DEMO, num_views=2)))
     assert one.view2 is None and torch.equal(one.view1, two.view1) and torch.equal(one.crop2, one.crop1)
-    batch, of_two = (views.finish(crops, 0, config) for crops, config in ((one, MAE_DEMO), (two, replace(MAE_DEMO, num_views=2))))
+    batch, of_two = (views.augment(crops, 0, config) for crops, config in ((one, MAE_DEMO), (two, replace(MAE_DEMO, num_views=2))))
     assert batch.view2 is None and torch.equal(batch.view1, of_two.view1) and torch.equal(batch.noise, of_two.noise)
     model = methods.method_of(MAE_DEMO).build(MAE_DEMO)
     assert torch.equal(model(batch).loss, model(of_two).loss)

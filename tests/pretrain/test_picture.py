@@ -19,7 +19,7 @@ def test_dots_of_one_colour_mark_one_place(tmp_path, monkeypatch):
     y, x = np.mgrid[0:240, 0:240]
     image = torch.from_numpy(np.stack([x, y, 0 * x], 0).astype(np.uint8))  # red is the column, green the row
     index = np.arange(preview.ROWS)
-    batch = views.finish(views.cut([image] * len(index), index, 0, PLAIN), 0, PLAIN)
+    batch = views.augment(views.crop([image] * len(index), index, 0, PLAIN), 0, PLAIN)
     preview.draw(batch, batch.mask, PLAIN, tmp_path / "batch.png")
     sheet = Image.open(tmp_path / "batch.png")
     assert sheet.size == (2 * preview.SIDE, preview.ROWS * preview.SIDE)

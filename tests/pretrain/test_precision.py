@@ -20,12 +20,12 @@ def step(config, precision):
     """Loss, gradients and buffers after one step in a precision; float16 with a scaled loss, as on a GPU."""
     config = replace(config, precision=precision, batch_size=16)
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(16)]
-    crops = views.cut(images, np.arange(16), 0, config)
+    crops = views.crop(images, np.arange(16), 0, config)
     torch.manual_seed(0)
     model = methods.method_of(config).build(config).train()
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad])
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
-    halves = [views.Cut(*(tensor if tensor is None else tensor[part] for tensor in crops)) for part in (slice(0, 8), slice(8, 16))]
+    halves = [views.Crops(*(tensor if tensor is None else tensor[part] for tensor in crops)) for part in (slice(0, 8), slice(8, 16))]
     loss = accumulate(model, scaler, Step(0, halves, {}), config, "cpu")
     scaler.unscale_(optimizer)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -64,11 +64,11 @@ def test_colour_operations_equal_torchvisions():
 
 def test_an_image_is_augmented_alike_in_any_batch_and_differently_in_each_epoch():
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-    whole = views.finish(views.cut(images, np.arange(6), 3, DEMO), 3, DEMO)
-    part = views.finish(views.cut(images[4:], np.array([4, 5]), 3, DEMO), 3, DEMO)
+    whole = views.augment(views.crop(images, np.arange(6), 3, DEMO), 3, DEMO)
+    part = views.augment(views.crop(images[4:], np.array([4, 5]), 3, DEMO), 3, DEMO)
     for name in ("view1", "view2", "mask", "noise"):
         torch.testing.assert_close(getattr(whole, name)[4:], getattr(part, name))
-    other = views.finish(views.cut(images, np.arange(6), 4, DEMO), 4, DEMO)
+    other = views.augment(views.crop(images, np.arange(6), 4, DEMO), 4, DEMO)
     assert not torch.equal(whole.view1, other.view1)
 
 
@@ -79,7 +79,7 @@ def test_relative_positions_point_at_the_pixels_that_the_target_sees():
     image = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
     config = replace(DEMO, img_size=64, crop_scale=(0.2, 0.9), num_masked=30)
     index = np.arange(96)
-    crops = views.cut([image] * len(index), index, 0, config)
+    crops = views.crop([image] * len(index), index, 0, config)
     geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
     y, x = relative_positions(geometry, config.grid_size)
     patch, side = config.patch_size, config.grid_size
@@ -109,9 +109,9 @@ def test_every_tensor_of_a_batch_is_pinned_for_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)  # as without a GPU it cannot be
     loaded = pin_memory(Collate(0, DEMO)(images))
     assert isinstance(loaded, Loaded) and loaded.damaged == {7: "damaged"}
-    assert len(pinned) == len(views.Cut._fields) and all(one is other for one, other in zip(pinned, loaded.crops, strict=True))
+    assert len(pinned) == len(views.Crops._fields) and all(one is other for one, other in zip(pinned, loaded.crops, strict=True))
 
 
 def test_the_indices_stay_where_the_choices_are_made():
-    crops = views.cut([torch.zeros(3, 40, 48, dtype=torch.uint8)], np.arange(1), 0, DEMO).to("meta")
+    crops = views.crop([torch.zeros(3, 40, 48, dtype=torch.uint8)], np.arange(1), 0, DEMO).to("meta")
     assert crops.index.device.type == "cpu" and {tensor.device.type for tensor in crops[:-1]} == {"meta"}
