@@ -1,7 +1,7 @@
-"""Checkpoints that survive a kill at any moment, a full disk and damage: written whole or not at all, sealed, the last few kept.
+"""Checkpoints that survive a kill at any moment, a full disk and damage: written whole or not at all, with a checksum; the last few are kept.
 
-``checkpoint.pth`` is the newest; ``checkpoint.1.pth``, ``checkpoint.2.pth``, … are the ones before it. The seal is a CRC-32 of every
-byte of the file, kept as the comment that a zip archive (what torch.save writes) may end with: other readers pass over it.
+``checkpoint.pth`` is the newest; ``checkpoint.1.pth``, ``checkpoint.2.pth``, … are the ones before it. The checksum is a CRC-32 of
+every byte of the file, kept as the comment that a zip archive (what torch.save writes) may end with: other readers pass over it.
 """
 
 import itertools
@@ -11,13 +11,13 @@ import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from pretrain.config import PretrainConfig
+from pretrain.methods import MethodModule
 
 NAME = "checkpoint.pth"
 KEEP = 3
@@ -26,7 +26,7 @@ CHECKSUM_LENGTH = len(CHECKSUM % 0)
 CHUNK = 2**24
 
 
-def save(folder: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, keep: int = KEEP, **state: Any) -> Path:
+def save(folder: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, keep: int = KEEP, **state: Any) -> Path:
     """Writes ``checkpoint.pth`` under the method's official names, and config.json; ``keep`` checkpoints stay, this one included.
 
     The new file is whole and on the disk before it takes the name, and each older one is whole under one name or the next.
@@ -81,7 +81,7 @@ def load(path: Path, checksum: int) -> dict[str, Any]:
 
 
 def checksum_of(path: Path) -> int | None:
-    """The CRC-32 that a checkpoint carries, or None if the file is not what it was when it was sealed."""
+    """The CRC-32 that a checkpoint carries, or None if the file is not what it was when it was written."""
     try:
         with path.open("rb") as file:
             body = path.stat().st_size - CHECKSUM_LENGTH - 2
@@ -128,7 +128,7 @@ def _write_part(path: Path, temporary: Path, content: Callable[[BinaryIO], Any])
 
 
 def _reason(error: BaseException) -> str | None:
-    """The operating system's word for it, from an error or those before it."""
+    """The operating system's reason in an error or in those that led to it; None where there is none."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, OSError):
         seen = seen.__context__
@@ -136,7 +136,7 @@ def _reason(error: BaseException) -> str | None:
 
 
 def _crc32(file: BinaryIO, length: int) -> int:
-    """Of the next ``length`` bytes."""
+    """CRC-32 of the next ``length`` bytes of a file."""
     checksum = 0
     while length > 0 and (chunk := file.read(min(CHUNK, length))):
         checksum = zlib.crc32(chunk, checksum)

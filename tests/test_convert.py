@@ -19,8 +19,8 @@ from evaluate.checkpoints.reference import Semantics
 from evaluate.encoder.model import Encoder
 from evaluate.harness import suite
 from evaluate.runtime.errors import UserError
-from pretrain.config import DEMO
 from pretrain.methods import siameseim
+from pretrain.methods.siameseim import DEMO
 from tests.tiny import WIDTH, mae_state
 
 

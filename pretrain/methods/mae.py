@@ -7,16 +7,72 @@ The module carries the official names, so its state dict is the official one. Ax
 P = 3 * patch_size ** 2 pixel values of a patch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import PatchEmbed
 from torch import Tensor, nn
 
-from pretrain.config import PretrainConfig
-from pretrain.data.views import Batch
+from evaluate.runtime.settings import Probability
+from pretrain.config import DEMO_SETTINGS, PretrainConfig, Share
+from pretrain.data.views import Batch, patch_noise
 from pretrain.geometry import sincos_2d
 from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
+
+
+@dataclass(frozen=True)
+class Config(PretrainConfig):
+    """MAE's run; the defaults are those of Table 8 of MAE (arXiv 2111.06377) and of its released code."""
+
+    method: Literal["mae"] = "mae"
+    """The file of pretrain/methods/. A preset chooses it."""
+    decoder_embed_dim: PositiveInt = 512
+    """Width of the decoder."""
+    decoder_num_heads: PositiveInt = 16
+    """Attention heads of a block of the decoder."""
+    decoder_depth: NonNegativeInt = 8
+    """Blocks of the decoder."""
+    mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75
+    """Share of the patches that are hidden, each by itself."""
+    norm_pix_loss: bool = True
+    """Whether the target is each patch's pixels normalized by their own mean and variance; if not, the pixels."""
+
+    # What MAE does otherwise than the defaults: random resized crop and flip only, no clipping.
+    train_patch_embed: bool = True
+    """Whether the patch embedding is trained; if not it stays at its random start."""
+    num_views: Annotated[int, Ge(1), Le(2)] = 1
+    """Views that are taken of an image; MAE sees the first."""
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    jitter_probability: Probability = 0.0
+    gray_probability: Probability = 0.0
+    blur_probability: tuple[Probability, Probability] = (0.0, 0.0)
+    solarize_probability: tuple[Probability, Probability] = (0.0, 0.0)
+    base_lr: PositiveFloat = 1.5e-4
+    clip_norm: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_width("decoder_embed_dim", "decoder_num_heads")
+        if not 0 < self.num_visible < self.num_patches:
+            raise ValueError(f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible")
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that the encoder sees, rounded as the released code does."""
+        return int(self.num_patches * (1 - self.mask_ratio))
+
+    def draw_noise(self, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Uniform numbers (B, N); the patches with the largest are hidden."""
+        return patch_noise(self.seed, epoch, index, self.num_patches)
+
+
+PAPER = Config()
+DEMO = replace(PAPER, **DEMO_SETTINGS, decoder_embed_dim=48, decoder_num_heads=3, decoder_depth=2)
+PRESETS = {"paper": PAPER, "demo": DEMO}
 
 TARGET_EPS = 1e-6  # added to the variance of a patch
 
@@ -33,7 +89,7 @@ class Outputs:
 class MAE(nn.Module):
     """Model and loss of one training step; the loop calls the module and then ``after_step``."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: Config):
         super().__init__()
         self.patch_size, self.num_visible, self.norm_pix_loss = config.patch_size, config.num_visible, config.norm_pix_loss
         width, narrow = config.embed_dim, config.decoder_embed_dim
@@ -127,6 +183,6 @@ def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tenso
     return from_official_names(state, {name: name for name in names})
 
 
-def build(config: PretrainConfig) -> MAE:
-    """What the loop asks of a method file."""
+def build(config: Config) -> MAE:
+    """The model, from torch's global generator."""
     return MAE(config)

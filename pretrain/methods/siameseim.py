@@ -9,20 +9,78 @@ Axes: B batch, N patches of a view, V visible patches, D width.
 
 import copy
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from timm.models.vision_transformer import PatchEmbed
 from torch import Tensor, nn
 
+from evaluate.runtime.settings import Probability
 from pretrain import distributed
-from pretrain.config import PretrainConfig
-from pretrain.data.views import Batch
+from pretrain.config import DEMO_SETTINGS, PretrainConfig
+from pretrain.data.views import Batch, block_masks
 from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
 from pretrain.optimizer import cosine
 from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
+
+
+@dataclass(frozen=True)
+class Config(PretrainConfig):
+    """SiameseIM's run; the defaults are the paper's (released scripts and defaults, "script" where the paper's text is silent)."""
+
+    method: Literal["siameseim"] = "siameseim"
+    """The file of pretrain/methods/. A preset chooses it."""
+    decoder_embed_dim: PositiveInt = 768
+    """Width of the projectors and the predictor."""
+    decoder_num_heads: PositiveInt = 16
+    """Attention heads of a block of the projectors and the predictor."""
+    projector_depth: NonNegativeInt = 2
+    """Blocks of each projector."""
+    predictor_depth: NonNegativeInt = 4
+    """Blocks of the predictor."""
+    projector_norm: Literal["batch", "layer"] = "batch"
+    """Norm of the projectors: batch is over all tokens of all images of a micro-batch of all processes."""
+    predictor_norm: Literal["batch", "layer"] = "batch"
+    """Norm of the predictor, as projector_norm."""
+    neg_weight: NonNegativeFloat = 0.02
+    """Weight of the term that spreads the features (lambda of the UniGrad loss)."""
+    momentum: Probability = 0.995
+    """Of the target's moving average at the start; it rises to 1 on a half cosine."""
+    num_masked: PositiveInt = 118
+    """Patches of the online view that are masked, exactly (60.2 % of 196; script)."""
+    min_block: PositiveInt = 16
+    """Patches of the smallest block that the mask is made of."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_width("decoder_embed_dim", "decoder_num_heads")
+        if not 0 < self.num_masked < self.num_patches:
+            raise ValueError(f"num_masked {self.num_masked} must lie between 0 and the {self.num_patches} patches of the image")
+        if self.num_views != 2:
+            raise ValueError(f"siameseim predicts one view from another: num_views is 2, not {self.num_views}")
+
+    def draw_mask(self, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Block-wise masks (B, N) of the online view."""
+        return block_masks(self.seed, epoch, index, self.grid_size, self.num_masked, self.min_block)
+
+
+PAPER = Config()
+DEMO = replace(
+    PAPER,
+    **DEMO_SETTINGS,
+    decoder_embed_dim=48,
+    decoder_num_heads=3,
+    predictor_depth=2,
+    num_masked=10,  # 60 % of 16
+    min_block=2,
+    momentum=0.99,
+)
+PRESETS = {"paper": PAPER, "paper_400": replace(PAPER, epochs=400), "demo": DEMO}
+MODELS = {"vit_huge": {"num_masked": 154}}  # 60.2 % of 256 patches
 
 TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5
 
@@ -79,7 +137,7 @@ NORMS = {"batch": TokenBatchNorm, "layer": LAYER_NORM}
 class Branch(nn.Module):
     """Encoder and projector: what both the online and the target side have. The encoder ends without a norm."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: Config):
         super().__init__()
         width = config.embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
@@ -107,7 +165,7 @@ class Branch(nn.Module):
 class SiameseIM(nn.Module):
     """Model and loss of one training step; the loop calls the module and then ``after_step``."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: Config):
         super().__init__()
         self.grid_size = config.grid_size
         self.num_seen = config.num_patches - config.num_masked
@@ -222,8 +280,6 @@ def _official_name(name: str) -> str:
     raise ValueError(f"no official name for {name!r}")
 
 
-def build(config: PretrainConfig) -> SiameseIM:
-    """What the loop asks of a method file. Raises ValueError for a config of one view."""
-    if config.num_views != 2:
-        raise ValueError(f"siameseim predicts one view from another: num_views is 2, not {config.num_views}")
+def build(config: Config) -> SiameseIM:
+    """The model, from torch's global generator."""
     return SiameseIM(config)

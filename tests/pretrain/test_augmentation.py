@@ -12,8 +12,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pretrain.benchmark import baseline
-from pretrain.config import PAPER, PretrainConfig
+from pretrain.config import PretrainConfig
 from pretrain.data import views
+from pretrain.methods.siameseim import PAPER
 
 COUNT, SIZE = 800, 40
 OFF = {"jitter_probability": 0.0, "gray_probability": 0.0, "blur_probability": (0.0, 0.0), "solarize_probability": (0.0, 0.0)}

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.config import DEMO
 from pretrain.data import views
 from pretrain.geometry import RelativeGeometry
 from pretrain.methods import siameseim
+from pretrain.methods.siameseim import DEMO
 from pretrain.vit import set_grad_checkpointing
 from tests.pretrain.runs import Run, write_images
 

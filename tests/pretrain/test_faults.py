@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from pretrain import checkpoint, faults, train
-from pretrain.config import DEMO
 from pretrain.data import loader, views
 from pretrain.data.images import STRIDE, ImageFolder
 from pretrain.methods import mae, siameseim
+from pretrain.methods.siameseim import DEMO
 from tests.pretrain.runs import EVERY_STEP, STEPS, Run, content, same, wait_for_step, write_images
 
 # ---- damage and disks

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from pretrain import train
-from pretrain.config import PAPER
 from pretrain.log import Log
+from pretrain.methods.siameseim import PAPER
 
 TINY = ("epochs=2", "warmup_epochs=0.5", "batch_size=4", "embed_dim=24", "num_heads=2", "depth=1", "decoder_embed_dim=24", "decoder_num_heads=2")
 ROOT = Path(train.__file__).parents[1]

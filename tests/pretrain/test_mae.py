@@ -13,10 +13,12 @@ from PIL import Image
 
 from evaluate import encoder
 from evaluate.checkpoints import conversion
+from evaluate.runtime.errors import UserError
 from pretrain import checkpoint, methods, parity, preview, train
-from pretrain.config import DEMO, MAE_DEMO, MAE_PAPER, PAPER, configure
 from pretrain.data import views
-from pretrain.methods import mae
+from pretrain.methods import configure, mae, siameseim
+from pretrain.methods.mae import DEMO as MAE_DEMO
+from pretrain.methods.mae import PAPER as MAE_PAPER
 
 FILES = sorted((Path(__file__).parents[1] / "golden").glob("mae_step_*.json"))
 
@@ -108,6 +110,15 @@ def test_noise_depends_on_seed_epoch_and_image_alone():
 def test_mask_noise_takes_nothing_from_the_augmentations():
     many = views.uniforms(0, 1, np.arange(3), 200)
     assert np.array_equal(many[:, :90], views.uniforms(0, 1, np.arange(3), 90))
+    used = 2 * (views.CROP_DRAWS + views.COLOR_DRAWS)  # by two views' crops, flips and colors
+    assert np.array_equal(views.patch_noise(0, 1, np.arange(3), 16), views.uniforms(0, 1, np.arange(3), used + 16)[:, used:])
+
+
+def test_what_a_method_does_not_use_is_not_drawn():
+    images = [torch.zeros(3, 40, 48, dtype=torch.uint8)] * 2
+    for config, draws in ((siameseim.DEMO, (True, False)), (MAE_DEMO, (False, True))):
+        batch = views.augment(views.crop(images, np.arange(2), 0, config), 0, config)
+        assert (batch.mask is not None, batch.noise is not None) == draws
 
 
 def test_official_names():
@@ -134,19 +145,23 @@ def test_the_papers_run():
     assert values == encoder_values + decoder_values
 
 
-@pytest.mark.parametrize(
-    ("wrong", "says"), [({"mask_ratio": 1.0}, "mask_ratio"), ({"mask_ratio": 0.0}, "mask_ratio"), ({"clip_norm": 0.0}, "clip_norm")]
-)
-def test_contradictions_are_refused(wrong, says):
-    with pytest.raises(ValueError, match=says):
-        replace(MAE_DEMO, **wrong)
+@pytest.mark.parametrize("mask_ratio", [1.0, 0.0, 0.99])
+def test_contradictions_are_refused(mask_ratio):
+    with pytest.raises(ValueError, match="mask_ratio"):
+        replace(MAE_DEMO, mask_ratio=mask_ratio)
+
+
+@pytest.mark.parametrize("wrong", ["mask_ratio=1.0", "mask_ratio=0.0", "mask_ratio=0.99", "clip_norm=0.0", "norm_pix_loss=1"])
+def test_a_value_that_is_not_legal_is_named(wrong):
+    with pytest.raises(UserError, match=wrong.partition("=")[0]):
+        configure("mae_demo", [wrong])
 
 
 def test_clipping_can_be_set_and_taken_away():
-    assert configure("demo", ["clip_norm=null"]) == replace(DEMO, clip_norm=None)
+    assert configure("demo", ["clip_norm=null"]) == replace(siameseim.DEMO, clip_norm=None)
     assert configure("mae_demo", ["clip_norm=2"]) == replace(MAE_DEMO, clip_norm=2.0)
-    assert PAPER.clip_norm == 1.0
-    with pytest.raises(ValueError, match="epochs takes a value like 1600"):
+    assert siameseim.PAPER.clip_norm == 1.0
+    with pytest.raises(UserError, match="setting 'epochs' is a whole number above 0, not None"):
         configure("mae_paper", ["epochs=null"])
 
 
@@ -204,6 +219,9 @@ def test_one_view_alone_is_cut_and_it_is_the_first_of_two(tmp_path):
 
 def test_siameseim_cannot_do_with_one_view():
     with pytest.raises(ValueError, match="num_views"):
-        methods.method_of(DEMO).build(replace(DEMO, num_views=1))
-    with pytest.raises(ValueError, match="1 or 2"):
-        replace(DEMO, num_views=3)
+        siameseim.build(replace(siameseim.DEMO, num_views=1))
+    with pytest.raises(UserError, match="num_views"):
+        configure("demo", ["num_views=1"])
+    for preset in ("demo", "mae_demo"):
+        with pytest.raises(UserError, match="from 1 to 2"):
+            configure(preset, ["num_views=3"])

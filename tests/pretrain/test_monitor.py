@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from pretrain import monitor
-from pretrain.config import DEMO
 from pretrain.data.images import ImageFolder
 from pretrain.methods import mae, siameseim
 
-CONFIG = replace(DEMO, embed_dim=24, num_heads=2, depth=1, decoder_embed_dim=24, decoder_num_heads=2, predictor_depth=1)
+SMALL = {"embed_dim": 24, "num_heads": 2, "depth": 1, "decoder_embed_dim": 24, "decoder_num_heads": 2}
+CONFIG = replace(siameseim.DEMO, **SMALL, predictor_depth=1)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("method", [siameseim, mae])
 def test_it_knows_classes_and_moves_nothing(folder, method):
     torch.manual_seed(0)
-    model = method.build(replace(CONFIG, method=method.__name__.rpartition(".")[2])).train()
+    model = method.build(replace(method.DEMO, **SMALL)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
     found = monitor.Monitor(ImageFolder(folder), folder, CONFIG).measure(model, "cpu")

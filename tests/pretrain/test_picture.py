@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from pretrain import preview
-from pretrain.config import PAPER
 from pretrain.data import views
+from pretrain.methods.siameseim import PAPER
 
 PLAIN = replace(PAPER, jitter_probability=0.0, gray_probability=0.0, blur_probability=(0.0, 0.0), solarize_probability=(0.0, 0.0))
 
@@ -36,5 +36,7 @@ def test_dots_of_one_colour_mark_one_place(tmp_path, monkeypatch):
 
 def only(values, number):
     """The same dataclass of tensors with one image."""
+    if values is None:
+        return None
     parts = (getattr(values, name) for name in values.__dataclass_fields__)
     return type(values)(*(part[number : number + 1] if isinstance(part, torch.Tensor) else only(part, number) for part in parts))

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pretrain import checkpoint, methods, train
-from pretrain.config import DEMO, MAE_DEMO
 from pretrain.data import views
 from pretrain.data.loader import Step
+from pretrain.methods import mae, siameseim
 from pretrain.step import accumulate, set_arithmetic
 from tests.pretrain.runs import write_images
 
@@ -32,7 +32,7 @@ def step(config, precision):
     return loss, gradients, dict(model.named_buffers())
 
 
-@pytest.mark.parametrize("config", [DEMO, MAE_DEMO], ids=["siameseim", "mae"])
+@pytest.mark.parametrize("config", [siameseim.DEMO, mae.DEMO], ids=["siameseim", "mae"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.003)])
 def test_a_step_is_float32s_to_the_bits_that_are_left(config, precision, tolerance):
     exact, short = (step(config, name) for name in ("fp32", precision))
@@ -49,7 +49,7 @@ def test_a_step_is_float32s_to_the_bits_that_are_left(config, precision, toleran
 
 def test_products_outside_autocast_may_be_short_only_where_their_numbers_are():
     for precision, allowed in (("bf16", True), ("fp16", True), ("fp32", False)):
-        set_arithmetic(replace(DEMO, precision=precision))
+        set_arithmetic(replace(siameseim.DEMO, precision=precision))
         assert torch.backends.cuda.matmul.allow_tf32 is allowed
 
 
