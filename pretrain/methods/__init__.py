@@ -129,8 +129,10 @@ def read_config(path: Path) -> PretrainConfig:
     except UserError:
         raise
     except Exception as error:  # torch.load has many for a file of another kind
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise UserError(f"--config {path} holds no settings of a run ({reason}); give a config.json or a checkpoint that it wrote") from error
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        raise UserError(
+            f"--config {path} holds no settings of a run ({reason}); give the config.json or a checkpoint of a run"
+        ) from error
     return from_json(module.Config, own_settings(module, values))
 
 
