@@ -1,7 +1,9 @@
-"""Checkpoints that survive a kill at any moment, a full disk and damage: written whole or not at all, with a checksum; the last few are kept.
+"""Checkpoints that survive a kill at any moment, a full disk and damage: written whole or not at all, with a checksum;
+the last few are kept.
 
-``checkpoint.pth`` is the newest; ``checkpoint.1.pth``, ``checkpoint.2.pth``, … are the ones before it. The checksum is a CRC-32 of
-every byte of the file, kept as the comment that a zip archive (what torch.save writes) may end with: other readers pass over it.
+``checkpoint.pth`` is the newest; ``checkpoint.1.pth``, ``checkpoint.2.pth``, … are the ones before it. The checksum is
+a CRC-32 of every byte of the file, kept as the comment that a zip archive (what torch.save writes) may end with: other
+readers pass over it.
 """
 
 import itertools
@@ -27,9 +29,11 @@ CHUNK = 2**24
 
 
 def save(folder: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, keep: int = KEEP, **state: Any) -> Path:
-    """Writes ``checkpoint.pth`` under the method's official names, and config.json; ``keep`` checkpoints stay, this one included.
+    """Writes ``checkpoint.pth`` under the method's official names, and config.json; ``keep`` checkpoints stay, this one
+    included.
 
-    The new file is whole and on the disk before it takes the name, and each older one is whole under one name or the next.
+    The new file is whole and on the disk before it takes the name, and each older one is whole under one name or the
+    next.
 
     Raises:
         OSError: the folder cannot take the file; the older checkpoints are as they were.
@@ -58,7 +62,8 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Path, int] | None:
-    """The newest whole checkpoint and its checksum, or None where the folder holds none; names each damaged one that it passes over.
+    """The newest whole checkpoint and its checksum, or None where the folder holds none; names each damaged one that it
+    passes over.
 
     Raises ValueError where every one is damaged: starting again from nothing must be the user's decision.
     """
@@ -123,7 +128,8 @@ def _write_part(path: Path, temporary: Path, content: Callable[[BinaryIO], Any])
         except OSError:
             pass  # a folder that cannot be written holds no part either
         raise OSError(
-            f"{path} could not be written ({reason}); what was saved before is whole: make room, or make the folder writable, and start again"
+            f"{path} could not be written ({reason}); what was saved before is whole: "
+            "make room, or make the folder writable, and start again"
         ) from error
 
 

@@ -1,8 +1,9 @@
 """What defines a pretraining run, whatever its method: image, encoder, augmentation, optimizer and schedule.
 
-A method adds its own settings in its own file: ``Config`` of ``pretrain.methods.siameseim`` and ``pretrain.methods.mae``. The values
-here are SiameseIM's (arXiv 2206.01204): facts of the released scripts and defaults, named "script" where the paper's text is silent.
-Folders, devices and workers are no part of a run's definition: they are arguments of ``pretrain.train``.
+A method adds its own settings in its own file: ``Config`` of ``pretrain.methods.siameseim`` and
+``pretrain.methods.mae``. The values here are SiameseIM's (arXiv 2206.01204): facts of the released scripts and
+defaults, named "script" where the paper's text is silent. Folders, devices and workers are no part of a run's
+definition: they are arguments of ``pretrain.train``.
 """
 
 from dataclasses import asdict, dataclass
@@ -47,7 +48,8 @@ class PretrainConfig(Settings):
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
     """Smallest and largest area of a crop, as a share of the image."""
     jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.4, 0.4, 0.2, 0.1)
-    """Strength of the jitter of brightness, contrast, saturation and hue, as in torchvision's ColorJitter; hue at most 0.5."""
+    """Strength of the jitter of brightness, contrast, saturation and hue, as in torchvision's ColorJitter; hue at most
+    0.5."""
     jitter_probability: Probability = 0.8
     """Probability that a view's colors are jittered."""
     gray_probability: Probability = 0.2
@@ -98,7 +100,8 @@ class PretrainConfig(Settings):
             raise ValueError(f"jitter of the hue (the last of the four) is at most 0.5, not {self.jitter[3]}")
 
     def check_width(self, width: str, heads: str) -> None:
-        """Raises ValueError where the setting named ``heads`` or the position embedding does not divide the one named ``width``."""
+        """Raises ValueError where the setting named ``heads`` or the position embedding does not divide the one named
+        ``width``."""
         if getattr(self, width) % getattr(self, heads):
             raise ValueError(f"{heads} {getattr(self, heads)} does not divide {width} {getattr(self, width)}")
         if getattr(self, width) % 4:
@@ -120,7 +123,8 @@ class PretrainConfig(Settings):
         return self.base_lr * self.batch_size / 256
 
     def draw_mask(self, epoch: int, index: np.ndarray) -> np.ndarray | None:
-        """Masks (B, N) bool of view 1 for images of index (B,), for a method that chooses them with the crops; else None."""
+        """Masks (B, N) bool of view 1 for images of index (B,), for a method that chooses them with the crops; else
+        None."""
         return None
 
     def draw_noise(self, epoch: int, index: np.ndarray) -> np.ndarray | None:
@@ -132,8 +136,8 @@ class PretrainConfig(Settings):
         return asdict(self)
 
 
-# How the demonstration of any method differs from its paper's run: a model that a laptop core trains on the toy world in minutes. It
-# runs the same code and promises nothing of accuracy.
+# How the demonstration of any method differs from its paper's run: a model that a laptop core trains on the toy world
+# in minutes. It runs the same code and promises nothing of accuracy.
 DEMO_SETTINGS: dict[str, Any] = {
     "img_size": 32,
     "patch_size": 8,
@@ -150,7 +154,8 @@ DEMO_SETTINGS: dict[str, Any] = {
     "precision": "fp32",
 }
 
-# ``--model``: how other encoders differ from ViT-B/16. Only ViT-B has a published SiameseIM; the others are MAE's encoders.
+# ``--model``: how other encoders differ from ViT-B/16. Only ViT-B has a published SiameseIM; the others are MAE's
+# encoders.
 MODELS: dict[str, dict[str, Any]] = {
     "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "vit_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},

@@ -29,9 +29,11 @@ class FailedOnRankZero(Exception):
 
 
 def start(device: str) -> str:
-    """Joins the processes that torchrun has started, if it has; returns the device that this process is to use, which is made current.
+    """Joins the processes that torchrun has started, if it has; returns the device that this process is to use, which
+    is made current.
 
-    Under torchrun each process takes the GPU of its local rank. What the processes tell each other goes over gloo, gradients over NCCL.
+    Under torchrun each process takes the GPU of its local rank. What the processes tell each other goes over gloo,
+    gradients over NCCL.
     """
     joined = "WORLD_SIZE" in os.environ
     if device.startswith("cuda") and joined:
@@ -115,7 +117,8 @@ def any_rank(flag: bool) -> bool:
 
 
 def gather_objects(value: T | None) -> list[T]:
-    """The values of all processes that are not None, in the order of ranks; if all are None this costs next to nothing."""
+    """The values of all processes that are not None, in the order of ranks; if all are None this costs next to
+    nothing."""
     if not any_rank(value is not None):
         return []
     values: list[T | None] = [value]
@@ -131,8 +134,9 @@ def all_or_none(action: Callable[[], T]) -> T:
     No process is left waiting for one that has ended.
 
     Raises:
-        UserError, ValueError, OSError: the error of the lowest rank that failed, in process 0. FailedOnRankZero: in the others.
-    """
+        UserError, ValueError, OSError: the error of the lowest rank that failed, in process 0. FailedOnRankZero: in the
+        others.
+        """
     result, error = None, None
     try:
         result = action()
@@ -145,12 +149,14 @@ def all_or_none(action: Callable[[], T]) -> T:
 
 
 def on_rank_zero(action: Callable[[], T]) -> T | None:
-    """Calls ``action`` in process 0 and returns its result there, None elsewhere; if it fails, all raise as in ``all_or_none``."""
+    """Calls ``action`` in process 0 and returns its result there, None elsewhere; if it fails, all raise as in
+    ``all_or_none``."""
     return all_or_none(lambda: action() if rank() == 0 else None)
 
 
 def raise_together(error: Exception) -> NoReturn:
-    """Raises an error that all processes know of: the error in process 0, FailedOnRankZero in the others, so that one reports it."""
+    """Raises an error that all processes know of: the error in process 0, FailedOnRankZero in the others, so that one
+    reports it."""
     raise error if rank() == 0 else FailedOnRankZero
 
 

@@ -1,4 +1,5 @@
-"""Export of a finished run: the weights alone in the official layout, and the certified encoder file that every task takes."""
+"""Export of a finished run: the weights alone in the official layout, and the certified encoder file that every task
+takes."""
 
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from evaluate.checkpoints import conversion  # the one place where pretrain/ nee
 def export(path: Path, branch: str | None = None) -> tuple[Path, Path]:
     """Writes OUT/export/<method>.pth and OUT/export/encoder.safetensors from OUT/checkpoint.pth; returns both paths.
 
-    The first holds ``model`` under the names of the method's official code, ``epoch`` and ``config``, and no optimizer. ``branch`` is
-    "online" or "target" for a method that has two (default: what ``evaluate.convert`` takes).
+    The first holds ``model`` under the names of the method's official code, ``epoch`` and ``config``, and no optimizer.
+    ``branch`` is "online" or "target" for a method that has two (default: what ``evaluate.convert`` takes).
 
     Raises:
         UserError: an encoder that does not pass its certificate.

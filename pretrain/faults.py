@@ -1,4 +1,5 @@
-"""What goes wrong in a run of weeks, and how all processes deal with it alike: images that cannot be read, steps that are not finite."""
+"""What goes wrong in a run of weeks, and how all processes deal with it alike: images that cannot be read, steps that
+are not finite."""
 
 import json
 import math
@@ -20,7 +21,8 @@ NAMED = 3  # files in a sentence; faults.jsonl has all
 
 @dataclass(frozen=True)
 class Culprits:
-    """Images (indices) that a process suspects of a step that is not finite; ``sure`` if their loss is not finite without the others."""
+    """Images (indices) that a process suspects of a step that is not finite; ``sure`` if their loss is not finite
+    without the others."""
 
     rank: int
     images: list[int]
@@ -28,7 +30,8 @@ class Culprits:
 
 
 class Faults:
-    """Counts and names faults, on process 0 by ``say`` and in OUT/faults.jsonl, and stops the run where they are too many.
+    """Counts and names faults, on process 0 by ``say`` and in OUT/faults.jsonl, and stops the run where they are too
+    many.
 
     Every decision is made from what all processes know, so that none goes on without the others.
     """
@@ -46,7 +49,8 @@ class Faults:
         self.damaged, self.skipped, self.in_a_row = set(state["damaged"]), state["skipped"], state["in_a_row"]
 
     def note_unreadable(self, step: int, damaged: dict[int, str]) -> None:
-        """Names the images that could not be read for a step, once each. Raises DataError above MAX_UNREADABLE_SHARE."""
+        """Names the images that could not be read for a step, once each. Raises DataError above
+        MAX_UNREADABLE_SHARE."""
         new = {index: why for index, why in damaged.items() if index not in self.damaged}
         for found in distributed.gather_objects(new or None):
             for index, why in found.items():
@@ -56,7 +60,8 @@ class Faults:
         if len(self.damaged) > MAX_UNREADABLE_SHARE * len(self.images):
             distributed.raise_together(
                 DataError(
-                    f"{len(self.damaged)} of {len(self.images)} images cannot be read so far, more than {MAX_UNREADABLE_SHARE:.0%}; "
+                    f"{len(self.damaged)} of {len(self.images)} images cannot be read so far, "
+                    f"more than {MAX_UNREADABLE_SHARE:.0%}; "
                     f"replace or remove those that {self.path} names"
                 )
             )
@@ -64,7 +69,8 @@ class Faults:
     def step_is_finite(self, step: int, loss: Tensor, norm: Tensor, scaler: Any, find_culprits: Callable[[bool], Culprits | None]) -> bool:
         """Whether loss and gradient norm of a step are finite in every process; if not, no process may take the step.
 
-        Float16 meets infinite gradients as long as its loss scale is too high: with a scale above 1 and a finite loss that is no fault.
+        Float16 meets infinite gradients as long as its loss scale is too high: with a scale above 1 and a finite loss
+        that is no fault.
 
         Raises:
             FloatingPointError: the MAX_SKIPPED_STEPS-th step in a row that is not.
@@ -87,7 +93,8 @@ class Faults:
             distributed.raise_together(
                 FloatingPointError(
                     f"{MAX_SKIPPED_STEPS} steps in a row were not finite, up to step {step}, where {where}; "
-                    "nothing of them is in the weights: lower base_lr, or take another precision or clip_norm, with --set"
+                    "nothing of them is in the weights: "
+                    "lower base_lr, or take another precision or clip_norm, with --set"
                 )
             )
         return False

@@ -1,8 +1,8 @@
 """Looks at the encoder now and then while it trains, so that a collapse is seen after minutes instead of days.
 
-On center crops of a fixed sample of the training images: the accuracy of a leave-one-out vote of the nearest neighbours (where the images
-lie in class folders), and the rank and the spread of the features. It draws no random number and moves no statistic of the model, so a run
-is the same with it and without it.
+On center crops of a fixed sample of the training images: the accuracy of a leave-one-out vote of the nearest neighbours
+(where the images lie in class folders), and the rank and the spread of the features. It draws no random number and
+moves no statistic of the model, so a run is the same with it and without it.
 """
 
 from pathlib import Path
@@ -23,7 +23,8 @@ COLLAPSED_SPREAD = 0.02
 
 
 class Monitor:
-    """Holds center crops (M, 3, S, S) uint8 of up to IMAGES images below ``folder``, and the classes that their folders name."""
+    """Holds center crops (M, 3, S, S) uint8 of up to IMAGES images below ``folder``, and the classes that their folders
+    name."""
 
     def __init__(self, images: ImageFolder, folder: Path, config: PretrainConfig):
         crops, folders = [], []
@@ -37,7 +38,8 @@ class Monitor:
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
 
     def measure(self, model: nn.Module, device: str, dtype: torch.dtype | None = None) -> dict[str, float]:
-        """``knn_top1`` in percent (absent with a single class folder), ``feature_rank`` and ``feature_spread`` of mean patch tokens."""
+        """``knn_top1`` in percent (absent with a single class folder), ``feature_rank`` and ``feature_spread`` of mean
+        patch tokens."""
         training = model.training
         model.eval()
         parts = []
@@ -71,19 +73,22 @@ def center_crop(image: Tensor, size: int) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the singular values of centered features (M, D), from 1 to D (RankMe, arXiv 2210.02885, centered here)."""
+    """exp of the entropy of the singular values of centered features (M, D), from 1 to D (RankMe, arXiv 2210.02885,
+    centered here)."""
     values = torch.linalg.svdvals(features - features.mean(0))
     shares = values / values.sum().clamp(min=1e-12)
     return torch.special.entr(shares).sum().exp().item()
 
 
 def spread(features: Tensor) -> float:
-    """Mean standard deviation of the channels of unit features (M, D), times sqrt(D): 0 is a collapse, 1 an even spread (SimSiam, 4.1)."""
+    """Mean standard deviation of the channels of unit features (M, D), times sqrt(D): 0 is a collapse, 1 an even spread
+    (SimSiam, 4.1)."""
     return (F.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5).item()
 
 
 def leave_one_out(features: Tensor, labels: Tensor) -> float:
-    """Percent of features (M, D) whose NEIGHBORS nearest others vote for their own label (M,), each with weight exp(cosine / TEMPERATURE)."""
+    """Percent of features (M, D) whose NEIGHBORS nearest others vote for their own label (M,), each with weight
+    exp(cosine / TEMPERATURE)."""
     features = F.normalize(features, dim=1)
     similarity = (features @ features.T).fill_diagonal_(-torch.inf)
     nearest = similarity.topk(min(NEIGHBORS, len(features) - 1), dim=1)

@@ -2,8 +2,8 @@
 
     python -m pretrain.parity FILE.json ...
 
-Prints the largest relative difference of each kind of number and exits with status 1 if one exceeds the bound. A file holds sizes, the keys
-of the official state dict, inputs by formula and sampled results (tests/golden/README.md).
+Prints the largest relative difference of each kind of number and exits with status 1 if one exceeds the bound. A file
+holds sizes, the keys of the official state dict, inputs by formula and sampled results (tests/golden/README.md).
 """
 
 import argparse
@@ -53,7 +53,8 @@ def difference(ours: Tensor, expected: dict[str, Any] | float) -> float:
 
 
 def compare(golden: dict[str, Any]) -> dict[str, float]:
-    """Runs the step of a file; the largest difference by kind of number. Raises ValueError for a file of another form."""
+    """Runs the step of a file; the largest difference by kind of number. Raises ValueError for a file of another
+    form."""
     config = golden.get("config", {})
     if "predictor_depth" in config:
         return _compare_siameseim(golden)

@@ -17,7 +17,8 @@ PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_arithmetic(config: PretrainConfig) -> None:
-    """Lets a GPU take TF32 for the products that autocast leaves in float32 (the loss's): what goes in has no more bits. fp32 stays fp32."""
+    """Lets a GPU take TF32 for the products that autocast leaves in float32 (the loss's): what goes in has no more
+    bits. fp32 stays fp32."""
     torch.backends.cuda.matmul.allow_tf32 = config.precision in PRECISIONS
 
 
@@ -41,7 +42,8 @@ def seed(config: PretrainConfig, step: int) -> int:
 def find_culprits(model: nn.Module, batch: Step, config: PretrainConfig, device: str, finite_loss: bool) -> Culprits | None:
     """The images of this process that a step which is not finite comes from, as far as it can tell.
 
-    BatchNorm and the correlation carry a fault from one process to all, so each looks at its micro-batches again, without the others.
+    BatchNorm and the correlation carry a fault from one process to all, so each looks at its micro-batches again,
+    without the others.
     """
     plain = getattr(model, "module", model)
     with distributed.single_process(), torch.no_grad():

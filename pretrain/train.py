@@ -1,21 +1,22 @@
-"""Pretrains an encoder.
+"""Pretrains an encoder. DIR holds one folder of images a class.
 
-    python -m pretrain.train --data DIR --out OUT                       the paper's run (DIR holds one folder of images a class)
-    torchrun --nproc_per_node 8 -m pretrain.train --data DIR --out OUT  the same on 8 GPUs
-    python -m pretrain.train --preset demo --data DIR --out OUT         minutes on one CPU core
+    python -m pretrain.train --data DIR --out OUT                             the paper's run
+    torchrun --nproc_per_node 8 -m pretrain.train --data DIR --out OUT        the same on 8 GPUs
+    python -m pretrain.train --preset demo --data DIR --out OUT               minutes on one CPU core
     python -m pretrain.train --config OLD/config.json --data DIR --out OUT    the settings of another run again
 
-``--preset mae_paper`` and ``mae_demo`` train MAE. Writes OUT/checkpoint.pth (the layout of the method's official code, which
-``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json, log.jsonl and TensorBoard events (``tensorboard --logdir OUT``), and
-batch.png, which shows what the model is asked.
+``--preset mae_paper`` and ``mae_demo`` train MAE. Writes OUT/checkpoint.pth (the layout of the method's official code,
+which ``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json, log.jsonl and TensorBoard events (``tensorboard
+--logdir OUT``), and batch.png, which shows what the model is asked.
 
-Started again with the same arguments, it goes on from the newest whole checkpoint, to the same weights as without the break. On SIGTERM,
-SIGUSR2 and Ctrl-C it saves at the next step and exits with status 75 (Ctrl-C: 130; a second one stops at once). torchrun passes USR2 on
-with ``--signals-to-handle SIGTERM,SIGUSR2``, waits ``--shutdown-timeout`` seconds (30) for the save, and exits with a status of its own.
+Started again with the same arguments, it goes on from the newest whole checkpoint, to the same weights as without the
+break. On SIGTERM, SIGUSR2 and Ctrl-C it saves at the next step and exits with status 75 (Ctrl-C: 130; a second one
+stops at once). torchrun passes USR2 on with ``--signals-to-handle SIGTERM,SIGUSR2``, waits ``--shutdown-timeout``
+seconds (30) for the save, and exits with a status of its own.
 
-An image that cannot be read is named and replaced by another; a step whose loss or gradient is not finite in some process is skipped by
-all, and its images are named: OUT/faults.jsonl lists both. With more than 1 % of the images unreadable, or 10 such steps in a row, the
-run stops.
+An image that cannot be read is named and replaced by another; a step whose loss or gradient is not finite in some
+process is skipped by all, and its images are named: OUT/faults.jsonl lists both. With more than 1 % of the images
+unreadable, or 10 such steps in a row, the run stops.
 """
 
 import argparse
@@ -64,27 +65,30 @@ class Execution:
     workers: int = 0
     """Data loading processes of each training process."""
     micro_batch: int | None = None
-    """The most images a process takes at once; the rest of its share is accumulated. BatchNorm and the loss's correlation are taken over
-    each micro-batch (of all processes), so processes x micro_batch is a property of the run."""
+    """The most images a process takes at once; the rest of its share is accumulated. BatchNorm and the loss's
+    correlation are taken over each micro-batch (of all processes), so processes x micro_batch is a property of the
+    run."""
     keep: int = checkpoint.KEEP
     """Checkpoints that are kept."""
     save_minutes: float = SAVE_MINUTES
     """A checkpoint is written so often, besides after each epoch."""
     monitor_epochs: int | None = None
-    """Epochs between two measurements of the features (``pretrain.monitor``); 0 for none, None for a hundredth of the run."""
+    """Epochs between two measurements of the features (``pretrain.monitor``); 0 for none, None for a hundredth of the
+    run."""
     compile: bool = False
     """Run the step through ``torch.compile``: the same to rounding, slower to start and faster after."""
     grad_checkpointing: bool = False
-    """Compute the inside of the blocks again in the backward pass instead of keeping it: the same numbers, less memory, more time."""
+    """Compute the inside of the blocks again in the backward pass instead of keeping it: the same numbers, less memory,
+    more time."""
 
 
 def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -> Path:
     """Runs a config to its end, or on from where a checkpoint in ``out`` stands; returns the checkpoint's path.
 
     Raises:
-        UserError, ValueError, OSError: bad settings, images or folders. FloatingPointError: too many steps that are not finite.
-        Interrupted: after a signal. distributed.FailedOnRankZero: for what process 0 raises.
-    """
+        UserError, ValueError, OSError: bad settings, images or folders. FloatingPointError: too many steps that are not
+        finite. Interrupted: after a signal. distributed.FailedOnRankZero: for what process 0 raises.
+        """
     device = execution.device
     images, micro_batch = distributed.all_or_none(lambda: _prepare(config, data, out, execution))
     steps = steps_per_epoch(len(images), config)
@@ -179,14 +183,16 @@ def _look(monitor: Monitor, model: nn.Module, config: PretrainConfig, step: int,
 
 
 def _resume(out: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, parts: dict[str, Any], together: int) -> int:
-    """Loads the newest whole checkpoint, if there is one; the step to go on with. Raises ValueError for one of another config."""
+    """Loads the newest whole checkpoint, if there is one; the step to go on with. Raises ValueError for one of another
+    config."""
     found = distributed.gather_objects(distributed.on_rank_zero(lambda: checkpoint.newest(out)))
     if not found:
         return 0
 
     def load() -> int:
         saved = checkpoint.load(*found[0])
-        # A setting younger than the run had its default; settings of other methods, which older runs hold too, count for nothing.
+        # A setting younger than the run had its default; settings of other methods, which older runs hold too, count
+        # for nothing.
         was = method.Config().to_json() | saved["config"]
         other = [name for name, value in config.to_json().items() if json.dumps(was[name]) != json.dumps(value)]
         if other:
@@ -196,7 +202,8 @@ def _resume(out: Path, model: nn.Module, method: MethodModule, config: PretrainC
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
             if saved["normalised_together"] != together and distributed.rank() == 0:
-                print(f"pretrain: {together} images are normalized together from here on, not {saved['normalised_together']} as before")
+                before = saved["normalised_together"]
+                print(f"pretrain: {together} images are normalized together from here on, not {before} as before")
         return saved["step"]
 
     return distributed.all_or_none(load)
@@ -269,7 +276,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m pretrain.train",
         description=__doc__,
         epilog="\n\n".join(
-            f"settings of {name} for --set, with the values of its paper:\n{help_text(module_of(name).PRESETS['paper'])}" for name in METHODS
+            f"settings of {name} for --set, with its paper's values:\n{help_text(module_of(name).PRESETS['paper'])}"
+            for name in METHODS
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -286,7 +294,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--micro-batch",
         type=at_least_one,
-        help="most images a process takes at once (default: its whole share); BatchNorm and the loss see processes x micro-batch images",
+        help="most images a process takes at once (default: its whole share); "
+        "BatchNorm and the loss see processes x micro-batch images",
     )
     parser.add_argument("--keep", type=at_least_one, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)")
     parser.add_argument(
@@ -295,7 +304,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--monitor-epochs",
         type=at_least_zero,
-        help="epochs between two measurements of the features (kNN, rank, spread); 0: never (default: a hundredth of the run)",
+        help="epochs between two measurements of the features (kNN, rank, spread); "
+        "0: never (default: a hundredth of the run)",
     )
     parser.add_argument("--compile", action="store_true", help="run the step through torch.compile: slower to start, faster after (GPUs)")
     parser.add_argument(

@@ -15,7 +15,8 @@ LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)
 
 
 class RecomputedMlp(Mlp):
-    """timm's MLP, whose GELU is computed again in the backward pass: a quarter of what a block would keep is its result."""
+    """timm's MLP, whose GELU is computed again in the backward pass: a quarter of what a block would keep is its
+    result."""
 
     def forward(self, x: Tensor) -> Tensor:
         # The checkpoint stops as soon as it has what the backward pass asks for, before the second layer's product.
@@ -26,7 +27,8 @@ class RecomputedMlp(Mlp):
 
 
 class CheckpointedBlock(Block):
-    """timm's block, which can keep a third: with ``grad_checkpointing`` what is inside attention and MLP is computed again.
+    """timm's block, which can keep a third: with ``grad_checkpointing`` what is inside attention and MLP is computed
+    again.
 
     Their last layers are not (the checkpoint stops before), and the norms are not: BatchNorm must count a batch once.
     """

@@ -1,15 +1,16 @@
 """Times one optimizer step of SiameseIM by part, beside a plain baseline and the machine's ceiling.
 
-    python -m pretrain.benchmark --set batch_size=64                       the paper's model in fp32, and the plain baseline
-    python -m pretrain.benchmark --set batch_size=512 --precision bf16 --compile    on a GPU
-    python -m pretrain.benchmark --views --workers 16                      the data path alone: images/s a core, and of the loader
+    python -m pretrain.benchmark --set batch_size=64                  the paper's model in fp32, and the plain baseline
+    python -m pretrain.benchmark --set batch_size=512 --precision bf16 --compile                     on a GPU
+    python -m pretrain.benchmark --views --workers 16      the data path alone: images/s a core, and of the loader
 
-The plain baseline is our own code that does the same arithmetic without care for speed; nothing of the released code is in it. Every
-variant of a step runs in a process of its own, one after the other, so that its peak memory is its own; the ceiling is a plain matrix
-product of the same precision. All figures of a table come from one run on one machine: read the ratios. On a CPU the plain baseline
-runs in fp32 always, as the released code does there; on a GPU it runs in the precision asked for, with TF32 switched off. The images
-are noise of a photograph's statistics, 500 x 375 pixels, about 50 kB a JPEG; those of the timed step are read and cropped beforehand,
-since in a run the data loading processes do that at the same time.
+The plain baseline is our own code that does the same arithmetic without care for speed; nothing of the released code is
+in it. Every variant of a step runs in a process of its own, one after the other, so that its peak memory is its own;
+the ceiling is a plain matrix product of the same precision. All figures of a table come from one run on one machine:
+read the ratios. On a CPU the plain baseline runs in fp32 always, as the released code does there; on a GPU it runs in
+the precision asked for, with TF32 switched off. The images are noise of a photograph's statistics, 500 x 375 pixels,
+about 50 kB a JPEG; those of the timed step are read and cropped beforehand, since in a run the data loading processes
+do that at the same time.
 """
 
 import argparse
@@ -69,7 +70,8 @@ def _child(options: argparse.Namespace, precision: str, kind: str) -> Any:
         command += ["--compile"] * options.compile + ["--grad-checkpointing"] * options.grad_checkpointing
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"{kind} in {precision} ended with status {done.returncode}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+        reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        raise ValueError(f"{kind} in {precision} ended with status {done.returncode}: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -1,9 +1,9 @@
 """The plain baseline of ``pretrain.benchmark``: our own code that does a step's arithmetic without care for speed.
 
-Nothing of the released SiameseIM code is in it. It gives the same numbers as ``pretrain.methods.siameseim`` from the same parameters,
-without anything that makes it fast: one PIL image at a time, attention by its formula, transposes around each BatchNorm, the full
-table of relative positions, the diagonal of an (N x N) product, a loop over parameters. Nothing but the benchmark uses it. Facts: the
-released code (arXiv 2206.01204), single process.
+Nothing of the released SiameseIM code is in it. It gives the same numbers as ``pretrain.methods.siameseim`` from the
+same parameters, without anything that makes it fast: one PIL image at a time, attention by its formula, transposes
+around each BatchNorm, the full table of relative positions, the diagonal of an (N x N) product, a loop over parameters.
+Nothing but the benchmark uses it. Facts: the released code (arXiv 2206.01204), single process.
 
 Axes: B batch, N patches of a view, V visible patches, D width.
 """
@@ -104,7 +104,8 @@ def plain_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
 
 
 def relative_table(geometry: RelativeGeometry, grid_size: int, width: int) -> Tensor:
-    """(B, N, 2D): sines and cosines of each cell's row, column and the logarithms of both scales, computed for every cell."""
+    """(B, N, 2D): sines and cosines of each cell's row, column and the logarithms of both scales, computed for every
+    cell."""
     rows, columns = relative_positions(geometry, grid_size)
     scales = ((10 * scale.log())[:, None].expand_as(rows) for scale in (geometry.scale_height, geometry.scale_width))
     quarter = width // 4
@@ -117,7 +118,8 @@ def relative_table(geometry: RelativeGeometry, grid_size: int, width: int) -> Te
 
 
 class PerImageViews:
-    """Two augmented views, their geometry and the mask of one image file, by PIL and torchvision, one after the other."""
+    """Two augmented views, their geometry and the mask of one image file, by PIL and torchvision, one after the
+    other."""
 
     def __init__(self, config: Config):
         self.config = config

@@ -47,7 +47,8 @@ def _size(image: Image.Image, path: Path, quality: int) -> int:
 
 
 def time_views(config: Config, folder: Path) -> dict[str, Any]:
-    """Seconds an image on one core (two views and mask): decoding, decoding and cropping, all of it; and the per-image pipeline."""
+    """Seconds an image on one core (two views and mask): decoding, decoding and cropping, all of it; and the per-image
+    pipeline."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     paths = sorted(folder.iterdir())
@@ -74,7 +75,8 @@ def time_views(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def time_loader(config: Config, folder: Path, workers: int) -> dict[str, float]:
-    """Seconds (wall) between two images of the run's own loader: decoded and cropped by its processes, and handed over."""
+    """Seconds (wall) between two images of the run's own loader: decoded and cropped by its processes, and handed
+    over."""
     with tempfile.TemporaryDirectory() as made:
         for number, path in enumerate(itertools.islice(itertools.cycle(sorted(folder.iterdir())), LOADER_BATCHES * workers * LOADER_BATCH)):
             (Path(made) / f"{number:06d}{path.suffix}").symlink_to(path.resolve())

@@ -74,9 +74,11 @@ def matmul_ceiling(precision: str, device: str) -> float:
 
 
 def step_flops(config: siameseim.Config) -> float:
-    """Floating point operations of the model's matrix products, an image and optimizer step; the backward pass counts twice.
+    """Floating point operations of the model's matrix products, an image and optimizer step; the backward pass counts
+    twice.
 
-    The target has a forward pass only, and so has a frozen patch embedding. The loss's products are left out (under 1 %).
+    The target has a forward pass only, and so has a frozen patch embedding. The loss's products are left out (under 1
+    %).
     """
     width, narrow, cells, seen = config.embed_dim, config.decoder_embed_dim, config.num_patches, config.num_patches - config.num_masked
 
@@ -95,7 +97,8 @@ def step_flops(config: siameseim.Config) -> float:
 
 
 def time_step(config: siameseim.Config, plain: bool, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of the seconds of each part over the steps asked for, after one to warm up, and the process's peak memory in bytes."""
+    """Medians of the seconds of each part over the steps asked for, after one to warm up, and the process's peak memory
+    in bytes."""
     device = options.device
     torch.manual_seed(0)
     set_arithmetic(config)

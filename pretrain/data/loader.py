@@ -16,7 +16,8 @@ from pretrain.data.images import DataError, ImageFolder, Sample
 
 
 class Loaded(NamedTuple):
-    """The crops of a micro-batch, and the images that could not be read for it, by index. Named tuples are what the loader can pin."""
+    """The crops of a micro-batch, and the images that could not be read for it, by index. Named tuples are what the
+    loader can pin."""
 
     crops: views.Crops
     damaged: dict[int, str]
@@ -24,7 +25,8 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What this process trains on in one optimizer step: its epoch and micro-batches, and the images that could not be read, by index."""
+    """What this process trains on in one optimizer step: its epoch and micro-batches, and the images that could not be
+    read, by index."""
 
     epoch: int
     micro: list[views.Crops]
@@ -51,11 +53,15 @@ def steps_per_epoch(images: int, config: PretrainConfig) -> int:
 
 
 def images_at_once(micro_batch: int | None, config: PretrainConfig) -> int:
-    """Images that each process takes at once: its whole share of a step, or ``micro_batch``. Raises ValueError if it does not split."""
+    """Images that each process takes at once: its whole share of a step, or ``micro_batch``. Raises ValueError if it
+    does not split."""
     share, remainder = divmod(config.batch_size, distributed.world_size())
     taken = min(micro_batch or share, share)
     if remainder or share % taken:
-        raise ValueError(f"batch_size {config.batch_size} does not split into {distributed.world_size()} processes x micro-batches of {taken}")
+        processes = distributed.world_size()
+        raise ValueError(
+            f"batch_size {config.batch_size} does not split into {processes} processes x micro-batches of {taken}"
+        )
     return taken
 
 
@@ -68,8 +74,8 @@ def order(images: int, epoch: int, config: PretrainConfig) -> np.ndarray:
 def steps_from(images: ImageFolder, first: int, micro_batch: int, config: PretrainConfig, workers: int) -> Iterator[Step]:
     """This process's part of each optimizer step from the ``first`` of the run on, to the end of the last epoch.
 
-    The images of a step are split into micro-batches first and over the processes then: what is normalized together is the same for
-    one process with a micro-batch of 2N and for two with N.
+    The images of a step are split into micro-batches first and over the processes then: what is normalized together is
+    the same for one process with a micro-batch of 2N and for two with N.
     """
     steps = steps_per_epoch(len(images), config)
     for epoch in range(first // steps, config.epochs):

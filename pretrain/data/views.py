@@ -1,8 +1,8 @@
 """Augmented views of an image, their crops, and the random numbers by which a method hides patches.
 
-A data loading process crops (``crop``); color, blur and normalization run on whole batches (``augment``), on the model's device. Every
-random choice is made from numbers that depend on (seed, epoch, image index) alone, so that neither the number of workers nor a
-restart changes a run. Axes: B batch, H W source image, S = img_size, N patches.
+A data loading process crops (``crop``); color, blur and normalization run on whole batches (``augment``), on the
+model's device. Every random choice is made from numbers that depend on (seed, epoch, image index) alone, so that
+neither the number of workers nor a restart changes a run. Axes: B batch, H W source image, S = img_size, N patches.
 """
 
 import math
@@ -25,9 +25,11 @@ CROP_DRAWS = 4 * CROP_TRIES + 1  # random numbers a view: crop and flip
 
 
 class Crops(NamedTuple):
-    """Crops of a batch: two views (B, 3, S, S) uint8, their boxes (B, 4) and flips (B,), image widths (B,), mask (B, N), indices (B,).
+    """Crops of a batch: two views (B, 3, S, S) uint8, their boxes (B, 4) and flips (B,), image widths (B,), mask (B,
+    N), indices (B,).
 
-    With ``num_views`` 1 ``view2`` is None; its box and flip are view 1's. ``mask`` is None for a method whose config draws none.
+    With ``num_views`` 1 ``view2`` is None; its box and flip are view 1's. ``mask`` is None for a method whose config
+    draws none.
     """
 
     view1: Tensor
@@ -54,7 +56,8 @@ class Batch:
     view2: Tensor | None
     """(B, 3, S, S), normalized; None for a method of one view."""
     mask: Tensor | None
-    """(B, N) bool, True where view 1 is hidden; None for a method that does not choose it with the crops (``draw_mask``)."""
+    """(B, N) bool, True where view 1 is hidden; None for a method that does not choose it with the crops
+    (``draw_mask``)."""
     geometry: RelativeGeometry
     """Where view 2 lies in view 1."""
     index: Tensor
@@ -64,7 +67,8 @@ class Batch:
 
 
 def uniforms(seed: int, epoch: int, index: np.ndarray, count: int, first: int = 0) -> np.ndarray:
-    """(B, count) numbers in [0, 1), the ones from position ``first`` on, by a counter-based hash (SplitMix64) of (seed, epoch, index, position)."""
+    """(B, count) numbers in [0, 1), the ones from position ``first`` on, by a counter-based hash (SplitMix64) of (seed,
+    epoch, index, position)."""
     weyl = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         state = _mix(np.uint64(seed) * weyl + np.uint64(epoch + 1))
@@ -114,7 +118,8 @@ def block_masks(seed: int, epoch: int, index: np.ndarray, grid_size: int, num_ma
 
 
 def block_mask(grid_size: int, num_masked: int, min_block: int, random: Random) -> np.ndarray:
-    """BEiT's block-wise mask (N,) bool with exactly ``num_masked`` True: random rectangles, then single cells to fill up."""
+    """BEiT's block-wise mask (N,) bool with exactly ``num_masked`` True: random rectangles, then single cells to fill
+    up."""
     mask = np.zeros((grid_size, grid_size), dtype=bool)
     aspect = math.log(1 / 0.3)
     count = 0
@@ -141,7 +146,8 @@ def block_mask(grid_size: int, num_masked: int, min_block: int, random: Random) 
 
 
 def crop(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainConfig) -> Crops:
-    """Images (3, H, W) uint8 of any sizes to the resized crops of each. An image is flipped as a whole and cropped then."""
+    """Images (3, H, W) uint8 of any sizes to the resized crops of each. An image is flipped as a whole and cropped
+    then."""
     draws = uniforms(config.seed, epoch, index, 2 * CROP_DRAWS).reshape(len(images), 2, CROP_DRAWS)
     heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (-2, -1))
     flipped = draws[:, :, -1] < config.flip_probability

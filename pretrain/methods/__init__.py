@@ -1,7 +1,8 @@
 """What a pretraining method is, and the methods there are.
 
-A method is a file of this folder, as ``MethodModule`` below describes it; its name in METHODS makes it known to every command. What its
-``build`` gives is a ``Method``. ``siameseim.py`` is the method of the paper, ``mae.py`` the shorter example.
+A method is a file of this folder, as ``MethodModule`` below describes it; its name in METHODS makes it known to every
+command. What its ``build`` gives is a ``Method``. ``siameseim.py`` is the method of the paper, ``mae.py`` the shorter
+example.
 """
 
 import importlib
@@ -31,19 +32,24 @@ class Outputs(Protocol):
 
 
 class Method(Protocol):
-    """What a method's model offers to the training loop; it is a ``torch.nn.Module``. Axes: B batch, N patches of a view, D width."""
+    """What a method's model offers to the training loop; it is a ``torch.nn.Module``. Axes: B batch, N patches of a
+    view, D width."""
 
     def forward(self, batch: Batch) -> Outputs:
-        """The loss of one (micro-)batch on the model's device. Every process must take part where it computes sums over the processes."""
+        """The loss of one (micro-)batch on the model's device. Every process must take part where it computes sums over
+        the processes."""
 
     def after_step(self, progress: float) -> None:
-        """What changes the model otherwise than by gradients (a moving average); ``progress`` is the share of the run done, in [0, 1]."""
+        """What changes the model otherwise than by gradients (a moving average); ``progress`` is the share of the run
+        done, in [0, 1]."""
 
     def hidden(self, batch: Batch) -> Tensor:
-        """The cells of view 1 (B, N), bool, that the method does not show to its encoder: for the picture of the first batch."""
+        """The cells of view 1 (B, N), bool, that the method does not show to its encoder: for the picture of the first
+        batch."""
 
     def tokens(self, images: Tensor) -> Tensor:
-        """What the encoder that is handed over makes of whole images (B, 3, H, W): (B, 1+N, D), the class token first."""
+        """What the encoder that is handed over makes of whole images (B, 3, H, W): (B, 1+N, D), the class token
+        first."""
 
 
 class MethodModule(Protocol):
@@ -54,7 +60,8 @@ class MethodModule(Protocol):
 
     __name__: str
     Config: ClassVar[type[PretrainConfig]]
-    """A frozen dataclass that adds the method's settings; ``method`` is the file's name. Without arguments it is the paper's run.
+    """A frozen dataclass that adds the method's settings; ``method`` is the file's name. Without arguments it is the
+    paper's run.
 
     It overrides ``draw_mask`` or ``draw_noise`` if the method hides patches by one of them.
     """
@@ -63,7 +70,8 @@ class MethodModule(Protocol):
 
     @staticmethod
     def build(config: Any) -> Method:
-        """The model with its random start from torch's global generator. Raises ValueError for a config that it cannot train."""
+        """The model with its random start from torch's global generator. Raises ValueError for a config that it cannot
+        train."""
 
     @staticmethod
     def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -137,7 +145,8 @@ def read_config(path: Path) -> PretrainConfig:
 
 
 def own_settings(module: MethodModule, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of one method from a written config: before a method had its own Config, one file held the settings of all."""
+    """The settings of one method from a written config: before a method had its own Config, one file held the settings
+    of all."""
     names = {method: {field.name for field in fields(module_of(method).Config)} for method in METHODS}
     own = {field.name for field in fields(module.Config)}
     foreign = set().union(*names.values()) - own

@@ -3,8 +3,8 @@
     visible patches ─ encoder ─ norm ─ linear ─┐
                     mask tokens elsewhere ─────┴─ decoder ─ norm ─ linear ─▶ pixels ─ squared error on masked patches
 
-The module carries the official names, so its state dict is the official one. Axes: B batch, N patches, V visible patches, D width,
-P = 3 * patch_size ** 2 pixel values of a patch.
+The module carries the official names, so its state dict is the official one. Axes: B batch, N patches, V visible
+patches, D width, P = 3 * patch_size ** 2 pixel values of a patch.
 """
 
 from dataclasses import dataclass, replace
@@ -149,7 +149,8 @@ class MAE(nn.Module):
 
 
 def random_mask(noise: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
-    """Noise (B, N) to the cells (B, num_visible) where it is smallest, in that order, and the mask (B, N), True elsewhere."""
+    """Noise (B, N) to the cells (B, num_visible) where it is smallest, in that order, and the mask (B, N), True
+    elsewhere."""
     visible = noise.argsort(dim=1, stable=True)[:, :num_visible]
     return visible, torch.ones_like(noise, dtype=torch.bool).scatter(1, visible, False)
 
@@ -167,7 +168,8 @@ def normalize(patches: Tensor) -> Tensor:
 
 
 def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean over masked patches of mean_P (prediction - target)^2, a float32 scalar; (B, N, P), (B, N, P), (B, N) bool."""
+    """Mean over masked patches of mean_P (prediction - target)^2, a float32 scalar; (B, N, P), (B, N, P), (B, N)
+    bool."""
     with torch.autocast(prediction.device.type, enabled=False):
         error = (prediction.float() - target.float()).square().mean(-1)
         return (error * mask).sum() / mask.sum()

@@ -30,7 +30,8 @@ from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens,
 
 @dataclass(frozen=True)
 class Config(PretrainConfig):
-    """SiameseIM's run; the defaults are the paper's (released scripts and defaults, "script" where the paper's text is silent)."""
+    """SiameseIM's run; the defaults are the paper's (released scripts and defaults, "script" where the paper's text is
+    silent)."""
 
     method: Literal["siameseim"] = "siameseim"
     """The file of pretrain/methods/. A preset chooses it."""
@@ -119,7 +120,8 @@ class TokenBatchNorm(nn.Module):
             return self.bn(flat).view_as(tokens)
 
     def _synchronized(self, flat: Tensor) -> Tensor:
-        """As SyncBatchNorm, on any device: the moments are summed over the processes (equal token counts are assumed)."""
+        """As SyncBatchNorm, on any device: the moments are summed over the processes (equal token counts are
+        assumed)."""
         count = flat.shape[0] * distributed.world_size()
         mean = distributed.differentiable_sum_over_ranks(flat.sum(0)) / count
         centered = flat - mean
@@ -154,7 +156,8 @@ class Branch(nn.Module):
         return self.projector(self.decoder_embed(self.encode(images, pos_embed, visible)))
 
     def encode(self, images: Tensor, pos_embed: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W), position embedding (1, 1+N, D) and the cells to keep (B, V), all if None; to (B, 1+V, D)."""
+        """Images (B, 3, H, W), position embedding (1, 1+N, D) and the cells to keep (B, V), all if None; to (B, 1+V,
+        D)."""
         patches = self.patch_embed(images) + pos_embed[:, 1:]
         if visible is not None:
             patches = gather_tokens(patches, visible)
@@ -188,7 +191,8 @@ class SiameseIM(nn.Module):
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
-        """target = momentum * target + (1 - momentum) * online, for parameters only (BatchNorm keeps its own statistics)."""
+        """target = momentum * target + (1 - momentum) * online, for parameters only (BatchNorm keeps its own
+        statistics)."""
         target, online = list(self.target.parameters()), list(self.online.parameters())
         torch._foreach_lerp_(target, online, 1 - momentum)
 
@@ -230,7 +234,8 @@ class SiameseIM(nn.Module):
         return self.decoder_pred(self.predictor(tokens)[:, -(self.grid_size**2) :])
 
     def relative_embedding(self, geometry: RelativeGeometry) -> Tensor:
-        """``decoder_pos_mlp`` of ``relative_sincos`` (B, N, D), without its table: a row's part is the same in all columns."""
+        """``decoder_pos_mlp`` of ``relative_sincos`` (B, N, D), without its table: a row's part is the same in all
+        columns."""
         width = self.decoder_pos_embed.shape[-1]
         parts = relative_parts(geometry, self.grid_size, width)
         weights = self.decoder_pos_mlp.weight.split([width // 2, width // 2, width], dim=1)
@@ -250,10 +255,11 @@ def normalize(target: Tensor) -> Tensor:
 
 
 def unigrad_loss(prediction: Tensor, target: Tensor, neg_weight: float) -> Tensor:
-    """[mean_n |p_n - t_n|^2 + neg_weight * mean_n p_n^T C p_n] / D with C = mean_n t_n t_n^T over all tokens of all processes.
+    """[mean_n |p_n - t_n|^2 + neg_weight * mean_n p_n^T C p_n] / D with C = mean_n t_n t_n^T over all tokens of all
+    processes.
 
-    Prediction and target are (B, N, D); the loss is a float32 scalar and C carries no gradient. The released code builds the
-    (BN x BN) product and reads its diagonal; this is the same number in O(BN D^2).
+    Prediction and target are (B, N, D); the loss is a float32 scalar and C carries no gradient. The released code
+    builds the (BN x BN) product and reads its diagonal; this is the same number in O(BN D^2).
     """
     with torch.autocast(prediction.device.type, enabled=False):
         p, t = prediction.float().flatten(0, 1), target.float().flatten(0, 1)

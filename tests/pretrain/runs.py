@@ -1,4 +1,5 @@
-"""Real runs of the pretrainer for tests: each process is one of its own, that may be killed, and starts in a fraction of a second."""
+"""Real runs of the pretrainer for tests: each process is one of its own, that may be killed, and starts in a fraction
+of a second."""
 
 import multiprocessing
 import os

@@ -1,4 +1,5 @@
-"""Every augmentation has torchvision's distribution, and the whole pipeline that of PIL's: two-sample tests with fixed seeds."""
+"""Every augmentation has torchvision's distribution, and the whole pipeline that of PIL's: two-sample tests with fixed
+seeds."""
 
 from collections.abc import Callable
 from dataclasses import replace

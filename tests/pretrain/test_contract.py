@@ -131,7 +131,8 @@ class Toy(nn.Module):
         return torch.cat([patches.mean(1, keepdim=True), patches], dim=1)
 
     def forward(self, batch):
-        return SimpleNamespace(loss=(self.head(self.tokens(batch.view1)[:, 0]) - batch.view1.mean((2, 3))).square().mean())
+        error = self.head(self.tokens(batch.view1)[:, 0]) - batch.view1.mean((2, 3))
+        return SimpleNamespace(loss=error.square().mean())
 
     def after_step(self, progress):
         pass

@@ -1,6 +1,8 @@
-"""Two gloo processes compute what one does for the same global batch: every sum is of the same numbers, in another order.
+"""Two gloo processes compute what one does for the same global batch: every sum is of the same numbers, in another
+order.
 
-The bounds are about four times the differences measured in float32: a sum of n numbers in another order moves by some 1e-7 of its size.
+The bounds are about four times the differences measured in float32: a sum of n numbers in another order moves by some
+1e-7 of its size.
 """
 
 import json
@@ -50,7 +52,8 @@ def _train_frugally(accumulation: int) -> dict[str, Tensor]:
 
 
 def _train(accumulation: int, steps: int = 3, grad_checkpointing: bool = False) -> dict[str, Tensor]:
-    """Steps on one global batch, in as many processes as there are: loss, C, gradients of the first, and all weights in the end."""
+    """Steps on one global batch, in as many processes as there are: loss, C, gradients of the first, and all weights in
+    the end."""
     world, rank = distributed.world_size(), distributed.rank()
     torch.manual_seed(0)
     model = siameseim.build(CONFIG)
@@ -60,7 +63,8 @@ def _train(accumulation: int, steps: int = 3, grad_checkpointing: bool = False) 
     if grad_checkpointing:
         set_grad_checkpointing(model)
     parallel = distributed.DataParallel(model) if world > 1 else model
-    # Not AdamW, whose first steps are of one size whatever the gradient's: of one that is 0 but for rounding it would make a step.
+    # Not AdamW, whose first steps are of one size whatever the gradient's: of one that is 0 but for rounding it would
+    # make a step.
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     batch, found, average = _batch(CONFIG.batch_size), {}, distributed.mean_over_ranks
     size = CONFIG.batch_size // accumulation // world

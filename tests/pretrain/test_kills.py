@@ -22,7 +22,8 @@ from tests.pretrain.runs import EVERY_STEP, TINY, Run, content, same, saved_step
 
 
 def _kills(images: Path, folder: Path, expected: dict, options: tuple[str, ...], processes: int, kills: int, seed: int) -> dict[str, int]:
-    """Kills a process at random moments, and starts the run again, until it was killed so often; then lets it end, and compares."""
+    """Kills a process at random moments, and starts the run again, until it was killed so often; then lets it end, and
+    compares."""
     draws, seen, number = random.Random(seed), {"kills": 0, "inside a save": 0, "runs": 0}, 0
     while seen["kills"] < kills or number == 0:
         out = folder / f"run {number}"
@@ -68,7 +69,8 @@ def test_thirty_kills_at_random_moments_change_nothing(images, unbroken, tmp_pat
 
 
 def _killed_in_a_save(point: int, rank: int) -> None:
-    """Kills the process at the ``point``-th thing that its second save asks of the disk; the 0th is half of the file."""
+    """Kills the process at the ``point``-th thing that its second save asks of the disk; the 0th is half of the
+    file."""
     saves, asked = itertools.count(1), itertools.count(1)
     save, to_file = checkpoint.save, torch.save
 

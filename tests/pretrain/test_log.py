@@ -1,4 +1,5 @@
-"""What a run leaves for a person: log.jsonl, TensorBoard events, the picture, a bar on a terminal; and none of it changes the run."""
+"""What a run leaves for a person: log.jsonl, TensorBoard events, the picture, a bar on a terminal; and none of it
+changes the run."""
 
 import json
 import os

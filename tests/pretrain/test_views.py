@@ -75,7 +75,8 @@ def test_an_image_is_augmented_alike_in_any_batch_and_differently_in_each_epoch(
 
 
 def test_relative_positions_point_at_the_pixels_that_the_target_sees():
-    """On an image whose pixel values are its coordinates: the position given to each cell of view 2 is where view 1 has that pixel."""
+    """On an image whose pixel values are its coordinates: the position given to each cell of view 2 is where view 1 has
+    that pixel."""
     height, width = 150, 230
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
@@ -90,7 +91,8 @@ def test_relative_positions_point_at_the_pixels_that_the_target_sees():
     )
     checked = {(first, second): 0 for first in (False, True) for second in (False, True)}
     for i in range(len(index)):
-        # Only cells between the centres of view 1's first and last cells: beyond them view 1 has nothing to compare with.
+        # Only cells between the centres of view 1's first and last cells: beyond them view 1 has nothing to compare
+        # with.
         inside = (y[i] > 0) & (y[i] < side - 1) & (x[i] > 0) & (x[i] < side - 1)
         if not inside.any():
             continue
