@@ -28,7 +28,9 @@ CHECKSUM_LENGTH = len(CHECKSUM % 0)
 CHUNK = 2**24
 
 
-def save(folder: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, keep: int = KEEP, **state: Any) -> Path:
+def save(
+    folder: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, keep: int = KEEP, **state: Any
+) -> Path:
     """Writes ``checkpoint.pth`` under the method's official names, and config.json; ``keep`` checkpoints stay, this one
     included.
 
@@ -56,7 +58,11 @@ def save(folder: Path, model: nn.Module, method: MethodModule, config: PretrainC
 
 def checkpoints(folder: Path) -> list[Path]:
     """Every checkpoint of a folder, the newest first."""
-    numbered = {int(match[1]): path for path in folder.glob("checkpoint.*.pth") if (match := re.fullmatch(r"checkpoint\.(\d+)", path.stem))}
+    numbered = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint.*.pth")
+        if (match := re.fullmatch(r"checkpoint\.(\d+)", path.stem))
+    }
     newest = [folder / NAME] if (folder / NAME).is_file() else []
     return newest + [numbered[number] for number in sorted(numbered)]
 
@@ -74,14 +80,18 @@ def newest(folder: Path) -> tuple[Path, int] | None:
             return path, checksum
         print(f"pretrain: {path} is damaged and is passed over", flush=True)
     if found:
-        raise ValueError(f"every checkpoint in {folder} is damaged; remove them to start again, or choose another --out")
+        raise ValueError(
+            f"every checkpoint in {folder} is damaged; remove them to start again, or choose another --out"
+        )
     return None
 
 
 def load(path: Path, checksum: int) -> dict[str, Any]:
     """What ``newest`` found. Raises ValueError if the file is another one here, in this process."""
     if checksum_of(path) != checksum:
-        raise ValueError(f"{path} is not the same file for every process; --out must be a folder that all of them share")
+        raise ValueError(
+            f"{path} is not the same file for every process; --out must be a folder that all of them share"
+        )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

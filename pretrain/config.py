@@ -105,7 +105,9 @@ class PretrainConfig(Settings):
         if getattr(self, width) % getattr(self, heads):
             raise ValueError(f"{heads} {getattr(self, heads)} does not divide {width} {getattr(self, width)}")
         if getattr(self, width) % 4:
-            raise ValueError(f"{width} must be a multiple of 4 (2-D sine-cosine position embedding), not {getattr(self, width)}")
+            raise ValueError(
+                f"{width} must be a multiple of 4 (2-D sine-cosine position embedding), not {getattr(self, width)}"
+            )
 
     @property
     def grid_size(self) -> int:

@@ -136,7 +136,7 @@ def all_or_none(action: Callable[[], T]) -> T:
     Raises:
         UserError, ValueError, OSError: the error of the lowest rank that failed, in process 0. FailedOnRankZero: in the
         others.
-        """
+    """
     result, error = None, None
     try:
         result = action()

@@ -66,7 +66,9 @@ class Faults:
                 )
             )
 
-    def step_is_finite(self, step: int, loss: Tensor, norm: Tensor, scaler: Any, find_culprits: Callable[[bool], Culprits | None]) -> bool:
+    def step_is_finite(
+        self, step: int, loss: Tensor, norm: Tensor, scaler: Any, find_culprits: Callable[[bool], Culprits | None]
+    ) -> bool:
         """Whether loss and gradient norm of a step are finite in every process; if not, no process may take the step.
 
         Float16 meets infinite gradients as long as its loss scale is too high: with a scale above 1 and a finite loss
@@ -88,7 +90,9 @@ class Faults:
         found = [one for one in found if one.sure] or found
         sentences = [f"process {one.rank} with {self._names(one.images)}" for one in found]
         where = f"the loss or its gradient is not finite in {' and '.join(sentences)}"
-        self._note(f"step {step} is skipped: {where}", step, "not finite", [index for one in found for index in one.images])
+        self._note(
+            f"step {step} is skipped: {where}", step, "not finite", [index for one in found for index in one.images]
+        )
         if self.in_a_row == MAX_SKIPPED_STEPS:
             distributed.raise_together(
                 FloatingPointError(

@@ -26,7 +26,9 @@ class RelativeGeometry:
         return RelativeGeometry(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def relative_geometry(crop1: Tensor, crop2: Tensor, flipped1: Tensor, flipped2: Tensor, image_width: Tensor) -> RelativeGeometry:
+def relative_geometry(
+    crop1: Tensor, crop2: Tensor, flipped1: Tensor, flipped2: Tensor, image_width: Tensor
+) -> RelativeGeometry:
     """From two crops (B, 4), their flips (B,) bool and the source images' widths (B,), all in source pixels.
 
     Source: SiameseIM, relative position embedding (released code).

@@ -41,7 +41,12 @@ class Log:
         self.path = out / "log.jsonl"
         _drop_entries_after(self.path, step)
         self.events = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
-        columns = (TextColumn("epoch {task.fields[epoch]:.1f}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("epoch {task.fields[epoch]:.1f}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, disable=not sys.stdout.isatty())
         self.task = self.bar.add_task("", total=self.total, completed=step, epoch=step / steps, text="")
 

@@ -45,7 +45,9 @@ class Monitor:
         parts = []
         with torch.inference_mode(), torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
             for crops in self.crops.split(BATCH):
-                parts.append(model.tokens(((crops.float() / 255 - self.mean) / self.std).to(device))[:, 1:].float().mean(1))
+                parts.append(
+                    model.tokens(((crops.float() / 255 - self.mean) / self.std).to(device))[:, 1:].float().mean(1)
+                )
         model.train(training)
         features = torch.cat(parts)
         found = {"feature_rank": effective_rank(features), "feature_spread": spread(features)}
@@ -69,7 +71,9 @@ def center_crop(image: Tensor, size: int) -> Tensor:
     """The largest centered square of an image (3, H, W) uint8, resized to (3, size, size)."""
     side = min(image.shape[1:])
     top, left = ((length - side) // 2 for length in image.shape[1:])
-    return F.interpolate(image[None, :, top : top + side, left : left + side], (size, size), mode="bicubic", antialias=True)[0]
+    return F.interpolate(
+        image[None, :, top : top + side, left : left + side], (size, size), mode="bicubic", antialias=True
+    )[0]
 
 
 def effective_rank(features: Tensor) -> float:

@@ -60,7 +60,9 @@ def compare(golden: dict[str, Any]) -> dict[str, float]:
         return _compare_siameseim(golden)
     if "decoder_depth" in config:
         return _compare_mae(golden)
-    raise ValueError("this file holds neither a SiameseIM nor an MAE step (its config has no predictor_depth and no decoder_depth)")
+    raise ValueError(
+        "this file holds neither a SiameseIM nor an MAE step (its config has no predictor_depth and no decoder_depth)"
+    )
 
 
 def fill(golden: dict[str, Any], fixed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,7 +90,9 @@ def _build(method: MethodModule, config: PretrainConfig, golden: dict[str, Any])
     return model.train(), buffers
 
 
-def _compare_gradients(method: MethodModule, model: nn.Module, buffers: dict[str, Tensor], expected: dict[str, Any]) -> dict[str, float]:
+def _compare_gradients(
+    method: MethodModule, model: nn.Module, buffers: dict[str, Tensor], expected: dict[str, Any]
+) -> dict[str, float]:
     """Gradients and position embeddings, and which parameters have no gradient."""
     gradients = method.to_official({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     without = set(method.to_official(dict(model.named_parameters())) | buffers) - gradients.keys()
@@ -103,7 +107,10 @@ def _compare_mae(golden: dict[str, Any]) -> dict[str, float]:
     inputs, expected, tag = golden["inputs"], golden["expected"], golden["tag"]
     config = _config(mae, golden, train_patch_embed=True)
     model, buffers = _build(mae, config, golden)
-    image, noise = generate(f"{tag}/image", [inputs["batch"], 3, config.img_size, config.img_size]), torch.tensor(inputs["noise"])
+    image, noise = (
+        generate(f"{tag}/image", [inputs["batch"], 3, config.img_size, config.img_size]),
+        torch.tensor(inputs["noise"]),
+    )
     out = model.reconstruct(image, noise)
     out.loss.backward()
     return {
@@ -144,7 +151,9 @@ def _compare_siameseim(golden: dict[str, Any]) -> dict[str, float]:
 
 def worst(ours: dict[str, Tensor], expected: dict[str, Any]) -> float:
     """The largest difference over named tensors; infinite where one is absent."""
-    return max((difference(ours[key], value) if key in ours else float("inf") for key, value in expected.items()), default=0.0)
+    return max(
+        (difference(ours[key], value) if key in ours else float("inf") for key, value in expected.items()), default=0.0
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

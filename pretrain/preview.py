@@ -50,7 +50,9 @@ def _pixels(image: Tensor, config: PretrainConfig) -> np.ndarray:
 def _draw_dots(pen: ImageDraw.ImageDraw, rows: Tensor, columns: Tensor, grid_size: int) -> None:
     """Dots for some tokens of view 2 (the right half) whose place lies inside view 1 (the left half); (N,) rows and
     columns in cells."""
-    inside = [i for i in range(grid_size**2) if -0.5 <= rows[i] <= grid_size - 0.5 and -0.5 <= columns[i] <= grid_size - 0.5]
+    inside = [
+        i for i in range(grid_size**2) if -0.5 <= rows[i] <= grid_size - 0.5 and -0.5 <= columns[i] <= grid_size - 0.5
+    ]
     marked = inside[:: max(1, math.ceil(len(inside) / len(DOTS)))]
     for color, token in zip(DOTS[: len(marked)], marked, strict=True):
         row, column = divmod(token, grid_size)

@@ -39,7 +39,9 @@ def seed(config: PretrainConfig, step: int) -> int:
     return int(np.random.SeedSequence([config.seed, step, distributed.rank()]).generate_state(1)[0])
 
 
-def find_culprits(model: nn.Module, batch: Step, config: PretrainConfig, device: str, finite_loss: bool) -> Culprits | None:
+def find_culprits(
+    model: nn.Module, batch: Step, config: PretrainConfig, device: str, finite_loss: bool
+) -> Culprits | None:
     """The images of this process that a step which is not finite comes from, as far as it can tell.
 
     BatchNorm and the correlation carry a fault from one process to all, so each looks at its micro-batches again,

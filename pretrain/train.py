@@ -88,7 +88,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     Raises:
         UserError, ValueError, OSError: bad settings, images or folders. FloatingPointError: too many steps that are not
         finite. Interrupted: after a signal. distributed.FailedOnRankZero: for what process 0 raises.
-        """
+    """
     device = execution.device
     images, micro_batch = distributed.all_or_none(lambda: _prepare(config, data, out, execution))
     steps = steps_per_epoch(len(images), config)
@@ -109,7 +109,9 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     first = _resume(out, model, method, config, parts, together)
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
     batches = steps_from(images, first, micro_batch, config, execution.workers)
-    looks = steps * (max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs)  # steps between two
+    looks = steps * (
+        max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs
+    )  # steps between two
     monitor = distributed.on_rank_zero(lambda: Monitor(images, data, config) if looks else None)
 
     with Log(out, config, steps, first) as log, listening() as heard:
@@ -127,8 +129,12 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             loss = accumulate(parallel, scaler, batch, config, device)
             scaler.unscale_(optimizer)
             # A limit of infinity multiplies by 1 and measures the norm.
-            norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip_norm is None else config.clip_norm)
-            if faults.step_is_finite(step, loss, norm, scaler, functools.partial(find_culprits, parallel, batch, config, device)):
+            norm = nn.utils.clip_grad_norm_(
+                model.parameters(), math.inf if config.clip_norm is None else config.clip_norm
+            )
+            if faults.step_is_finite(
+                step, loss, norm, scaler, functools.partial(find_culprits, parallel, batch, config, device)
+            ):
                 scaler.step(optimizer)
                 model.after_step((step + 1) / total)
                 log.step(step + 1, distributed.mean_over_ranks(loss), norm, optimizer.param_groups[0]["lr"])
@@ -139,11 +145,15 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             optimizer.zero_grad()
 
             signals = distributed.gather_objects(heard[0] if heard else None)
-            overdue = distributed.any_rank(distributed.rank() == 0 and time.monotonic() - saved >= 60 * execution.save_minutes)
+            overdue = distributed.any_rank(
+                distributed.rank() == 0 and time.monotonic() - saved >= 60 * execution.save_minutes
+            )
             if signals or overdue or (step + 1) % steps == 0:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 states |= {"step": step + 1, "epoch": (step + 1) // steps, "normalised_together": together}
-                distributed.on_rank_zero(functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states))
+                distributed.on_rank_zero(
+                    functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states)
+                )
                 saved = time.monotonic()
             if signals:
                 raise Interrupted(signals[0], step + 1)
@@ -182,7 +192,9 @@ def _look(monitor: Monitor, model: nn.Module, config: PretrainConfig, step: int,
     log.say(describe(found))
 
 
-def _resume(out: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, parts: dict[str, Any], together: int) -> int:
+def _resume(
+    out: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, parts: dict[str, Any], together: int
+) -> int:
     """Loads the newest whole checkpoint, if there is one; the step to go on with. Raises ValueError for one of another
     config."""
     found = distributed.gather_objects(distributed.on_rank_zero(lambda: checkpoint.newest(out)))
@@ -196,7 +208,9 @@ def _resume(out: Path, model: nn.Module, method: MethodModule, config: PretrainC
         was = method.Config().to_json() | saved["config"]
         other = [name for name, value in config.to_json().items() if json.dumps(was[name]) != json.dumps(value)]
         if other:
-            raise ValueError(f"{out} holds a run with another {', '.join(other)}; choose another --out or the same settings")
+            raise ValueError(
+                f"{out} holds a run with another {', '.join(other)}; choose another --out or the same settings"
+            )
         model.load_state_dict(method.from_official(saved["model"], list(model.state_dict())))
         if saved["step"]:  # before the first step (--init-only) there is nothing but the weights
             for name, part in parts.items():
@@ -235,9 +249,15 @@ def _main(arguments: argparse.Namespace) -> int:
         if arguments.init_only:
             path = initialize(config, arguments.out)
         else:
-            settings = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Execution) if field.name != "device"}
+            settings = {
+                field.name: getattr(arguments, field.name)
+                for field in dataclasses.fields(Execution)
+                if field.name != "device"
+            }
             if settings["workers"] is None:  # a CPU needs its cores for the training
-                settings["workers"] = min(max(distributed.cores() - 1, 1), MAX_WORKERS) if device.startswith("cuda") else 0
+                settings["workers"] = (
+                    min(max(distributed.cores() - 1, 1), MAX_WORKERS) if device.startswith("cuda") else 0
+                )
             path = train(config, arguments.data, arguments.out, Execution(device, **settings))
             if arguments.export:
                 distributed.on_rank_zero(functools.partial(export, path))
@@ -281,15 +301,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder of images, one folder a class (the classes serve the online kNN alone)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of images, one folder a class (the classes serve the online kNN alone)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
     parser.add_argument("--preset", choices=sorted(presets()), help="where the settings begin (default: paper)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="begin with the settings of another run: its config.json or a checkpoint")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="begin with the settings of another run: its config.json or a checkpoint",
+    )
     parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
-        "--workers", type=at_least_zero, help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU)"
+        "--workers",
+        type=at_least_zero,
+        help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU)",
     )
     parser.add_argument(
         "--micro-batch",
@@ -297,9 +331,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="most images a process takes at once (default: its whole share); "
         "BatchNorm and the loss see processes x micro-batch images",
     )
-    parser.add_argument("--keep", type=at_least_one, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)")
     parser.add_argument(
-        "--save-minutes", type=float, default=SAVE_MINUTES, help="save so often, and each epoch; 0: each step (default: %(default)s)"
+        "--keep", type=at_least_one, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--save-minutes",
+        type=float,
+        default=SAVE_MINUTES,
+        help="save so often, and each epoch; 0: each step (default: %(default)s)",
     )
     parser.add_argument(
         "--monitor-epochs",
@@ -307,11 +346,21 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="epochs between two measurements of the features (kNN, rank, spread); "
         "0: never (default: a hundredth of the run)",
     )
-    parser.add_argument("--compile", action="store_true", help="run the step through torch.compile: slower to start, faster after (GPUs)")
     parser.add_argument(
-        "--grad-checkpointing", action="store_true", help="compute the blocks again in the backward pass: less memory, more time"
+        "--compile",
+        action="store_true",
+        help="run the step through torch.compile: slower to start, faster after (GPUs)",
     )
-    parser.add_argument("--export", action="store_true", help="at the end, write OUT/export: the weights alone, and the certified encoder file")
+    parser.add_argument(
+        "--grad-checkpointing",
+        action="store_true",
+        help="compute the blocks again in the backward pass: less memory, more time",
+    )
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        help="at the end, write OUT/export: the weights alone, and the certified encoder file",
+    )
     parser.add_argument("--init-only", action="store_true", help="write the randomly initialized checkpoint and stop")
     arguments = parser.parse_args(argv)
     if not arguments.save_minutes >= 0:

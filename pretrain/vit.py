@@ -53,12 +53,22 @@ def set_grad_checkpointing(model: nn.Module) -> None:
 
 
 def blocks(
-    depth: int, width: int, num_heads: int, mlp_ratio: float, norm: Callable[[int], nn.Module] = LAYER_NORM, drop_path_rate: float = 0.0
+    depth: int,
+    width: int,
+    num_heads: int,
+    mlp_ratio: float,
+    norm: Callable[[int], nn.Module] = LAYER_NORM,
+    drop_path_rate: float = 0.0,
 ) -> nn.Sequential:
     """timm's pre-norm transformer blocks; the drop path rate rises linearly to ``drop_path_rate``."""
     rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
     return nn.Sequential(
-        *(CheckpointedBlock(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm, mlp_layer=RecomputedMlp) for rate in rates)
+        *(
+            CheckpointedBlock(
+                width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm, mlp_layer=RecomputedMlp
+            )
+            for rate in rates
+        )
     )
 
 

@@ -36,20 +36,31 @@ from pretrain.methods import configure, siameseim
 
 def compare(config: siameseim.Config, precisions: list[str], options: argparse.Namespace) -> dict[str, Any]:
     """Runs every variant in a process of its own and returns what they measured, with rates and fractions."""
-    found: dict[str, Any] = {"machine": _machine(options.device), "config": config.to_json(), "flops_per_image": step_flops(config)}
+    found: dict[str, Any] = {
+        "machine": _machine(options.device),
+        "config": config.to_json(),
+        "flops_per_image": step_flops(config),
+    }
     if options.views:
         loader = time_loader(config, options.images, options.workers) if options.workers else {}
         return {**found, "views": time_views(config, options.images) | loader}
     variants = [("ours", precision) for precision in precisions]
     if options.baseline:
         variants.append(("baseline", "fp32" if options.device == "cpu" else precisions[0]))
-    found["ceiling"] = {precision: matmul_ceiling(precision, options.device) for precision in sorted({precision for _, precision in variants})}
+    found["ceiling"] = {
+        precision: matmul_ceiling(precision, options.device)
+        for precision in sorted({precision for _, precision in variants})
+    }
     found["variants"] = {}
     for kind, precision in variants:
         measured = _child(options, precision, kind)
         rate = config.batch_size / measured["seconds"]["step"]
         flops = rate * found["flops_per_image"]
-        measured |= {"images_per_second": rate, "flops": flops, "fraction_of_ceiling": flops / found["ceiling"][precision]}
+        measured |= {
+            "images_per_second": rate,
+            "flops": flops,
+            "fraction_of_ceiling": flops / found["ceiling"][precision],
+        }
         found["variants"][f"{kind} {precision}"] = measured
     return found
 
@@ -80,7 +91,10 @@ def table(found: dict[str, Any]) -> str:
     if "views" in found:
         base = found["views"]["per image, PIL"]
         lines = ["| on one core | images/s | beside the per-image pipeline |", "|---|---|---|"]
-        return "\n".join(lines + [f"| {name} | {1 / seconds:.0f} | {base / seconds:.2f} |" for name, seconds in found["views"].items()])
+        return "\n".join(
+            lines
+            + [f"| {name} | {1 / seconds:.0f} | {base / seconds:.2f} |" for name, seconds in found["views"].items()]
+        )
     variants = found["variants"]
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         (f"{part}, s", lambda v, part=part: f"{v['seconds'][part]:.3f}") for part in (*PARTS, "step")
@@ -93,9 +107,14 @@ def table(found: dict[str, Any]) -> str:
     ]
     base = next((v for name, v in variants.items() if name.startswith("baseline")), None)
     if base:
-        rows.append(("speed beside the plain baseline", lambda v: f"{v['images_per_second'] / base['images_per_second']:.2f}"))
+        rows.append(
+            ("speed beside the plain baseline", lambda v: f"{v['images_per_second'] / base['images_per_second']:.2f}")
+        )
         rows.append(("memory beside the plain baseline", lambda v: f"{v['peak_bytes'] / base['peak_bytes']:.2f}"))
-    lines = [f"| a step of {found['config']['batch_size']} images | {' | '.join(variants)} |", "|---" * (1 + len(variants)) + "|"]
+    lines = [
+        f"| a step of {found['config']['batch_size']} images | {' | '.join(variants)} |",
+        "|---" * (1 + len(variants)) + "|",
+    ]
     return "\n".join(lines + [f"| {name} | {' | '.join(show(v) for v in variants.values())} |" for name, show in rows])
 
 
@@ -107,21 +126,44 @@ def main(argv: list[str] | None = None) -> int:
         epilog=f"settings for --set, with the paper's values:\n{help_text(siameseim.PAPER)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", choices=sorted(siameseim.PRESETS), default="paper", help="where the settings begin (default: paper)")
+    parser.add_argument(
+        "--preset", choices=sorted(siameseim.PRESETS), default="paper", help="where the settings begin (default: paper)"
+    )
     parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example batch_size=64")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16, or several with commas (default: %(default)s)")
-    parser.add_argument("--steps", type=at_least_one, default=3, help="timed steps, after one to warm up (default: %(default)s)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override one setting, for example batch_size=64",
+    )
+    parser.add_argument(
+        "--precision", default="fp32", help="fp32, bf16, fp16, or several with commas (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=at_least_one, default=3, help="timed steps, after one to warm up (default: %(default)s)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--compile", action="store_true", help="compile ours with torch.compile")
-    parser.add_argument("--grad-checkpointing", action="store_true", help="ours computes the blocks again in the backward pass")
-    parser.add_argument("--baseline", action=argparse.BooleanOptionalAction, default=True, help="time the plain baseline too")
     parser.add_argument(
-        "--reference", dest="baseline", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        "--grad-checkpointing", action="store_true", help="ours computes the blocks again in the backward pass"
+    )
+    parser.add_argument(
+        "--baseline", action=argparse.BooleanOptionalAction, default=True, help="time the plain baseline too"
+    )
+    parser.add_argument(
+        "--reference",
+        dest="baseline",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
     )
     parser.add_argument("--views", action="store_true", help="time the data path on one core, instead of the step")
     parser.add_argument(
-        "--workers", type=at_least_zero, default=0, help="with --views: time the loader with so many processes too (default: %(default)s)"
+        "--workers",
+        type=at_least_zero,
+        default=0,
+        help="with --views: time the loader with so many processes too (default: %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--images", type=Path, help="folder of images to use (default: made for the run)")
@@ -133,7 +175,8 @@ def main(argv: list[str] | None = None) -> int:
             torch.cuda.set_device(options.device)
         precisions = options.precision.split(",")
         config, *_ = (
-            configure(options.preset, [*options.set, f"precision={precision}"], options.model) for precision in precisions
+            configure(options.preset, [*options.set, f"precision={precision}"], options.model)
+            for precision in precisions
         )
         if options.workers and not options.views:
             raise UserError("--workers goes with --views")

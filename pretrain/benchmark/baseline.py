@@ -78,7 +78,9 @@ class PlainSiameseIM(SiameseIM):
         seen = branch.projector(branch.decoder_embed(branch.blocks(torch.cat([cls, patches], dim=1))))
         positions = self.decoder_pos_embed[:, 1:].expand(count, -1, -1)[~batch.mask].reshape(count, -1, width)
         positions = torch.cat([self.decoder_pos_embed[:, :1].expand(count, -1, -1), positions], dim=1)
-        queries = branch.mask_token.expand(count, cells, -1) + self.decoder_pos_mlp(relative_table(batch.geometry, self.grid_size, width))
+        queries = branch.mask_token.expand(count, cells, -1) + self.decoder_pos_mlp(
+            relative_table(batch.geometry, self.grid_size, width)
+        )
         return self.decoder_pred(self.predictor(torch.cat([seen + positions, queries], dim=1)))[:, -cells:]
 
     def target_side(self, batch: Batch) -> Tensor:
@@ -99,7 +101,9 @@ class PlainSiameseIM(SiameseIM):
 
 def plain_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
     """The same AdamW, one parameter and one operation after the other."""
-    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in make_optimizer(model, config).param_groups]
+    groups = [
+        {key: group[key] for key in ("params", "weight_decay")} for group in make_optimizer(model, config).param_groups
+    ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, foreach=False, fused=False)
 
 
@@ -125,7 +129,9 @@ class PerImageViews:
         self.config = config
         self.jitter = v2.RandomApply([v2.ColorJitter(*config.jitter)], p=config.jitter_probability)
         self.gray = v2.RandomGrayscale(p=config.gray_probability)
-        self.tensor = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)])
+        self.tensor = v2.Compose(
+            [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
+        )
 
     def __call__(self, path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[bool, bool], int]:
         """View 1, view 2 (each (3, S, S)), mask (N,), crops (2, 4), the two flips, and the image's width."""

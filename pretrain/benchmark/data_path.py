@@ -78,7 +78,9 @@ def time_loader(config: Config, folder: Path, workers: int) -> dict[str, float]:
     """Seconds (wall) between two images of the run's own loader: decoded and cropped by its processes, and handed
     over."""
     with tempfile.TemporaryDirectory() as made:
-        for number, path in enumerate(itertools.islice(itertools.cycle(sorted(folder.iterdir())), LOADER_BATCHES * workers * LOADER_BATCH)):
+        for number, path in enumerate(
+            itertools.islice(itertools.cycle(sorted(folder.iterdir())), LOADER_BATCHES * workers * LOADER_BATCH)
+        ):
             (Path(made) / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
         images = ImageFolder(Path(made))
         images.cache = None  # few files, many names: each is to be decoded

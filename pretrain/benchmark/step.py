@@ -80,18 +80,29 @@ def step_flops(config: siameseim.Config) -> float:
     The target has a forward pass only, and so has a frozen patch embedding. The loss's products are left out (under 1
     %).
     """
-    width, narrow, cells, seen = config.embed_dim, config.decoder_embed_dim, config.num_patches, config.num_patches - config.num_masked
+    width, narrow, cells, seen = (
+        config.embed_dim,
+        config.decoder_embed_dim,
+        config.num_patches,
+        config.num_patches - config.num_masked,
+    )
 
     def blocks(depth: int, tokens: int, channels: int) -> float:
         return depth * (2 * tokens * channels**2 * (4 + 2 * config.mlp_ratio) + 4 * tokens**2 * channels)
 
     def branch(tokens: int) -> float:
         return (
-            blocks(config.depth, tokens, width) + 2 * tokens * width * narrow + blocks(config.projector_depth, tokens, narrow)
+            blocks(config.depth, tokens, width)
+            + 2 * tokens * width * narrow
+            + blocks(config.projector_depth, tokens, narrow)
         )
 
     embed = 2 * cells * 3 * config.patch_size**2 * width
-    predictor = blocks(config.predictor_depth, 1 + seen + cells, narrow) + 2 * cells * (2 * narrow) * narrow + 2 * cells * narrow**2
+    predictor = (
+        blocks(config.predictor_depth, 1 + seen + cells, narrow)
+        + 2 * cells * (2 * narrow) * narrow
+        + 2 * cells * narrow**2
+    )
     online = 3 * (branch(1 + seen) + predictor) + embed * (3 if config.train_patch_embed else 1)
     return online + branch(1 + cells) + embed
 
@@ -116,9 +127,15 @@ def time_step(config: siameseim.Config, plain: bool, options: argparse.Namespace
     source = batch_source(config, plain, sorted(options.images.iterdir()))
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    timings = [time_parts(model, optimizer, scaler, source, config, device, looped=plain) for _ in range(1 + options.steps)][1:]
+    timings = [
+        time_parts(model, optimizer, scaler, source, config, device, looped=plain) for _ in range(1 + options.steps)
+    ][1:]
     seconds = {name: statistics.median(timing[name] for timing in timings) for name in timings[0]}
-    peak = torch.cuda.max_memory_allocated() if device.startswith("cuda") else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device.startswith("cuda")
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return {"seconds": seconds, "peak_bytes": peak}
 
 
@@ -128,14 +145,22 @@ def batch_source(config: siameseim.Config, plain: bool, paths: list[Path]) -> Ca
     chosen = [paths[i % len(paths)] for i in index]
     if plain:
         batch = baseline.PerImageViews(config).batch(chosen)
-        tensors = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "noise"}
+        tensors = {
+            field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "noise"
+        }
         return lambda device: views.Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
     crops = views.crop([decode(path) for path in chosen], index, 0, config)
     return lambda device: views.augment(crops.to(device), 0, config)
 
 
 def time_parts(
-    model: Any, optimizer: Any, scaler: Any, source: Callable[[str], views.Batch], config: siameseim.Config, device: str, looped: bool
+    model: Any,
+    optimizer: Any,
+    scaler: Any,
+    source: Callable[[str], views.Batch],
+    config: siameseim.Config,
+    device: str,
+    looped: bool,
 ) -> dict[str, float]:
     """Seconds of each part of one optimizer step; ``looped`` parameters are clipped one after the other."""
     clock = Clock(device)

@@ -27,7 +27,9 @@ def augment_view(pixels: Tensor, draws: np.ndarray, number: int, config: Pretrai
     for first in range(0, batch, rows):
         part = slice(first, first + rows)
         images = view[part].copy_(pixels[part]).div_(255)  # from here on colour by colour
-        images = _color(images, draws[part], config.blur_probability[number], config.solarize_probability[number], config)
+        images = _color(
+            images, draws[part], config.blur_probability[number], config.solarize_probability[number], config
+        )
         torch.sub(images, mean, out=view[part]).div_(std)
     return view
 
@@ -61,7 +63,11 @@ def _where(chosen: np.ndarray, operation: Callable[..., Tensor], images: Tensor,
 
 
 def color_jitter(
-    images: Tensor, draws: np.ndarray, orders: np.ndarray, strength: tuple[float, float, float, float], chosen: np.ndarray
+    images: Tensor,
+    draws: np.ndarray,
+    orders: np.ndarray,
+    strength: tuple[float, float, float, float],
+    chosen: np.ndarray,
 ) -> Tensor:
     """torchvision's ColorJitter of the ``chosen`` (B,) of images (B, 3, S, S) in [0, 1], which are changed.
 

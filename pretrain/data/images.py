@@ -108,4 +108,6 @@ class ImageFolder(Dataset[Sample]):
         try:
             return decode(self.paths[index])
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.paths[index]} cannot be read as an image ({error}); replace or remove it") from error
+            raise DataError(
+                f"{self.paths[index]} cannot be read as an image ({error}); replace or remove it"
+            ) from error

@@ -48,7 +48,9 @@ class Collate:
 def steps_per_epoch(images: int, config: PretrainConfig) -> int:
     """Optimiser steps an epoch; the last, incomplete batch is left out, as the paper does."""
     if images < config.batch_size:
-        raise DataError(f"{images} images do not fill one batch of {config.batch_size}; lower batch_size with --set batch_size=N")
+        raise DataError(
+            f"{images} images do not fill one batch of {config.batch_size}; lower batch_size with --set batch_size=N"
+        )
     return images // config.batch_size
 
 
@@ -71,7 +73,9 @@ def order(images: int, epoch: int, config: PretrainConfig) -> np.ndarray:
     return permutation[: steps_per_epoch(images, config) * config.batch_size].reshape(-1, config.batch_size)
 
 
-def steps_from(images: ImageFolder, first: int, micro_batch: int, config: PretrainConfig, workers: int) -> Iterator[Step]:
+def steps_from(
+    images: ImageFolder, first: int, micro_batch: int, config: PretrainConfig, workers: int
+) -> Iterator[Step]:
     """This process's part of each optimizer step from the ``first`` of the run on, to the end of the last epoch.
 
     The images of a step are split into micro-batches first and over the processes then: what is normalized together is
@@ -93,7 +97,9 @@ def steps_from(images: ImageFolder, first: int, micro_batch: int, config: Pretra
         )
         for _ in rows:
             parts = [_next(loader) for _ in range(mine.shape[1])]
-            yield Step(epoch, [part.crops for part in parts], {i: why for part in parts for i, why in part.damaged.items()})
+            yield Step(
+                epoch, [part.crops for part in parts], {i: why for part in parts for i, why in part.damaged.items()}
+            )
 
 
 def _next(loader: Iterator[Loaded]) -> Loaded:

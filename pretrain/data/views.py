@@ -44,7 +44,9 @@ class Crops(NamedTuple):
 
     def to(self, device: torch.device | str) -> "Crops":
         """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
-        return Crops(*(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index)
+        return Crops(
+            *(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index
+        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ def patch_noise(seed: int, epoch: int, index: np.ndarray, num_patches: int) -> n
     return uniforms(seed, epoch, index, num_patches, first=2 * (CROP_DRAWS + COLOR_DRAWS))
 
 
-def block_masks(seed: int, epoch: int, index: np.ndarray, grid_size: int, num_masked: int, min_block: int) -> np.ndarray:
+def block_masks(
+    seed: int, epoch: int, index: np.ndarray, grid_size: int, num_masked: int, min_block: int
+) -> np.ndarray:
     """A block-wise mask of each image, (B, N) bool."""
     generators = (Random(f"{seed} {epoch} {number}") for number in index)
     return np.stack([block_mask(grid_size, num_masked, min_block, generator) for generator in generators])
@@ -193,4 +197,11 @@ def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
     view2 = None if crops.view2 is None else augment_view(crops.view2, color2, 1, config)
     geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
     noise = config.draw_noise(epoch, index)
-    return Batch(view1, view2, crops.mask, geometry, crops.index, None if noise is None else torch.from_numpy(noise).to(view1.device))
+    return Batch(
+        view1,
+        view2,
+        crops.mask,
+        geometry,
+        crops.index,
+        None if noise is None else torch.from_numpy(noise).to(view1.device),
+    )

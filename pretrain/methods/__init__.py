@@ -103,7 +103,9 @@ def presets() -> dict[str, PretrainConfig]:
     }
 
 
-def configure(preset: str | PretrainConfig, assignments: Sequence[str] = (), model: str | None = None) -> PretrainConfig:
+def configure(
+    preset: str | PretrainConfig, assignments: Sequence[str] = (), model: str | None = None
+) -> PretrainConfig:
     """A preset, or a config, with the encoder of MODELS that ``model`` names and ``NAME=VALUE`` settings on top.
 
     Raises:

@@ -58,7 +58,9 @@ class Config(PretrainConfig):
         super().__post_init__()
         self.check_width("decoder_embed_dim", "decoder_num_heads")
         if not 0 < self.num_visible < self.num_patches:
-            raise ValueError(f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible")
+            raise ValueError(
+                f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible"
+            )
 
     @property
     def num_visible(self) -> int:
@@ -91,14 +93,20 @@ class MAE(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.patch_size, self.num_visible, self.norm_pix_loss = config.patch_size, config.num_visible, config.norm_pix_loss
+        self.patch_size, self.num_visible, self.norm_pix_loss = (
+            config.patch_size,
+            config.num_visible,
+            config.norm_pix_loss,
+        )
         width, narrow = config.embed_dim, config.decoder_embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.mask_token = nn.Parameter(torch.empty(1, 1, narrow))
         self.register_buffer("pos_embed", sincos_2d(config.grid_size, width, columns_first=True))
         self.register_buffer("decoder_pos_embed", sincos_2d(config.grid_size, narrow, columns_first=True))
         self.patch_embed = PatchEmbed(config.img_size, config.patch_size, 3, width)
-        self.blocks = blocks(config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate)
+        self.blocks = blocks(
+            config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate
+        )
         self.norm = LAYER_NORM(width)
         self.decoder_embed = nn.Linear(width, narrow)
         self.decoder_blocks = blocks(config.decoder_depth, narrow, config.decoder_num_heads, config.mlp_ratio)

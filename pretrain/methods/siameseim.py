@@ -60,7 +60,9 @@ class Config(PretrainConfig):
         super().__post_init__()
         self.check_width("decoder_embed_dim", "decoder_num_heads")
         if not 0 < self.num_masked < self.num_patches:
-            raise ValueError(f"num_masked {self.num_masked} must lie between 0 and the {self.num_patches} patches of the image")
+            raise ValueError(
+                f"num_masked {self.num_masked} must lie between 0 and the {self.num_patches} patches of the image"
+            )
         if self.num_views != 2:
             raise ValueError(f"siameseim predicts one view from another: num_views is 2, not {self.num_views}")
 
@@ -143,12 +145,20 @@ class Branch(nn.Module):
         super().__init__()
         width = config.embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_embed_dim))  # the target's is never used, but published
+        self.mask_token = nn.Parameter(
+            torch.empty(1, 1, config.decoder_embed_dim)
+        )  # the target's is never used, but published
         self.patch_embed = PatchEmbed(config.img_size, config.patch_size, 3, width)
-        self.blocks = blocks(config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate)
+        self.blocks = blocks(
+            config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate
+        )
         self.decoder_embed = nn.Linear(width, config.decoder_embed_dim)
         self.projector = blocks(
-            config.projector_depth, config.decoder_embed_dim, config.decoder_num_heads, config.mlp_ratio, NORMS[config.projector_norm]
+            config.projector_depth,
+            config.decoder_embed_dim,
+            config.decoder_num_heads,
+            config.mlp_ratio,
+            NORMS[config.projector_norm],
         )
 
     def forward(self, images: Tensor, pos_embed: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -176,7 +186,9 @@ class SiameseIM(nn.Module):
         self.momentum = config.momentum
         width = config.decoder_embed_dim
         self.online = Branch(config)
-        self.predictor = blocks(config.predictor_depth, width, config.decoder_num_heads, config.mlp_ratio, NORMS[config.predictor_norm])
+        self.predictor = blocks(
+            config.predictor_depth, width, config.decoder_num_heads, config.mlp_ratio, NORMS[config.predictor_norm]
+        )
         self.decoder_pred = nn.Linear(width, width)
         self.decoder_pos_mlp = nn.Linear(2 * width, width)
         self.register_buffer("pos_embed", sincos_2d(config.grid_size, config.embed_dim))

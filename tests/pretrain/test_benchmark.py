@@ -19,7 +19,10 @@ SMALL = replace(DEMO, batch_size=4)
 
 @pytest.fixture(scope="module")
 def batch() -> views.Batch:
-    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+    images = [
+        torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in range(4)
+    ]
     return views.augment(views.crop(images, np.arange(4), 0, SMALL), 0, SMALL)
 
 
@@ -89,7 +92,9 @@ def test_bad_input_is_named(option, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("option", "message"), [(["--steps", "0"], "at least 1, not 0"), (["--workers", "-1"], "at least 0, not -1")])
+@pytest.mark.parametrize(
+    ("option", "message"), [(["--steps", "0"], "at least 1, not 0"), (["--workers", "-1"], "at least 0, not -1")]
+)
 def test_an_amount_out_of_range_is_named(option, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         __main__.main(["--preset", "demo", "--device", "cpu", *option])

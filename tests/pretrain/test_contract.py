@@ -29,7 +29,10 @@ def config(method):
 
 @pytest.fixture
 def batch(config):
-    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(IMAGES)]
+    images = [
+        torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in range(IMAGES)
+    ]
     return views.augment(views.crop(images, np.arange(IMAGES), 0, config), 0, config)
 
 
@@ -55,7 +58,9 @@ def test_the_presets_are_legal_and_the_defaults_are_the_papers(method):
     paper = next(name for name, preset in methods.presets().items() if preset is method.PRESETS["paper"])
     for encoder in MODELS:
         assert methods.configure(paper, model=encoder).embed_dim == MODELS[encoder]["embed_dim"]
-    assert methods.configure(paper, ["img_size=224", "epochs=3"]) == dataclasses.replace(method.PRESETS["paper"], epochs=3)
+    assert methods.configure(paper, ["img_size=224", "epochs=3"]) == dataclasses.replace(
+        method.PRESETS["paper"], epochs=3
+    )
 
 
 def test_the_functions_are_documented(method):
@@ -159,12 +164,23 @@ def test_a_method_is_one_file_and_its_name(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     monkeypatch.setattr(methods, "METHODS", (*methods.METHODS, "toy"))
     monkeypatch.setattr(train, "METHODS", methods.METHODS)
-    common = ["--data", str(write_images(tmp_path / "images", 8)), "--out", str(tmp_path / "out"), "--preset", "toy_demo", "--device", "cpu"]
+    common = [
+        "--data",
+        str(write_images(tmp_path / "images", 8)),
+        "--out",
+        str(tmp_path / "out"),
+        "--preset",
+        "toy_demo",
+        "--device",
+        "cpu",
+    ]
     common += ["--set", "batch_size=4", "--set", "epochs=2"]
     assert train.main([*common, "--set", "dropout=2"]) == 2
     assert "setting 'dropout' is a number from 0 to 1, not 2" in capsys.readouterr().err
     assert train.main([*common, "--set", "dropout=0.5"]) == 0
     saved = torch.load(tmp_path / "out" / checkpoint.NAME, weights_only=True)
-    assert saved["step"] == 4 and saved["config"]["dropout"] == 0.5 and saved["model"].keys() == {
-        "embed.weight", "embed.bias", "head.weight", "head.bias"
-    }
+    assert (
+        saved["step"] == 4
+        and saved["config"]["dropout"] == 0.5
+        and saved["model"].keys() == {"embed.weight", "embed.bias", "head.weight", "head.bias"}
+    )

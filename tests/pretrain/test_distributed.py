@@ -24,7 +24,16 @@ from pretrain.methods.siameseim import DEMO
 from pretrain.vit import set_grad_checkpointing
 from tests.pretrain.runs import Run, write_images
 
-CONFIG = replace(DEMO, embed_dim=24, depth=1, decoder_embed_dim=24, projector_depth=1, predictor_depth=1, neg_weight=0.5, batch_size=8)
+CONFIG = replace(
+    DEMO,
+    embed_dim=24,
+    depth=1,
+    decoder_embed_dim=24,
+    projector_depth=1,
+    predictor_depth=1,
+    neg_weight=0.5,
+    batch_size=8,
+)
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["pretrain.methods.siameseim"])
 
@@ -36,8 +45,17 @@ def _batch(count: int) -> views.Batch:
         return torch.randn(*shape, generator=generator)
 
     mask = draw(count, CONFIG.num_patches).argsort(1) < CONFIG.num_masked
-    geometry = RelativeGeometry(draw(count), draw(count), draw(count).exp(), draw(count).exp(), draw(count) > 0, draw(count))
-    return views.Batch(draw(count, 3, 32, 32), draw(count, 3, 32, 32), mask, geometry, torch.arange(count), draw(count, CONFIG.num_patches))
+    geometry = RelativeGeometry(
+        draw(count), draw(count), draw(count).exp(), draw(count).exp(), draw(count) > 0, draw(count)
+    )
+    return views.Batch(
+        draw(count, 3, 32, 32),
+        draw(count, 3, 32, 32),
+        mask,
+        geometry,
+        torch.arange(count),
+        draw(count, CONFIG.num_patches),
+    )
 
 
 def _part(batch: views.Batch, rows: slice) -> views.Batch:
@@ -116,7 +134,9 @@ def _norm(accumulation: int) -> dict[str, Tensor]:
 
 def _process(rank: int, port: int, action: str, accumulation: int, path: Path) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank)
+    )
     distributed.start("cpu")
     found = globals()[action](accumulation)
     torch.save(found, path.with_suffix(f".{rank}"))

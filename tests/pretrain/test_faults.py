@@ -73,7 +73,9 @@ def small_disk(tmp_path):
     """Eight megabytes that can be filled."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     yield disk
@@ -158,13 +160,18 @@ def _images_of(step: int, processes: int, rank: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("processes", "rank", "where"), [(1, 0, "pixels"), (1, 0, "gradient"), (2, 1, "gradient"), (2, 1, "pixels"), (2, 0, "pixels")]
+    ("processes", "rank", "where"),
+    [(1, 0, "pixels"), (1, 0, "gradient"), (2, 1, "gradient"), (2, 1, "pixels"), (2, 0, "pixels")],
 )
 def test_a_step_that_is_not_finite_is_skipped_by_all_and_leaves_no_trace(images, tmp_path, processes, rank, where):
     sabotage = functools.partial(_not_finite, where, rank, 4, 5)
-    run = Run(images, tmp_path / "out", *EVERY_STEP, "--keep", "9", "--workers", "0", processes=processes, sabotage=sabotage)
+    run = Run(
+        images, tmp_path / "out", *EVERY_STEP, "--keep", "9", "--workers", "0", processes=processes, sabotage=sabotage
+    )
     assert run.statuses() == [0] * processes, run.said()
-    taken, skipped, after = (torch.load(tmp_path / f"out/checkpoint.{STEPS - step}.pth", weights_only=True) for step in (4, 5, 6))
+    taken, skipped, after = (
+        torch.load(tmp_path / f"out/checkpoint.{STEPS - step}.pth", weights_only=True) for step in (4, 5, 6)
+    )
     assert (taken["step"], skipped["step"]) == (4, 5)
     assert skipped["faults"] == {"damaged": [], "skipped": 1, "in_a_row": 1}
     for part in ("model", "optimizer", "scaler"):  # the learning rate is of the step
@@ -202,12 +209,16 @@ def test_too_high_a_loss_scale_of_float16_is_no_fault_until_it_persists(images, 
         model.weight.grad.mul_(float("inf"))
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        assert not watch.step_is_finite(step, torch.tensor(1.0), norm, scaler, lambda finite: faults.Culprits(0, [0], False))
+        assert not watch.step_is_finite(
+            step, torch.tensor(1.0), norm, scaler, lambda finite: faults.Culprits(0, [0], False)
+        )
         scaler.update()
         optimizer.zero_grad()
         counted.append(watch.skipped)
     assert counted == [0, 0, 1, 2]  # at scales of 4, 2, 1 and 0.5
-    assert not watch.step_is_finite(4, torch.tensor(float("nan")), norm, torch.amp.GradScaler("cpu"), lambda finite: faults.Culprits(0, [0], True))
+    assert not watch.step_is_finite(
+        4, torch.tensor(float("nan")), norm, torch.amp.GradScaler("cpu"), lambda finite: faults.Culprits(0, [0], True)
+    )
     assert watch.skipped == 3  # a loss that is not finite is one at any scale
 
 
@@ -240,7 +251,9 @@ def test_broken_images_are_named_once_and_replaced_alike_everywhere(broken, tmp_
         found = content(out)
         assert found["faults"]["damaged"] == sorted(BROKEN)
         assert all(run.said().count(f"{index:03d}.jpg cannot be read as an image") == 1 for index in BROKEN)
-        assert sorted(Path(json.loads(line)["images"][0]).stem for line in (out / "faults.jsonl").read_text().splitlines()) == [
+        assert sorted(
+            Path(json.loads(line)["images"][0]).stem for line in (out / "faults.jsonl").read_text().splitlines()
+        ) == [
             "017",
             "120",
         ]

@@ -49,12 +49,16 @@ def test_a_collapsed_encoder_is_seen(folder):
 
 
 def test_labels_without_meaning_are_guessed(folder):
-    measured = monitor.leave_one_out(torch.randn(400, 16, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 4)
+    measured = monitor.leave_one_out(
+        torch.randn(400, 16, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 4
+    )
     assert 15 < measured < 35
 
 
 def test_images_of_one_folder_have_no_accuracy(folder):
-    found = monitor.Monitor(ImageFolder(folder / "dark"), folder / "dark", CONFIG).measure(siameseim.build(CONFIG), "cpu")
+    found = monitor.Monitor(ImageFolder(folder / "dark"), folder / "dark", CONFIG).measure(
+        siameseim.build(CONFIG), "cpu"
+    )
     assert set(found) == {"feature_rank", "feature_spread"}
 
 
@@ -62,5 +66,7 @@ def test_rank_and_spread_have_their_known_values():
     even = torch.cat([torch.eye(8), -torch.eye(8)])
     assert monitor.effective_rank(even) == pytest.approx(8, rel=1e-5)
     assert monitor.effective_rank(even[:, :1] * torch.ones(8)) == pytest.approx(1, rel=1e-4)
-    assert monitor.spread(torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))) == pytest.approx(1, rel=0.02)
+    assert monitor.spread(torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))) == pytest.approx(
+        1, rel=0.02
+    )
     assert monitor.spread(torch.ones(10, 16)) == pytest.approx(0, abs=1e-6)

@@ -55,7 +55,9 @@ def test_loss_equals_the_naive_loop_in_value_and_gradient():
     rows, targets = p.reshape(-1, 8), t.reshape(-1, 8)
     total = torch.zeros((), dtype=torch.float64)
     for row, target in zip(rows, targets, strict=True):
-        total = total + (row - target).square().sum() + 0.3 * sum((row @ other) ** 2 for other in targets) / len(targets)
+        total = (
+            total + (row - target).square().sum() + 0.3 * sum((row @ other) ** 2 for other in targets) / len(targets)
+        )
     naive = total / len(rows) / 8
     (expected,) = torch.autograd.grad(naive, p)
     loss = siameseim.unigrad_loss(p, t, 0.3)
@@ -87,7 +89,11 @@ def test_official_names_round_trip():
     model = siameseim.build(DEMO)
     state = model.state_dict()
     official = siameseim.to_official(state)
-    assert {"mm_blocks.0.attn.qkv.weight", "mm_projector_decoder_blocks.1.norm1.bn.weight", "decoder_pos_mlp.bias"} <= official.keys()
+    assert {
+        "mm_blocks.0.attn.qkv.weight",
+        "mm_projector_decoder_blocks.1.norm1.bn.weight",
+        "decoder_pos_mlp.bias",
+    } <= official.keys()
     back = siameseim.from_official(official, list(state))
     assert all(back[name] is state[name] for name in state)
     official["surprise"] = official.pop("cls_token")
@@ -118,7 +124,16 @@ def test_contradictions_are_refused(wrong, says):
 
 
 @pytest.mark.parametrize(
-    "wrong", ["num_masked=0", "img_size=30", "num_heads=5", "projector_norm=none", "predictor_norm=group", "precision=int8", "momentum=2"]
+    "wrong",
+    [
+        "num_masked=0",
+        "img_size=30",
+        "num_heads=5",
+        "projector_norm=none",
+        "predictor_norm=group",
+        "precision=int8",
+        "momentum=2",
+    ],
 )
 def test_a_value_that_is_not_legal_is_named(wrong):
     name, value = wrong.split("=")

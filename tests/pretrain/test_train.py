@@ -23,7 +23,9 @@ def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images") / "n1"
     folder.mkdir()
     for i in range(24):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(
+            folder / f"{i:02d}.png"
+        )
     return folder.parent
 
 
@@ -120,14 +122,19 @@ def test_bad_settings_get_one_sentence(images, tmp_path, capsys, options, says):
     assert says in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("device", "says"), [("gpu", "auto, cpu, cuda or cuda:N"), ("cuda:x", "auto, cpu"), ("cuda:999", "cannot be used")])
+@pytest.mark.parametrize(
+    ("device", "says"), [("gpu", "auto, cpu, cuda or cuda:N"), ("cuda:x", "auto, cpu"), ("cuda:999", "cannot be used")]
+)
 def test_a_device_that_cannot_be_used_is_named(images, tmp_path, capsys, device, says):
     assert train.main(["--data", str(images), "--out", str(tmp_path), "--preset", "demo", "--device", device]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(("asked", "world", "taken"), [("cuda:1", {}, "cuda:1"), ("cuda", {}, "cuda"), ("cuda", {"LOCAL_RANK": "3"}, "cuda:3")])
+@pytest.mark.parametrize(
+    ("asked", "world", "taken"),
+    [("cuda:1", {}, "cuda:1"), ("cuda", {}, "cuda"), ("cuda", {"LOCAL_RANK": "3"}, "cuda:3")],
+)
 def test_a_gpu_is_the_one_asked_for(images, tmp_path, monkeypatch, asked, world, taken):
     current, found = [], []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -157,7 +164,11 @@ def test_config_and_preset_are_not_given_together(images, tmp_path, capsys):
     assert "give --config or --preset, not both" in capsys.readouterr().err
 
 
-OLD = {"decoder_depth": 8, "mask_ratio": 0.75, "norm_pix_loss": True}  # MAE's, in SiameseIM's config before each had its own
+OLD = {
+    "decoder_depth": 8,
+    "mask_ratio": 0.75,
+    "norm_pix_loss": True,
+}  # MAE's, in SiameseIM's config before each had its own
 
 
 def test_a_run_goes_on_that_holds_the_settings_of_all_methods(images, unbroken, tmp_path, monkeypatch):
@@ -210,7 +221,11 @@ def test_another_config_does_not_continue_a_run(images, tmp_path, capsys):
 def test_a_run_goes_on_under_a_setting_younger_than_itself(images, unbroken, tmp_path, monkeypatch, capsys):
     everything = train.PretrainConfig.to_json
     for young, status in (("num_views", 0), ("momentum", 2)):  # the demo has another momentum than the default
-        monkeypatch.setattr(train.PretrainConfig, "to_json", lambda config, young=young: {k: v for k, v in everything(config).items() if k != young})
+        monkeypatch.setattr(
+            train.PretrainConfig,
+            "to_json",
+            lambda config, young=young: {k: v for k, v in everything(config).items() if k != young},
+        )
         assert run(images, tmp_path / young, "--init-only") == 0
         monkeypatch.undo()
         assert run(images, tmp_path / young) == status
@@ -220,7 +235,9 @@ def test_a_run_goes_on_under_a_setting_younger_than_itself(images, unbroken, tmp
 
 def test_schedule():
     config = replace(DEMO, epochs=10, warmup_epochs=2.0)
-    assert [train.learning_rate(e, config) / config.lr for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
+    assert [train.learning_rate(e, config) / config.lr for e in (0, 1, 2, 6, 10)] == pytest.approx(
+        [0, 0.5, 1, 0.5, 0], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(
