@@ -9,6 +9,7 @@ from evaluate.harness import rows, suite
 from evaluate.harness.executor import Job, last_line
 from evaluate.harness.plan import Node
 from evaluate.runtime.cli import EXIT_SKIPPED
+from evaluate.runtime.errors import UserError
 from results import record, tables
 
 DEMO = {  # row: how it is pretrained
@@ -59,7 +60,11 @@ def measuring(
     def is_converted() -> bool:
         if not checkpoint.exists():
             return False
-        run.claim(row, checkpoint)
+        try:
+            run.claim(row, checkpoint)
+        except UserError:
+            run.folders[row] = run.out / row  # the conversion says what is wrong with the file
+            return False
         return run.encoder_fingerprint(row) is not None
 
     def converted(status: int, log: Path = log) -> None:
