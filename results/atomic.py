@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-FOREIGN_SECONDS = 24 * 3600.0  # what another machine has left half-written is taken for dead when nothing in it changed for so long
+FOREIGN_SECONDS = (
+    24 * 3600.0
+)  # what another machine has left half-written is taken for dead when nothing in it changed for so long
 OWNER = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[^.]*\.part")
 
 
@@ -24,7 +26,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     half a file. Raises OSError where the folder cannot take it.
     """
     owner = f".{path.name}.{_machine()}-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=owner, suffix=".part", dir=path.parent, ignore_cleanup_errors=True) as beside:
+    with tempfile.TemporaryDirectory(
+        prefix=owner, suffix=".part", dir=path.parent, ignore_cleanup_errors=True
+    ) as beside:
         written = Path(beside) / path.name
         yield written
         _give_usual_mode(Path(beside), written)
@@ -86,7 +90,10 @@ def _is_alive(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     with contextlib.suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")  # a zombie writes nothing
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in (
+            "Z",
+            "X",
+        )  # a zombie writes nothing
     return True
 
 

@@ -1,8 +1,5 @@
 """The columns of the table: heading, the node of ``evaluate.harness.plan`` that fills it, and the metric of its record."""
 
-
-
-
 COLUMNS = (  # heading, node, metric: the paper's order, then kNN
     ("FT", "finetune", "top1"),
     ("LIN", "linear_probe", "top1"),

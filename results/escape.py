@@ -13,7 +13,15 @@ LATEX = {
 }  # fmt: skip
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # a spreadsheet computes a cell that begins so
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
-UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")  # control, invisible and unencodable characters, and line breaks
+UNPRINTABLE = (
+    "Cc",
+    "Cf",
+    "Cs",
+    "Co",
+    "Cn",
+    "Zl",
+    "Zp",
+)  # control, invisible and unencodable characters, and line breaks
 
 
 def plain(text: str) -> str:

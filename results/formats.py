@@ -25,9 +25,18 @@ def as_html(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """A page of its own."""
     head, *body = _lines(table)
     rows = [f"<tr>{''.join(f'<th>{escape.html(cell)}</th>' for cell in head)}</tr>"]
-    rows += [f"<tr><th>{escape.html(name)}</th>{''.join(f'<td>{escape.html(cell)}</td>' for cell in line)}</tr>" for name, *line in body]
+    rows += [
+        f"<tr><th>{escape.html(name)}</th>{''.join(f'<td>{escape.html(cell)}</td>' for cell in line)}</tr>"
+        for name, *line in body
+    ]
     safe = escape.html(title)
-    before = ["<!doctype html>", "<meta charset='utf-8'>", f"<title>{safe}</title>", f"<p>{safe}</p>", "<table border='1'>"]
+    before = [
+        "<!doctype html>",
+        "<meta charset='utf-8'>",
+        f"<title>{safe}</title>",
+        f"<p>{safe}</p>",
+        "<table border='1'>",
+    ]
     after = ["</table>", f"<p>{'<br>'.join(map(escape.html, notes))}</p>"]
     return "\n".join([*before, *rows, *after]) + "\n"
 
@@ -36,7 +45,15 @@ def as_latex(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """A booktabs tabular, with the title and the notes as comments: paste it into a paper that loads booktabs."""
     head, *body = [" & ".join(_latex_cell(cell) for cell in line) + r" \\" for line in _lines(table)]
     columns = "l" + "r" * len(table.columns)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    lines = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     return "\n".join([*(f"% {escape.plain(line)}" for line in (title, *notes)), *lines]) + "\n"
 
 
@@ -44,9 +61,16 @@ def as_markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
     """For people: columns are as wide as their text. The marks of a cell and of its note are the only brackets that stay bare."""
     lines = [[_markdown_cell(cell) for cell in line] for line in _lines(table)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    text = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([escape.markdown(title), "", text[0], rule, *text[1:]]) + "\n" + "".join(f"\n{_markdown_note(note)}  " for note in notes) + "\n"
+    return (
+        "\n".join([escape.markdown(title), "", text[0], rule, *text[1:]])
+        + "\n"
+        + "".join(f"\n{_markdown_note(note)}  " for note in notes)
+        + "\n"
+    )
 
 
 def _lines(table: pd.DataFrame) -> list[list[str]]:
@@ -69,4 +93,6 @@ def _markdown_cell(text: str) -> str:
 
 def _markdown_note(text: str) -> str:
     mark, separator, note = text.partition("] ")
-    return f"{mark}] {escape.markdown(note)}" if separator and re.fullmatch(r"\[[a-z]+", mark) else escape.markdown(text)
+    return (
+        f"{mark}] {escape.markdown(note)}" if separator and re.fullmatch(r"\[[a-z]+", mark) else escape.markdown(text)
+    )

@@ -34,13 +34,21 @@ def differences(entry: Mapping[str, Any], metric: str) -> list[str]:
 
 def of_a_subset(entry: Mapping[str, Any], metric: str) -> bool:
     """Whether fewer images or classes than published, or others, are behind a number: no published number stands beside it."""
-    behind = [(entry, _sets_behind(entry, metric)), *((made, list(made.get("subset", {}))) for made in entry.get("rests_on", {}).values())]
-    return any(part.get("limit") or part.get("toy_data") or any(name in part.get("subset", {}) for name in sets) for part, sets in behind)
+    behind = [
+        (entry, _sets_behind(entry, metric)),
+        *((made, list(made.get("subset", {}))) for made in entry.get("rests_on", {}).values()),
+    ]
+    return any(
+        part.get("limit") or part.get("toy_data") or any(name in part.get("subset", {}) for name in sets)
+        for part, sets in behind
+    )
 
 
 def why_skipped(entry: Mapping[str, Any], metric: str) -> str:
     """Why a record of a task that ran has no such metric."""
-    reasons = [reason for name, reason in entry.get("skipped", {}).items() if metric.startswith(f"{name}_") or metric == name]
+    reasons = [
+        reason for name, reason in entry.get("skipped", {}).items() if metric.startswith(f"{name}_") or metric == name
+    ]
     return reasons[0] if reasons else f"the task with these settings measures no {metric}"
 
 
@@ -52,13 +60,15 @@ def _of_one(task: str, made: Mapping[str, Any], sets: list[str], immaterial: set
         found.append(f"{task}: {' · '.join(changed)}")
     if made.get("limit"):
         found.append(f"{task}: only {made['limit']} images of each set (--limit); paper: all")
-    for name in sets:
-        if name in made.get("subset", {}):
-            found.append(f"{task}: {made['subset'][name]}")
+    parts = [made["subset"][name] for name in sets if name in made.get("subset", {})]
+    if parts:
+        found.append(f"{task}: {' · '.join(parts)}")
     for name, images in made.get("unreadable_images", {}).items():
         if images and name in sets:
             plural = "s" if len(images) > 1 else ""
-            found.append(f"{task}: {len(images)} image{plural} of {name} could not be read and {'were' if plural else 'was'} left out; paper: none")
+            found.append(
+                f"{task}: {len(images)} image{plural} of {name} could not be read and {'were' if plural else 'was'} left out; paper: none"
+            )
     return found
 
 
@@ -71,7 +81,12 @@ def _changed_settings(config: Mapping[str, Any], paper: Mapping[str, Any], immat
 
 def _immaterial(entry: Mapping[str, Any], metric: str) -> set[str]:
     """The settings of a record that do not change this metric."""
-    return {name for beginning, names in entry.get("immaterial", {}).items() if metric.startswith(beginning) for name in names}
+    return {
+        name
+        for beginning, names in entry.get("immaterial", {}).items()
+        if metric.startswith(beginning)
+        for name in names
+    }
 
 
 def _sets_behind(entry: Mapping[str, Any], metric: str) -> list[str]:

@@ -105,7 +105,10 @@ def read_file(path: Path, schema: int, fields: Collection[str] = ()) -> dict[str
         raise NotARecord(f"has more than {MAX_BYTES // 1024**2} MB")
     try:
         entry = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers of thousands of digits, lists in lists in lists
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no UTF-8, no JSON, numbers of thousands of digits, lists in lists in lists
         raise NotARecord(f"is no JSON ({type(error).__name__})") from None
     return checked(entry, schema, fields)
 
@@ -124,7 +127,10 @@ def checked(entry: Any, schema: int, fields: Collection[str] = ()) -> dict[str, 
         _check_types(entry.get(name, {}), dict.fromkeys(entry.get(name, {}), kind))
     for made in entry.get("rests_on", {}).values():
         _check_types(made, MADE)
-    for names in (*entry.get("immaterial", {}).values(), *(made.get("immaterial", []) for made in entry.get("rests_on", {}).values())):
+    for names in (
+        *entry.get("immaterial", {}).values(),
+        *(made.get("immaterial", []) for made in entry.get("rests_on", {}).values()),
+    ):
         if not all(isinstance(name, str) for name in names):
             raise NotARecord("has names of another type in immaterial")
     if entry["status"] not in STATUSES:
@@ -155,11 +161,21 @@ def read_folder(folder: Path, schema: int, fields: Collection[str] = ()) -> tupl
         except NotARecord as fault:
             faults.setdefault(str(fault), []).append(plain(name))
     where = plain(folder.name)
-    problems = [f"{where}/{name} is not a record and was passed over: it {fault}" for fault, names in faults.items() for name in names[:NAMED]]
-    problems += [f"{len(names) - NAMED} more in {where}/ likewise: {fault}" for fault, names in faults.items() if len(names) > NAMED]
+    problems = [
+        f"{where}/{name} is not a record and was passed over: it {fault}"
+        for fault, names in faults.items()
+        for name in names[:NAMED]
+    ]
+    problems += [
+        f"{len(names) - NAMED} more in {where}/ likewise: {fault}"
+        for fault, names in faults.items()
+        if len(names) > NAMED
+    ]
     for fault, names in others.items():
         listed = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
-        problems.append(f"not shown, since it {fault}: {listed} (of {where}/, {len(names)} in all); the same command measures again")
+        problems.append(
+            f"not shown, since it {fault}: {listed} (of {where}/, {len(names)} in all); the same command measures again"
+        )
     return sorted(entries, key=lambda entry: entry["started_utc"]), problems
 
 

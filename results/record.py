@@ -64,7 +64,7 @@ class Record(Identity):
     encoder: str
     """Name of the row."""
     encoder_source: dict[str, Any]
-    """Format, branch and sha256 of the file that the encoder came from."""
+    """Format, branch, epoch and sha256 of the file that the encoder came from."""
     preset: str
     """Name of the preset that the config began as."""
     paper_config: dict[str, Any]
@@ -175,7 +175,9 @@ def write(folder: Path, entry: Mapping[str, Any], replace: bool = False) -> Path
     path = path_of(folder, entry["encoder"], entry)
     if not replace and find(folder, entry["encoder"], entry):
         return path
-    if path.is_dir() and not path.is_symlink():  # whoever made it: a file cannot take its name, and it is not ours to remove
+    if (
+        path.is_dir() and not path.is_symlink()
+    ):  # whoever made it: a file cannot take its name, and it is not ours to remove
         path.rename(path.with_name(f"{path.name}.{time.time_ns()}.odd"))
     with atomic_write(path) as written:
         written.write_text(json.dumps({**entry, "key": key_of(entry)}, indent=1))
@@ -212,8 +214,14 @@ def git_state() -> dict[str, Any]:
     """Commit and whether the tree is changed; empty outside a checkout."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        dirty = bool(subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = bool(
+            subprocess.run(
+                ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+            ).stdout
+        )
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"commit": commit, "dirty": dirty}

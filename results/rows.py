@@ -28,7 +28,9 @@ def labels_of(names: Iterable[str], entries: Sequence[Entry]) -> list[str]:
     rows = by_row(entries)
     labels: list[str] = []
     for name in names:
-        labels += [name] if name in rows else [label for label, own in rows.items() if own[0]["encoder"] == name] or [name]
+        labels += (
+            [name] if name in rows else [label for label, own in rows.items() if own[0]["encoder"] == name] or [name]
+        )
     return list(dict.fromkeys(labels))
 
 
@@ -53,7 +55,9 @@ def how_it_differs(entry: Entry, shown: Entry) -> str:
     parts = [f"{name} {_text(entry[name])}" for name in ("limit", "seed") if entry[name] != shown[name]]
     settings = {**shown["config"], **entry["config"]}
     changed = [name for name in settings if entry["config"].get(name) != shown["config"].get(name)]
-    parts += [f"{name} {_text(entry['config'].get(name))}" for name in changed[:3]] + (["…"] if len(changed) > 3 else [])
+    parts += [f"{name} {_text(entry['config'].get(name))}" for name in changed[:3]] + (
+        ["…"] if len(changed) > 3 else []
+    )
     parts += ["other data"] if entry["data_fingerprint"] != shown["data_fingerprint"] else []
     parts += ["another classifier"] if entry["inputs"] != shown["inputs"] else []
     return ", ".join(parts)
@@ -88,7 +92,10 @@ def _labels(name: str, encoders: Mapping[str | None, Sequence[Entry]]) -> list[s
     fingerprints = [fingerprint for fingerprint in encoders if fingerprint is not None]
     if len(encoders) == 1:
         return [name]
-    told = {None: f"{name} (no encoder)", **{key: f"{name} ({facts})" for key, facts in _what_tells_apart(encoders, fingerprints).items()}}
+    told = {
+        None: f"{name} (no encoder)",
+        **{key: f"{name} ({facts})" for key, facts in _what_tells_apart(encoders, fingerprints).items()},
+    }
     return [told[fingerprint] for fingerprint in encoders]
 
 

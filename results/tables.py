@@ -49,8 +49,13 @@ def cells(entries: Sequence[dict[str, Any]], encoders: Sequence[str]) -> tuple[p
 
 def _cells(entries: Sequence[dict[str, Any]], labels: Sequence[str]) -> tuple[pd.DataFrame, list[str], Shown]:
     chosen = {label: rows.choose(own) for label, own in rows.by_row(entries).items()}
-    columns = [*COLUMNS, *(column for column in EXTRA_COLUMNS if any(column[1] in chosen.get(label, {}) for label in labels))]
-    table = pd.DataFrame(NOT_RUN, index=pd.Index(labels, dtype=object), columns=[heading for heading, *_ in columns], dtype=object)
+    columns = [
+        *COLUMNS,
+        *(column for column in EXTRA_COLUMNS if any(column[1] in chosen.get(label, {}) for label in labels)),
+    ]
+    table = pd.DataFrame(
+        NOT_RUN, index=pd.Index(labels, dtype=object), columns=[heading for heading, *_ in columns], dtype=object
+    )
     mixed = len({bool(entry.get("toy_data")) for entry in entries if entry["metrics"]}) == 2
     notes: list[str] = []
     shown: dict[Place, tuple[Mapping[str, Any], str]] = {}
@@ -62,8 +67,13 @@ def _cells(entries: Sequence[dict[str, Any]], labels: Sequence[str]) -> tuple[pd
             column = table.columns.get_loc(heading)
             if entry["status"] == "ok" and metric in entry["metrics"]:
                 shown[label, heading] = entry, metric
-                own = [*marks.differences(entry, metric), *(["measured on toy data"] if mixed and entry.get("toy_data") else [])]
-                table.iloc[number, column] = f"{entry['metrics'][metric]:.1f}{''.join(_mark(note, notes) for note in own)}"
+                own = [
+                    *marks.differences(entry, metric),
+                    *(["measured on toy data"] if mixed and entry.get("toy_data") else []),
+                ]
+                table.iloc[number, column] = (
+                    f"{entry['metrics'][metric]:.1f}{''.join(_mark(note, notes) for note in own)}"
+                )
             else:
                 table.iloc[number, column] = "skipped" if entry["status"] == "ok" else entry["status"]
     return table, notes, shown
@@ -92,7 +102,13 @@ def render(out: Path, encoders: Sequence[str], entries: Sequence[dict[str, Any]]
     table, beside = (measured, []) if toy else _beside_published(measured, shown)
     table.index.name = "encoder"
     notes = [f"{_name_of(number)} {note}" for number, note in enumerate(footnotes)]
-    notes += [*beside, *_reasons(entries, labels), *_not_shown(entries, labels), *told_apart(shown), *record.read(out / "records")[1]]
+    notes += [
+        *beside,
+        *_reasons(entries, labels),
+        *_not_shown(entries, labels),
+        *told_apart(shown),
+        *record.read(out / "records")[1],
+    ]
     title = TOY_TITLE if toy else TITLE
     _write(out / "table.csv", formats.as_csv(table))
     _write(out / "table.html", formats.as_html(table, title, notes))
@@ -104,9 +120,13 @@ def render(out: Path, encoders: Sequence[str], entries: Sequence[dict[str, Any]]
 
 def _beside_published(measured: pd.DataFrame, shown: Shown) -> tuple[pd.DataFrame, list[str]]:
     """The measured rows below the published ones, without those published numbers that compare with nothing here; and the note of it."""
-    parts = list(dict.fromkeys(heading for (_, heading), (entry, metric) in shown.items() if marks.of_a_subset(entry, metric)))
+    parts = list(
+        dict.fromkeys(heading for (_, heading), (entry, metric) in shown.items() if marks.of_a_subset(entry, metric))
+    )
     if shown and all(marks.of_a_subset(entry, metric) for entry, metric in shown.values()):
-        return measured, ["the published rows are left out: every number here is of another number of images or classes than published"]
+        return measured, [
+            "the published rows are left out: every number here is of another number of images or classes than published"
+        ]
     above = published().map(lambda value: NOT_RUN if pd.isna(value) else f"{value:.1f}").astype(object)
     for heading in parts:
         if heading in above:
@@ -149,7 +169,9 @@ def told_apart(shown: Shown) -> list[str]:
             facts.setdefault(package, {})[place] = version
         git = entry.get("git", {})
         if git.get("commit"):
-            facts.setdefault("this code", {})[place] = f"{str(git['commit'])[:8]}{' with changes' if git.get('dirty') else ''}"
+            facts.setdefault("this code", {})[place] = (
+                f"{str(git['commit'])[:8]}{' with changes' if git.get('dirty') else ''}"
+            )
     notes = []
     for name, versions in facts.items():
         (usual, _), *others = Counter(versions.values()).most_common()
@@ -169,10 +191,16 @@ def paired(out: Path, entries: Sequence[dict[str, Any]], first: str, second: str
             continue
         if len({(entry["data_fingerprint"], entry["limit"]) for entry in measured}) > 1:
             continue  # other images
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # it was removed, or is damaged
-            difference, half = paired_difference(*(np.load(out / entry["work"] / "predictions.npz")["correct"] for entry in measured))
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
+        ):  # it was removed, or is damaged
+            difference, half = paired_difference(
+                *(np.load(out / entry["work"] / "predictions.npz")["correct"] for entry in measured)
+            )
             interval = f"[{difference - half:+.1f}, {difference + half:+.1f}]"
-            lines.append(f"{heading}: {plain(first)} - {plain(second)} = {difference:+.1f} points, 95 % interval {interval}")
+            lines.append(
+                f"{heading}: {plain(first)} - {plain(second)} = {difference:+.1f} points, 95 % interval {interval}"
+            )
     return "\n".join(lines)
 
 
@@ -198,7 +226,9 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m results.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("out", type=Path, nargs="?", help="an output folder of run_all.py")
-    parser.add_argument("--out", type=Path, dest="folder", metavar="OUT", help="the same, as the other commands take it")
+    parser.add_argument(
+        "--out", type=Path, dest="folder", metavar="OUT", help="the same, as the other commands take it"
+    )
     parser.add_argument("--rows", nargs="+", help="encoders, in this order (default: all)")
     arguments = parser.parse_args(argv)
     if (arguments.out is None) == (arguments.folder is None):
