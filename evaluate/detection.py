@@ -75,7 +75,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     cfg = recipes.read_recipe(name)
     detector.fill_encoder(cfg, encoder)
     same = recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
-    same += ["micro_batch"] if encoder.spec.family == "vit" else []  # those recipes have LayerNorm everywhere; the ResNets train BatchNorm
+    if encoder.spec.family == "vit":  # those recipes have LayerNorm everywhere; the ResNets' train BatchNorm
+        same.append("micro_batch")
     published = detector.RECIPES.get((encoder.spec.family, PRESETS["paper"].recipe, config.dataset))
     env.report(immaterial={"": [*same, *(["recipe"] if name == published else [])]})
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)

@@ -120,7 +120,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     correct, objectives, counts = zip(*distributed.broadcast_object(fits), strict=True)
     accuracies = [metrics.percent(right) for right in correct]
     labels_from = {"shots": config.shots, "fraction": config.fraction, "accuracies": accuracies} if config.draws else {"list": config.subset}
-    env.report(sizes=sizes(train, val), immaterial={"": ["max_iterations"]})  # the optimum is proven, or the task has failed
+    env.report(sizes=sizes(train, val), immaterial={"": ["max_iterations"]})  # the optimum is proven, or it has failed
     env.report(unreadable_images={train.name: found.train.unreadable, "val": found.val.unreadable})
     result = report(
         env,

@@ -150,7 +150,8 @@ def how_it_was_made(config: Config, env: Env, setup: "Setup", immaterial: list[s
         "preset": next((name for name, preset in PRESETS.items() if preset == config), ""),
         "config": as_json(config),
         "paper_config": as_json(PRESETS["paper"]),
-        "immaterial": [*immaterial, "max_unreadable_images", *(["precision"] if allowed else [])],  # evaluate.harness.protocol
+        # as evaluate.harness.protocol has it for a record
+        "immaterial": [*immaterial, "max_unreadable_images", *(["precision"] if allowed else [])],
         "limit": env.limit,
         "seed": env.seed,
         "images_asked": {"train": setup.train.asked},

@@ -131,8 +131,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     protocol = {"pooling": pooling, "head": f"{norm}linear", "optimizer": config.optimizer, "augmented": config.views == "augmented"}
     if config.views == "cached":
         protocol["other_protocol"] = "LIN fast: on features of the test crop, without augmentation"
-    unseen = [] if config.batch_norm and not cuts_alike(setup, PRESETS["paper"]) else ["micro_batch"]  # only BatchNorm sees a micro-batch
-    env.report(immaterial={"": unseen + (["trust"] if config.optimizer == "sgd" else [])})
+    normed_otherwise = config.batch_norm and not cuts_alike(setup, PRESETS["paper"])  # it alone sees a micro-batch
+    immaterial = ([] if normed_otherwise else ["micro_batch"]) + (["trust"] if config.optimizer == "sgd" else [])
+    env.report(immaterial={"": immaterial})
     return report_training(env, setup, inputs.correct(head, config.max_unreadable_images), **protocol)
 
 

@@ -72,7 +72,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     cfg = recipes.read_recipe(f"upernet_{encoder.spec.family}_{schedule}_ade20k")
     segmenter.fill_encoder(cfg, encoder)
     same = recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
-    env.report(immaterial={"": [*same, "multi_scale"]})  # which is measured beside the column; UPerNet's BatchNorm sees a micro-batch
+    env.report(immaterial={"": [*same, "multi_scale"]})  # several scales are measured beside the column
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
     asked = segmenter.fill_data(cfg, env)
     iterations = cfg.train_cfg.max_iters

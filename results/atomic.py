@@ -19,11 +19,12 @@ OWNER = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[^.]*\.part")
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A place of the same name to write a file or a folder at; it becomes ``path`` when the block ends, and is removed if the block fails.
+    """A place of the same name to write a file or a folder at; it becomes ``path`` when the block ends.
 
-    The content is on the disk before it takes the name, with the permissions that the umask gives to any new file. The place is in a
-    hidden folder beside ``path``, whose name says which process writes there: what lists ``path``'s folder by an ending does not meet
-    half a file. Raises OSError where the folder cannot take it.
+    If the block fails, it is removed. The content is on the disk before it takes the name, with the permissions that
+    the umask gives to any new file. The place is in a hidden folder beside ``path``, whose name says which process
+    writes there: what lists ``path``'s folder by an ending does not meet half a file. Raises OSError where the folder
+    cannot take it.
     """
     owner = f".{path.name}.{_machine()}-{os.getpid()}-"
     with tempfile.TemporaryDirectory(
@@ -55,7 +56,7 @@ def sha256(path: Path) -> str:
 
 
 def _give_usual_mode(folder: Path, written: Path) -> None:
-    """Gives what was written the permissions of any new file: some writers (safetensors) make files for the owner alone."""
+    """Gives what was written the permissions of any new file: safetensors makes its files for the owner alone."""
     usual = folder / ".mode"
     usual.touch()  # the umask cannot be asked for without changing it; the mode of a new file says it
     mode = usual.stat().st_mode & 0o666
@@ -69,7 +70,7 @@ def _give_usual_mode(folder: Path, written: Path) -> None:
 
 
 def _is_left_over(half: Path) -> bool:
-    """Whether nobody writes there any more; a name without its owner is an earlier version's, whose processes have ended."""
+    """Whether nobody writes there any more; a name without its owner is an earlier version's, which has ended."""
     owner = OWNER.search(half.name)
     if owner is None:
         return True
@@ -98,7 +99,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _machine() -> str:
-    """Eight digits that tell apart where a process number means the same process: this boot of this machine, and this container."""
+    """Eight digits of where a process number means the same process: this boot of this machine, this container."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())

@@ -1,6 +1,7 @@
 """Text from outside (names of rows and files, reasons, protocol texts) made safe for what it is written into.
 
-Whoever names a file decides what a reason quotes: none of it may become markup, a formula, a command or a line of its own.
+Whoever names a file decides what a reason quotes: none of it may become markup, a formula, a command or a line of its
+own.
 """
 
 import html as standard_html
@@ -8,10 +9,11 @@ import re
 import unicodedata
 
 LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "^": r"\textasciicircum{}", "_": r"\_",
-    "~": r"\textasciitilde{}", "%": r"\%", "<": r"\textless{}", ">": r"\textgreater{}", "–": "--",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "%": r"\%",
+    "<": r"\textless{}", ">": r"\textgreater{}", "–": "--",
 }  # fmt: skip
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # a spreadsheet computes a cell that begins so
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # a spreadsheet may compute such a cell
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
 UNPRINTABLE = (
     "Cc",
@@ -41,13 +43,13 @@ def latex(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """For a cell of a table or a footnote: no pipe, link, code, emphasis or HTML; an underscore inside a word stays as it is."""
+    """For a cell or a footnote: no pipe, link, code, emphasis or HTML; an underscore inside a word stays as it is."""
     safe = standard_html.escape(plain(text), quote=False)
     safe = re.sub(r"([\\`|*\[\]~])", r"\\\1", safe)
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", safe)
 
 
 def csv(text: str) -> str:
-    """For a cell, which ``csv.writer`` still quotes: what a spreadsheet would compute gets an apostrophe, numbers stay numbers."""
+    """For a cell that ``csv.writer`` quotes: a spreadsheet's formula gets an apostrophe, numbers stay numbers."""
     computes = str(text).startswith(FORMULA) and not NUMBER.fullmatch(text)
     return f"'{plain(text)}" if computes else plain(text)

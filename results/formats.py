@@ -1,4 +1,7 @@
-"""A table and its notes as CSV, HTML, LaTeX and Markdown. Every name, cell and note is escaped here, for the format that it goes into."""
+"""A table and its notes as CSV, HTML, LaTeX and Markdown.
+
+Every name, cell and note is escaped here, for the format that it goes into.
+"""
 
 import csv
 import io
@@ -58,7 +61,7 @@ def as_latex(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
 
 
 def as_markdown(table: pd.DataFrame, title: str, notes: Sequence[str]) -> str:
-    """For people: columns are as wide as their text. The marks of a cell and of its note are the only brackets that stay bare."""
+    """For people: columns are as wide as their text; the only bare brackets are the marks of a cell and of its note."""
     lines = [[_markdown_cell(cell) for cell in line] for line in _lines(table)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [
@@ -92,7 +95,8 @@ def _markdown_cell(text: str) -> str:
 
 
 def _markdown_note(text: str) -> str:
+    """A line of its own, which is no heading, list, rule or code either."""
     mark, separator, note = text.partition("] ")
-    return (
-        f"{mark}] {escape.markdown(note)}" if separator and re.fullmatch(r"\[[a-z]+", mark) else escape.markdown(text)
-    )
+    if separator and re.fullmatch(r"\[[a-z]+", mark):
+        return f"{mark}] {escape.markdown(note)}"
+    return re.sub(r"^(\d*)([#+=.)-])", r"\1\\\2", escape.markdown(text).strip())

@@ -1,6 +1,7 @@
 """How a cell differs from the published one: a sentence a difference, each made from its record.
 
-A cell rests on all that it was made from: the marks of a fine-tuning are those of what was measured on its classifier too.
+A cell rests on all that it was made from: the marks of a fine-tuning are those of what was measured on its classifier
+too.
 """
 
 import json
@@ -33,7 +34,7 @@ def differences(entry: Mapping[str, Any], metric: str) -> list[str]:
 
 
 def of_a_subset(entry: Mapping[str, Any], metric: str) -> bool:
-    """Whether fewer images or classes than published, or others, are behind a number: no published number stands beside it."""
+    """Whether another number of images or classes than published is behind a number: no published one stands beside."""
     behind = [
         (entry, _sets_behind(entry, metric)),
         *((made, list(made.get("subset", {}))) for made in entry.get("rests_on", {}).values()),
@@ -65,10 +66,8 @@ def _of_one(task: str, made: Mapping[str, Any], sets: list[str], immaterial: set
         found.append(f"{task}: {' · '.join(parts)}")
     for name, images in made.get("unreadable_images", {}).items():
         if images and name in sets:
-            plural = "s" if len(images) > 1 else ""
-            found.append(
-                f"{task}: {len(images)} image{plural} of {name} could not be read and {'were' if plural else 'was'} left out; paper: none"
-            )
+            were = "1 image was" if len(images) == 1 else f"{len(images)} images were"
+            found.append(f"{task}: {were} left out of {name}, since unreadable; paper: none")
     return found
 
 
@@ -90,7 +89,7 @@ def _immaterial(entry: Mapping[str, Any], metric: str) -> set[str]:
 
 
 def _sets_behind(entry: Mapping[str, Any], metric: str) -> list[str]:
-    """The sets that a metric is of: the one that its name begins with (``imagenet_a_top1``), or else all that the task read."""
+    """The sets that a metric is of: the one that its name begins with (``imagenet_a_top1``), or else all read."""
     sets = list(dict.fromkeys((*entry.get("sizes", {}), *entry.get("subset", {}), *entry.get("unreadable_images", {}))))
     own = [name for name in sets if metric == name or metric.startswith(f"{name}_")]
     return own or sets

@@ -114,7 +114,7 @@ def read_file(path: Path, schema: int, fields: Collection[str] = ()) -> dict[str
 
 
 def checked(entry: Any, schema: int, fields: Collection[str] = ()) -> dict[str, Any]:
-    """The entry itself where each field that is relied on has its type. Raises NotARecord, or OtherSchema for another version's."""
+    """The entry itself where each field that is relied on has its type. Raises NotARecord, or its OtherSchema."""
     if not isinstance(entry, dict) or type(entry.get("schema")) is not int:
         raise NotARecord("has no schema, as every record has")
     if entry["schema"] != schema:
@@ -143,7 +143,7 @@ def checked(entry: Any, schema: int, fields: Collection[str] = ()) -> dict[str, 
 
 
 def read_folder(folder: Path, schema: int, fields: Collection[str] = ()) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records in a folder, oldest first, and a sentence for each fault of what lies there besides under the name of a record."""
+    """The records in a folder, oldest first, and a sentence for what lies there besides under the name of a record."""
     entries: list[dict[str, Any]] = []
     faults: dict[str, list[str]] = {}
     others: dict[str, list[str]] = {}

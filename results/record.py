@@ -96,7 +96,9 @@ class Record(Identity):
     unreadable_images: dict[str, list[str]]
     """By set: the images that could not be read and were left out, as the user allowed; they mark the cell."""
     rests_on: dict[str, dict[str, Any]]
-    """By task whose result was measured here: how that was made (settings, the paper's, limit, seed, images); its marks are this cell's."""
+    """By task whose result was measured here: how that was made (settings, the paper's, limit, seed, images).
+
+    Its marks are this cell's too; {} where it does not say."""
     immaterial: dict[str, list[str]]
     """By beginning of a metric's name, "" for all: settings that do not change it here and so mark nothing."""
     skipped: dict[str, str]
@@ -170,7 +172,7 @@ def without_run(encoder: str, task: str, status: str, reason: str, seed: int, li
 
 
 def write(folder: Path, entry: Mapping[str, Any], replace: bool = False) -> Path:
-    """Writes a record atomically; an ``ok`` record already there under the same key is left as it is, unless ``replace``."""
+    """Writes a record atomically; an ``ok`` one already there under the same key stays as it is, unless ``replace``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, entry["encoder"], entry)
     if not replace and find(folder, entry["encoder"], entry):
@@ -185,7 +187,7 @@ def write(folder: Path, entry: Mapping[str, Any], replace: bool = False) -> Path
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """All records in a folder, oldest first, and what lies there besides, a sentence each; nothing that lies there raises an error."""
+    """All records in a folder, oldest first, and a sentence for what lies there besides; that is never an error."""
     return reading.read_folder(folder, SCHEMA, Identity.__annotations__)
 
 

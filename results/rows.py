@@ -9,8 +9,8 @@ Entry = Mapping[str, Any]
 def by_row(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """The records of each row by its label, in the order in which the encoders were first measured.
 
-    A label is the encoder's name; where several encoders have one name, it goes on with what tells them apart: their branch, their
-    epoch, or the beginning of their fingerprint.
+    A label is the encoder's name; where several encoders have one name, it goes on with what tells them apart: their
+    branch, their epoch, or the beginning of their fingerprint.
     """
     rows: dict[str, list[Entry]] = {}
     names = list(dict.fromkeys(entry["encoder"] for entry in entries))
@@ -24,7 +24,7 @@ def by_row(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def labels_of(names: Iterable[str], entries: Sequence[Entry]) -> list[str]:
-    """The labels of rows that are asked for by label or by the encoder's name; a name without a record is a label all the same."""
+    """The labels of rows that are asked for by label or by the encoder's name; one without a record is a row too."""
     rows = by_row(entries)
     labels: list[str] = []
     for name in names:
@@ -35,9 +35,10 @@ def labels_of(names: Iterable[str], entries: Sequence[Entry]) -> list[str]:
 
 
 def choose(entries: Sequence[Entry]) -> dict[str, tuple[Entry, list[Entry]]]:
-    """Of one row, by task: the record to show, and the other ``ok`` ones, which differ in settings, seed, data or limit.
+    """Of one row, by task: the record to show, and the other ``ok`` ones: of other settings, seed, data or limit.
 
-    ``ok`` comes before anything else, all images before a part of them, the paper's settings before others, then the newest.
+    ``ok`` comes before anything else, all images before a part of them, the paper's settings before others, then the
+    newest.
     """
     tasks: dict[str, list[Entry]] = {}
     for entry in sorted(entries, key=_rank):
@@ -51,7 +52,7 @@ def choose(entries: Sequence[Entry]) -> dict[str, tuple[Entry, list[Entry]]]:
 
 
 def how_it_differs(entry: Entry, shown: Entry) -> str:
-    """In what a record's identity differs from that of the one shown: ``limit 100, epochs 50``; empty where it is the same."""
+    """In what a record's identity differs from that of the one shown: ``limit 100, epochs 50``; empty for the same."""
     parts = [f"{name} {_text(entry[name])}" for name in ("limit", "seed") if entry[name] != shown[name]]
     settings = {**shown["config"], **entry["config"]}
     changed = [name for name in settings if entry["config"].get(name) != shown["config"].get(name)]
@@ -72,7 +73,8 @@ def _rank(entry: Entry) -> tuple[bool, bool, int, bool, str]:
 def _by_encoder(entries: Sequence[Entry]) -> dict[str | None, list[Entry]]:
     """The records of one name by the encoder's fingerprint; None: of what never became an encoder.
 
-    A task that was not started knows no fingerprint: its record belongs to the encoder whose folder it names, or to the only one.
+    A task that was not started knows no fingerprint: its record belongs to the encoder whose folder it names, or to the
+    only one.
     """
     found: dict[str | None, list[Entry]] = {}
     folders: dict[str, str] = {}

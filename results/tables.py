@@ -2,10 +2,10 @@
 
     python -m results.tables OUT [--rows NAME ...]
 
-Every number is computed from a record; the published rows come from published.csv. Records of toy data never share a table with
-published numbers, nor does a cell of fewer images or classes than published: the published numbers of its column are left out, and the
-published rows as a whole where that goes for every number measured. A cell that is not the paper's protocol carries a mark, with a
-footnote made from its record. A row is of one encoder.
+Every number is computed from a record; the published rows come from published.csv. A row is of one encoder. A cell that
+is not the paper's protocol carries a mark, with a footnote made from its record. Records of toy data never share a
+table with published numbers, nor does a cell of another number of images or classes than published: the published
+numbers of its column are left out, and the published rows as a whole where that goes for every number measured.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def published() -> pd.DataFrame:
 
 
 def cells(entries: Sequence[dict[str, Any]], encoders: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """The measured rows as text and the footnotes of their marks. An empty cell says why: skipped, failed, or not run (–)."""
+    """The measured rows as text, and the footnotes of their marks. Other cells say skipped, failed or not run (–)."""
     table, notes, _ = _cells(entries, rows.labels_of(encoders, entries))
     return table, notes
 
@@ -119,13 +119,13 @@ def render(out: Path, encoders: Sequence[str], entries: Sequence[dict[str, Any]]
 
 
 def _beside_published(measured: pd.DataFrame, shown: Shown) -> tuple[pd.DataFrame, list[str]]:
-    """The measured rows below the published ones, without those published numbers that compare with nothing here; and the note of it."""
+    """The measured rows below the published ones, without published numbers that compare with nothing; and a note."""
     parts = list(
         dict.fromkeys(heading for (_, heading), (entry, metric) in shown.items() if marks.of_a_subset(entry, metric))
     )
     if shown and all(marks.of_a_subset(entry, metric) for entry, metric in shown.values()):
         return measured, [
-            "the published rows are left out: every number here is of another number of images or classes than published"
+            "the published rows are left out: every number is of another number of images or classes than published"
         ]
     above = published().map(lambda value: NOT_RUN if pd.isna(value) else f"{value:.1f}").astype(object)
     for heading in parts:
@@ -205,7 +205,7 @@ def paired(out: Path, entries: Sequence[dict[str, Any]], first: str, second: str
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Mean difference of two boolean (N,) outcomes on the same images, and the half width of its normal 95 % interval, in points.
+    """Mean difference of two boolean (N,) outcomes on the same images, and half of its normal 95 % interval, in points.
 
     Raises ValueError where the images are not the same number.
     """

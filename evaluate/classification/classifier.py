@@ -59,11 +59,15 @@ class Classifier(nn.Module):
 
 
 def save(
-    path: Path, classifier: Classifier, classes: tuple[str, ...], preprocessing: CenterCrop, made: Mapping[str, Any] | None = None
+    path: Path,
+    classifier: Classifier,
+    classes: tuple[str, ...],
+    preprocessing: CenterCrop,
+    made: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes ``classifier.safetensors`` atomically: all weights, what is needed to use them, and how it was ``made``.
 
-    What is measured on a classifier rests on its making: settings, the paper's, limit, seed, images (``evaluate.finetune``).
+    What is measured on a classifier rests on its making: settings, the paper's, limit, seed, images.
     """
     about = {
         "kind": KIND,
@@ -97,7 +101,7 @@ def load(path: Path, encoder: Encoder) -> tuple[Classifier, tuple[str, ...], Cen
 
 
 def how_made(path: Path) -> dict[str, Any]:
-    """How a classifier was made, as ``save`` was told; {} where its file does not say. Raises UserError for a file that is none."""
+    """How a classifier was made, as ``save`` was told; {} where its file does not say. Raises UserError as ``load``."""
     made = _about(path).get("made")
     return made if isinstance(made, dict) else {}
 

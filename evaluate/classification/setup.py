@@ -60,7 +60,7 @@ def make_setup(encoder: Encoder, config: TrainingConfig, env: Env, train: ImageS
 
 
 def cuts_alike(setup: Setup, paper: TrainingConfig) -> bool:
-    """Whether each process's images of a step are cut into the same micro-batches as with the paper's ``micro_batch``."""
+    """Whether each process's images of a step are cut as with the paper's ``micro_batch``."""
     try:
         return replace(setup.sampler, micro_batch=paper.micro_batch).micro_batches == setup.sampler.micro_batches
     except ValueError:  # with the paper's, these processes could not share a step

@@ -53,7 +53,7 @@ def sizes(*sets: "ImageSet") -> dict[str, dict[str, int]]:
 
 
 def differences(found: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
-    """By set that has not as many images and classes as published, a sentence with both numbers; sets that nobody published are left out."""
+    """By set that has not as many images and classes as published, a sentence with both numbers."""
     sentences = {}
     for name, own in found.items():
         published = PUBLISHED.get(name)

@@ -1,17 +1,21 @@
-"""What a record says of its protocol beside the published one, so that a table can mark its cells without knowing any task.
+"""What a record says of its protocol beside the published one, so that a table marks its cells and knows no task.
 
-Two things: the sets that differ from the published ones in images or classes (``subset``), and the settings that differ in name alone
-(``immaterial``). A task reports of itself which settings cannot change its number:
+Two things: the sets that differ from the published ones in images or classes (``subset``), and the settings that differ
+in name alone (``immaterial``). A task reports of itself which settings cannot change its number:
 
-* ``micro_batch`` where neither a BatchNorm in training nor a draw of mixup or cutmix sees the micro-batch, or where the processes' share
-  is cut into the very same parts as with the paper's value: gradients are summed over a step's images, however they are cut.
-* settings of numbers that are measured beside the column (more neighbors, several scales, IN-C's images for IN-A), a solver's limit of
-  iterations where its optimum is proven, an optimizer's constant where another optimizer runs (which is marked itself).
-* what asks for the very numbers that a recipe has (its own name, iterations, batch and rate).
+* ``micro_batch`` where neither a BatchNorm in training nor a draw of mixup or cutmix sees the micro-batch, or where the
+  processes' share is cut into the very same parts as with the paper's value: gradients are summed over all images of a
+  step, however they are cut. So it matters to a ResNet that is trained (fine-tuning, detection), to fine-tuning with
+  mixup or cutmix, to the linear probe's BatchNorm and to UPerNet's; not to the heads of a sweep, nor to ViTDet, which
+  has LayerNorm throughout.
+* settings of numbers that are measured beside the column (more neighbors, several scales, IN-C's images for IN-A), a
+  solver's limit of iterations where its optimum is proven, and LARS' constant where SGD runs (which is marked itself).
+* what asks for the very numbers that a recipe has: its own name, iterations, batch and rate.
 
-Here, for all tasks alike: an allowance of unreadable images (those that were left out mark the cell by their number), and a precision
-that the protocol allows. The official codes train in float16 on GPUs and round differently on every machine: where the paper's setting
-is ``auto``, float32 and float16 are its protocol, bfloat16 is not; where it is a type, that type alone.
+Here, for all tasks alike: an allowance of unreadable images (those that were left out mark the cell by their number),
+and a precision that the protocol allows. The official codes train in float16 on GPUs and round differently on every
+machine: where the paper's setting is ``auto``, float32 and float16 are its protocol, and bfloat16 is not; where it is a
+type, that type alone.
 """
 
 from typing import Any

@@ -59,8 +59,10 @@ def shorten(cfg: Any, iterations: int | None, batch_size: int | None, lr: float 
     cfg.train_cfg.max_iters, cfg.train_cfg.val_interval = iterations, iterations + 1
 
 
-def as_it_stands(cfg: Any, iterations: int | None, batch_size: int | None, lr: float | None, micro_batch: int | None) -> list[str]:
-    """The names of those settings that ask for what a recipe says anyway; a micro-batch of a process's whole share is none."""
+def as_it_stands(
+    cfg: Any, iterations: int | None, batch_size: int | None, lr: float | None, micro_batch: int | None
+) -> list[str]:
+    """The names of those settings that ask for what a recipe says anyway, as a micro-batch of a whole share does."""
     share = (batch_size or cfg.batch_size) // distributed.world_size()
     same = {
         "iterations": iterations == cfg.train_cfg.max_iters,
