@@ -22,6 +22,7 @@ from pydantic import PositiveFloat, PositiveInt
 from evaluate.classification.config import ImageConfig, Interpolation, Pooling
 from evaluate.data import subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
+from evaluate.data.published_counts import sizes
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
@@ -84,6 +85,7 @@ def labelled(config: Config, env: Env) -> tuple[ImageSet, list[np.ndarray]]:
         draws = [np.arange(len(train))]
     else:
         whole = train_set(env.data_root, env.limit, env.identities)
+        env.report(sizes=sizes(whole))
         rows = [subsets.drawn_rows(whole, config.shots, config.fraction, env.seed, draw) for draw in range(config.seeds)]
         together = np.unique(np.concatenate(rows))
         train = subsets.part("drawn", whole, together)
@@ -118,6 +120,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     correct, objectives, counts = zip(*distributed.broadcast_object(fits), strict=True)
     accuracies = [metrics.percent(right) for right in correct]
     labels_from = {"shots": config.shots, "fraction": config.fraction, "accuracies": accuracies} if config.draws else {"list": config.subset}
+    env.report(sizes=sizes(train, val), immaterial={"": ["max_iterations"]})  # the optimum is proven, or it has failed
     env.report(unreadable_images={train.name: found.train.unreadable, "val": found.val.unreadable})
     result = report(
         env,

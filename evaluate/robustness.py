@@ -94,6 +94,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         "test_resolution": crop.crop,
         "precision": precision,
     }
+    # IN-C's settings are its own; what a cell rests on marks it as the classifier's own cell is marked
+    corrupted_alone = ["corruptions", "corrupted_images", "corrupted_resize"]
+    env.report(immaterial=dict.fromkeys(SETS[:3], corrupted_alone), rests_on={"finetune": classifiers.how_made(path)})
     env.report(protocol=protocol, skipped=skipped)
     return result
 
@@ -131,7 +134,9 @@ def corrupted(config: Config, crop: "CenterCrop", predict: "Predictor", env: Env
     asked, taken = (env.notes[name]["imagenet_c"] // cells_count for name in ("images_asked", "images_evaluated"))
     reasons = ["corrupted here from val, not the published images"] if config.corruptions == "made" else []
     reasons += [f"{taken} of {asked} images of each corruption and severity"] if per_cell and per_cell < asked else []
-    if reasons:
+    if not reasons:
+        env.report(immaterial={"imagenet_c": ["corrupted_images"]})  # there are no more
+    else:
         error = env.notes["standard_error"]["imagenet_c"]
         env.report(protocol={"estimates": {"imagenet_c": f"IN-C is an estimate ({'; '.join(reasons)}), standard error {error:.2f}"}})
     return result

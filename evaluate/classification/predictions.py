@@ -11,6 +11,7 @@ from evaluate.classification import cached_pass
 from evaluate.classification.features import report_fp32
 from evaluate.classification.finite import IN_FP32, finite
 from evaluate.data.imagenet import ImageSet
+from evaluate.data.published_counts import size
 from evaluate.data.transforms import Transform, normalize
 from evaluate.encoder import EncoderSpec
 from evaluate.runtime import precision as precisions
@@ -97,5 +98,6 @@ class Predictor:
         unreadable += [str(images.files[row]) for row in stored.unreadable]
         counts = self.counts.setdefault(whole_set, [0, 0])
         counts[:] = counts[0] + images.asked, counts[1] + len(labels)
+        self.env.report(sizes={whole_set: size(counts[0], len(images.scored))})
         self.env.report(images_asked={whole_set: counts[0]}, images_evaluated={whole_set: counts[1]}, unreadable_images={whole_set: unreadable})
         return Predictions(correct, labels, tuple(images.files[row].stem for row in stored.rows))

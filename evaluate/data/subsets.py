@@ -10,12 +10,11 @@ import numpy as np
 
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, NONE, Identities, ImageSet, train_set
+from evaluate.data.published_counts import LISTS
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.seeding import seed_of
 
-# SimCLR's lists, which MSN and SiameseIM took over: how many names, and how many classes have how many images
-LISTS = {"1percent": 12_811, "10percent": 128_116}
-ONE_PERCENT_CLASSES = {13: 811, 12: 189}
+ONE_PERCENT_CLASSES = {13: 811, 12: 189}  # so many images have so many classes of 1percent.txt
 ONE_PERCENT_MD5 = "cdd642290a5eef5cd87e8546a3177b92"  # of the sorted names of 1percent.txt, one a line
 
 

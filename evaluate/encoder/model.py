@@ -64,7 +64,12 @@ class Encoder(nn.Module):
         if spec.rel_pos_bias:
             _restore_buffers(self.model)
         self.fingerprint = fingerprint(spec, state)
-        self.source = {"format": spec.source_format, "branch": spec.branch, "sha256": spec.source_sha256}
+        self.source = {
+            "format": spec.source_format,
+            "branch": spec.branch,
+            "epoch": spec.epoch,
+            "sha256": spec.source_sha256,
+        }
         self._other_sizes: dict[tuple[int, int], nn.Module] = {}
 
     def forward(self, images: Tensor) -> Tokens | Maps:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities, fingerprint
-from evaluate.harness import rows
+from evaluate.harness import protocol, rows
 from evaluate.harness.plan import NODES, Node, data_sets, from_preset, module_of, node_of, paper_config
 from evaluate.harness.suite import stale_files, work_folder
 from evaluate.runtime.cli import (
@@ -190,6 +190,7 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         "epoch_rule": "final epoch",
         "images_asked": {},
         "images_evaluated": {},
+        **{name: {} for name in ("sizes", "subset", "unreadable_images", "rests_on", "immaterial", "skipped")},
         "work": f"{env.out_dir.parent.name}/{env.out_dir.name}",
         "data": dict(env.identities),
         "files": {},
@@ -224,6 +225,7 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
         entry["status"], entry["reason"], status = "failed", f"{type(error).__name__}: {error}", EXIT_FAILED
     entry["seconds"] = round(time.monotonic() - begun, 2)
     entry.update(env.notes)
+    protocol.complete(entry)
     return status
 
 
