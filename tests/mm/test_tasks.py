@@ -12,6 +12,7 @@ import torch
 from evaluate import detection, segmentation
 from evaluate.encoder.model import Encoder
 from evaluate.harness.task import main
+from evaluate.runtime import training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.settings import override
@@ -41,6 +42,7 @@ def test_detection(dataset: str, encoder: Encoder, world: Path, tmp_path: Path, 
 def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Path) -> None:
     """Also with loading processes, and whatever an earlier run has left in its folder."""
     first, env = run(segmentation, encoder, world, tmp_path / "a", iterations=3)
+    training_state.clear(tmp_path / "a")  # as the harness does; otherwise the second would only test
     again, _ = run(segmentation, encoder, world, tmp_path / "a", iterations=3, workers=1)
     other, _ = run(segmentation, encoder, world, tmp_path / "b", iterations=3, seed=1, micro_batch=2)
     assert first == again != other
