@@ -25,7 +25,7 @@ from mmengine.structures import InstanceData
 
 from evaluate.encoder.model import Encoder, build
 from evaluate.encoder.spec import EncoderSpec
-from evaluate.mm import detector, recipes, runner
+from evaluate.mm import detector, mixed_precision, recipes, runner
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.precision import DTYPES
 
@@ -63,7 +63,7 @@ def made(recipe: str, size: str, device: str, precision: str) -> tuple[Any, Any,
     detector.recipe_of(recipe, recipe.rpartition("_")[2], "vit")
     detector.fill_encoder(cfg, encoder)
     detector.fill_classes(cfg, [1] * CLASSES)
-    recipes.use_precision(cfg, precision, device)
+    mixed_precision.use(cfg, precision, device)
     with DefaultScope.overwrite_default_scope("mmdet"):
         torch.manual_seed(0)
         model = MODELS.build(cfg.model)

@@ -68,11 +68,14 @@ class FiniteLoss(Hook):
 class PreciseBN(Hook):
     """After the training, sets each running mean and variance to the plain average over some training batches with the final weights.
 
-    Running averages follow weights that are still moving.
+    Running averages follow weights that are still moving. The batches are the first of the stream, and the random numbers go on from
+    the last iteration, so that neither an interruption nor the number of loading processes changes the outcome.
 
     Args:
         batches: how many, on each process.
     """
+
+    priority = "LOWEST"  # after Resume, which puts the random state back
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
@@ -86,8 +89,11 @@ class PreciseBN(Hook):
             norm.momentum = 1.0  # the running values are then the last batch's
         model.train()
         count = 0
+        runner.train_dataloader.sampler.skip(0)
+        with torch.random.fork_rng(devices=[]):  # a new iterator draws from torch's generator; one of lasting workers does not
+            batches = iter(runner.train_dataloader)
         with torch.no_grad():
-            for batch in islice(runner.train_dataloader, self.batches):
+            for batch in islice(batches, self.batches):
                 model(**model.data_preprocessor(batch, True), mode="loss")
                 count += 1
                 for norm, (mean, variance) in zip(norms, totals, strict=True):

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from evaluate.runtime import precision as arithmetic
+from evaluate.runtime.precision import autocast
 
 
 class MixedPrecision(OptimWrapper):
@@ -19,17 +20,17 @@ class MixedPrecision(OptimWrapper):
 
     Args:
         precision: ``fp16`` or ``bf16``.
-        device: ``cuda``, ``cuda:N`` or ``cpu``.
+        device: ``cuda`` or ``cpu``.
     """
 
     def __init__(self, precision: str, device: str, **settings: Any) -> None:
         super().__init__(**settings)
         self.precision, self.device = precision, device
-        self.scaler = torch.amp.GradScaler(device.split(":")[0], enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        with super().optim_context(model), arithmetic.autocast(self.precision, self.device):
+        with super().optim_context(model), autocast(self.precision, self.device):
             yield
 
     def backward(self, loss: Tensor, **settings: Any) -> None:
@@ -50,3 +51,12 @@ class MixedPrecision(OptimWrapper):
         state = dict(state_dict)
         self.scaler.load_state_dict(state.pop("scaler"))
         super().load_state_dict(state)
+
+
+def use(cfg: Config, precision: str, device: str) -> None:
+    """Puts mixed precision into a recipe, whose own optimizer wrapper computes in float32.
+
+    In mmseg's MAE recipe ``fp16`` stands where mmengine does not read it, so that "amp" trains in float32 there.
+    """
+    if precision != "fp32":
+        cfg.optim_wrapper.update(type=MixedPrecision, precision=precision, device=device.partition(":")[0])

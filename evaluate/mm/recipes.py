@@ -1,13 +1,19 @@
-"""What is done to a recipe of mm_configs before it runs."""
+"""What is done to a recipe of mm_configs before it runs.
+
+mmengine is imported inside a function here: this module says what to install where the mm* packages are missing.
+"""
 
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluate.mm import operators
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 RECIPES = Path(__file__).parents[2] / "mm_configs"
 INSTALL = "install the mm* packages of pyproject.toml with `uv sync`"
@@ -28,7 +34,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("[!_]*.py"))
 
 
-def read_recipe(name: str) -> Any:
+def read_recipe(name: str) -> "Config":
     """The mmengine config ``mm_configs/<name>.py``. Raises UserError listing the recipes there are."""
     from mmengine.config import Config
 
@@ -39,28 +45,32 @@ def read_recipe(name: str) -> Any:
     return Config.fromfile(str(RECIPES / f"{name}.py"))
 
 
-def shorten(cfg: Any, iterations: int | None, batch_size: int | None, lr: float | None) -> None:
-    """Replaces numbers of a recipe; the warm-up and the steps keep their place relative to the end."""
+def shorten(cfg: "Config", iterations: int | None, batch_size: int | None, lr: float | None) -> None:
+    """Replaces numbers of a recipe where they are given; the warm-up and the steps keep their place relative to the end."""
     if lr is not None:
         cfg.optim_wrapper.optimizer.lr = lr
     if batch_size is not None:
         cfg.batch_size = batch_size
-    if iterations is None:
-        return
+    if iterations is not None:
+        _set_length(cfg, iterations)
+        for scheduler in cfg.param_scheduler:
+            if "end" in scheduler:
+                scheduler.end = max(scheduler.end, scheduler.begin + 2)  # mmengine refuses an empty range
+
+
+def _set_length(cfg: "Config", iterations: int) -> None:
+    """Sets the number of iterations; every place in the schedule moves with it."""
     ratio = iterations / cfg.train_cfg.max_iters
     for scheduler in cfg.param_scheduler:
+        for edge in {"begin", "end"} & set(scheduler):
+            scheduler[edge] = round(scheduler[edge] * ratio)
         if "milestones" in scheduler:
             scheduler.milestones = [round(milestone * ratio) for milestone in scheduler.milestones]
-        for edge in ("begin", "end"):
-            if edge in scheduler:
-                scheduler[edge] = round(scheduler[edge] * ratio)
-        if "end" in scheduler:
-            scheduler.end = max(scheduler.end, scheduler.begin + 2)  # mmengine refuses an empty range
-    cfg.train_cfg.max_iters, cfg.train_cfg.val_interval = iterations, iterations + 1
+    cfg.train_cfg.update(max_iters=iterations, val_interval=iterations + 1)
 
 
 def as_it_stands(
-    cfg: Any, iterations: int | None, batch_size: int | None, lr: float | None, micro_batch: int | None
+    cfg: "Config", iterations: int | None, batch_size: int | None, lr: float | None, micro_batch: int | None
 ) -> list[str]:
     """The names of those settings that ask for what a recipe says anyway, as a micro-batch of a whole share does."""
     share = (batch_size or cfg.batch_size) // distributed.world_size()
@@ -73,7 +83,7 @@ def as_it_stands(
     return [name for name, is_same in same.items() if is_same]
 
 
-def share_out(cfg: Any, env: Env) -> None:
+def share_out(cfg: "Config", env: Env) -> None:
     """Settings for several processes, each with its part of every batch.
 
     Raises:
@@ -92,10 +102,10 @@ def share_out(cfg: Any, env: Env) -> None:
         cfg.sync_bn = "torch"
     else:  # mmengine would ask for a GPU of this rank, and SyncBN for any
         cfg.model_wrapper_cfg["device_ids"] = None
-        cfg.merge_from_dict(_replaced(cfg.to_dict()["model"], "SyncBN", "BN"))
+        cfg.merge_from_dict(_replaced(cfg.to_dict()["model"], "SyncBN", "BN", "model"))
 
 
-def accumulate(cfg: Any, micro_batch: int | None) -> None:
+def accumulate(cfg: "Config", micro_batch: int | None) -> None:
     """Splits each process's share of a batch into parts of ``micro_batch`` images whose gradients are summed before a step.
 
     mmengine counts parts as iterations, so all lengths grow with their number. BatchNorm sees a part at a time.
@@ -111,29 +121,11 @@ def accumulate(cfg: Any, micro_batch: int | None) -> None:
     parts = share // micro_batch
     cfg.train_dataloader.batch_size = micro_batch
     cfg.optim_wrapper.accumulative_counts = parts
-    for scheduler in cfg.param_scheduler:
-        for edge in ("begin", "end"):
-            if edge in scheduler:
-                scheduler[edge] *= parts
-        if "milestones" in scheduler:
-            scheduler.milestones = [milestone * parts for milestone in scheduler.milestones]
-    cfg.train_cfg.max_iters *= parts
-    cfg.train_cfg.val_interval = cfg.train_cfg.max_iters + 1
+    _set_length(cfg, parts * cfg.train_cfg.max_iters)
 
 
-def _replaced(value: Any, old: str, new: str, key: str = "model") -> dict[str, Any]:
-    """The dotted keys below ``value`` whose text is ``old``, each with ``new``."""
+def _replaced(value: Any, old: str, new: str, key: str) -> dict[str, str]:
+    """The dotted keys from ``key`` on whose text is ``old``, each with ``new``."""
     if isinstance(value, dict):
         return {k: v for name, part in value.items() for k, v in _replaced(part, old, new, f"{key}.{name}").items()}
     return {key: new} if value == old else {}
-
-
-def use_precision(cfg: Any, precision: str, device: str) -> None:
-    """Puts mixed precision into a recipe, whose own optimizer wrapper computes in float32.
-
-    In mmseg's MAE recipe ``fp16`` stands where mmengine does not read it, so that "amp" trains in float32 there.
-    """
-    from evaluate.mm.mixed_precision import MixedPrecision
-
-    if precision != "fp32":
-        cfg.optim_wrapper.update(type=MixedPrecision, precision=precision, device=device)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import logging
 import shutil
 import warnings
@@ -10,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner, TestLoop
 from mmengine.visualization import Visualizer
+from torch import nn
 
+from evaluate.encoder.model import Encoder
+from evaluate.mm import mixed_precision
 from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo
 from evaluate.mm.multi_scale import MultiScale
-from evaluate.mm.recipes import accumulate, share_out, use_precision
+from evaluate.mm.recipes import accumulate, share_out
 from evaluate.mm.resume import Resume
 from evaluate.runtime import distributed
-from evaluate.runtime import precision as arithmetic
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
+from evaluate.runtime.precision import resolve
+from evaluate.runtime.training_state import DENSE_STATE
 
 
 class QuickRunner(Runner):
@@ -32,7 +38,7 @@ class QuickRunner(Runner):
     def dump_config(self) -> None:
         """The log has it."""
 
-    def test_multi_scale(self, loader: Any) -> dict[str, Any]:
+    def test_multi_scale(self, loader: ConfigDict) -> dict[str, float]:
         """The evaluator's metrics of a segmenter on a data loader of views."""
         single, self.model = self.model, MultiScale(self.model)
         try:
@@ -42,11 +48,17 @@ class QuickRunner(Runner):
 
 
 def train_and_test(
-    cfg: Any, name: str, encoder: Any, env: Env, micro_batch: int | None = None, precision: str = "auto", multi_scale: Any = None
+    cfg: Config,
+    name: str,
+    encoder: Encoder,
+    env: Env,
+    micro_batch: int | None = None,
+    precision: str = "auto",
+    multi_scale: ConfigDict | None = None,
 ) -> dict[str, float]:
     """Runs a complete config from the encoder's weights in this process; mmengine's own output goes to ``out_dir/<name>.log``.
 
-    Killed and started again, it goes on from its last state and returns the same.
+    Killed and started again, it goes on from its last state and returns the same; the states stay for the caller to clear.
 
     Args:
         micro_batch: images that a process takes at once; ``None`` is its whole share of the batch.
@@ -57,19 +69,20 @@ def train_and_test(
         The evaluator's metrics under its names; those of several scales with ``_ms`` at the end.
     """
     rank = distributed.rank()
-    use_precision(cfg, arithmetic.resolve(precision, env.device), env.device)
+    mixed_precision.use(cfg, resolve(precision, env.device), env.device)
     share_out(cfg, env)
     accumulate(cfg, micro_batch)
     work_dir = env.out_dir / "work"
-    identity = identity_of(cfg, encoder, env)
+    identity = identity_of(cfg, encoder, env)  # of the recipe alone, before folders and hooks are put in
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
     cfg.randomness = {"seed": env.seed, "deterministic": False}
     cfg.log_level = "INFO"
-    cfg.visualizer = {"type": Visualizer, "vis_backends": []}  # the log has what it would write, and it outlives the folder of a task
+    # the log has what it would write, and it outlives the folder of a task
+    cfg.visualizer = {"type": Visualizer, "vis_backends": []}
     cfg.default_hooks = {"runtime_info": {"type": RuntimeInfo}, "logger": {"type": "LoggerHook", "interval": 20}, "checkpoint": None}
     interval = save_interval(cfg.train_cfg.max_iters, cfg.optim_wrapper.get("accumulative_counts", 1))
-    resume = {"type": Resume, "folder": str(work_dir / "state"), "identity": identity, "interval": interval}
+    resume = {"type": Resume, "folder": str(env.out_dir / DENSE_STATE), "identity": identity, "interval": interval}
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
     if cfg.get("precise_bn"):
         cfg.custom_hooks.append({"type": PreciseBN, "batches": cfg.precise_bn})
@@ -77,8 +90,9 @@ def train_and_test(
         torch.cuda.set_device(env.device)  # mmengine takes the current one
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
         runner = QuickRunner.from_cfg(cfg)
-        load_encoder(getattr(runner.model, "module", runner.model), encoder)
-        if not hasattr(runner.model, "module"):
+        wrapped = hasattr(runner.model, "module")  # as it is in several processes
+        load_encoder(runner.model.module if wrapped else runner.model, encoder)
+        if not wrapped:
             runner.model.to(env.device)  # mmengine takes a GPU wherever there is one
         try:
             runner.train()
@@ -94,11 +108,11 @@ def train_and_test(
             raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
     distributed.barrier()
     if rank == 0:
-        shutil.rmtree(work_dir)  # the record has what matters; a finished task never goes on
+        shutil.rmtree(work_dir)
     return metrics
 
 
-def load_encoder(model: Any, encoder: Any) -> None:
+def load_encoder(model: nn.Module, encoder: Encoder) -> None:
     """Gives the encoder's tensors to the model's backbone, and to a head that holds its last stage (C4)."""
     for part in (model.backbone, *(module for name, module in model.named_modules() if name.endswith("shared_head"))):
         part.load(encoder.spec, encoder.model.state_dict())
@@ -109,12 +123,21 @@ def save_interval(iterations: int, parts: int) -> int:
     return -(-min(1000, max(1, iterations // 5)) // parts) * parts
 
 
-def identity_of(cfg: Any, encoder: Any, env: Env) -> str:
-    """A digest of all that decides a training's weights; the number of loading processes does not."""
-    content = cfg.to_dict()
-    for loader in (content["train_dataloader"], content["test_dataloader"]):
-        del loader["num_workers"], loader["persistent_workers"]
-    return hashlib.sha256(f"{encoder.fingerprint} {env.seed} {env.limit} {env.device} {content}".encode()).hexdigest()
+def identity_of(cfg: Config, encoder: Encoder, env: Env) -> str:
+    """A digest of all that decides a training's weights.
+
+    The number of loading processes does not, nor which GPU it is: each process of a group has its own.
+    """
+    settings = {name: value for name, value in cfg.to_dict().items() if not name.startswith("test_")}
+    loader = settings["train_dataloader"]
+    settings["train_dataloader"] = {name: loader[name] for name in loader if name not in ("num_workers", "persistent_workers")}
+    whole = [encoder.fingerprint, env.seed, env.limit, env.device.partition(":")[0], settings]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=_qualified_name).encode()).hexdigest()
+
+
+def _qualified_name(value: Any) -> str:
+    """A class or function of a config by its name, which is the same in every process."""
+    return f"{value.__module__}.{value.__qualname__}"
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, float]:
@@ -126,7 +149,11 @@ def _plain(metrics: dict[str, Any]) -> dict[str, float]:
 def quiet(log: Path) -> Iterator[None]:
     """Sends standard output, mmengine's logger and warnings to a file."""
     with log.open("w") as file, contextlib.redirect_stdout(file), warnings.catch_warnings():
-        warnings.showwarning = lambda message, category, *_, **__: file.write(f"{category.__name__}: {message}\n")  # type: ignore[assignment]
+
+        def write(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+            file.write(f"{category.__name__}: {message}\n")
+
+        warnings.showwarning = write
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ It stays until the record is written (``evaluate.harness.task``): a task killed 
 """
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from evaluate.runtime.errors import UserError
 from results.atomic import atomic_write, remove_partial
 
 FILE = "training_state.pt"
+DENSE_STATE = "dense_training_state"  # the folder of a detector's or segmenter's states, which evaluate.mm.resume writes
 
 
 def save(out_dir: Path, identity: str, state: dict[str, Any]) -> None:
@@ -40,3 +42,4 @@ def load(out_dir: Path, identity: str) -> dict[str, Any] | None:
 def clear(out_dir: Path) -> None:
     """Removes the state of a training whose record stands."""
     (out_dir / FILE).unlink(missing_ok=True)
+    shutil.rmtree(out_dir / DENSE_STATE, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,9 +183,19 @@ def test_precise_statistics_are_the_batches_average() -> None:
             assert mode == "loss" and not torch.is_grad_enabled()
             return self.norm(inputs)
 
-    batches = [scale * torch.randn(2, 3, 5, 5) + scale for scale in (1.0, 2.0, 3.0, 50.0)]
-    model = Model()
+    class Loader(list):
+        skipped = None
+        sampler = SimpleNamespace(skip=lambda count: setattr(Loader, "skipped", count))
+
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            torch.rand(1)  # as a data loader's iterator does
+            return super().__iter__()
+
+    batches = Loader(scale * torch.randn(2, 3, 5, 5) + scale for scale in (1.0, 2.0, 3.0, 50.0))
+    model, random = Model(), torch.get_rng_state()
     PreciseBN(3).after_train(SimpleNamespace(model=model, train_dataloader=batches, logger=logging.getLogger("precise")))
+    assert Loader.skipped == 0, "a resumed training would take other batches"
+    assert torch.equal(torch.get_rng_state(), random), "proposals would follow from the kind of loader"
     means, variances = ([f(batch.transpose(0, 1).flatten(1), 1) for batch in batches[:3]] for f in (torch.mean, torch.var))
     assert torch.allclose(model.norm.running_mean, torch.stack(means).mean(0), atol=1e-5)
     assert torch.allclose(model.norm.running_var, torch.stack(variances).mean(0), atol=1e-4)

@@ -56,7 +56,7 @@ def test_the_segmentation_backbone_is_mmsegs_mae(side: int, width: int, depth: i
             parameter.copy_(centre + scale * torch.randn(parameter.shape, generator=generator))
     ours = SegmentationBackbone(
         patch_size=16, width=width, depth=depth, heads=heads, hidden=4 * width, eps=1e-6, activation="gelu", pre_norm=False,
-        patch_bias=True, class_token=True, class_position=True, img_size=(side, side), out_indices=indices, drop_path_rate=0.0,
+        patch_bias=True, class_token=True, class_position=True, img_size=(side, side), out_indices=indices, drop_path=0.0,
     ).eval()  # fmt: skip
     ours.load_state_dict({mmseg_name(n): v for n, v in theirs.state_dict().items() if not n.endswith("relative_position_index")})
     images = torch.randn(1, 3, side, side, generator=generator)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import multiprocessing
 import os
 import random
@@ -14,12 +15,19 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from evaluate import detection, segmentation
 from evaluate.encoder.model import Encoder
-from evaluate.mm import hooks, resume
-from evaluate.mm.runner import save_interval
+from evaluate.harness.task import main
+from evaluate.mm import detector, hooks, mixed_precision, recipes, resume, runner
+from evaluate.mm.runner import identity_of, save_interval
+from evaluate.runtime import training_state
 from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.training_state import DENSE_STATE
+from results import record as records
+from tests.factories import mae_state, shrink, tiny_resnet
 
 TASKS = {"coco": (detection, {"dataset": "coco"}), "lvis": (detection, {"dataset": "lvis"}), "ade20k": (segmentation, {})}
 ITERATIONS = 5  # a state is saved after each
@@ -85,7 +93,7 @@ def killed_at_random(task: str, kills: int, cut: bool, encoder: Encoder, world: 
     result = None
     for number in range(kills):
         result = run_in_child(errors, task, encoder, world, broken, (number + 1) % 3, kill_after=draw.uniform(0.4, 1.0) * seconds)
-        for newest in resume.newest_first(broken / "work/state")[:1] if cut else ():
+        for newest in resume.newest_first(broken / DENSE_STATE)[:1] if cut else ():
             newest.write_bytes(newest.read_bytes()[: draw.randrange(2000)])
         if result is not None:
             break
@@ -111,7 +119,7 @@ def test_killed_twelve_times_at_random_moments(task: str, encoder: Encoder, worl
 def test_the_newest_state_cut_short(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Goes on from the one before, says so, and reads nothing but tensors and plain values; then the test alone is repeated."""
     expected = trained("ade20k", encoder, world, tmp_path / "whole", 0)
-    states, errors = tmp_path / "broken" / "work" / "state", tmp_path / "errors"
+    states, errors = tmp_path / "broken" / DENSE_STATE, tmp_path / "errors"
     arguments = ("ade20k", encoder, world, tmp_path / "broken")
     assert run_in_child(errors, *arguments, 1, when=(states / "iter_3.pt").exists) is None
     newest = resume.newest_first(states)[0]
@@ -130,7 +138,107 @@ def test_the_newest_state_cut_short(encoder: Encoder, world: Path, tmp_path: Pat
         assert trained(*arguments, 0) == expected
     assert "goes on at iteration 5 of 5" in errors.read_text()
     assert safe and all(safe), "something was unpickled that may run code"
-    assert not states.exists(), "a finished task leaves no state"
+    assert not (tmp_path / "broken/work").exists(), "a finished task leaves mmengine's folder"
+
+
+def test_killed_between_the_last_iteration_and_the_record(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command started again only tests, and gives the same; what it trained from is gone once its record stands."""
+    torch.save({"model": mae_state()}, tmp_path / "mae.pth")
+    command = ["--ckpt", str(tmp_path / "mae.pth"), "--data-root", str(world), "--preset", "demo", "--limit", "2"]
+    command += ["--set", "iterations=3", "--device", "cpu", "--workers", "0", "--out"]
+
+    def ended(out: Path) -> dict[str, float]:
+        assert main("segmentation", [*command, str(out)]) == 0
+        (record,) = (out / "records").glob("*.json")
+        return json.loads(record.read_text())["metrics"]
+
+    whole = ended(tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        patched.setattr(records, "write", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        child = FORK.Process(target=main, args=("segmentation", [*command, str(tmp_path / "broken")]))
+        child.start()
+        child.join()
+    (states,) = (tmp_path / "broken").rglob(DENSE_STATE)
+    assert child.exitcode == -signal.SIGKILL and not list((tmp_path / "broken").rglob("records/*.json"))
+    assert (states / "iter_3.pt").exists()
+    assert ended(tmp_path / "broken") == whole
+    assert "goes on at iteration 3 of 3" in capsys.readouterr().err
+    assert not list(tmp_path.rglob(DENSE_STATE)), "a record stands, and its training's states too"
+
+
+def test_statistics_made_anew_survive_an_interruption(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """C4 estimates BatchNorm's statistics after the last iteration: the same ones after a kill, with any number of loading processes."""
+    encoder = tiny_resnet()
+
+    def run(folder: str, workers: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+        env = Env(world, tmp_path / folder, limit=4, workers=workers)
+        env.out_dir.mkdir(exist_ok=True)
+        cfg = recipes.read_recipe("mask_rcnn_resnet_c4_1x_coco")
+        detector.fill_encoder(cfg, encoder)
+        recipes.shorten(cfg, 3, 2, None)
+        detector.fill_data(cfg, "coco", env)
+        shrink(cfg)
+        cfg.precise_bn = 2
+        tested: dict[str, torch.Tensor] = {}
+        hooks.Progress.before_test = lambda self, runner: tested.update(runner.model.state_dict())
+        try:
+            return runner.train_and_test(cfg, "coco", encoder, env), tested
+        finally:
+            del hooks.Progress.before_test
+
+    expected, weights = run("a", 0)
+    for iterations, workers in ((3, 0), (2, 0), (2, 1)):
+        for path in resume.newest_first(tmp_path / "a" / DENSE_STATE):
+            if int(path.stem[5:]) > iterations:
+                path.unlink()
+        found, again = run("a", workers)
+        assert f"goes on at iteration {iterations} of 3" in capsys.readouterr().err and found == expected
+        # how often a norm was updated is a count of batches, and of no consequence
+        assert not [name for name in weights if not torch.equal(weights[name], again[name]) and "num_batches" not in name]
+
+
+def test_clearing_removes_both_kinds_of_state(tmp_path: Path) -> None:
+    training_state.clear(tmp_path)
+    training_state.save(tmp_path, "a", {"epoch": 1})
+    resume.save(tmp_path / DENSE_STATE, 1, {"identity": "a", "iteration": 1})
+    (tmp_path / "coco.log").write_text("kept")
+    training_state.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["coco.log"]
+
+
+def test_the_identity_of_a_training(encoder: Encoder, world: Path, tmp_path: Path) -> None:
+    """It tells settings apart, and neither the order of keys nor the process nor the number of loading processes."""
+
+    def identity(device: str, workers: int = 0, reverse: bool = False, lr: float = 1e-3, precision: str = "bf16", seed: int = 0) -> str:
+        env = Env(world, tmp_path, device=device, workers=workers, seed=seed)
+        cfg = recipes.read_recipe("mask_rcnn_vitdet_demo_coco")
+        detector.fill_encoder(cfg, encoder)
+        recipes.shorten(cfg, None, None, lr)
+        detector.fill_data(cfg, "coco", env)
+        mixed_precision.use(cfg, precision, device)
+        if reverse:
+            content = cfg.to_dict()
+            cfg = Config({key: _reversed(content[key]) for key in reversed(content)})
+        return identity_of(cfg, encoder, env)
+
+    first = identity("cuda:0")
+    assert first == identity("cuda:1") == identity("cuda", 3) == identity("cuda:0", reverse=True)
+    others = [identity("cpu"), identity("cuda:0", lr=1e-4), identity("cuda:0", precision="fp16"), identity("cuda:0", seed=1)]
+    assert len({first, *others}) == 5
+
+
+def _reversed(value: Any) -> Any:
+    return {key: _reversed(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+
+def test_processes_that_see_other_states_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resume.save(tmp_path, 4, {"identity": "a", "iteration": 4, "random": [{}, {}]})
+    monkeypatch.setattr(resume, "get_world_size", lambda: 2)
+    monkeypatch.setattr(resume, "all_gather_object", lambda value: [value, 0])
+    with pytest.raises(UserError, match=r"from the iterations \[4, 0\]; give all of them the same output folder"):
+        resume.Resume(str(tmp_path), "a", 2).before_train(None)
 
 
 def test_states_are_saved_between_steps() -> None:

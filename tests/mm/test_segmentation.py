@@ -22,11 +22,13 @@ from timm.models.resnet import Bottleneck, ResNet
 from evaluate import segmentation
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
-from evaluate.mm import hooks, recipes, runner, segmenter
+from evaluate.mm import hooks, recipes, segmenter
 from evaluate.mm.multi_scale import MultiScale, Views, resize_short, short_sides
 from evaluate.mm.optimizer import parameter_groups
+from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
+from evaluate.runtime.settings import override
 from tests.factories import MEAN, STD, tiny_encoder
 
 RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -119,8 +121,8 @@ def test_mixed_precision_is_in_force(precision: str, expected: torch.dtype, enco
 
 
 def test_a_precision_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match="precision is one of auto, fp32"):
-        segmentation.Config(precision="half")
+    with pytest.raises(UserError, match="'precision' is one of auto, fp32"):
+        override(segmentation.PRESETS["paper"], {"precision": "half"})
 
 
 def test_sizes_of_several_scales() -> None:
@@ -197,9 +199,11 @@ from safetensors.torch import load_file
 from evaluate import segmentation
 from evaluate.encoder import Encoder, EncoderSpec
 from evaluate.mm import hooks
-from evaluate.harness.task import Env
+from evaluate.runtime import distributed
+from evaluate.runtime.env import Env
 import dataclasses, json
 torch.set_num_threads(1)
+distributed.start("cpu")
 weights, world, out = map(Path, sys.argv[1:4])
 
 def after_train(self, runner):
@@ -240,7 +244,7 @@ def test_two_processes(encoder: Encoder, world: Path, tmp_path: Path) -> None:
 
 def test_a_batch_that_processes_cannot_share_is_refused(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = recipe("upernet_vit_demo_ade20k", encoder)
-    monkeypatch.setattr(runner.distributed, "world", lambda: (0, 3))
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(UserError, match="4 images cannot be shared by 3 processes"):
         recipes.share_out(cfg, Env(tmp_path, tmp_path))
 

@@ -1,17 +1,22 @@
 """Both tasks train and evaluate for real, if briefly; the same seed gives the same numbers."""
 
 import dataclasses
+import json
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from evaluate import detection, segmentation
 from evaluate.encoder.model import Encoder
+from evaluate.harness.task import main
+from evaluate.runtime import training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
-from tests.factories import tiny_encoder, tiny_resnet
+from evaluate.runtime.settings import override
+from tests.factories import mae_state, tiny_encoder, tiny_resnet
 
 
 def run(module, encoder: Encoder, world: Path, folder: Path, **changes) -> tuple[dict, Env]:
@@ -37,6 +42,7 @@ def test_detection(dataset: str, encoder: Encoder, world: Path, tmp_path: Path, 
 def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Path) -> None:
     """Also with loading processes, and whatever an earlier run has left in its folder."""
     first, env = run(segmentation, encoder, world, tmp_path / "a", iterations=3)
+    training_state.clear(tmp_path / "a")  # as the harness does; otherwise the second would only test
     again, _ = run(segmentation, encoder, world, tmp_path / "a", iterations=3, workers=1)
     other, _ = run(segmentation, encoder, world, tmp_path / "b", iterations=3, seed=1, micro_batch=2)
     assert first == again != other
@@ -72,15 +78,18 @@ def test_a_broken_picture_is_one_sentence(encoder: Encoder, world: Path, tmp_pat
 
 
 def test_absent_data_and_packages_are_skipped(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Skip, match="lvis"):
-        run(detection, encoder, tmp_path, tmp_path / "a", dataset="lvis")
+    torch.save({"model": mae_state()}, tmp_path / "mae.pth")
+    command = ["--ckpt", str(tmp_path / "mae.pth"), "--data-root", str(tmp_path), "--out", str(tmp_path / "a"), "--set", "dataset=lvis"]
+    assert main("detection", command) == 3
+    (record,) = (json.loads(path.read_text()) for path in (tmp_path / "a/records").glob("*.json"))
+    assert record["status"] == "skipped" and "lvis" in record["reason"]
     monkeypatch.setitem(sys.modules, "mmcv.ops", None)
     with pytest.raises(Skip, match="uv sync"):
         run(segmentation, encoder, world, tmp_path / "b")
 
 
 def test_contradictions_are_refused() -> None:
-    with pytest.raises(ValueError, match="coco, lvis or voc"):
-        detection.Config(dataset="openimages")
-    with pytest.raises(ValueError, match="iterations"):
-        segmentation.Config(iterations=0)
+    with pytest.raises(UserError, match="coco, lvis, voc, not 'openimages'"):
+        override(detection.PRESETS["paper"], {"dataset": "openimages"})
+    with pytest.raises(UserError, match="'iterations' is a whole number above 0"):
+        override(segmentation.PRESETS["paper"], {"iterations": "0"})

@@ -1,68 +1,46 @@
-"""What both ViT backbones are built of: attention with a bias, MLP, block, and loading from the canonical encoder by name.
+"""What both ViT backbones are built of: the block, the position embedding, and loading from the canonical encoder by name.
 
 Axes: B batch, N tokens, D width, h w patch grid. Parameter names are timm's, so that the encoder's tensors load without renaming.
 """
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath, LayerScale, Mlp
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-
-class QuickGELU(nn.Module):
-    """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
-
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
-
-
-class MLP(nn.Module):
-    """fc1, activation, fc2."""
-
-    def __init__(self, width: int, hidden: int, activation: str) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.act = ACTIVATIONS[activation]()
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(x)))
-
-
-class LayerScale(nn.Module):
-    """A learnt factor a channel."""
-
-    def __init__(self, width: int, initial: float = 1.0) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((width,), initial))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
-
-
-class DropPath(nn.Module):
-    """Drops the whole residual branch of a sample with the given probability (stochastic depth)."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.probability == 0:
-            return x
-        keep = 1 - self.probability
-        return x * (torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) < keep).to(x.dtype) / keep
+from evaluate.encoder.model import ACTIVATIONS
+from evaluate.encoder.spec import EncoderSpec
 
 
 def drop_path_rates(highest: float, depth: int) -> list[float]:
     """Stochastic depth of each block, from 0 to ``highest`` linearly."""
     return [highest * index / max(depth - 1, 1) for index in range(depth)]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block of channels-last tokens; ``attention`` gets what ``forward`` gets besides them."""
+
+    def __init__(
+        self, attention: nn.Module, width: int, hidden: int, eps: float, activation: str, layer_scale: bool, drop: float
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = attention
+        self.ls1 = LayerScale(width, init_values=1.0) if layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, hidden, act_layer=ACTIVATIONS[activation])
+        self.ls2 = LayerScale(width, init_values=1.0) if layer_scale else nn.Identity()
+        self.drop_path = DropPath(drop)
+
+    def forward(self, x: Tensor, *grid: tuple[int, int]) -> Tensor:
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), *grid)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
 class PatchEmbed(nn.Module):
@@ -81,19 +59,22 @@ class PatchEmbed(nn.Module):
 
 
 def resize_pos_embed(pos_embed: Tensor, has_class_row: bool, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
-    """The class token's row (1, 1, D) or None, and the others resized to the grid, (1, h, w, D).
-
-    Bicubic, align_corners False, no antialias, as detectron2 and mmseg do.
-    """
+    """The class token's row (1, 1, D) or None, and the others resized to the grid, (1, h, w, D)."""
     prefix = pos_embed[:, :1] if has_class_row else None
     patches = pos_embed[:, 1:] if has_class_row else pos_embed
     side = round(patches.shape[1] ** 0.5)
     if side * side != patches.shape[1]:
         raise ValueError(f"a position embedding of {patches.shape[1]} patches is not square")
     patches = patches.reshape(1, side, side, -1)
-    if (side, side) != tuple(grid):
-        patches = F.interpolate(patches.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
-    return prefix, patches
+    return prefix, resize_grid(patches, grid)
+
+
+def resize_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position rows (1, h, w, D) resized to the grid: bicubic, align_corners False, no antialias, as detectron2 and mmseg do."""
+    if tuple(patches.shape[1:3]) == tuple(grid):
+        return patches
+    resized = F.interpolate(patches.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
 
 
 def has_class_row(pos_embed: Tensor) -> bool:
@@ -135,7 +116,7 @@ def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], c
     return full
 
 
-def plain_state(spec: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def plain_state(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """An encoder's tensors under the names of a plain timm ViT with a position embedding and without registers.
 
     BEiT's separate query and value biases become one (its keys have none), its gammas layer scales; an encoder without position
@@ -190,7 +171,37 @@ def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Mapping[str, 
     return {"matched": matched, "new": list(begins), "dropped": [n for n in state if n not in own]}
 
 
-def sizes_of(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
+class ViTBackbone(nn.Module, ABC):
+    """What both ViT backbones can do with a canonical encoder."""
+
+    checkpointing: bool
+    """Recompute activations in the backward pass to save memory."""
+
+    @staticmethod
+    @abstractmethod
+    def arguments(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
+        """The constructor's arguments that follow from the encoder, as plain values for a config."""
+
+    @abstractmethod
+    def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
+        """Loads the encoder's tensors strictly, as ``load_encoder`` does, and returns the same."""
+
+    @classmethod
+    def from_spec(cls, spec: EncoderSpec, state: dict[str, Tensor], **settings: Any) -> Self:
+        """The encoder's backbone with its weights, which it shares with ``state`` where no resizing is needed."""
+        with torch.device("meta"):
+            backbone = cls(**cls.arguments(spec, state), **settings)
+        backbone.load(spec, state)
+        return backbone
+
+    def run_block(self, block: nn.Module, x: Tensor, *grid: tuple[int, int]) -> Tensor:
+        """A block's output."""
+        if self.checkpointing and self.training:
+            return checkpoint(block, x, *grid, use_reentrant=False)
+        return block(x, *grid)
+
+
+def sizes_of(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
     """The keyword arguments that both backbones take from the encoder's spec and its plain state."""
     return {
         "patch_size": spec.patch_size,

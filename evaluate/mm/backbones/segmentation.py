@@ -2,7 +2,7 @@
 
 Global attention in all blocks, the class token kept through them, a relative position bias a block (from zero) and layer scale
 (from one, or the encoder's own). mmseg's class works at one input size only; here the position embedding and the bias tables are
-interpolated. Imports only torch. Axes: B batch, N tokens, D width, h w patch grid.
+interpolated. No mm* package is imported. Axes: B batch, N tokens, D width, h w patch grid.
 """
 
 from typing import Any
@@ -10,18 +10,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm.backbones.layers import (
-    MLP,
-    DropPath,
-    LayerScale,
+    Block,
     PatchEmbed,
+    ViTBackbone,
     drop_path_rates,
     has_class_row,
     load_encoder,
     plain_state,
     relative_bias,
+    resize_grid,
     resize_pos_embed,
     resize_table,
     sizes_of,
@@ -57,25 +57,7 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(batch, count, width))
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block with layer scale."""
-
-    def __init__(self, width: int, heads: int, hidden: int, eps: float, activation: str, drop: float, base: tuple[int, int]) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads, base)
-        self.ls1 = LayerScale(width)
-        self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden, activation)
-        self.ls2 = LayerScale(width)
-        self.drop_path = DropPath(drop)
-
-    def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid)))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-
-
-class SegmentationBackbone(nn.Module):
+class SegmentationBackbone(ViTBackbone):
     """Image (B, 3, H, W) to the maps (B, D, H / patch, W / patch) after the blocks ``out_indices``.
 
     Args:
@@ -90,35 +72,28 @@ class SegmentationBackbone(nn.Module):
         out_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, final_norm: bool = False, checkpointing: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        base = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.base = base = (img_size[0] // patch_size, img_size[1] // patch_size)
         self.out_indices = out_blocks(depth) if out_indices is None else tuple(out_indices)
         self.checkpointing = checkpointing
-        self.base = base
         self.patch_embed = PatchEmbed(patch_size, width, patch_bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
         self.pos_embed = nn.Parameter(torch.zeros(1, base[0] * base[1] + int(class_position), width))
         self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
-        self.blocks = nn.ModuleList(Block(width, heads, hidden, eps, activation, drop, base) for drop in drop_path_rates(drop_path, depth))
+        self.blocks = nn.ModuleList(
+            Block(Attention(width, heads, base), width, hidden, eps, activation, True, drop)
+            for drop in drop_path_rates(drop_path, depth)
+        )
         self.norm = nn.LayerNorm(width, eps=eps) if final_norm else nn.Identity()
 
     @staticmethod
-    def arguments(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
-        """The constructor's arguments that follow from a canonical encoder, as plain values for a config."""
+    def arguments(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
         state = plain_state(spec, state)
         sizes = sizes_of(spec, state)
         del sizes["layer_scale"], sizes["positions"]  # this protocol always has the one; the other follows from img_size
         return {**sizes, "class_token": "cls_token" in state, "class_position": has_class_row(state["pos_embed"])}
 
-    @classmethod
-    def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "SegmentationBackbone":
-        """The backbone of a canonical encoder with its weights, which it shares with ``state`` where no resizing is needed."""
-        with torch.device("meta"):
-            backbone = cls(**cls.arguments(spec, state), **settings)
-        backbone.load(spec, state)
-        return backbone
-
-    def load(self, spec: Any, state: dict[str, Tensor]) -> dict[str, list[str]]:
-        """Loads an encoder's tensors strictly; returns the names matched, new and dropped. Raises ValueError on any other.
+    def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
+        """Loads the encoder's tensors strictly, as ``load_encoder`` does, and returns the same.
 
         The position embedding (and BEiT's bias) is resized to the training crop here, once, as MAE's protocol does.
         """
@@ -142,7 +117,7 @@ class SegmentationBackbone(nn.Module):
         x = self.norm_pre(x)
         maps = {}
         for index, block in enumerate(self.blocks):
-            x = checkpoint(block, x, grid, use_reentrant=False) if self.checkpointing and self.training else block(x, grid)
+            x = self.run_block(block, x, grid)
             if index in self.out_indices:
                 y = self.norm(x) if index == len(self.blocks) - 1 else x
                 maps[index] = y[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid).contiguous()
@@ -151,7 +126,5 @@ class SegmentationBackbone(nn.Module):
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
         """Position embedding for the grid; the stored rows are those of ``base``, which need not be square."""
         extra = self.pos_embed.shape[1] - self.base[0] * self.base[1]
-        patches = self.pos_embed[:, extra:].unflatten(1, self.base)
-        if grid != self.base:
-            patches = F.interpolate(patches.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
+        patches = resize_grid(self.pos_embed[:, extra:].unflatten(1, self.base), grid)
         return (self.pos_embed[:, :extra] if extra else None), patches

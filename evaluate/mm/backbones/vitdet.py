@@ -1,7 +1,7 @@
 """ViTDet's plain backbone and simple feature pyramid (Li et al., arXiv 2203.16527), as detectron2 commit 02b5c4e computes them.
 
 Window attention in most blocks, global attention in a few evenly spread ones, decomposed relative positions in all, no class token
-and no final norm. Imports only torch. Axes: B batch, D width, h w patch grid, S window side.
+and no final norm. No mm* package is imported. Axes: B batch, D width, h w patch grid, S window side.
 """
 
 from functools import partial
@@ -10,13 +10,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm.backbones.layers import (
-    MLP,
-    DropPath,
-    LayerScale,
+    Block,
     PatchEmbed,
+    ViTBackbone,
     drop_path_rates,
     has_class_row,
     load_encoder,
@@ -47,13 +46,14 @@ def relative_positions(table: Tensor, size: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention over a grid (B, h, w, D) with decomposed relative positions.
 
-    The relative term uses the unscaled query: softmax(q k^T / sqrt(C) + q . R_h + q . R_w). BEiT's own bias (``bias_side`` patches a
-    side; 0: none) is added to it; detectron2 has no such term and BEiT without it is another model.
+    With a ``window`` each window of so many patches a side attends to itself; 0 is global attention. The relative term uses the
+    unscaled query: softmax(q k^T / sqrt(C) + q . R_h + q . R_w). BEiT's own bias (``bias_side`` patches a side; 0: none) is added
+    to it; detectron2 has no such term and BEiT without it is another model.
     """
 
-    def __init__(self, width: int, heads: int, table_size: int, bias_side: int = 0) -> None:
+    def __init__(self, width: int, heads: int, window: int, table_size: int, bias_side: int = 0) -> None:
         super().__init__()
-        self.heads, self.bias_side = heads, bias_side
+        self.heads, self.window, self.bias_side = heads, window, bias_side
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * table_size - 1, width // heads))
@@ -62,6 +62,11 @@ class Attention(nn.Module):
             self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * bias_side - 1) ** 2 + 3, heads))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.window:
+            return from_windows(self._attend(to_windows(x, self.window)), x.shape[1], x.shape[2])
+        return self._attend(x)
+
+    def _attend(self, x: Tensor) -> Tensor:
         batch, h, w, width = x.shape
         query, key, value = self.qkv(x).reshape(batch, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         grid = query.reshape(batch, self.heads, h, w, -1)
@@ -91,41 +96,17 @@ def from_windows(windows: Tensor, h: int, w: int) -> Tensor:
     return x.reshape(-1, rows * side, columns * side, width)[:, :h, :w]
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block over a grid (B, h, w, D); ``window`` 0 is global attention."""
-
-    def __init__(
-        self, width: int, heads: int, hidden: int, eps: float, activation: str, layer_scale: bool, bias_side: int, drop: float, window: int, table: int
-    ) -> None:
-        super().__init__()
-        self.window = window
-        self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.attn = Attention(width, heads, table, bias_side)
-        self.ls1 = LayerScale(width) if layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = MLP(width, hidden, activation)
-        self.ls2 = LayerScale(width) if layer_scale else nn.Identity()
-        self.drop_path = DropPath(drop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm1(x)
-        if self.window:
-            y = from_windows(self.attn(to_windows(y, self.window)), x.shape[1], x.shape[2])
-        else:
-            y = self.attn(y)
-        x = x + self.drop_path(self.ls1(y))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
-
-
-class ViTDetBackbone(nn.Module):
+class ViTDetBackbone(ViTBackbone):
     """Plain ViT for detection: image (B, 3, H, W) to a tuple of one map (B, D, H / patch, W / patch).
+
+    With fresh relative positions and one window covering the image, it computes the encoder's own patch tokens, but for the
+    class token, which takes no part here.
 
     Args:
         positions: rows of the pretrained position embedding, the class token's included if there is one.
         img_size: training image side in pixels; sets the length of the global blocks' relative tables.
         window: side of the attention windows in patches.
         global_indices: blocks with global attention.
-        checkpointing: recompute activations in the backward pass to save memory.
         bias_side: patches a side for which an encoder's relative position bias (BEiT's) was made; 0: it has none.
     """
 
@@ -137,35 +118,20 @@ class ViTDetBackbone(nn.Module):
         super().__init__()
         global_indices = global_blocks(depth) if global_indices is None else global_indices
         self.checkpointing = checkpointing
-        self.width, self.patch_size = width, patch_size
         self.patch_embed = PatchEmbed(patch_size, width, patch_bias)
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
         self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
         spans = [(0, img_size // patch_size) if i in global_indices else (window, window) for i in range(depth)]
         self.blocks = nn.ModuleList(
-            Block(width, heads, hidden, eps, activation, layer_scale, bias_side, drop, *span)
+            Block(Attention(width, heads, *span, bias_side), width, hidden, eps, activation, layer_scale, drop)
             for drop, span in zip(drop_path_rates(drop_path, depth), spans, strict=True)
         )
 
     @staticmethod
-    def arguments(spec: Any, state: dict[str, Tensor]) -> dict[str, Any]:
-        """The constructor's arguments that follow from a canonical encoder, as plain values for a config."""
+    def arguments(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
         return {**sizes_of(spec, plain_state(spec, state)), "bias_side": spec.img_size // spec.patch_size if spec.rel_pos_bias else 0}
 
-    @classmethod
-    def from_spec(cls, spec: Any, state: dict[str, Tensor], **settings: Any) -> "ViTDetBackbone":
-        """The backbone of a canonical encoder with its weights, which it shares with ``state``.
-
-        With fresh relative positions and one window covering the image, it computes the encoder's own patch tokens, but for
-        the class token, which takes no part here.
-        """
-        with torch.device("meta"):
-            backbone = cls(**cls.arguments(spec, state), **settings)
-        backbone.load(spec, state)
-        return backbone
-
-    def load(self, spec: Any, state: dict[str, Tensor]) -> dict[str, list[str]]:
-        """Loads an encoder's tensors strictly; returns the names matched, new and dropped. Raises ValueError on any other."""
+    def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
         return load_encoder(self, plain_state(spec, state), NEW, DROPPED)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
@@ -178,7 +144,7 @@ class ViTDetBackbone(nn.Module):
         _, positions = resize_pos_embed(self.pos_embed, has_class_row(self.pos_embed), grid)
         x, outputs = self.norm_pre(patches + positions), [patches]
         for block in self.blocks:
-            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+            x = self.run_block(block, x)
             outputs.append(x)
         return outputs
 
