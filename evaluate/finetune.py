@@ -151,7 +151,7 @@ def how_it_was_made(config: Config, env: Env, setup: "Setup", immaterial: list[s
         "config": as_json(config),
         "paper_config": as_json(PRESETS["paper"]),
         # as evaluate.harness.protocol has it for a record
-        "immaterial": [*immaterial, "max_unreadable_images", *(["precision"] if allowed else [])],
+        "immaterial": sorted([*immaterial, "max_unreadable_images", *(["precision"] if allowed else [])]),
         "limit": env.limit,
         "seed": env.seed,
         "images_asked": {"train": setup.train.asked},
