@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from mmengine.config import Config, ConfigDict
+
 from evaluate.data.coco import ANNOTATIONS, IMAGES, read_annotations, require_scorable
 from evaluate.data.voc import read_voc
+from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.vitdet import ViTDetBackbone
 from evaluate.runtime.env import Env
@@ -26,7 +29,8 @@ LARGE = {24: (0.4, 0.8), 32: (0.5, 0.9)}  # depth: drop path and layer decay of 
 def recipe_of(recipe: str, dataset: str, family: str) -> str:
     """The file of mm_configs/ for an encoder of this family; ``recipe`` is "paper", "demo" or a file's name.
 
-    Raises UserError where there is none, or another family's is asked for.
+    Raises:
+        UserError: there is none, or another family's is asked for.
     """
     own, other = ("_vitdet_", "_resnet_") if family == "vit" else ("_resnet_", "_vitdet_")
     name = RECIPES.get((family, recipe, dataset), recipe)
@@ -38,7 +42,7 @@ def recipe_of(recipe: str, dataset: str, family: str) -> str:
     return name
 
 
-def fill_encoder(cfg: Any, encoder: Any) -> None:
+def fill_encoder(cfg: Config, encoder: Encoder) -> None:
     """Puts in what follows from the encoder: width, depth, strides and normalization."""
     spec, model = encoder.spec, cfg.model
     strides = [4, 8, 16, 32, 64]
@@ -63,7 +67,7 @@ def fill_encoder(cfg: Any, encoder: Any) -> None:
         model.roi_head.mask_roi_extractor.featmap_strides = strides[:4]
 
 
-def _fill_c4(model: Any, arguments: dict[str, Any], before: int, after: int) -> None:
+def _fill_c4(model: ConfigDict, arguments: dict[str, Any], before: int, after: int) -> None:
     """The channels before and after the encoder's last stage, which is a part of the head."""
     model.rpn_head.update(in_channels=before, feat_channels=before)
     model.roi_head.shared_head.update(arguments)
@@ -73,7 +77,7 @@ def _fill_c4(model: Any, arguments: dict[str, Any], before: int, after: int) -> 
         model.roi_head.mask_head.in_channels = after
 
 
-def fill_data(cfg: Any, dataset: str, env: Env) -> int:
+def fill_data(cfg: Config, dataset: str, env: Env) -> int:
     """Puts in folders, classes and limits; returns how many images are to be tested."""
     train, val = (env.data_root / name for name in ANNOTATIONS[dataset])
     for loader, annotations in ((cfg.train_dataloader, train), (cfg.test_dataloader, val)):
@@ -92,7 +96,7 @@ def fill_data(cfg: Any, dataset: str, env: Env) -> int:
     return require_scorable(val, read_annotations(val), env.limit)
 
 
-def fill_classes(cfg: Any, image_counts: list[int | None]) -> None:
+def fill_classes(cfg: Config, image_counts: list[int | None]) -> None:
     """Puts in the number of classes and, for the federated loss, how many training images hold each."""
     head = cfg.model.roi_head
     for part in (head.bbox_head, head.mask_head):

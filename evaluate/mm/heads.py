@@ -13,7 +13,9 @@ from mmdet.models.task_modules.assigners import AssignResult, BboxOverlaps2D
 from mmdet.models.task_modules.samplers import SamplingResult
 from mmdet.models.utils import empty_instances, unpack_gt_instances
 from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox2roi, scale_boxes
+from mmengine.config import ConfigDict
 from mmengine.model import ModuleList
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -31,7 +33,9 @@ class Matcher:
         self.positive, self.negative, self.low_quality = positive, negative, low_quality
         self.overlaps = BboxOverlaps2D()
 
-    def assign(self, pred_instances: InstanceData, gt_instances: InstanceData, gt_instances_ignore: Any = None) -> AssignResult:
+    def assign(
+        self, pred_instances: InstanceData, gt_instances: InstanceData, gt_instances_ignore: InstanceData | None = None
+    ) -> AssignResult:
         """mmdet's form of the answer: 0 negative, -1 ignored, i + 1 the true box i. Nothing is set aside as to be ignored."""
         regions, boxes, labels = pred_instances.priors, gt_instances.bboxes, gt_instances.labels
         if len(boxes) == 0 or len(regions) == 0:
@@ -73,7 +77,8 @@ class CascadeRoIHead(StandardRoIHead):
     def init_bbox_head(self, bbox_roi_extractor: dict[str, Any], bbox_head: dict[str, Any]) -> None:
         """Called by mmdet's constructor."""
         self.bbox_roi_extractor = MODELS.build(bbox_roi_extractor)
-        stages = [{**bbox_head, "reg_class_agnostic": True, "bbox_coder": {**bbox_head["bbox_coder"], "target_stds": stds}} for stds in STAGE_STDS]
+        coders = [{**bbox_head["bbox_coder"], "target_stds": stds} for stds in STAGE_STDS]
+        stages = [{**bbox_head, "reg_class_agnostic": True, "bbox_coder": coder} for coder in coders]
         # mmengine's list: torch's would not pass on init_weights
         self.bbox_head = ModuleList(MODELS.build(stage) for stage in stages)
 
@@ -82,20 +87,22 @@ class CascadeRoIHead(StandardRoIHead):
         super().init_assigner_sampler()
         self.later_assigners = [Matcher(iou, iou, low_quality=False) for iou in LATER_IOUS]
 
-    def loss(self, x: tuple[Tensor], rpn_results_list: list[InstanceData], batch_data_samples: list[Any]) -> dict[str, Tensor]:
+    def loss(
+        self, x: tuple[Tensor], rpn_results_list: list[InstanceData], batch_data_samples: list[DetDataSample]
+    ) -> dict[str, Tensor]:
         """The losses by name, ``s0.``, ``s1.`` … before those of a stage."""
         truths, _, metas = unpack_gt_instances(batch_data_samples)
-        found = [InstanceData(priors=result.bboxes) for result in rpn_results_list]
+        proposals = [InstanceData(priors=result.bboxes) for result in rpn_results_list]
         samples = first = [
             self.bbox_sampler.sample(self.bbox_assigner.assign(regions, truth), regions, truth)
-            for regions, truth in zip(found, truths, strict=True)
+            for regions, truth in zip(proposals, truths, strict=True)
         ]
         losses: dict[str, Tensor] = {}
         refined: list[Tensor] = []
         for stage, head in enumerate(self.bbox_head):
             if stage:
                 samples = [
-                    everything(boxes[_is_box(boxes)], truth, self.later_assigners[stage - 1])
+                    match_all(boxes[_is_box(boxes)], truth, self.later_assigners[stage - 1])
                     for boxes, truth in zip(refined, truths, strict=True)
                 ]
             rois = bbox2roi([sample.priors for sample in samples])
@@ -125,7 +132,7 @@ class CascadeRoIHead(StandardRoIHead):
         x: tuple[Tensor],
         batch_img_metas: list[dict[str, Any]],
         rpn_results_list: list[InstanceData],
-        rcnn_test_cfg: Any,
+        rcnn_test_cfg: ConfigDict,
         rescale: bool = False,
     ) -> list[InstanceData]:
         """Each image's ``bboxes``, ``scores`` and ``labels``."""
@@ -140,10 +147,10 @@ class CascadeRoIHead(StandardRoIHead):
             mean = mean + (head.loss_cls.get_activation(scores) if head.custom_activation else scores.softmax(-1)) / len(self.bbox_head)
             boxes = self.refine(head, rois, deltas, batch_img_metas)
         results = []
-        for found, scores, meta in zip(boxes, mean.split(counts), batch_img_metas, strict=True):
+        for refined, scores, meta in zip(boxes, mean.split(counts), batch_img_metas, strict=True):
             if rescale:
-                found = scale_boxes(found, [1 / factor for factor in meta["scale_factor"]])
-            kept, labels = multiclass_nms(found, scores, rcnn_test_cfg.score_thr, rcnn_test_cfg.nms, rcnn_test_cfg.max_per_img)
+                refined = scale_boxes(refined, [1 / factor for factor in meta["scale_factor"]])
+            kept, labels = multiclass_nms(refined, scores, rcnn_test_cfg.score_thr, rcnn_test_cfg.nms, rcnn_test_cfg.max_per_img)
             results.append(InstanceData(bboxes=kept[:, :4], scores=kept[:, 4], labels=labels))
         return results
 
@@ -153,8 +160,8 @@ def _is_box(boxes: Tensor) -> Tensor:
     return (boxes[:, 2:] > boxes[:, :2]).all(1)
 
 
-def everything(boxes: Tensor, truth: InstanceData, matcher: Matcher) -> SamplingResult:
-    """All boxes, matched: what a sampler would give that leaves none out."""
+def match_all(boxes: Tensor, truth: InstanceData, matcher: Matcher) -> SamplingResult:
+    """All boxes matched to the true ones, as a sampler that leaves none out would give them."""
     matched = matcher.assign(InstanceData(priors=boxes), truth)
     positive, negative = (torch.nonzero(part).flatten() for part in (matched.gt_inds > 0, matched.gt_inds == 0))
     return SamplingResult(positive, negative, boxes, truth.bboxes, matched, boxes.new_zeros(len(boxes), dtype=torch.uint8))

@@ -34,6 +34,7 @@ class Views:
     """
 
     def __init__(self, crop: int, ratios: Sequence[float]) -> None:
+        # here, since the runner imports this module, also for a benchmark that has not provided mmcv's operators yet
         from mmseg.datasets.transforms import PackSegInputs
 
         self.sides = short_sides(crop, ratios)
@@ -45,8 +46,9 @@ class Views:
             image = resize_short(sample["img"], side)
             for flip in (False, True):
                 view = np.ascontiguousarray(image[:, ::-1]) if flip else image
-                said = {"img": view, "img_shape": view.shape[:2], "flip": flip, "flip_direction": "horizontal" if flip else None}
-                packed.append(self.pack({**sample, **said, "weight": weight}))
+                direction = "horizontal" if flip else None
+                described = {"img": view, "img_shape": view.shape[:2], "flip": flip, "flip_direction": direction}
+                packed.append(self.pack({**sample, **described, "weight": weight}))
         return {key: [view[key] for view in packed] for key in ("inputs", "data_samples")}
 
 
@@ -65,7 +67,7 @@ class MultiScale(nn.Module):
         """The data sample of one picture with ``pred_sem_seg``; the views are taken one after another, so that few logits are kept."""
         total: Any = 0.0
         for inputs, samples in zip(data["inputs"], data["data_samples"], strict=True):
-            (found,) = self.segmentor.test_step({"inputs": inputs, "data_samples": samples})
-            total = total + found.metainfo["weight"] * found.seg_logits.data.softmax(0)
-        found.pred_sem_seg = PixelData(data=total.argmax(0, keepdim=True))
-        return [found]
+            (view,) = self.segmentor.test_step({"inputs": inputs, "data_samples": samples})
+            total = total + view.metainfo["weight"] * view.seg_logits.data.softmax(0)
+        view.pred_sem_seg = PixelData(data=total.argmax(0, keepdim=True))
+        return [view]

@@ -91,7 +91,7 @@ class Resume(Hook):
         self.random = state["random"][get_rank()]
         print(f"goes on at iteration {state['iteration']} of {runner.max_iters}", file=sys.stderr)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
         self._restore_random()  # only now: making the data loader's iterator draws from torch's generator
 
     def after_train(self, runner: Runner) -> None:
@@ -105,7 +105,7 @@ class Resume(Hook):
             self.random = None
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+        self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, torch.Tensor]
     ) -> None:
         done = runner.iter + 1
         if done % self.interval and done != runner.max_iters:
