@@ -5,9 +5,10 @@
     python -m evaluate.mm.benchmark --size tiny --recipe mask_rcnn_vitdet_demo_coco --device cpu
 
 Weights and pictures are noise, with as many objects as COCO's: time does not depend on what they show. detectron2's
-seconds were recorded on an A100; they are multiplied by its peak rate (312 TFLOP/s in half precision) over the rate of a matrix product
-measured here in the same run. An A100 itself reaches about three quarters of its peak, so on another card the scaled time is a goal
-that is a little too hard. Reading and jittering pictures is left to loading processes and not in these times.
+seconds were recorded on an A100; they are multiplied by its peak rate (312 TFLOP/s in half precision) over the rate of
+a matrix product measured here in the same run. An A100 itself reaches about three quarters of its peak, so on another
+card the scaled time is a goal that is a little too hard. Reading and jittering pictures is left to loading processes
+and not in these times.
 """
 
 import argparse
@@ -55,7 +56,7 @@ def random_encoder(size: str) -> Encoder:
     spec = EncoderSpec(
         family="vit", embed_dim=width, depth=depth, num_heads=heads, patch_size=patch, img_size=side, class_token=True, final_norm=True,
         mean=(0.5,) * 3, std=(0.25,) * 3,
-    )  # fmt: skip
+    )
     generator = torch.Generator().manual_seed(0)
     return Encoder(spec, {name: 0.02 * torch.randn(value.shape, generator=generator) for name, value in build_vit(spec).state_dict().items()})
 

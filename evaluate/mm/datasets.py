@@ -25,7 +25,7 @@ Pipeline = list[Callable[[Any], Any] | dict[str, Any]]  # steps from sample to s
 
 
 def polygons_of(segmentation: Any, height: int, width: int) -> list[np.ndarray]:
-    """An annotation's parts as (2 n,) x, y in pixels; run lengths are traced, parts of fewer than three points left out."""
+    """An annotation's parts as (2 n,) x, y in pixels: run lengths traced, parts of fewer than three points left out."""
     if isinstance(segmentation, dict):
         encoded = rle.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
         contours, _ = cv2.findContours(rle.decode(encoded), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -37,9 +37,10 @@ def polygons_of(segmentation: Any, height: int, width: int) -> list[np.ndarray]:
 
 
 class SampleSet(Dataset[Any]):
-    """Samples that go through a pipeline whose random numbers depend on ``seed`` and the sample's place in the stream only.
+    """Samples that go through a pipeline.
 
-    So neither the number of workers nor an interruption changes them.
+    Its random numbers depend on ``seed`` and on the sample's place in the stream only, so that neither the number of
+    workers nor an interruption changes them.
     """
 
     def __init__(self, samples: list[Sample], pipeline: Pipeline, seed: int) -> None:
@@ -143,7 +144,10 @@ def seed_sample(seed: int, place: int) -> None:
 
 
 class VOCSet(InstanceSet):
-    """``InstanceSet`` over VOCdevkit; ``annotations`` is that folder and ``folder`` the lists, joined by a plus: 2007/trainval+2012/trainval."""
+    """``InstanceSet`` over PASCAL VOC.
+
+    ``annotations`` is the folder VOCdevkit and ``folder`` the lists, joined by a plus: 2007/trainval+2012/trainval.
+    """
 
     def read(self, annotations: str, folder: str) -> dict[str, Any]:
         """The parsed sets."""

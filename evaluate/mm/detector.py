@@ -38,7 +38,8 @@ def recipe_of(recipe: str, dataset: str, family: str) -> str:
         known = ", ".join(sorted({f"{setting} of {data}" for kind, setting, data in RECIPES if kind == family}))
         raise UserError(f"there is no {recipe} recipe of {dataset} for a {family} encoder; there is {known}")
     if other in name or own not in name:
-        raise UserError(f"recipe {name} is not for a {family} encoder; choose one with {own.strip('_')} in its name from mm_configs/")
+        remedy = f"choose one with {own.strip('_')} in its name from mm_configs/"
+        raise UserError(f"recipe {name} is not for a {family} encoder; {remedy}")
     return name
 
 

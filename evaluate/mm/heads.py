@@ -24,9 +24,10 @@ from torch import Tensor, nn
 class Matcher:
     """Which true box a region belongs to, by detectron2's rule.
 
-    Positive from ``positive`` IoU on, negative below ``negative``, ignored in between. With ``low_quality`` the best regions of each true
-    box are positive too, however bad, and still belong to the box that they overlap most. mmdet's own assigner asks 0.3 of these
-    (objects much smaller than the smallest anchor then have none) and gives them to the other box.
+    Positive from ``positive`` IoU on, negative below ``negative``, ignored in between. With ``low_quality`` the best
+    regions of each true box are positive too, however bad, and still belong to the box that they overlap most. mmdet's
+    own assigner asks 0.3 of these (objects much smaller than the smallest anchor then have none) and gives them to the
+    other box.
     """
 
     def __init__(self, positive: float, negative: float, low_quality: bool) -> None:
@@ -36,7 +37,7 @@ class Matcher:
     def assign(
         self, pred_instances: InstanceData, gt_instances: InstanceData, gt_instances_ignore: InstanceData | None = None
     ) -> AssignResult:
-        """mmdet's form of the answer: 0 negative, -1 ignored, i + 1 the true box i. Nothing is set aside as to be ignored."""
+        """The regions' true boxes in mmdet's form: 0 negative, -1 ignored, i + 1 the true box i."""
         regions, boxes, labels = pred_instances.priors, gt_instances.bboxes, gt_instances.labels
         if len(boxes) == 0 or len(regions) == 0:
             none = torch.zeros(len(regions), dtype=torch.long, device=regions.device)
@@ -52,7 +53,7 @@ class Matcher:
 
 
 class MaskHead(FCNMaskHead):
-    """mmdet's mask head, whose last layer begins with a standard deviation of 0.001, as detectron2's; mmdet begins it like the others."""
+    """mmdet's mask head, but the last layer begins with a standard deviation of 0.001, as detectron2's does."""
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -66,9 +67,9 @@ LATER_IOUS = (0.6, 0.7)  # from which a region is positive in the second and thi
 class CascadeRoIHead(StandardRoIHead):
     """Cascade R-CNN (arXiv 1712.00726) as detectron2 does it; mmdet's differs in every point named here.
 
-    Regions are sampled once and later stages take all of them, matched anew. The losses of the stages count alike and their
-    gradient reaches the features by one part in the number of stages. One mask head learns from the first stage's regions. In
-    testing the stages' probabilities, not their logits, are averaged.
+    Regions are sampled once and later stages take all of them, matched anew. The losses of the stages count alike and
+    their gradient reaches the features by one part in the number of stages. One mask head learns from the first stage's
+    regions. In testing the stages' probabilities, not their logits, are averaged.
 
     Args:
         bbox_head: of a plain detector; each stage has one like it, class-agnostic and with deltas of its own scale.

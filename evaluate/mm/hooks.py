@@ -1,4 +1,4 @@
-"""Hooks of a dense training: plain progress lines, an end where the loss is not finite, and BatchNorm statistics made anew."""
+"""Hooks of a dense training: progress lines, an end where the loss is not finite, and precise BatchNorm statistics."""
 
 import math
 import sys
@@ -37,25 +37,17 @@ class Progress(Hook):
             self.first = runner.iter
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
-        if self._is_due(runner):
-            done = runner.iter + 1
-            left = (self.last - self.begun) / (done - self.first) * (runner.max_iters - done)
-            self._print(f"{done}/{runner.max_iters}, loss {float(outputs['loss']):.3f}, {left:.0f} s left")
+        done = runner.iter + 1
+        left = (time.monotonic() - self.begun) / (done - self.first) * (runner.max_iters - done)
+        self._print(runner, f"{done}/{runner.max_iters}, loss {float(outputs['loss']):.3f}, {left:.0f} s left")
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
-        if self._is_due(runner):
-            self._print(f"tested {batch_idx + 1}/{len(runner.test_dataloader)}")
+        self._print(runner, f"tested {batch_idx + 1}/{len(runner.test_dataloader)}")
 
-    def _is_due(self, runner: Runner) -> bool:
-        """Whether it is time for a line; if so, the next wait begins."""
-        now = time.monotonic()
-        if now - self.last < SECONDS_BETWEEN_LINES or runner.rank != 0:
-            return False
-        self.last = now
-        return True
-
-    def _print(self, line: str) -> None:
-        print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+    def _print(self, runner: Runner, line: str) -> None:
+        if runner.rank == 0 and time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
+            self.last = time.monotonic()
+            print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 
 
 class FiniteLoss(Hook):
@@ -73,10 +65,11 @@ class FiniteLoss(Hook):
 
 
 class PreciseBN(Hook):
-    """After the training, sets each running mean and variance to the plain average over some training batches with the final weights.
+    """After the training, sets running means and variances to plain averages over some batches with the final weights.
 
-    Running averages follow weights that are still moving. The batches are the first of the stream, and the random numbers go on from
-    the last iteration, so that neither an interruption nor the number of loading processes changes the outcome.
+    Running averages follow weights that are still moving. The batches are the first of the stream, and the random
+    numbers go on from the last iteration, so that neither an interruption nor the number of loading processes changes
+    the outcome.
 
     Args:
         batches: how many, on each process.

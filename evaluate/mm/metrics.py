@@ -25,14 +25,17 @@ FREQUENCIES = {"APr": "rare", "APc": "common", "APf": "frequent"}
 def average_precision(
     ground_truth: dict[str, Any], detections: list[dict[str, Any]], image_ids: Sequence[int], lvis: bool, max_detections: int
 ) -> dict[str, float]:
-    """AP in percent: ``box_ap``, ``mask_ap``, each with ``50`` and ``75``, and for LVIS with ``_rare``, ``_common``, ``_frequent``.
+    """AP in percent: ``box_ap`` and ``mask_ap``, each also with ``50`` and ``75`` at the end.
+
+    LVIS also has ``_rare``, ``_common`` and ``_frequent``.
 
     Args:
         ground_truth: the parsed annotation json.
         detections: COCO results, each with ``image_id``, ``category_id``, ``score``, ``bbox`` (x, y, width, height) and
             ``segmentation`` (compressed run lengths).
         image_ids: the images scored.
-        lvis: score by LVIS' rules; each image is first cut to its ``max_detections`` best over all classes, as lvis does on load.
+        lvis: score by LVIS' rules; each image is first cut to its ``max_detections`` best over all classes, as lvis
+            does on load.
 
     No detections are 0. A group of categories that the ground truth lacks has no key.
     """
@@ -120,7 +123,8 @@ class InstanceAP(BaseMetric):
         detections = [detection for _, of_image in results for detection in of_image]
         metrics = average_precision(self.ground_truth, detections, self.image_ids, self.lvis, self.max_detections)
         if len({"box_ap", "mask_ap"} & set(metrics)) < 2:
-            raise UserError(f"none of the {len(results)} images of {self.annotations} that were tested has an object; test more of them")
+            tested = f"{len(results)} images of {self.annotations} that were tested"
+            raise UserError(f"none of the {tested} has an object; test more of them")
         return {**metrics, "images": len(results)}
 
 
@@ -132,8 +136,9 @@ def class_precision(
 ) -> list[float]:
     """AP of one class at each of ``THRESHOLDS``, as the mean of the best precision from the recalls 0, 0.1, …, 1 on.
 
-    Detections are taken from the best score down (ties in the order given). Each looks only at the object that it overlaps most:
-    above the threshold it is right if that object was not yet found, else wrong; a difficult object counts as neither.
+    Detections are taken from the best score down (ties in the order given). Each looks only at the object that it
+    overlaps most: above the threshold it is right if that object was not yet found, else wrong; a difficult object
+    counts as neither.
 
     Args:
         truth: image to boxes (n, 4).
@@ -182,7 +187,13 @@ class VOCAP(BaseMetric):
         content = read_voc(Path(annotations), folder.split("+"))
         self.image_ids = [image["id"] for image in content["images"]][:limit]
         asked = set(self.image_ids)
-        self.annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in asked]
+        # of each class and image: the boxes in the files' pixels, and which are difficult
+        self.objects: list[dict[int, list[tuple[list[float], bool]]]] = [{} for _ in CLASSES]
+        for annotation in content["annotations"]:
+            if annotation["image_id"] in asked:
+                x, y, width, height = annotation["bbox"]
+                of_image = self.objects[annotation["category_id"]].setdefault(annotation["image_id"], [])
+                of_image.append(([x + 1, y + 1, x + width, y + height], annotation["difficult"]))
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keeps an image's boxes, in the files' pixels."""
@@ -202,17 +213,11 @@ class VOCAP(BaseMetric):
         """
         require_each_once([image for image, *_ in results], self.image_ids)
         precisions = []
-        for label in range(len(CLASSES)):
-            own = [annotation for annotation in self.annotations if annotation["category_id"] == label]
-            if not any(not annotation["difficult"] for annotation in own):
+        for label, by_image in enumerate(self.objects):
+            truth = {image: np.array([box for box, _ in objects]) for image, objects in by_image.items()}
+            difficult = {image: np.array([flag for _, flag in objects]) for image, objects in by_image.items()}
+            if all(flags.all() for flags in difficult.values()):
                 continue  # only in a part of the set: every class occurs in the whole
-            truth: dict[int, np.ndarray] = {}
-            difficult: dict[int, np.ndarray] = {}
-            for image in {annotation["image_id"] for annotation in own}:
-                here = [annotation for annotation in own if annotation["image_id"] == image]
-                corners = np.array([annotation["bbox"] for annotation in here])
-                truth[image] = np.concatenate([corners[:, :2] + 1, corners[:, :2] + corners[:, 2:]], 1)
-                difficult[image] = np.array([annotation["difficult"] for annotation in here])
             detections = [
                 (image, float(score), box)
                 for image, boxes, scores, labels in results
@@ -259,8 +264,13 @@ class MeanIoU(BaseMetric):
             self.results.append(count_pixels(predicted, labels, classes))
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """The metrics over all pictures. Raises UserError where the label maps hold nothing but "other", which is never scored."""
+        """The metrics over all pictures.
+
+        Raises:
+            UserError: the label maps hold nothing but "other", which is never scored.
+        """
         counts = torch.stack(results).sum(0)
         if not counts[2].any():
-            raise UserError(f"the {len(results)} label maps read from {self.dataset_meta['folder']} have no labelled pixel; restore them")
+            folder = self.dataset_meta["folder"]
+            raise UserError(f"the {len(results)} label maps read from {folder} have no labelled pixel; restore them")
         return {**scores(counts), "images": len(results)}

@@ -15,8 +15,8 @@ TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 def layer_id(name: str, num_layers: int, rule: Rule = "detectron2") -> int:
     """The layer of a parameter: 0 the embeddings, i + 1 block i, ``num_layers`` + 1 everything else.
 
-    The two libraries differ in the class token, which detectron2's ViTDet does not have and would put in the last layer. CLIP's norm
-    before the blocks counts as an embedding; neither library has such an encoder.
+    The two libraries differ in the class token, which detectron2's ViTDet does not have and would put in the last
+    layer. CLIP's norm before the blocks counts as an embedding; neither library has such an encoder.
     """
     if not name.startswith("backbone"):
         return num_layers + 1
@@ -38,9 +38,10 @@ def weight_decay_of(name: str, owner: nn.Module, parameter: nn.Parameter, weight
     """The weight decay of one parameter.
 
     Args:
-        rule: ``detectron2`` exempts torch's norm layers and ``pos_embed``, and decays biases, relative positions and the
-            channels-first LayerNorm. ``mmseg`` exempts what has one axis, and biases; it decays ``pos_embed`` and ``cls_token``. Its
-            code means to spare them, but compares names without their prefix; the published numbers come from the code, so we follow it.
+        rule: ``detectron2`` exempts torch's norm layers and ``pos_embed``, and decays biases, relative positions and
+            the channels-first LayerNorm. ``mmseg`` exempts what has one axis, and biases; it decays ``pos_embed`` and
+            ``cls_token``. Its code means to spare them, but compares names without their prefix; the published numbers
+            come from the code, so we follow it.
     """
     own_name = name.rpartition(".")[2]
     if rule == "detectron2":

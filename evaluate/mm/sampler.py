@@ -1,4 +1,4 @@
-"""Which image comes when: an endless stream of dataset indices, by repeat factors with stochastic rounding where asked."""
+"""Which image comes when: an endless stream of indices, by repeat factors with stochastic rounding where asked."""
 
 from collections import Counter
 from collections.abc import Iterator, Sized
@@ -14,8 +14,8 @@ from torch.utils.data import Sampler
 def repeat_factors(images_categories: list[list[int]], threshold: float) -> Tensor:
     """How often each image should come an epoch (LVIS, arXiv 1908.03195), as detectron2 computes it.
 
-    f(c) is the share of images holding class c, r(c) = max(1, sqrt(threshold / f(c))), and an image's factor is the largest of its
-    classes', 1 without objects. Returns (number of images,) float32.
+    f(c) is the share of images holding class c, r(c) = max(1, sqrt(threshold / f(c))), and an image's factor is the
+    largest of its classes', 1 without objects. Returns (number of images,) float32.
     """
     holding = Counter(category for categories in images_categories for category in set(categories))
     factor = {c: max(1.0, (threshold / (count / len(images_categories))) ** 0.5) for c, count in holding.items()}
@@ -36,9 +36,10 @@ class Categorized(Sized, Protocol):
 
 
 class TrainingSampler(Sampler[tuple[int, int]]):
-    """Endless shuffled epochs of (place in the stream, index); the same stream on every process, of which each takes its share.
+    """Endless shuffled epochs of (place in the stream, index).
 
-    The place lets the data set seed each sample by itself.
+    The stream is the same on every process, and each takes its share. The place lets the data set seed each sample by
+    itself.
 
     Args:
         dataset: only its length counts where there is no ``repeat_threshold``.

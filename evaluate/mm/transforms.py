@@ -1,8 +1,9 @@
-"""The steps of the pipelines: images and instances as detectron2 reads, jitters and resizes them, pictures and label maps as mmseg does.
+"""The steps of the pipelines: instances as detectron2 reads, jitters and resizes them, label maps as mmseg reads them.
 
-Instances: RGB through PIL, polygons as floats, boxes from cropped polygons. A sample is mmdet's dictionary: ``img`` (H, W, 3) uint8
-RGB, ``ori_shape``, ``img_shape`` (height, width), ``gt_masks`` (PolygonMasks), ``gt_bboxes`` (x1, y1, x2, y2 in pixels),
-``gt_bboxes_labels``. Random numbers come from numpy's global generator, which the data set seeds for each sample.
+Instances: RGB through PIL, polygons as floats, boxes from cropped polygons. A sample is mmdet's dictionary: ``img`` (H,
+W, 3) uint8 RGB, ``ori_shape``, ``img_shape`` (height, width), ``gt_masks`` (PolygonMasks), ``gt_bboxes`` (x1, y1, x2,
+y2 in pixels), ``gt_bboxes_labels``. Random numbers come from numpy's global generator, which the data set seeds for
+each sample.
 """
 
 from typing import Any
@@ -30,7 +31,7 @@ def crop_offset(height: int, width: int, target: int, draw: float) -> tuple[int,
 
 
 def tested_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """(height, width) with the shorter side ``shortest``, unless the longer one then exceeds ``longest``; halves round up."""
+    """(height, width) with a shorter side of ``shortest``, less where the longer exceeds ``longest``; halves round up."""
     scale = shortest / min(height, width)
     scaled = (shortest, scale * width) if height < width else (scale * height, shortest)
     if max(scaled) > longest:
@@ -89,7 +90,7 @@ def jitter(sample: Sample, size: int, flip: bool, scale: float, draw: float) -> 
 
 
 class ResizeShortest:
-    """Flip, then resize the shorter side to one of several lengths, the longer to at most ``longest``: detectron2's default training.
+    """Flip, then resize the shorter side to one of several lengths, the longer to at most ``longest``, as detectron2.
 
     Args:
         shortest: the lengths to choose from, in pixels.
@@ -181,10 +182,10 @@ class LoadLabels:
         if labels is None or labels.ndim != 2:
             raise UserError(f"the label map {path} cannot be read as one channel of labels; restore it")
         if labels.shape != tuple(sample["ori_shape"]):
-            raise UserError(
-                f"the label map {path} is {labels.shape[::-1]} pixels, its picture {tuple(sample['ori_shape'])[::-1]}; restore it"
-            )
+            size, expected = labels.shape[::-1], tuple(sample["ori_shape"])[::-1]
+            raise UserError(f"the label map {path} is {size} pixels, its picture {expected}; restore it")
         if labels.max() > sample["classes"]:
-            raise UserError(f"the label map {path} holds label {labels.max()}, but there are {sample['classes']} classes; restore it")
+            problem = f"holds label {labels.max()}, but there are {sample['classes']} classes"
+            raise UserError(f"the label map {path} {problem}; restore it")
         # uint8 arithmetic on purpose: 0 - 1 is 255, ignored
         return {**sample, "gt_seg_map": labels.astype(np.uint8) - np.uint8(1), "seg_fields": [*sample["seg_fields"], "gt_seg_map"]}

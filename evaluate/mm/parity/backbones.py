@@ -1,17 +1,20 @@
 """The backbones beside detectron2's and mmseg's: ViTDet, its pyramid, mmseg's MAE backbone and Feature2Pyramid."""
 
 import re
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import mmdet.models  # noqa: F401  (registers what recipes name by text)
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor, nn
 
-from evaluate.mm import optimizer
+from evaluate.encoder.model import Encoder, build
+from evaluate.encoder.spec import EncoderSpec
+from evaluate.mm import detector, optimizer
 from evaluate.mm.backbones.layers import resize_pos_embed
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
 from evaluate.mm.backbones.vitdet import SimpleFeaturePyramid, ViTDetBackbone
@@ -24,7 +27,7 @@ def _eps(config: dict[str, Any]) -> float:
     return config.get("norm_eps") or float(config.get("norm_cfg", "1e-6").split()[-1])
 
 
-def backbone_sizes(config: dict[str, Any], width: str, depth: str, heads: str) -> dict[str, Any]:
+def _sizes(config: dict[str, Any], width: str, depth: str, heads: str) -> dict[str, Any]:
     """Our constructor's arguments from a recorded config, and the names that it has for three of them."""
     return {
         "patch_size": config["patch_size"],
@@ -40,26 +43,20 @@ def backbone_sizes(config: dict[str, Any], width: str, depth: str, heads: str) -
     }
 
 
-def detector_without_values(model: ConfigDict, backbone: dict[str, Any], classes: int, strides: list[int]) -> nn.Module:
-    """A recipe's detector for ViTs with a backbone of these arguments, on the meta device."""
-    model.backbone.update(backbone)
-    model.data_preprocessor.update(mean=[0.0] * 3, std=[1.0] * 3)
-    model.neck.in_channels = backbone["width"]
-    model.rpn_head.anchor_generator.strides = strides
-    head = model.roi_head
-    for part in ("bbox", "mask"):
-        head[f"{part}_roi_extractor"].featmap_strides = strides[:4]
-        head[f"{part}_head"].num_classes = classes
+def detector_without_values(cfg: Config, spec: EncoderSpec, classes: int) -> nn.Module:
+    """A recipe's detector for an encoder of this spec, on the meta device."""
+    detector.fill_encoder(cfg, cast(Encoder, SimpleNamespace(spec=spec, model=build(spec))))
+    detector.fill_classes(cfg, [1] * classes)
     with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-        return MODELS.build(model)
+        return MODELS.build(cfg.model)
 
 
 def _vitdet(config: dict[str, Any], positions: int) -> ViTDetBackbone:
     windowed = config["window_block_indexes"]
     return ViTDetBackbone(
-        **backbone_sizes(config, "embed_dim", "depth", "num_heads"), layer_scale=False, positions=positions, img_size=config["img_size"],
+        **_sizes(config, "embed_dim", "depth", "num_heads"), layer_scale=False, positions=positions, img_size=config["img_size"],
         window=config["window_size"], global_indices=tuple(i for i in range(config["depth"]) if i not in windowed),
-    ).eval()  # fmt: skip
+    ).eval()
 
 
 def vitdet_backbone(content: dict[str, Any]) -> Result:
@@ -81,7 +78,7 @@ def vitdet_backbone(content: dict[str, Any]) -> Result:
 
 
 def simple_feature_pyramid(content: dict[str, Any]) -> Result:
-    """p2 to p6. The file's backbone is described by key only; its scales are those of the backbone file's first case."""
+    """p2 to p6; the file's backbone is described by key only, its scales are those of the backbone file's first case."""
     result: Result = {}
     for case in content["cases"]:
         config = case["backbone_config"]
@@ -114,14 +111,14 @@ def _backbone_weight(name: str, value: Tensor, case: dict[str, Any]) -> Tensor:
 
 
 def mmseg_mae_backbone(content: dict[str, Any]) -> Result:
-    """The maps, the resized position embedding, the layer decay and mmseg's own Feature2Pyramid, which the recipe uses."""
+    """Maps, resized position embedding, layer decay, and mmseg's own Feature2Pyramid, which the recipe uses."""
     result: Result = {}
     for case in content["cases"]:
         config = case["config"]
         backbone = SegmentationBackbone(
-            **backbone_sizes(config, "embed_dims", "num_layers", "num_heads"), class_token=True, class_position=True,
+            **_sizes(config, "embed_dims", "num_layers", "num_heads"), class_token=True, class_position=True,
             img_size=tuple(config["img_size"]), out_indices=tuple(config["out_indices"]), final_norm=config["final_norm"],
-        ).eval()  # fmt: skip
+        ).eval()
         entries = {mmseg_name(n): e for n, e in case["parameters"].items() if not n.endswith("relative_position_index")}
         backbone.load_state_dict({name: recorded_weight(entry) for name, entry in entries.items()})
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The region heads in ``evaluate.mm.parity``: names and shapes of detectron2's RPN, box and mask heads, anchors, levels, deltas, outputs."""
+"""Region heads beside detectron2's: names and shapes of RPN, box and mask heads, anchors, levels, deltas, outputs."""
 
 import math
 import re
@@ -11,6 +11,7 @@ from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm.parity.backbones import detector_without_values
 from evaluate.mm.parity.names import detectron2_name
 from evaluate.mm.parity.samples import FLOAT32, SAME, Result, difference_at_samples, recorded_weight
@@ -36,7 +37,7 @@ def our_name(name: str) -> str:
 
 
 def backbone_size(width: int, patch: int, parameters: int) -> tuple[int, int]:
-    """(blocks, heads) of the ViTDet backbone of a width that has so many parameters; 197 positions, window 14, 1024 pixels.
+    """(blocks, heads) of a ViTDet backbone by its number of parameters; 197 positions, window 14, 1024 pixels.
 
     Raises:
         UserError: there is none.
@@ -46,39 +47,36 @@ def backbone_size(width: int, patch: int, parameters: int) -> tuple[int, int]:
             tables = 2 * width // heads * ((depth - 4) * 27 + 4 * (2 * (1024 // patch) - 1))
             if (3 * patch**2 + 1 + 197) * width + depth * (12 * width**2 + 13 * width) + tables == parameters:
                 return depth, heads
-    raise UserError(f"no ViTDet backbone of width {width} has {parameters} parameters; the reference file is damaged or of another detector")
+    problem = f"no ViTDet backbone of width {width} has {parameters} parameters"
+    raise UserError(f"{problem}; the reference file is damaged or of another detector")
 
 
 def detector(recipe: str, content: dict[str, Any]) -> nn.Module:
     """A recipe's detector of the recorded classes and widths, without values (on the meta device)."""
-    model = read_recipe(recipe).model
+    cfg = read_recipe(recipe)
     width = content["pyramid"]["backbone.simfp_2.0.weight"][0]
     channels = content["box_head"]["roi_heads.box_head.conv1.weight"][0]
-    hidden = content["box_head"]["roi_heads.box_head.fc1.weight"][0]
-    classes = content["mask_head"]["roi_heads.mask_head.predictor.weight"][0]
-    strides = content["anchors"]["strides"]
-    depth, heads = backbone_size(width, strides[2], content["num_parameters"]["backbone_net"])
-    backbone = {
-        "patch_size": strides[2],
-        "width": width,
-        "depth": depth,
-        "heads": heads,
-        "hidden": 4 * width,
-        "eps": content["torch_layernorm_eps"][0],
-        "activation": "gelu",
-        "pre_norm": False,
-        "layer_scale": False,
-        "patch_bias": True,
-        "positions": 197,
-    }
-    model.neck.out_channels = channels
-    model.rpn_head.update(in_channels=channels, feat_channels=channels)
-    for part in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
-        part.out_channels = channels
-    for part in (model.roi_head.bbox_head, model.roi_head.mask_head):
-        part.update(in_channels=channels, conv_out_channels=channels)
-    model.roi_head.bbox_head.fc_out_channels = hidden
-    return detector_without_values(model, backbone, classes, strides)
+    patch = content["anchors"]["strides"][2]
+    depth, heads = backbone_size(width, patch, content["num_parameters"]["backbone_net"])
+    cfg.model.neck.out_channels = channels
+    cfg.model.rpn_head.update(in_channels=channels, feat_channels=channels)
+    for part in ("bbox", "mask"):
+        cfg.model.roi_head[f"{part}_roi_extractor"].out_channels = channels
+        cfg.model.roi_head[f"{part}_head"].update(in_channels=channels, conv_out_channels=channels)
+    cfg.model.roi_head.bbox_head.fc_out_channels = content["box_head"]["roi_heads.box_head.fc1.weight"][0]
+    spec = EncoderSpec(
+        family="vit",
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        patch_size=patch,
+        img_size=14 * patch,
+        layer_norm_eps=content["torch_layernorm_eps"][0],
+        class_token=True,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    return detector_without_values(cfg, spec, content["mask_head"]["roi_heads.mask_head.predictor.weight"][0])
 
 
 def roi_heads(content: dict[str, Any]) -> Result:

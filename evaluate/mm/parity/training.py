@@ -1,6 +1,7 @@
 """What trains a detector beside detectron2: federated loss, repeat factors, jitter, layer decay, schedules."""
 
 import warnings
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm import losses, optimizer, sampler, transforms
-from evaluate.mm.parity.backbones import backbone_sizes, detector_without_values
+from evaluate.mm.parity.backbones import detector_without_values
 from evaluate.mm.parity.names import detectron2_name
 from evaluate.mm.parity.samples import EXACT, Result
 from evaluate.mm.recipes import read_recipe
@@ -113,7 +115,7 @@ def large_scale_jitter(content: dict[str, Any]) -> Result:
 
 
 def lr_decay(content: dict[str, Any]) -> Result:
-    """Learning-rate factor, weight decay and shape of every parameter of our own COCO recipe with a ViT-B, and the schedules."""
+    """Learning-rate factor, weight decay and shape of every parameter of our COCO recipe with a ViT-B; the schedules."""
     settings = content["optimizer"]
     rate, layers = settings["lr_decay_rate"], settings["num_layers"]
     names = content["function_on_single_names"]
@@ -149,23 +151,23 @@ def recorded_model(recipe: Config, shapes: dict[str, list[int]]) -> nn.Module:
     tables = [shapes[block.format(index)] for index in range(depth)]
     window = (min(length for length, _ in tables) + 1) // 2
     longest = (max(length for length, _ in tables) + 1) // 2
-    sizes = {
-        "patch_size": patch,
-        "embed_dim": width,
-        "depth": depth,
-        "num_heads": width // tables[0][1],
-        "mlp_ratio": shapes["backbone.blocks.0.mlp.fc1.weight"][0] / width,
-    }
-    backbone = {
-        **backbone_sizes(sizes, "embed_dim", "depth", "num_heads"),
-        "layer_scale": False,
-        "positions": shapes["backbone.pos_embed"][1],
-        "window": window,
-        "img_size": longest * patch,
-        "global_indices": [index for index in range(depth) if tables[index][0] != 2 * window - 1],
-    }
-    strides = [patch // 4, patch // 2, patch, patch * 2, patch * 4]
-    return detector_without_values(recipe.model, backbone, shapes["roi_head.bbox_head.fc_cls.weight"][0] - 1, strides)
+    positions = shapes["backbone.pos_embed"][1]
+    side = isqrt(positions)
+    spec = EncoderSpec(
+        family="vit",
+        embed_dim=width,
+        depth=depth,
+        num_heads=width // tables[0][1],
+        patch_size=patch,
+        img_size=side * patch,
+        mlp_ratio=shapes["backbone.blocks.0.mlp.fc1.weight"][0] / width,
+        class_token=positions > side**2,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    global_indices = [index for index in range(depth) if tables[index][0] != 2 * window - 1]
+    recipe.model.backbone.update(window=window, img_size=longest * patch, global_indices=global_indices)
+    return detector_without_values(recipe, spec, shapes["roi_head.bbox_head.fc_cls.weight"][0] - 1)
 
 
 def schedule_multipliers(schedulers: list[dict[str, Any]], iterations: list[int]) -> dict[int, float]:
