@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from evaluate.data import layouts
-from evaluate.harness import executor, jobs, plan, suite
-from evaluate.runtime.cli import EXIT_SKIPPED, at_least_one, at_least_zero, loading_processes, make_folder
+from evaluate.data.identity import DataIdentities
+from evaluate.harness import clean, executor, jobs, plan, rows, suite
+from evaluate.runtime.cli import EXIT_CTRL_C, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes, make_folder
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings, split_overrides
 from results import tables
@@ -28,21 +29,26 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         return run(arguments)
-    except (UserError, ValueError) as error:  # ValueError: a file among the records that is none
+    except UserError as error:
         print(f"run_all.py: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER
+    except executor.Stopped as stop:
+        print(f"run_all.py: {stop}", file=sys.stderr)
+        return stop.status
     except KeyboardInterrupt:
         print("run_all.py: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return EXIT_CTRL_C
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The whole of it. Raises UserError on bad input, before anything runs."""
-    demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate)
+    demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
-    preset = arguments.preset or ("demo" if demo else "paper")
-    configs = plan.configure(nodes, preset, split_overrides(arguments.set))
-    checkpoints = {row: jobs.demo_checkpoint(arguments.out, row) for row in jobs.DEMO} if demo else named(arguments.ckpt)
+    configs = plan.configure(nodes, arguments.preset or ("demo" if demo else "paper"), split_overrides(arguments.set))
+    out = Path(os.path.abspath(arguments.out))
+    checkpoints = {row: jobs.demo_checkpoint(out, row) for row in jobs.DEMO} if demo else rows.named_checkpoints(arguments.ckpt)
+    if arguments.clean:
+        return clean.main(Path(os.path.abspath(arguments.clean)), remove=arguments.yes)
     if not demo and not arguments.data_root:
         raise UserError("--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … (README, data layout)")
     if arguments.dry_run:
@@ -50,26 +56,27 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check_data or arguments.calibrate:
         return examine(arguments, nodes, configs)
 
-    out = make_folder(arguments.out)
-    data_root = layouts.root(arguments.data_root) if arguments.data_root else make_toy_world(out)
+    make_folder(out)
+    data_root = Path(os.path.abspath(layouts.root(arguments.data_root))) if arguments.data_root else make_toy_world(out)
+    identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "branch")}
-    shared = suite.Suite(out, data_root, configs, **where)
+    shared = suite.Suite(out, identities, nodes, configs, **where)
     work = jobs.pretraining(out, data_root) if demo else []
     for row, path in checkpoints.items():
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after=(f"{row}/pretrain",) if demo else ())
     gpus = [] if all(job.is_done() for job in work) else visible_gpus(arguments.device)  # counting them takes torch
     slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
     shared.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
-    executor.run(work, slots=slots, gpus=gpus)
+    executor.run(work, slots, gpus, arguments.task_timeout)
     return report(shared, list(checkpoints), nodes, work)
 
 
-def report(run: suite.Suite, rows: list[str], nodes: tuple[plan.Node, ...], work: list[executor.Job]) -> int:
+def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], work: list[executor.Job]) -> int:
     """Prints the table, where it lies, the time of each part and what failed; the exit status."""
     out = run.out
-    entries = run.entries(rows, nodes)
-    print(f"\n{tables.render(out, rows, entries)}")
-    for first, second in itertools.combinations(rows, 2):
+    entries = run.entries(shown, nodes)
+    print(f"\n{tables.render(out, shown, entries)}")
+    for first, second in itertools.combinations(shown, 2):
         print(tables.paired(out, entries, first, second))
     print("tables: " + ", ".join(str(out / f"table.{kind}") for kind in ("csv", "tex", "md", "html")))
     print("seconds: " + ", ".join(f"{job.name} {job.seconds:.0f}" for job in work if job.seconds))
@@ -77,16 +84,6 @@ def report(run: suite.Suite, rows: list[str], nodes: tuple[plan.Node, ...], work
     for job in failed:
         print(f"{job.name} failed: {executor.last_line(job.log)} (log: {job.log})", file=sys.stderr)
     return int(bool(failed))
-
-
-def named(paths: list[Path]) -> dict[str, Path]:
-    """Checkpoints by the name of their row. Raises UserError for an absent one, or two of one name."""
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"there is no checkpoint {path}; give the path of an existing file")
-    if len({path.stem for path in paths}) < len(paths):
-        raise UserError("two checkpoints have the same file name; rename one, since it names the row of the table")
-    return {path.stem: path for path in paths}
 
 
 def make_toy_world(out: Path) -> Path:
@@ -130,7 +127,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="run_all.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--ckpt", type=Path, nargs="+", default=[], help="checkpoints of any known format, a row of the table each (default: the demo)"
+        "--ckpt",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="checkpoints of any known format, a row of the table each (default: the demo); NAME is the row's",
     )
     parser.add_argument(
         "--data-root", type=Path, help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: a toy world)"
@@ -146,7 +147,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--jobs", type=at_least_one, help="tasks at a time (default: one a GPU, or two on a CPU)")
     parser.add_argument("--workers", type=at_least_zero, help="data loading processes a task (default: the cores shared by the GPUs, none on a CPU)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    parser.add_argument(
+        "--task-timeout",
+        type=float,
+        default=60.0,
+        metavar="MINUTES",
+        help="end a task that has written nothing for so long; 0: never (default: 60)",
+    )
+    parser.add_argument("--verify-data", action="store_true", help="tell data apart by the contents of every file, not by names, sizes and times")
+    parser.add_argument("--clean", type=Path, metavar="OUT", help="list what no row of the table needs (caches, training states), with sizes, and stop")
+    parser.add_argument("--yes", action="store_true", help="with --clean: remove it")
     parser.add_argument("--check-data", action="store_true", help="verify counts, classes and some images of every set that is read, and stop")
     parser.add_argument("--calibrate", type=Path, metavar="FINETUNED", help="does this data give a released fine-tuned checkpoint its accuracy?")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")

@@ -113,7 +113,7 @@ def expected_of(path: Path) -> float:
 def calibrate(path: Path, env: Env, expected: float, tolerance: float = TOLERANCE, precision: str = "auto", crop: CenterCrop | None = None) -> Verdict:
     """Measures a fine-tuned checkpoint on val. Raises Skip without ImageNet, UserError where classes and head differ."""
     layouts.require(env.data_root, "imagenet")
-    val = val_set(env.data_root, env.limit)
+    val = val_set(env.data_root, env.limit, env.identities)
     model = load(path, env.device)
     if len(val.classes) == FULL_CLASSES and val.asked != VAL_IMAGES:
         raise UserError(f"imagenet/val holds {val.asked} images, ImageNet-1k's has {VAL_IMAGES}; unpack it again")

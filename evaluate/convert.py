@@ -14,9 +14,12 @@ from tempfile import TemporaryDirectory
 
 from evaluate import encoder
 from evaluate.checkpoints import export, formats
+from evaluate.checkpoints.certificate import Certificate
 from evaluate.checkpoints.conversion import convert, default_out, ensure, inspect
 from evaluate.checkpoints.files import weights_file
 from evaluate.runtime.errors import UserError
+from evaluate.runtime.locks import exclusive
+from evaluate.runtime.processes import end_with_parent
 
 __all__ = ["convert", "ensure", "inspect"]
 
@@ -31,7 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--to", choices=("mae", "timm", "hf", "torchvision"), help="write the encoder in this format instead of the canonical one")
     parser.add_argument("--inspect", action="store_true", help="say what the file holds and write nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--if-needed", action="store_true", help="do nothing where OUT already holds this very conversion")
     arguments = parser.parse_args(argv)
+    end_with_parent()
     try:
         if arguments.inspect:
             print(json.dumps(inspect(arguments.file), indent=1))
@@ -39,6 +44,11 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.to:
             return _write_out(arguments)
         out = arguments.out or default_out(arguments.file)
+        if arguments.if_needed:
+            with exclusive(out.with_name(".lock"), f"converting {arguments.file}"):
+                path = ensure(arguments.file, out, arguments.branch)
+            print(f"{Certificate.read(encoder.certificate_path(path))}\nencoder: {path}")
+            return 0
         made = convert(arguments.file, out, arguments.branch, arguments.format)
     except UserError as error:
         print(f"evaluate.convert: {error}", file=sys.stderr)

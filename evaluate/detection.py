@@ -74,6 +74,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     name = detector.recipe_of(config.recipe, config.dataset, encoder.spec.family)
     cfg = recipes.read_recipe(name)
     detector.fill_encoder(cfg, encoder)
+    same = recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
+    if encoder.spec.family == "vit":  # those recipes have LayerNorm everywhere; the ResNets' train BatchNorm
+        same.append("micro_batch")
+    published = detector.RECIPES.get((encoder.spec.family, PRESETS["paper"].recipe, config.dataset))
+    env.report(immaterial={"": [*same, *(["recipe"] if name == published else [])]})
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
     asked = detector.fill_data(cfg, config.dataset, env)
     iterations = cfg.train_cfg.max_iters

@@ -22,6 +22,7 @@ from pydantic import PositiveFloat, PositiveInt
 from evaluate.classification.config import ImageConfig, Interpolation, Pooling
 from evaluate.data import subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
+from evaluate.data.published_counts import sizes
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
@@ -80,10 +81,11 @@ def labelled(config: Config, env: Env) -> tuple[ImageSet, list[np.ndarray]]:
     Raises UserError where a draw has fewer than three classes, too few for softmax regression here.
     """
     if not config.draws:
-        train = subsets.listed_set(config.subset, env.data_root, env.limit)
+        train = subsets.listed_set(config.subset, env.data_root, env.limit, env.identities)
         draws = [np.arange(len(train))]
     else:
-        whole = train_set(env.data_root, env.limit)
+        whole = train_set(env.data_root, env.limit, env.identities)
+        env.report(sizes=sizes(whole))
         rows = [subsets.drawn_rows(whole, config.shots, config.fraction, env.seed, draw) for draw in range(config.seeds)]
         together = np.unique(np.concatenate(rows))
         train = subsets.part("drawn", whole, together)
@@ -103,12 +105,12 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     from evaluate.runtime import distributed
 
     train, draws = labelled(config, env)
-    val = val_set(env.data_root, env.limit)
+    val = val_set(env.data_root, env.limit, env.identities)
     found = frozen_features(encoder, config, env, train, val)
     pooling = resolve_pooling(encoder, config.pooling)
     fits = []
     if distributed.rank() == 0:  # the others would find the same optimum, each with all the cores
-        train_rows, val_rows = (centre_rows(part.tokens(pooling).double().numpy()) for part in (found.train, found.val))
+        train_rows, val_rows = (centre_rows(part.require_tokens(pooling).double().numpy()) for part in (found.train, found.val))
         for rows in draws:
             chosen = np.isin(found.train.stored.rows, rows)
             labels = found.train.labels[chosen]
@@ -118,6 +120,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     correct, objectives, counts = zip(*distributed.broadcast_object(fits), strict=True)
     accuracies = [metrics.percent(right) for right in correct]
     labels_from = {"shots": config.shots, "fraction": config.fraction, "accuracies": accuracies} if config.draws else {"list": config.subset}
+    env.report(sizes=sizes(train, val), immaterial={"": ["max_iterations"]})  # the optimum is proven, or it has failed
     env.report(unreadable_images={train.name: found.train.unreadable, "val": found.val.unreadable})
     result = report(
         env,

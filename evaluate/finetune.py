@@ -13,18 +13,22 @@ Cost: ViT-B, 100 epochs: about 26 hours on 8 V100. Toy world: half a minute.
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from evaluate.classification.config import TrainingConfig
 from evaluate.classification.schedules import warmup_cosine
+from evaluate.data.layouts import is_toy
+from evaluate.data.published_counts import differences, sizes
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
-from evaluate.runtime.settings import Probability
+from evaluate.runtime.precision import is_allowed
+from evaluate.runtime.settings import Probability, as_json
 
 if TYPE_CHECKING:
+    from evaluate.classification.setup import Setup
     from evaluate.encoder import Encoder
 
 
@@ -97,7 +101,7 @@ def reads(config: Config) -> tuple[str, ...]:
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 and top5 of the last epoch, in percent; raises UserError where the training diverges."""
     from evaluate.classification import classifier, finetuning
-    from evaluate.classification.setup import make_setup, report_training, train_and_val
+    from evaluate.classification.setup import cuts_alike, make_setup, report_training, train_and_val
     from evaluate.data.transforms import FinetuneAugmentation
     from evaluate.runtime import distributed
     from evaluate.runtime.seeding import seed_global
@@ -125,13 +129,37 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         erasing_prob=config.random_erasing_prob,
     )
     finetuning.fit(model, setup, env, optimizer, rate, augmentation, mix)
+    drawn = config.mixup or config.cutmix or encoder.spec.family == "resnet"  # whose BatchNorm is trained
+    immaterial = ["micro_batch"] if not drawn or cuts_alike(setup, PRESETS["paper"]) else []
+    env.report(immaterial={"": immaterial})
     path = env.out_dir / "classifier.safetensors"
     if distributed.rank() == 0:
-        classifier.save(path, model, classes, setup.crop)
+        classifier.save(path, model, classes, setup.crop, how_it_was_made(config, env, setup, immaterial))
     distributed.barrier()
     predict = classifier.predictor(model, path, setup.precision, env, config.max_unreadable_images)
     correct = {name: right for name, right in predict(setup.val, setup.crop).correct.items() if name in ("top1", "top5")}
     return report_training(env, setup, correct, pooling="mean of patch tokens", head="LayerNorm + linear")
+
+
+def how_it_was_made(config: Config, env: Env, setup: "Setup", immaterial: list[str]) -> dict[str, Any]:
+    """What the classifier's file says of its making, so that whatever is measured on it can be marked."""
+    allowed = is_allowed(setup.precision, PRESETS["paper"].precision)
+    found = sizes(setup.train)
+    return {
+        "node": "finetune",
+        "preset": next((name for name, preset in PRESETS.items() if preset == config), ""),
+        "config": as_json(config),
+        "paper_config": as_json(PRESETS["paper"]),
+        # as evaluate.harness.protocol has it for a record
+        "immaterial": [*immaterial, "max_unreadable_images", *(["precision"] if allowed else [])],
+        "limit": env.limit,
+        "seed": env.seed,
+        "images_asked": {"train": setup.train.asked},
+        "images_evaluated": {"train": len(setup.train)},
+        "sizes": found,
+        "subset": differences(found),
+        "toy_data": is_toy(env.data_root),
+    }
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import PositiveFloat, PositiveInt
 
 from evaluate.classification.config import ImageConfig, Pooling
+from evaluate.data.published_counts import sizes
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 
@@ -71,6 +72,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     )
     labels = torch.from_numpy(found.val.labels)
     correct = {k: classes.cpu() == labels for k, classes in predicted.items()}
+    env.report(sizes=sizes(train, val), immaterial={"top1": ["neighbors"]})  # the other k are measured beside it
     env.report(unreadable_images={"train": found.train.unreadable, "val": found.val.unreadable})
     return report(
         env,

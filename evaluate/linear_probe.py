@@ -115,7 +115,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 and top5 of the last epoch, in percent; raises UserError where the training diverges."""
     from evaluate.classification import probe
     from evaluate.classification.features import resolve_pooling
-    from evaluate.classification.setup import make_setup, report_training, train_and_val
+    from evaluate.classification.setup import cuts_alike, make_setup, report_training, train_and_val
     from evaluate.runtime.seeding import seed_global
 
     pooling = resolve_pooling(encoder, config.pooling)
@@ -131,6 +131,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     protocol = {"pooling": pooling, "head": f"{norm}linear", "optimizer": config.optimizer, "augmented": config.views == "augmented"}
     if config.views == "cached":
         protocol["other_protocol"] = "LIN fast: on features of the test crop, without augmentation"
+    normed_otherwise = config.batch_norm and not cuts_alike(setup, PRESETS["paper"])  # it alone sees a micro-batch
+    immaterial = ([] if normed_otherwise else ["micro_batch"]) + (["trust"] if config.optimizer == "sgd" else [])
+    env.report(immaterial={"": immaterial})
     return report_training(env, setup, inputs.correct(head, config.max_unreadable_images), **protocol)
 
 

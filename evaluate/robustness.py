@@ -81,10 +81,10 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     model, classes, crop = classifiers.load(path, encoder)
     precision = resolve_precision(config.precision, env.device)
     predict = classifiers.predictor(model.to(env.device), path, precision, env, config.max_unreadable_images)
-    val = val_set(env.data_root, env.limit)
+    val = val_set(env.data_root, env.limit, env.identities)
     if classes != val.classes:
         raise UserError(f"{path} knows {len(classes)} classes, not the {len(val.classes)} of imagenet/train; fine-tune on these")
-    sets = {name: robustness_set(name, env.data_root, layouts.LAYOUTS[name][0], env.limit) for name in SETS[:3] if name not in skipped}
+    sets = {name: robustness_set(name, env.data_root, layouts.LAYOUTS[name][0], env.limit, env.identities) for name in SETS[:3] if name not in skipped}
     result = natural_shifts(val, sets, predict, crop, env)
     if "imagenet_c" not in skipped:
         result.update(corrupted(config, crop, predict, env))
@@ -94,6 +94,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         "test_resolution": crop.crop,
         "precision": precision,
     }
+    # IN-C's settings are its own; what a cell rests on marks it as the classifier's own cell is marked
+    corrupted_alone = ["corruptions", "corrupted_images", "corrupted_resize"]
+    env.report(immaterial=dict.fromkeys(SETS[:3], corrupted_alone), rests_on={"finetune": classifiers.how_made(path)})
     env.report(protocol=protocol, skipped=skipped)
     return result
 
@@ -124,14 +127,16 @@ def corrupted(config: Config, crop: "CenterCrop", predict: "Predictor", env: Env
     shares = [number for number in (config.corrupted_images, env.limit and max(1, env.limit // cells_count)) if number]
     per_cell = min(shares, default=None)
     if config.corruptions == "made":
-        cells = imagenet_c.made(val_set(env.data_root, per_cell), crop, env.seed)
+        cells = imagenet_c.made(val_set(env.data_root, per_cell, env.identities), crop, env.seed)
     else:
-        cells = imagenet_c.published(env.data_root, replace(crop, resize=config.corrupted_resize), per_cell)
+        cells = imagenet_c.published(env, replace(crop, resize=config.corrupted_resize), per_cell)
     result = imagenet_c.measure(cells, predict, env)
     asked, taken = (env.notes[name]["imagenet_c"] // cells_count for name in ("images_asked", "images_evaluated"))
     reasons = ["corrupted here from val, not the published images"] if config.corruptions == "made" else []
     reasons += [f"{taken} of {asked} images of each corruption and severity"] if per_cell and per_cell < asked else []
-    if reasons:
+    if not reasons:
+        env.report(immaterial={"imagenet_c": ["corrupted_images"]})  # there are no more
+    else:
         error = env.notes["standard_error"]["imagenet_c"]
         env.report(protocol={"estimates": {"imagenet_c": f"IN-C is an estimate ({'; '.join(reasons)}), standard error {error:.2f}"}})
     return result

@@ -71,6 +71,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     schedule = "160k" if config.recipe == "paper" else config.recipe
     cfg = recipes.read_recipe(f"upernet_{encoder.spec.family}_{schedule}_ade20k")
     segmenter.fill_encoder(cfg, encoder)
+    same = recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
+    env.report(immaterial={"": [*same, "multi_scale"]})  # several scales are measured beside the column
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
     asked = segmenter.fill_data(cfg, env)
     iterations = cfg.train_cfg.max_iters

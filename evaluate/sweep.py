@@ -21,6 +21,7 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from evaluate.classification.config import TrainingConfig
 from evaluate.classification.schedules import warmup_cosine
+from evaluate.data.published_counts import sizes
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 
@@ -98,7 +99,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         other_protocol="LIN sweep: the best of many heads on a held-out tenth of train, after DINOv2",
         held_out_top1={name: dict(zip(map(str, config.base_lrs), values, strict=True)) for name, values in right.items()},
     )
-    env.report(images_asked={"held_out": len(held_out)})
+    # the whole train set; heads are linear and trained without BatchNorm or mixup
+    env.report(images_asked={"held_out": len(held_out)}, sizes=sizes(train), immaterial={"": ["micro_batch"]})
     return {**result, "held_out_top1": right[name][index]}
 
 

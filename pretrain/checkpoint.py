@@ -1,7 +1,9 @@
-"""Checkpoints that survive a kill at any moment, a full disk and damage: written whole or not at all, sealed, the last few kept.
+"""Checkpoints that survive a kill at any moment, a full disk and damage: written whole or not at all, with a checksum;
+the last few are kept.
 
-``checkpoint.pth`` is the newest; ``checkpoint.1.pth``, ``checkpoint.2.pth``, … are the ones before it. The seal is a CRC-32 of every
-byte of the file, kept as the comment that a zip archive (what torch.save writes) may end with: other readers pass over it.
+``checkpoint.pth`` is the newest; ``checkpoint.1.pth``, ``checkpoint.2.pth``, … are the ones before it. The checksum is
+a CRC-32 of every byte of the file, kept as the comment that a zip archive (what torch.save writes) may end with: other
+readers pass over it.
 """
 
 import itertools
@@ -11,25 +13,29 @@ import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 import torch
 from torch import nn
 
 from pretrain.config import PretrainConfig
+from pretrain.methods import MethodModule
 
 NAME = "checkpoint.pth"
 KEEP = 3
-SEAL = b"crc32:%08x"
-SEAL_LENGTH = len(SEAL % 0)
+CHECKSUM = b"crc32:%08x"
+CHECKSUM_LENGTH = len(CHECKSUM % 0)
 CHUNK = 2**24
 
 
-def save(folder: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, keep: int = KEEP, **state: Any) -> Path:
-    """Writes ``checkpoint.pth`` under the method's official names, and config.json; ``keep`` checkpoints stay, this one included.
+def save(
+    folder: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, keep: int = KEEP, **state: Any
+) -> Path:
+    """Writes ``checkpoint.pth`` under the method's official names, and config.json; ``keep`` checkpoints stay, this one
+    included.
 
-    The new file is whole and on the disk before it takes the name, and each older one is whole under one name or the next.
+    The new file is whole and on the disk before it takes the name, and each older one is whole under one name or the
+    next.
 
     Raises:
         OSError: the folder cannot take the file; the older checkpoints are as they were.
@@ -38,7 +44,7 @@ def save(folder: Path, model: nn.Module, method: ModuleType, config: PretrainCon
     content = {"model": method.to_official(model.state_dict()), "config": config.to_json(), **state}
     text = json.dumps(config.to_json(), indent=1).encode()
     write(folder / "config.json", lambda file: file.write(text))
-    _write_part(path, temporary, lambda file: _write_sealed(file, content))
+    _write_part(path, temporary, lambda file: _write_with_checksum(file, content))
     older = [path, *(folder / f"checkpoint.{number}.pth" for number in range(1, keep))]
     for source, target in reversed(list(itertools.pairwise(older))):
         if source.exists():
@@ -52,44 +58,53 @@ def save(folder: Path, model: nn.Module, method: ModuleType, config: PretrainCon
 
 def checkpoints(folder: Path) -> list[Path]:
     """Every checkpoint of a folder, the newest first."""
-    numbered = {int(match[1]): path for path in folder.glob("checkpoint.*.pth") if (match := re.fullmatch(r"checkpoint\.(\d+)", path.stem))}
+    numbered = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint.*.pth")
+        if (match := re.fullmatch(r"checkpoint\.(\d+)", path.stem))
+    }
     newest = [folder / NAME] if (folder / NAME).is_file() else []
     return newest + [numbered[number] for number in sorted(numbered)]
 
 
 def newest(folder: Path) -> tuple[Path, int] | None:
-    """The newest whole checkpoint and its checksum, or None where the folder holds none; names each damaged one that it passes over.
+    """The newest whole checkpoint and its checksum, or None where the folder holds none; names each damaged one that it
+    passes over.
 
     Raises ValueError where every one is damaged: starting again from nothing must be the user's decision.
     """
     found = checkpoints(folder)
     for path in found:
-        checksum = seal_of(path)
+        checksum = checksum_of(path)
         if checksum is not None:
             return path, checksum
         print(f"pretrain: {path} is damaged and is passed over", flush=True)
     if found:
-        raise ValueError(f"every checkpoint in {folder} is damaged; remove them to start again, or choose another --out")
+        raise ValueError(
+            f"every checkpoint in {folder} is damaged; remove them to start again, or choose another --out"
+        )
     return None
 
 
 def load(path: Path, checksum: int) -> dict[str, Any]:
     """What ``newest`` found. Raises ValueError if the file is another one here, in this process."""
-    if seal_of(path) != checksum:
-        raise ValueError(f"{path} is not the same file for every process; --out must be a folder that all of them share")
+    if checksum_of(path) != checksum:
+        raise ValueError(
+            f"{path} is not the same file for every process; --out must be a folder that all of them share"
+        )
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def seal_of(path: Path) -> int | None:
-    """The CRC-32 that a checkpoint carries, or None if the file is not what it was when it was sealed."""
+def checksum_of(path: Path) -> int | None:
+    """The CRC-32 that a checkpoint carries, or None if the file is not what it was when it was written."""
     try:
         with path.open("rb") as file:
-            body = path.stat().st_size - SEAL_LENGTH - 2
+            body = path.stat().st_size - CHECKSUM_LENGTH - 2
             checksum = _crc32(file, body) if body > 0 else 0
             end = file.read()
     except OSError:
         return None
-    return checksum if end == SEAL_LENGTH.to_bytes(2, "little") + SEAL % checksum else None
+    return checksum if end == CHECKSUM_LENGTH.to_bytes(2, "little") + CHECKSUM % checksum else None
 
 
 def write(path: Path, content: Callable[[BinaryIO], Any]) -> None:
@@ -99,13 +114,13 @@ def write(path: Path, content: Callable[[BinaryIO], Any]) -> None:
     os.replace(temporary, path)
 
 
-def _write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
+def _write_with_checksum(file: BinaryIO, content: dict[str, Any]) -> None:
     torch.save(content, file)
     body = file.tell() - 2  # an archive ends with the length of its comment, which is 0
     file.seek(0)
     checksum = _crc32(file, body)
     file.seek(body)
-    file.write(SEAL_LENGTH.to_bytes(2, "little") + SEAL % checksum)
+    file.write(CHECKSUM_LENGTH.to_bytes(2, "little") + CHECKSUM % checksum)
 
 
 def _write_part(path: Path, temporary: Path, content: Callable[[BinaryIO], Any]) -> None:
@@ -123,12 +138,13 @@ def _write_part(path: Path, temporary: Path, content: Callable[[BinaryIO], Any])
         except OSError:
             pass  # a folder that cannot be written holds no part either
         raise OSError(
-            f"{path} could not be written ({reason}); what was saved before is whole: make room, or make the folder writable, and start again"
+            f"{path} could not be written ({reason}); what was saved before is whole: "
+            "make room, or make the folder writable, and start again"
         ) from error
 
 
 def _reason(error: BaseException) -> str | None:
-    """The operating system's word for it, from an error or those before it."""
+    """The operating system's reason in an error or in those that led to it; None where there is none."""
     seen: BaseException | None = error
     while seen is not None and not isinstance(seen, OSError):
         seen = seen.__context__
@@ -136,7 +152,7 @@ def _reason(error: BaseException) -> str | None:
 
 
 def _crc32(file: BinaryIO, length: int) -> int:
-    """Of the next ``length`` bytes."""
+    """CRC-32 of the next ``length`` bytes of a file."""
     checksum = 0
     while length > 0 and (chunk := file.read(min(CHUNK, length))):
         checksum = zlib.crc32(chunk, checksum)

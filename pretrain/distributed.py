@@ -1,4 +1,6 @@
-"""The only place with collectives. Each is the identity in a single process.
+"""All communication between the processes of a run; in a single process every function is the identity.
+
+Where this differs from ``evaluate.runtime.distributed`` (gradients by DDP, failing together) it is pretraining's own.
 
 Axes: B batch, N tokens, D width.
 """
@@ -14,34 +16,44 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from evaluate.runtime.errors import UserError
+
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # a process that has said nothing for so long is taken for dead
 
-_alone = False
+_single = False
 
 
-class Elsewhere(Exception):
-    """Something went wrong that process 0 tells of."""
+class FailedOnRankZero(Exception):
+    """An error that all processes stop for and that process 0 reports."""
 
 
-def start(device: str) -> None:
-    """Joins the processes that torchrun has started, if it has. What the processes tell each other goes over gloo, gradients over NCCL."""
-    if "WORLD_SIZE" not in os.environ:
-        return
-    dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
-    if device != "cpu":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+def start(device: str) -> str:
+    """Joins the processes that torchrun has started, if it has; returns the device that this process is to use, which
+    is made current.
+
+    Under torchrun each process takes the GPU of its local rank. What the processes tell each other goes over gloo,
+    gradients over NCCL.
+    """
+    joined = "WORLD_SIZE" in os.environ
+    if device.startswith("cuda") and joined:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    if joined:
+        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
+    if ":" in device:
+        torch.cuda.set_device(device)
+    return device
 
 
 def leave() -> None:
-    """Ends what ``start`` began."""
+    """Leaves the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def world_size() -> int:
     """Processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+    return dist.get_world_size() if dist.is_initialized() and not _single else 1
 
 
 def rank() -> int:
@@ -56,14 +68,14 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
-    """Within it this process is a world of its own: to see what it computes without the others."""
-    global _alone
-    _alone = True
+def single_process() -> Iterator[None]:
+    """A context in which this process computes by itself: no collective waits for another process."""
+    global _single
+    _single = True
     try:
         yield
     finally:
-        _alone = False
+        _single = False
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
@@ -96,7 +108,7 @@ class _Sum(torch.autograd.Function):
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it holds in some process, so that all of them decide alike."""
+    """Whether a flag is set in at least one process; the same answer in all of them."""
     if world_size() == 1:
         return flag
     flags = torch.tensor(float(flag))
@@ -104,8 +116,9 @@ def any_rank(flag: bool) -> bool:
     return bool(flags)
 
 
-def exchange(value: T | None) -> list[T]:
-    """What the processes have to say, in the order of their numbers; None is nothing to say, and costs next to nothing."""
+def gather_objects(value: T | None) -> list[T]:
+    """The values of all processes that are not None, in the order of ranks; if all are None this costs next to
+    nothing."""
     if not any_rank(value is not None):
         return []
     values: list[T | None] = [value]
@@ -115,31 +128,36 @@ def exchange(value: T | None) -> list[T]:
     return [value for value in values if value is not None]
 
 
-def together(action: Callable[[], T]) -> T:
-    """What ``action`` gives in this process; if it fails in any, all stop: none is left waiting for one that is gone.
+def all_or_none(action: Callable[[], T]) -> T:
+    """Calls ``action`` in every process and returns this process's result; if it fails in one process, all raise.
+
+    No process is left waiting for one that has ended.
 
     Raises:
-        ValueError, OSError: as ``stop``, for the first of them, wherever it happened.
+        UserError, ValueError, OSError: the error of the lowest rank that failed, in process 0. FailedOnRankZero: in the
+        others.
     """
     result, error = None, None
     try:
         result = action()
-    except (ValueError, OSError) as caught:
+    except (UserError, ValueError, OSError) as caught:
         error = caught
-    errors = exchange(error)
+    errors = gather_objects(error)
     if errors:
-        stop(errors[0])
-    return result  # type: ignore[return-value]
+        raise_together(errors[0])
+    return result  # type: ignore[return-value]  # no process failed, so this one has a result
 
 
-def first(action: Callable[[], T]) -> T | None:
-    """As ``together``, but process 0 alone does it; the others get None."""
-    return together(lambda: action() if rank() == 0 else None)
+def on_rank_zero(action: Callable[[], T]) -> T | None:
+    """Calls ``action`` in process 0 and returns its result there, None elsewhere; if it fails, all raise as in
+    ``all_or_none``."""
+    return all_or_none(lambda: action() if rank() == 0 else None)
 
 
-def stop(error: Exception) -> NoReturn:
-    """Raises an error that all processes agree on: itself in process 0, ``Elsewhere`` in the others, so that it is told once."""
-    raise error if rank() == 0 else Elsewhere
+def raise_together(error: Exception) -> NoReturn:
+    """Raises an error that all processes know of: the error in process 0, FailedOnRankZero in the others, so that one
+    reports it."""
+    raise error if rank() == 0 else FailedOnRankZero
 
 
 class DataParallel(nn.parallel.DistributedDataParallel):

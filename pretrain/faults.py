@@ -1,4 +1,5 @@
-"""What goes wrong in a run of weeks, and how all processes deal with it alike: images that cannot be read, steps that are not finite."""
+"""What goes wrong in a run of weeks, and how all processes deal with it alike: images that cannot be read, steps that
+are not finite."""
 
 import json
 import math
@@ -19,8 +20,9 @@ NAMED = 3  # files in a sentence; faults.jsonl has all
 
 
 @dataclass(frozen=True)
-class Suspect:
-    """Images (indices) that a process suspects of a step that is not finite; ``sure`` if their loss is not finite without the others."""
+class Culprits:
+    """Images (indices) that a process suspects of a step that is not finite; ``sure`` if their loss is not finite
+    without the others."""
 
     rank: int
     images: list[int]
@@ -28,7 +30,8 @@ class Suspect:
 
 
 class Faults:
-    """Counts and names faults, on process 0 by ``say`` and in OUT/faults.jsonl, and stops the run where they are too many.
+    """Counts and names faults, on process 0 by ``say`` and in OUT/faults.jsonl, and stops the run where they are too
+    many.
 
     Every decision is made from what all processes know, so that none goes on without the others.
     """
@@ -45,32 +48,37 @@ class Faults:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.damaged, self.skipped, self.in_a_row = set(state["damaged"]), state["skipped"], state["in_a_row"]
 
-    def replaced(self, step: int, damaged: dict[int, str]) -> None:
-        """Names the images that could not be read for a step, once each. Raises DataError above MAX_UNREADABLE_SHARE."""
+    def note_unreadable(self, step: int, damaged: dict[int, str]) -> None:
+        """Names the images that could not be read for a step, once each. Raises DataError above
+        MAX_UNREADABLE_SHARE."""
         new = {index: why for index, why in damaged.items() if index not in self.damaged}
-        for found in distributed.exchange(new or None):
+        for found in distributed.gather_objects(new or None):
             for index, why in found.items():
                 if index not in self.damaged:
                     self.damaged.add(index)
                     self._note(f"{why}; another image is taken in its place", step, "damaged image", [index])
         if len(self.damaged) > MAX_UNREADABLE_SHARE * len(self.images):
-            distributed.stop(
+            distributed.raise_together(
                 DataError(
-                    f"{len(self.damaged)} of {len(self.images)} images cannot be read so far, more than {MAX_UNREADABLE_SHARE:.0%}; "
+                    f"{len(self.damaged)} of {len(self.images)} images cannot be read so far, "
+                    f"more than {MAX_UNREADABLE_SHARE:.0%}; "
                     f"replace or remove those that {self.path} names"
                 )
             )
 
-    def accepts(self, step: int, loss: Tensor, norm: Tensor, scaler: Any, suspect: Callable[[bool], Suspect | None]) -> bool:
+    def step_is_finite(
+        self, step: int, loss: Tensor, norm: Tensor, scaler: Any, find_culprits: Callable[[bool], Culprits | None]
+    ) -> bool:
         """Whether loss and gradient norm of a step are finite in every process; if not, no process may take the step.
 
-        Float16 meets infinite gradients as long as its loss scale is too high: with a scale above 1 and a finite loss that is no fault.
+        Float16 meets infinite gradients as long as its loss scale is too high: with a scale above 1 and a finite loss
+        that is no fault.
 
         Raises:
             FloatingPointError: the MAX_SKIPPED_STEPS-th step in a row that is not.
         """
         finite = bool(torch.isfinite(torch.stack([loss, norm])).all())
-        losses = distributed.exchange(None if finite else loss.item())
+        losses = distributed.gather_objects(None if finite else loss.item())
         if not losses:
             self.in_a_row = 0
             return True
@@ -78,16 +86,19 @@ class Faults:
             return False
         self.skipped += 1
         self.in_a_row += 1
-        found = distributed.exchange(suspect(bool(torch.isfinite(loss))))
+        found = distributed.gather_objects(find_culprits(bool(torch.isfinite(loss))))
         found = [one for one in found if one.sure] or found
         sentences = [f"process {one.rank} with {self._names(one.images)}" for one in found]
         where = f"the loss or its gradient is not finite in {' and '.join(sentences)}"
-        self._note(f"step {step} is skipped: {where}", step, "not finite", [index for one in found for index in one.images])
+        self._note(
+            f"step {step} is skipped: {where}", step, "not finite", [index for one in found for index in one.images]
+        )
         if self.in_a_row == MAX_SKIPPED_STEPS:
-            distributed.stop(
+            distributed.raise_together(
                 FloatingPointError(
                     f"{MAX_SKIPPED_STEPS} steps in a row were not finite, up to step {step}, where {where}; "
-                    "nothing of them is in the weights: lower base_lr, or take another precision or clip_norm, with --set"
+                    "nothing of them is in the weights: "
+                    "lower base_lr, or take another precision or clip_norm, with --set"
                 )
             )
         return False
@@ -103,4 +114,4 @@ class Faults:
                 file.write(json.dumps({"step": step, "fault": kind, "images": paths}) + "\n")
             self.say(text)
 
-        distributed.first(write)
+        distributed.on_rank_zero(write)

@@ -1,7 +1,7 @@
 """Where one crop lies in another, and the position embeddings made from it.
 
-A crop is (top, left, height, width) in pixels of the source image after its flip. Positions are in patches of view 1, measured from
-the centre of its first patch. Axes: B batch, N = grid_size ** 2 tokens in row-major order, D width.
+A crop is (top, left, height, width) in pixels of the source image after its flip. Positions are in patches of view 1,
+measured from the center of its first patch. Axes: B batch, N = grid_size ** 2 tokens in row-major order, D width.
 """
 
 from dataclasses import dataclass, fields
@@ -26,7 +26,9 @@ class RelativeGeometry:
         return RelativeGeometry(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
-def relative_geometry(crop1: Tensor, crop2: Tensor, flipped1: Tensor, flipped2: Tensor, image_width: Tensor) -> RelativeGeometry:
+def relative_geometry(
+    crop1: Tensor, crop2: Tensor, flipped1: Tensor, flipped2: Tensor, image_width: Tensor
+) -> RelativeGeometry:
     """From two crops (B, 4), their flips (B,) bool and the source images' widths (B,), all in source pixels.
 
     Source: SiameseIM, relative position embedding (released code).
@@ -44,11 +46,12 @@ def relative_geometry(crop1: Tensor, crop2: Tensor, flipped1: Tensor, flipped2: 
 
 
 def relative_positions(geometry: RelativeGeometry, grid_size: int) -> tuple[Tensor, Tensor]:
-    """Row and column (each (B, N)) of every cell of view 2, in the grid of view 1 (0 is the centre of its first cell)."""
-    centre = torch.arange(grid_size, dtype=torch.float32, device=geometry.delta_top.device) + 0.5
-    rows = geometry.scale_height[:, None] * centre + (geometry.delta_top * grid_size - 0.5)[:, None]
-    straight = geometry.scale_width[:, None] * centre + (geometry.delta_left * grid_size - 0.5)[:, None]
-    mirrored = -geometry.scale_width[:, None] * centre + (geometry.flip_delta_left * grid_size - 0.5)[:, None]
+    """Row and column (each (B, N)) of every cell of view 2, in the grid of view 1 (0 is the center of its first
+    cell)."""
+    center = torch.arange(grid_size, dtype=torch.float32, device=geometry.delta_top.device) + 0.5
+    rows = geometry.scale_height[:, None] * center + (geometry.delta_top * grid_size - 0.5)[:, None]
+    straight = geometry.scale_width[:, None] * center + (geometry.delta_left * grid_size - 0.5)[:, None]
+    mirrored = -geometry.scale_width[:, None] * center + (geometry.flip_delta_left * grid_size - 0.5)[:, None]
     columns = torch.where(geometry.relative_flip[:, None], mirrored, straight)
     batch = rows.shape[0]
     rows = rows[:, :, None].expand(batch, grid_size, grid_size).reshape(batch, -1)
@@ -57,7 +60,8 @@ def relative_positions(geometry: RelativeGeometry, grid_size: int) -> tuple[Tens
 
 
 def sincos(positions: Tensor, channels: int) -> Tensor:
-    """(…,) positions to (…, channels): sines of all frequencies, then cosines; frequency k is 10000 ** (-2k / channels)."""
+    """(…,) positions to (…, channels): sines of all frequencies, then cosines; frequency k is 10000 ** (-2k /
+    channels)."""
     half = channels // 2
     omega = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=positions.device) / half)
     angles = positions.double()[..., None] * omega
@@ -77,7 +81,8 @@ def sincos_2d(grid_size: int, embed_dim: int, columns_first: bool = False) -> Te
 
 
 def relative_parts(geometry: RelativeGeometry, grid_size: int, embed_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``relative_sincos`` is made of: the rows' and the columns' embeddings (B, grid_size, D/2), the scales' (B, D)."""
+    """What ``relative_sincos`` is made of: the rows' and the columns' embeddings (B, grid_size, D/2), the scales' (B,
+    D)."""
     rows, columns = (positions.view(-1, grid_size, grid_size) for positions in relative_positions(geometry, grid_size))
     quarter = embed_dim // 2
     scales = [sincos(10 * scale.log(), quarter) for scale in (geometry.scale_height, geometry.scale_width)]
@@ -85,7 +90,8 @@ def relative_parts(geometry: RelativeGeometry, grid_size: int, embed_dim: int) -
 
 
 def relative_sincos(geometry: RelativeGeometry, grid_size: int, embed_dim: int) -> Tensor:
-    """Embedding (B, N, 2D) of each cell of view 2 in view 1's frame: row, column, and 10 times the logarithm of both scales."""
+    """Embedding (B, N, 2D) of each cell of view 2 in view 1's frame: row, column, and 10 times the logarithm of both
+    scales."""
     rows, columns, scales = relative_parts(geometry, grid_size, embed_dim)
     shape = (len(scales), grid_size, grid_size, -1)
     parts = rows[:, :, None].expand(shape), columns[:, None].expand(shape), scales[:, None, None].expand(shape)

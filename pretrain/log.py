@@ -1,9 +1,10 @@
-"""What a run says of itself: a bar on a terminal or plain lines elsewhere, and log.jsonl and TensorBoard events beside the checkpoint.
+"""What a run says of itself: a bar on a terminal or plain lines elsewhere, and log.jsonl and TensorBoard events beside
+the checkpoint.
 
     tensorboard --logdir OUT
 
-Only the first process writes. A run that goes on from a checkpoint first drops what it had logged past it, so that log.jsonl of a resumed
-run has one line a step logged, as that of an unbroken run.
+Only the first process writes. A run that goes on from a checkpoint first drops what it had logged past it, so that
+log.jsonl of a resumed run has one line a step logged, as that of an unbroken run.
 """
 
 import json
@@ -24,7 +25,8 @@ STEPS_BETWEEN_ENTRIES = 50  # and at the end of each epoch
 
 
 class Log:
-    """Use as a context manager around the loop; ``step`` is the optimizer steps done when the run begins, ``steps`` those of an epoch."""
+    """Use as a context manager around the loop; ``step`` is the optimizer steps done when the run begins, ``steps``
+    those of an epoch."""
 
     def __init__(self, out: Path, config: PretrainConfig, steps: int, step: int):
         self.config, self.steps, self.first = config, steps, step
@@ -39,7 +41,12 @@ class Log:
         self.path = out / "log.jsonl"
         _drop_entries_after(self.path, step)
         self.events = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
-        columns = (TextColumn("epoch {task.fields[epoch]:.1f}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("epoch {task.fields[epoch]:.1f}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Progress(*columns, disable=not sys.stdout.isatty())
         self.task = self.bar.add_task("", total=self.total, completed=step, epoch=step / steps, text="")
 

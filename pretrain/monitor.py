@@ -1,8 +1,8 @@
 """Looks at the encoder now and then while it trains, so that a collapse is seen after minutes instead of days.
 
-On centre crops of a fixed sample of the training images: the accuracy of a leave-one-out vote of the nearest neighbours (where the images
-lie in class folders), and the rank and the spread of the features. It draws no random number and moves no statistic of the model, so a run
-is the same with it and without it.
+On center crops of a fixed sample of the training images: the accuracy of a leave-one-out vote of the nearest neighbours
+(where the images lie in class folders), and the rank and the spread of the features. It draws no random number and
+moves no statistic of the model, so a run is the same with it and without it.
 """
 
 from pathlib import Path
@@ -17,19 +17,20 @@ from pretrain.data.images import DataError, ImageFolder
 
 IMAGES = 2000
 BATCH = 64
-NEIGHBOURS = 20
-TEMPERATURE = 0.07  # NEIGHBOURS and TEMPERATURE are DINO's, as in evaluate.knn
+NEIGHBORS = 20
+TEMPERATURE = 0.07  # NEIGHBORS and TEMPERATURE are DINO's, as in evaluate.knn
 COLLAPSED_SPREAD = 0.02
 
 
 class Monitor:
-    """Holds centre crops (M, 3, S, S) uint8 of up to IMAGES images below ``folder``, and the classes that their folders name."""
+    """Holds center crops (M, 3, S, S) uint8 of up to IMAGES images below ``folder``, and the classes that their folders
+    name."""
 
     def __init__(self, images: ImageFolder, folder: Path, config: PretrainConfig):
         crops, folders = [], []
         for index in np.random.default_rng(config.seed).permutation(len(images))[:IMAGES].tolist():
             try:
-                crops.append(centre_crop(images.read(index), config.img_size))
+                crops.append(center_crop(images.read(index), config.img_size))
             except DataError:
                 continue  # the loop names it
             folders.append(images.paths[index].parent.relative_to(folder).as_posix())
@@ -37,13 +38,16 @@ class Monitor:
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
 
     def measure(self, model: nn.Module, device: str, dtype: torch.dtype | None = None) -> dict[str, float]:
-        """``knn_top1`` in percent (absent with a single class folder), ``feature_rank`` and ``feature_spread`` of mean patch tokens."""
+        """``knn_top1`` in percent (absent with a single class folder), ``feature_rank`` and ``feature_spread`` of mean
+        patch tokens."""
         training = model.training
         model.eval()
         parts = []
         with torch.inference_mode(), torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
             for crops in self.crops.split(BATCH):
-                parts.append(model.tokens(((crops.float() / 255 - self.mean) / self.std).to(device))[:, 1:].float().mean(1))
+                parts.append(
+                    model.tokens(((crops.float() / 255 - self.mean) / self.std).to(device))[:, 1:].float().mean(1)
+                )
         model.train(training)
         features = torch.cat(parts)
         found = {"feature_rank": effective_rank(features), "feature_spread": spread(features)}
@@ -63,30 +67,35 @@ def is_collapsed(found: dict[str, float]) -> bool:
     return found["feature_spread"] < COLLAPSED_SPREAD
 
 
-def centre_crop(image: Tensor, size: int) -> Tensor:
-    """The largest centred square of an image (3, H, W) uint8, resized to (3, size, size)."""
+def center_crop(image: Tensor, size: int) -> Tensor:
+    """The largest centered square of an image (3, H, W) uint8, resized to (3, size, size)."""
     side = min(image.shape[1:])
     top, left = ((length - side) // 2 for length in image.shape[1:])
-    return F.interpolate(image[None, :, top : top + side, left : left + side], (size, size), mode="bicubic", antialias=True)[0]
+    return F.interpolate(
+        image[None, :, top : top + side, left : left + side], (size, size), mode="bicubic", antialias=True
+    )[0]
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the singular values of centred features (M, D), from 1 to D (RankMe, arXiv 2210.02885, centred here)."""
+    """exp of the entropy of the singular values of centered features (M, D), from 1 to D (RankMe, arXiv 2210.02885,
+    centered here)."""
     values = torch.linalg.svdvals(features - features.mean(0))
     shares = values / values.sum().clamp(min=1e-12)
     return torch.special.entr(shares).sum().exp().item()
 
 
 def spread(features: Tensor) -> float:
-    """Mean standard deviation of the channels of unit features (M, D), times sqrt(D): 0 is a collapse, 1 an even spread (SimSiam, 4.1)."""
+    """Mean standard deviation of the channels of unit features (M, D), times sqrt(D): 0 is a collapse, 1 an even spread
+    (SimSiam, 4.1)."""
     return (F.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5).item()
 
 
 def leave_one_out(features: Tensor, labels: Tensor) -> float:
-    """Percent of features (M, D) whose NEIGHBOURS nearest others vote for their own label (M,), each with weight exp(cosine / TEMPERATURE)."""
+    """Percent of features (M, D) whose NEIGHBORS nearest others vote for their own label (M,), each with weight
+    exp(cosine / TEMPERATURE)."""
     features = F.normalize(features, dim=1)
     similarity = (features @ features.T).fill_diagonal_(-torch.inf)
-    nearest = similarity.topk(min(NEIGHBOURS, len(features) - 1), dim=1)
+    nearest = similarity.topk(min(NEIGHBORS, len(features) - 1), dim=1)
     votes = torch.zeros(len(features), int(labels.max()) + 1, device=features.device)
     votes.scatter_add_(1, labels[nearest.indices], (nearest.values / TEMPERATURE).exp())
     return (votes.argmax(1) == labels).float().mean().item() * 100

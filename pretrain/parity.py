@@ -1,9 +1,9 @@
 """Checks one training step against numbers made by the official code.
 
-    python -m pretrain.parity FILE.json
+    python -m pretrain.parity FILE.json ...
 
-Prints the largest relative difference of each kind of number and exits 1 where one exceeds the bound. A file holds sizes, the keys
-of the official state dict, inputs by formula and sampled results (tests/golden/README.md).
+Prints the largest relative difference of each kind of number and exits with status 1 if one exceeds the bound. A file
+holds sizes, the keys of the official state dict, inputs by formula and sampled results (tests/golden/README.md).
 """
 
 import argparse
@@ -12,16 +12,16 @@ import json
 import sys
 import zlib
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.config import PAPER, PretrainConfig
+from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER
+from pretrain.config import PretrainConfig
 from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_sincos
-from pretrain.methods import mae, siameseim
+from pretrain.methods import MethodModule, mae, siameseim
 
 BOUND = 1e-5
 FILL = {  # kind of a tensor: what is made of standard normal numbers r
@@ -53,13 +53,16 @@ def difference(ours: Tensor, expected: dict[str, Any] | float) -> float:
 
 
 def compare(golden: dict[str, Any]) -> dict[str, float]:
-    """Runs the step of a file; the largest difference by kind of number. Raises ValueError for a file of another form."""
+    """Runs the step of a file; the largest difference by kind of number. Raises ValueError for a file of another
+    form."""
     config = golden.get("config", {})
     if "predictor_depth" in config:
         return _compare_siameseim(golden)
     if "decoder_depth" in config:
         return _compare_mae(golden)
-    raise ValueError("this file holds neither a SiameseIM nor an MAE step (its config has no predictor_depth and no decoder_depth)")
+    raise ValueError(
+        "this file holds neither a SiameseIM nor an MAE step (its config has no predictor_depth and no decoder_depth)"
+    )
 
 
 def fill(golden: dict[str, Any], fixed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -72,13 +75,14 @@ def fill(golden: dict[str, Any], fixed: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _config(golden: dict[str, Any], mask: list[list[int]], **others: Any) -> PretrainConfig:
+def _config(method: MethodModule, golden: dict[str, Any], **others: Any) -> Any:
+    """A method's config with those sizes of a file that it knows."""
     sizes = golden["config"]
-    same = {field.name for field in dataclasses.fields(PretrainConfig)} & sizes.keys()
-    return dataclasses.replace(PAPER, **{name: sizes[name] for name in same}, num_masked=sum(mask[0]), **others)
+    same = {field.name for field in dataclasses.fields(method.Config)} & sizes.keys()
+    return dataclasses.replace(method.PRESETS["paper"], **{name: sizes[name] for name in same}, **others)
 
 
-def _build(method: ModuleType, config: PretrainConfig, golden: dict[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+def _build(method: MethodModule, config: PretrainConfig, golden: dict[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model with the file's weights, and its position embeddings."""
     model = method.build(config)
     buffers = {name: getattr(model, name) for name in ("pos_embed", "decoder_pos_embed")}
@@ -86,7 +90,9 @@ def _build(method: ModuleType, config: PretrainConfig, golden: dict[str, Any]) -
     return model.train(), buffers
 
 
-def _compare_gradients(method: ModuleType, model: nn.Module, buffers: dict[str, Tensor], expected: dict[str, Any]) -> dict[str, float]:
+def _compare_gradients(
+    method: MethodModule, model: nn.Module, buffers: dict[str, Tensor], expected: dict[str, Any]
+) -> dict[str, float]:
     """Gradients and position embeddings, and which parameters have no gradient."""
     gradients = method.to_official({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     without = set(method.to_official(dict(model.named_parameters())) | buffers) - gradients.keys()
@@ -99,9 +105,12 @@ def _compare_gradients(method: ModuleType, model: nn.Module, buffers: dict[str, 
 
 def _compare_mae(golden: dict[str, Any]) -> dict[str, float]:
     inputs, expected, tag = golden["inputs"], golden["expected"], golden["tag"]
-    config = _config(golden, expected["mask"], train_patch_embed=True)
+    config = _config(mae, golden, train_patch_embed=True)
     model, buffers = _build(mae, config, golden)
-    image, noise = generate(f"{tag}/image", [inputs["batch"], 3, config.img_size, config.img_size]), torch.tensor(inputs["noise"])
+    image, noise = (
+        generate(f"{tag}/image", [inputs["batch"], 3, config.img_size, config.img_size]),
+        torch.tensor(inputs["noise"]),
+    )
     out = model.reconstruct(image, noise)
     out.loss.backward()
     return {
@@ -115,7 +124,8 @@ def _compare_mae(golden: dict[str, Any]) -> dict[str, float]:
 
 def _compare_siameseim(golden: dict[str, Any]) -> dict[str, float]:
     inputs, expected, tag = golden["inputs"], golden["expected"], golden["tag"]
-    config = _config(golden, inputs["mask"], train_patch_embed=not golden["config"]["patch_embed_frozen"])
+    frozen = golden["config"]["patch_embed_frozen"]
+    config = _config(siameseim, golden, num_masked=sum(inputs["mask"][0]), train_patch_embed=not frozen)
     model, buffers = _build(siameseim, config, golden)
     shape = [inputs["batch"], 3, config.img_size, config.img_size]
     views = {name: generate(f"{tag}/{name}", shape) for name in ("view1", "view2")}
@@ -123,7 +133,7 @@ def _compare_siameseim(golden: dict[str, Any]) -> dict[str, float]:
     mask = torch.tensor(inputs["mask"]).bool()
 
     model.update_target(golden["config"]["momentum"])
-    out = model(Batch(views["view1"], views["view2"], mask, geometry, torch.arange(inputs["batch"]), noise=torch.zeros(mask.shape)))
+    out = model(Batch(views["view1"], views["view2"], mask, geometry, torch.arange(inputs["batch"])))
     out.loss.backward()
 
     return {
@@ -141,24 +151,36 @@ def _compare_siameseim(golden: dict[str, Any]) -> dict[str, float]:
 
 def worst(ours: dict[str, Tensor], expected: dict[str, Any]) -> float:
     """The largest difference over named tensors; infinite where one is absent."""
-    return max((difference(ours[key], value) if key in ours else float("inf") for key, value in expected.items()), default=0.0)
+    return max(
+        (difference(ours[key], value) if key in ours else float("inf") for key, value in expected.items()), default=0.0
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Prints a line a kind of number; 0 if all are within the bound, 1 if not, 2 if the file cannot be used."""
+    """Prints a line a kind of number; 0 if all are within the bound, 1 if not, 2 if a file cannot be used."""
     parser = argparse.ArgumentParser(
         prog="python -m pretrain.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, help="numbers of one training step")
-    path = parser.parse_args(argv).file
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="numbers of one training step")
+    files = parser.parse_args(argv).files
+    statuses = []
+    for path in files:
+        if len(files) > 1:
+            print(path)
+        statuses.append(_report(path))
+    return max(statuses)
+
+
+def _report(path: Path) -> int:
+    """Compares one file and prints what was found; its exit status."""
     try:
         found = compare(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError) as error:
         print(f"pretrain.parity: {path} cannot be compared: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER
     for name, value in found.items():
         print(f"{name:<30} {value:.2e} {'ok' if value <= BOUND else 'TOO LARGE'}")
-    return int(max(found.values()) > BOUND)
+    return EXIT_FAILED if max(found.values()) > BOUND else 0
 
 
 if __name__ == "__main__":

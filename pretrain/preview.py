@@ -1,8 +1,8 @@
 """A picture of a batch, so that a person sees what the model is asked before days are spent on it.
 
-A row is an image: view 1 with what the method hides of it in grey, and view 2. Dots of one colour are one place: in view 2 the centre of a
-token, in view 1 where the relative position that goes with that token says it lies. They must sit on the same thing in both. A method of
-one view has neither.
+A row is an image: view 1 with what the method hides of it in grey, and view 2. Dots of one colour are one place: in
+view 2 the center of a token, in view 1 where the relative position that goes with that token says it lies. They must
+sit on the same thing in both. A method of one view has neither.
 """
 
 import math
@@ -48,12 +48,15 @@ def _pixels(image: Tensor, config: PretrainConfig) -> np.ndarray:
 
 
 def _draw_dots(pen: ImageDraw.ImageDraw, rows: Tensor, columns: Tensor, grid_size: int) -> None:
-    """Dots for some tokens of view 2 (the right half) whose place lies inside view 1 (the left half); (N,) rows and columns in cells."""
-    inside = [i for i in range(grid_size**2) if -0.5 <= rows[i] <= grid_size - 0.5 and -0.5 <= columns[i] <= grid_size - 0.5]
+    """Dots for some tokens of view 2 (the right half) whose place lies inside view 1 (the left half); (N,) rows and
+    columns in cells."""
+    inside = [
+        i for i in range(grid_size**2) if -0.5 <= rows[i] <= grid_size - 0.5 and -0.5 <= columns[i] <= grid_size - 0.5
+    ]
     marked = inside[:: max(1, math.ceil(len(inside) / len(DOTS)))]
-    for colour, token in zip(DOTS[: len(marked)], marked, strict=True):
+    for color, token in zip(DOTS[: len(marked)], marked, strict=True):
         row, column = divmod(token, grid_size)
         source = ((columns[token].item() + 0.5) / grid_size, (rows[token].item() + 0.5) / grid_size)
         own = ((column + 0.5) / grid_size + 1, (row + 0.5) / grid_size)
         for x, y in (source, own):
-            pen.ellipse([x * SIDE - 5, y * SIDE - 5, x * SIDE + 5, y * SIDE + 5], fill=colour, outline="black")
+            pen.ellipse([x * SIDE - 5, y * SIDE - 5, x * SIDE + 5, y * SIDE + 5], fill=color, outline="black")

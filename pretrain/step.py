@@ -11,13 +11,14 @@ from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.data import views
 from pretrain.data.loader import Step
-from pretrain.faults import Suspect
+from pretrain.faults import Culprits
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_arithmetic(config: PretrainConfig) -> None:
-    """Lets a GPU take TF32 for the products that autocast leaves in float32 (the loss's): what goes in has no more bits. fp32 stays fp32."""
+    """Lets a GPU take TF32 for the products that autocast leaves in float32 (the loss's): what goes in has no more
+    bits. fp32 stays fp32."""
     torch.backends.cuda.matmul.allow_tf32 = config.precision in PRECISIONS
 
 
@@ -38,22 +39,25 @@ def seed(config: PretrainConfig, step: int) -> int:
     return int(np.random.SeedSequence([config.seed, step, distributed.rank()]).generate_state(1)[0])
 
 
-def suspect(model: nn.Module, batch: Step, config: PretrainConfig, device: str, finite_loss: bool) -> Suspect | None:
+def find_culprits(
+    model: nn.Module, batch: Step, config: PretrainConfig, device: str, finite_loss: bool
+) -> Culprits | None:
     """The images of this process that a step which is not finite comes from, as far as it can tell.
 
-    BatchNorm and the correlation carry a fault from one process to all, so each looks at its micro-batches again, without the others.
+    BatchNorm and the correlation carry a fault from one process to all, so each looks at its micro-batches again,
+    without the others.
     """
     plain = getattr(model, "module", model)
-    with distributed.alone(), torch.no_grad():
+    with distributed.single_process(), torch.no_grad():
         sure = [crops for crops in batch.micro if not torch.isfinite(_loss(plain, crops, batch.epoch, config, device))]
     finite_gradient = isinstance(model, distributed.DataParallel) and model.is_finite()
     if not sure and finite_loss and finite_gradient:
         return None
-    return Suspect(distributed.rank(), torch.cat([crops.index for crops in sure or batch.micro]).tolist(), bool(sure))
+    return Culprits(distributed.rank(), torch.cat([crops.index for crops in sure or batch.micro]).tolist(), bool(sure))
 
 
-def _loss(model: nn.Module, crops: views.Cut, epoch: int, config: PretrainConfig, device: str) -> Tensor:
-    batch = views.finish(crops.to(device), epoch, config)
+def _loss(model: nn.Module, crops: views.Crops, epoch: int, config: PretrainConfig, device: str) -> Tensor:
+    batch = views.augment(crops.to(device), epoch, config)
     dtype = PRECISIONS.get(config.precision)
     with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
         return model(batch).loss

@@ -1,20 +1,22 @@
-"""Pretrains an encoder.
+"""Pretrains an encoder. DIR holds one folder of images a class.
 
-    python -m pretrain.train --data DIR --out OUT                       the paper's run (DIR holds one folder of images a class)
-    torchrun --nproc_per_node 8 -m pretrain.train --data DIR --out OUT  the same on 8 GPUs
-    python -m pretrain.train --preset demo --data DIR --out OUT         minutes on one CPU core
+    python -m pretrain.train --data DIR --out OUT                             the paper's run
+    torchrun --nproc_per_node 8 -m pretrain.train --data DIR --out OUT        the same on 8 GPUs
+    python -m pretrain.train --preset demo --data DIR --out OUT               minutes on one CPU core
+    python -m pretrain.train --config OLD/config.json --data DIR --out OUT    the settings of another run again
 
-``--preset mae_paper`` and ``mae_demo`` train MAE. Writes OUT/checkpoint.pth (the layout of the method's official code, which
-``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json, log.jsonl and TensorBoard events (``tensorboard --logdir OUT``), and
-batch.png, which shows what the model is asked.
+``--preset mae_paper`` and ``mae_demo`` train MAE. Writes OUT/checkpoint.pth (the layout of the method's official code,
+which ``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json, log.jsonl and TensorBoard events (``tensorboard
+--logdir OUT``), and batch.png, which shows what the model is asked.
 
-Started again with the same arguments, it goes on from the newest whole checkpoint, to the same weights as without the break. On SIGTERM,
-SIGUSR2 and Ctrl-C it saves at the next step and exits with status 75 (Ctrl-C: 130; a second one stops at once). torchrun passes USR2 on
-with ``--signals-to-handle SIGTERM,SIGUSR2``, waits ``--shutdown-timeout`` seconds (30) for the save, and exits with a status of its own.
+Started again with the same arguments, it goes on from the newest whole checkpoint, to the same weights as without the
+break. On SIGTERM, SIGUSR2 and Ctrl-C it saves at the next step and exits with status 75 (Ctrl-C: 130; a second one
+stops at once). torchrun passes USR2 on with ``--signals-to-handle SIGTERM,SIGUSR2``, waits ``--shutdown-timeout``
+seconds (30) for the save, and exits with a status of its own.
 
-An image that cannot be read is named and replaced by another; a step whose loss or gradient is not finite in some process is skipped by
-all, and its images are named: OUT/faults.jsonl lists both. With more than 1 % of the images unreadable, or 10 such steps in a row, the
-run stops.
+An image that cannot be read is named and replaced by another; a step whose loss or gradient is not finite in some
+process is skipped by all, and its images are named: OUT/faults.jsonl lists both. With more than 1 % of the images
+unreadable, or 10 such steps in a row, the run stops.
 """
 
 import argparse
@@ -25,64 +27,70 @@ import math
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
+from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS, at_least_one, at_least_zero
+from evaluate.runtime.devices import resolve_device
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.settings import help_text
 from pretrain import checkpoint, distributed, preview
-from pretrain.config import MODELS, PRESETS, PretrainConfig, configure
+from pretrain.config import MODELS, PretrainConfig
 from pretrain.data import views
 from pretrain.data.images import ImageFolder
 from pretrain.data.loader import Step, images_at_once, steps_from, steps_per_epoch
 from pretrain.export import export
 from pretrain.faults import Faults
 from pretrain.log import Log
-from pretrain.methods import method_of
+from pretrain.methods import METHODS, MethodModule, configure, method_of, module_of, presets, read_config
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer
 from pretrain.signals import listening, sentence
-from pretrain.step import PRECISIONS, accumulate, seed, set_arithmetic, suspect
+from pretrain.step import PRECISIONS, accumulate, find_culprits, seed, set_arithmetic
 from pretrain.vit import set_grad_checkpointing
 
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
 EXIT_CTRL_C = 130
 SAVE_MINUTES = 10.0
-MAX_WORKERS = 16  # data loading processes, where no number is given
 
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """Where and how a run is executed, apart from what it is."""
+    """Where and how a run is executed; nothing of it is part of the run's config."""
 
     device: str
+    """cpu, cuda or cuda:N."""
     workers: int = 0
     """Data loading processes of each training process."""
     micro_batch: int | None = None
-    """The most images a process takes at once; the rest of its share is accumulated. BatchNorm and the loss's correlation are taken over
-    each micro-batch (of all processes), so processes x micro_batch is a property of the run."""
+    """The most images a process takes at once; the rest of its share is accumulated. BatchNorm and the loss's
+    correlation are taken over each micro-batch (of all processes), so processes x micro_batch is a property of the
+    run."""
     keep: int = checkpoint.KEEP
     """Checkpoints that are kept."""
     save_minutes: float = SAVE_MINUTES
     """A checkpoint is written so often, besides after each epoch."""
     monitor_epochs: int | None = None
-    """Epochs between two looks at the features (``pretrain.monitor``); 0 for none, None for a hundredth of the run."""
+    """Epochs between two measurements of the features (``pretrain.monitor``); 0 for none, None for a hundredth of the
+    run."""
     compile: bool = False
     """Run the step through ``torch.compile``: the same to rounding, slower to start and faster after."""
     grad_checkpointing: bool = False
-    """Compute the inside of the blocks again in the backward pass instead of keeping it: the same numbers, less memory, more time."""
+    """Compute the inside of the blocks again in the backward pass instead of keeping it: the same numbers, less memory,
+    more time."""
 
 
 def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -> Path:
     """Runs a config to its end, or on from where a checkpoint in ``out`` stands; returns the checkpoint's path.
 
     Raises:
-        ValueError, OSError: bad settings, images or folders. FloatingPointError: too many steps that are not finite.
-        Interrupted: after a signal. distributed.Elsewhere: for what process 0 raises.
+        UserError, ValueError, OSError: bad settings, images or folders. FloatingPointError: too many steps that are not
+        finite. Interrupted: after a signal. distributed.FailedOnRankZero: for what process 0 raises.
     """
     device = execution.device
-    images, micro_batch = distributed.together(lambda: _prepare(config, data, out, execution))
+    images, micro_batch = distributed.all_or_none(lambda: _prepare(config, data, out, execution))
     steps = steps_per_epoch(len(images), config)
     total = config.epochs * steps
     method = method_of(config)
@@ -94,23 +102,25 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     if execution.compile:
         model.compile()
     optimizer = make_optimizer(model, config)
-    scaler = torch.amp.GradScaler(device, enabled=config.precision == "fp16")
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")
     faults = Faults(images, out)
     together = micro_batch * distributed.world_size()
     parts = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
     first = _resume(out, model, method, config, parts, together)
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
     batches = steps_from(images, first, micro_batch, config, execution.workers)
-    looks = steps * (max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs)  # steps between two
-    monitor = distributed.first(lambda: Monitor(images, data, config) if looks else None)
+    looks = steps * (
+        max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs
+    )  # steps between two
+    monitor = distributed.on_rank_zero(lambda: Monitor(images, data, config) if looks else None)
 
     with Log(out, config, steps, first) as log, listening() as heard:
         faults.say, saved = log.say, time.monotonic()
         for step in range(first, total):
-            batch = distributed.together(lambda: next(batches))
-            faults.replaced(step, batch.damaged)
+            batch = distributed.all_or_none(lambda: next(batches))
+            faults.note_unreadable(step, batch.damaged)
             if step == 0:
-                distributed.first(functools.partial(_draw, out / "batch.png", model, batch, config))
+                distributed.on_rank_zero(functools.partial(_draw, out / "batch.png", model, batch, config))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step / steps, config)
             torch.manual_seed(seed(config, step))
@@ -119,8 +129,12 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             loss = accumulate(parallel, scaler, batch, config, device)
             scaler.unscale_(optimizer)
             # A limit of infinity multiplies by 1 and measures the norm.
-            norm = nn.utils.clip_grad_norm_(model.parameters(), math.inf if config.clip_norm is None else config.clip_norm)
-            if faults.accepts(step, loss, norm, scaler, functools.partial(suspect, parallel, batch, config, device)):
+            norm = nn.utils.clip_grad_norm_(
+                model.parameters(), math.inf if config.clip_norm is None else config.clip_norm
+            )
+            if faults.step_is_finite(
+                step, loss, norm, scaler, functools.partial(find_culprits, parallel, batch, config, device)
+            ):
                 scaler.step(optimizer)
                 model.after_step((step + 1) / total)
                 log.step(step + 1, distributed.mean_over_ranks(loss), norm, optimizer.param_groups[0]["lr"])
@@ -130,17 +144,21 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             scaler.update()
             optimizer.zero_grad()
 
-            signals = distributed.exchange(heard[0] if heard else None)
-            overdue = distributed.any_rank(distributed.rank() == 0 and time.monotonic() - saved >= 60 * execution.save_minutes)
+            signals = distributed.gather_objects(heard[0] if heard else None)
+            overdue = distributed.any_rank(
+                distributed.rank() == 0 and time.monotonic() - saved >= 60 * execution.save_minutes
+            )
             if signals or overdue or (step + 1) % steps == 0:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 states |= {"step": step + 1, "epoch": (step + 1) // steps, "normalised_together": together}
-                distributed.first(functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states))
+                distributed.on_rank_zero(
+                    functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states)
+                )
                 saved = time.monotonic()
             if signals:
                 raise Interrupted(signals[0], step + 1)
             if looks and (step + 1) % looks == 0:
-                distributed.first(functools.partial(_look, monitor, model, config, step + 1, device, log))
+                distributed.on_rank_zero(functools.partial(_look, monitor, model, config, step + 1, device, log))
     return out / checkpoint.NAME
 
 
@@ -164,7 +182,7 @@ def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution
 
 
 def _draw(path: Path, model: nn.Module, batch: Step, config: PretrainConfig) -> None:
-    shown = views.finish(batch.micro[0], batch.epoch, config)
+    shown = views.augment(batch.micro[0], batch.epoch, config)
     preview.draw(shown, model.hidden(shown), config, path)
 
 
@@ -174,27 +192,35 @@ def _look(monitor: Monitor, model: nn.Module, config: PretrainConfig, step: int,
     log.say(describe(found))
 
 
-def _resume(out: Path, model: nn.Module, method: ModuleType, config: PretrainConfig, parts: dict[str, Any], together: int) -> int:
-    """Loads the newest whole checkpoint, if there is one; the step to go on with. Raises ValueError for one of another config."""
-    found = distributed.exchange(distributed.first(lambda: checkpoint.newest(out)))
+def _resume(
+    out: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, parts: dict[str, Any], together: int
+) -> int:
+    """Loads the newest whole checkpoint, if there is one; the step to go on with. Raises ValueError for one of another
+    config."""
+    found = distributed.gather_objects(distributed.on_rank_zero(lambda: checkpoint.newest(out)))
     if not found:
         return 0
 
     def load() -> int:
         saved = checkpoint.load(*found[0])
-        was = PretrainConfig().to_json() | saved["config"]  # a setting younger than the run had its default
+        # A setting younger than the run had its default; settings of other methods, which older runs hold too, count
+        # for nothing.
+        was = method.Config().to_json() | saved["config"]
         other = [name for name, value in config.to_json().items() if json.dumps(was[name]) != json.dumps(value)]
         if other:
-            raise ValueError(f"{out} holds a run with another {', '.join(other)}; choose another --out or the same settings")
+            raise ValueError(
+                f"{out} holds a run with another {', '.join(other)}; choose another --out or the same settings"
+            )
         model.load_state_dict(method.from_official(saved["model"], list(model.state_dict())))
         if saved["step"]:  # before the first step (--init-only) there is nothing but the weights
             for name, part in parts.items():
                 part.load_state_dict(saved[name])
             if saved["normalised_together"] != together and distributed.rank() == 0:
-                print(f"pretrain: {together} images are normalized together from here on, not {saved['normalised_together']} as before")
+                before = saved["normalised_together"]
+                print(f"pretrain: {together} images are normalized together from here on, not {before} as before")
         return saved["step"]
 
-    return distributed.together(load)
+    return distributed.all_or_none(load)
 
 
 def initialize(config: PretrainConfig, out: Path) -> Path:
@@ -208,36 +234,41 @@ def initialize(config: PretrainConfig, out: Path) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """0 done, 1 another process of the run failed, 2 bad input or too many faults, 75 saved on a signal, 130 Ctrl-C."""
     arguments = parse(argv)
-    cuda = torch.cuda.is_available() if arguments.device == "auto" else arguments.device == "cuda"
     try:
-        return _main(arguments, "cuda" if cuda else "cpu")
+        return _main(arguments)
     except KeyboardInterrupt:
         return _end(EXIT_CTRL_C, f"stopped; the same command goes on from the newest checkpoint in {arguments.out}")
     finally:
         distributed.leave()
 
 
-def _main(arguments: argparse.Namespace, device: str) -> int:
+def _main(arguments: argparse.Namespace) -> int:
     try:
-        distributed.start(device)
-        config = distributed.together(lambda: configure(arguments.preset, arguments.set, arguments.model))
+        device = distributed.start(resolve_device(arguments.device))
+        config = distributed.all_or_none(lambda: configured(arguments))
         if arguments.init_only:
             path = initialize(config, arguments.out)
         else:
-            settings = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Execution) if field.name != "device"}
+            settings = {
+                field.name: getattr(arguments, field.name)
+                for field in dataclasses.fields(Execution)
+                if field.name != "device"
+            }
             if settings["workers"] is None:  # a CPU needs its cores for the training
-                settings["workers"] = min(max(distributed.cores() - 1, 1), MAX_WORKERS) if device == "cuda" else 0
+                settings["workers"] = (
+                    min(max(distributed.cores() - 1, 1), MAX_WORKERS) if device.startswith("cuda") else 0
+                )
             path = train(config, arguments.data, arguments.out, Execution(device, **settings))
             if arguments.export:
-                distributed.first(functools.partial(export, path))
-    except distributed.Elsewhere:
-        return 2
+                distributed.on_rank_zero(functools.partial(export, path))
+    except distributed.FailedOnRankZero:
+        return EXIT_USER
     except OSError as error:
         place = error.filename or f"a file in {arguments.out}"
         text = f"{place} cannot be read or written ({error.strerror}); make room or allow access, and start again"
-        return _end(2, text if error.strerror else str(error))
-    except (ValueError, FloatingPointError) as error:
-        return _end(2, str(error))
+        return _end(EXIT_USER, text if error.strerror else str(error))
+    except (UserError, ValueError, FloatingPointError) as error:
+        return _end(EXIT_USER, str(error))
     except Interrupted as stop:
         return _end(stop.status, str(stop))
     except RuntimeError as error:
@@ -245,41 +276,95 @@ def _main(arguments: argparse.Namespace, device: str) -> int:
         if text is None:
             raise
         print(f"pretrain.train: process {distributed.rank()}: {text}", file=sys.stderr)
-        return 1
+        return EXIT_FAILED
     if distributed.rank() == 0:
         print(path)
     return 0
 
 
+def configured(arguments: argparse.Namespace) -> PretrainConfig:
+    """The config that the arguments give: ``--config`` or ``--preset``, with ``--model`` and ``--set`` on top."""
+    if arguments.config and arguments.preset:
+        raise UserError("give --config or --preset, not both")
+    start = read_config(arguments.config) if arguments.config else arguments.preset or "paper"
+    return configure(start, arguments.set, arguments.model)
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m pretrain.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of images, one folder a class (the classes serve the online kNN alone)")
+    parser = argparse.ArgumentParser(
+        prog="python -m pretrain.train",
+        description=__doc__,
+        epilog="\n\n".join(
+            f"settings of {name} for --set, with its paper's values:\n{help_text(module_of(name).PRESETS['paper'])}"
+            for name in METHODS
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="folder of images, one folder a class (the classes serve the online kNN alone)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="paper")
+    parser.add_argument("--preset", choices=sorted(presets()), help="where the settings begin (default: paper)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="begin with the settings of another run: its config.json or a checkpoint",
+    )
     parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--workers", type=int, help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument(
+        "--workers",
+        type=at_least_zero,
+        help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU)",
+    )
     parser.add_argument(
         "--micro-batch",
-        type=int,
-        help="most images a process takes at once (default: its whole share); BatchNorm and the loss see processes x micro-batch images",
+        type=at_least_one,
+        help="most images a process takes at once (default: its whole share); "
+        "BatchNorm and the loss see processes x micro-batch images",
     )
-    parser.add_argument("--keep", type=int, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)")
-    parser.add_argument("--save-minutes", type=float, default=SAVE_MINUTES, help="save so often, and each epoch; 0: each step (default: %(default)s)")
-    parser.add_argument("--monitor-epochs", type=int, help="look at the features so often: kNN, rank, spread; 0: never (default: a hundredth of the run)")
-    parser.add_argument("--compile", action="store_true", help="run the step through torch.compile: slower to start, faster after (GPUs)")
-    parser.add_argument("--grad-checkpointing", action="store_true", help="compute the blocks again in the backward pass: less memory, more time")
-    parser.add_argument("--export", action="store_true", help="at the end, write OUT/export: the weights alone, and the certified encoder file")
+    parser.add_argument(
+        "--keep", type=at_least_one, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--save-minutes",
+        type=float,
+        default=SAVE_MINUTES,
+        help="save so often, and each epoch; 0: each step (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--monitor-epochs",
+        type=at_least_zero,
+        help="epochs between two measurements of the features (kNN, rank, spread); "
+        "0: never (default: a hundredth of the run)",
+    )
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="run the step through torch.compile: slower to start, faster after (GPUs)",
+    )
+    parser.add_argument(
+        "--grad-checkpointing",
+        action="store_true",
+        help="compute the blocks again in the backward pass: less memory, more time",
+    )
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        help="at the end, write OUT/export: the weights alone, and the certified encoder file",
+    )
     parser.add_argument("--init-only", action="store_true", help="write the randomly initialized checkpoint and stop")
     arguments = parser.parse_args(argv)
-    for name, least in (("keep", 1), ("monitor_epochs", 0), ("micro_batch", 1), ("workers", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            parser.error(f"--{name.replace('_', '-')} is at least {least}, not {value}")
     if not arguments.save_minutes >= 0:
-        parser.error(f"--save-minutes is at least 0, not {arguments.save_minutes}")
+        parser.error(f"argument --save-minutes: must be at least 0, not {arguments.save_minutes}")
     return arguments
 
 

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)
 
 
-class LeanMlp(Mlp):
-    """timm's MLP, whose GELU is computed again in the backward pass: a quarter of what a block would keep is its result."""
+class RecomputedMlp(Mlp):
+    """timm's MLP, whose GELU is computed again in the backward pass: a quarter of what a block would keep is its
+    result."""
 
     def forward(self, x: Tensor) -> Tensor:
         # The checkpoint stops as soon as it has what the backward pass asks for, before the second layer's product.
@@ -25,8 +26,9 @@ class LeanMlp(Mlp):
         return self.fc2(self.act(hidden))
 
 
-class LeanBlock(Block):
-    """timm's block, which can keep a third: with ``grad_checkpointing`` what is inside attention and MLP is computed again.
+class CheckpointedBlock(Block):
+    """timm's block, which can keep a third: with ``grad_checkpointing`` what is inside attention and MLP is computed
+    again.
 
     Their last layers are not (the checkpoint stops before), and the norms are not: BatchNorm must count a batch once.
     """
@@ -46,17 +48,27 @@ class LeanBlock(Block):
 def set_grad_checkpointing(model: nn.Module) -> None:
     """Lets all blocks of a model take less memory and more time: the same numbers."""
     for module in model.modules():
-        if isinstance(module, LeanBlock):
+        if isinstance(module, CheckpointedBlock):
             module.grad_checkpointing = True
 
 
 def blocks(
-    depth: int, width: int, num_heads: int, mlp_ratio: float, norm: Callable[[int], nn.Module] = LAYER_NORM, drop_path_rate: float = 0.0
+    depth: int,
+    width: int,
+    num_heads: int,
+    mlp_ratio: float,
+    norm: Callable[[int], nn.Module] = LAYER_NORM,
+    drop_path_rate: float = 0.0,
 ) -> nn.Sequential:
     """timm's pre-norm transformer blocks; the drop path rate rises linearly to ``drop_path_rate``."""
     rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
     return nn.Sequential(
-        *(LeanBlock(width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm, mlp_layer=LeanMlp) for rate in rates)
+        *(
+            CheckpointedBlock(
+                width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm, mlp_layer=RecomputedMlp
+            )
+            for rate in rates
+        )
     )
 
 
@@ -72,12 +84,12 @@ def initialize(model: nn.Module, patch_embed: nn.Module, *tokens: nn.Parameter) 
         nn.init.normal_(token, std=0.02)
 
 
-def take(tokens: Tensor, cells: Tensor) -> Tensor:
+def gather_tokens(tokens: Tensor, cells: Tensor) -> Tensor:
     """Tokens (B, N, D) at the cells (B, V): (B, V, D)."""
     return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-def under_our_names(state: dict[str, Tensor], official: dict[str, str]) -> dict[str, Tensor]:
+def from_official_names(state: dict[str, Tensor], official: dict[str, str]) -> dict[str, Tensor]:
     """A state dict under our names, from one under the official names; ``official`` maps ours to theirs.
 
     Raises:

@@ -1,7 +1,4 @@
-"""The columns of the table: heading, the node of ``evaluate.harness.plan`` that fills it, and the metric of its record."""
-
-
-
+"""The columns of the table: heading, node of ``evaluate.harness.plan`` that fills it, and metric of its record."""
 
 COLUMNS = (  # heading, node, metric: the paper's order, then kNN
     ("FT", "finetune", "top1"),

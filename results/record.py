@@ -8,14 +8,18 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+from results import reading
 from results.atomic import atomic_write
 
-SCHEMA = 2  # 2: paper_config, inputs, work; a record of schema 1 is not found again, so its task is measured anew
+# 2: paper_config, inputs, work; 3: sizes, subset, rests_on, immaterial, without which a cell cannot be marked rightly.
+# A record of another schema is not found again, so its task is measured anew.
+SCHEMA = 3
 PACKAGES = (
     "torch",
     "torchvision",
@@ -60,7 +64,7 @@ class Record(Identity):
     encoder: str
     """Name of the row."""
     encoder_source: dict[str, Any]
-    """Format, branch and sha256 of the file that the encoder came from."""
+    """Format, branch, epoch and sha256 of the file that the encoder came from."""
     preset: str
     """Name of the preset that the config began as."""
     paper_config: dict[str, Any]
@@ -85,6 +89,24 @@ class Record(Identity):
     """By set: how many images it has."""
     images_evaluated: dict[str, int]
     """By set: how many were read; fewer than asked for only where the user allowed it."""
+    sizes: dict[str, dict[str, int]]
+    """By set: how many images and classes lie there, whatever the limit."""
+    subset: dict[str, str]
+    """By set that is not as published: its images and classes beside the published numbers; the cell is marked."""
+    unreadable_images: dict[str, list[str]]
+    """By set: the images that could not be read and were left out, as the user allowed; they mark the cell."""
+    rests_on: dict[str, dict[str, Any]]
+    """By task whose result was measured here: how that was made (settings, the paper's, limit, seed, images).
+
+    Its marks are this cell's too; {} where it does not say."""
+    immaterial: dict[str, list[str]]
+    """By beginning of a metric's name, "" for all: settings that do not change it here and so mark nothing."""
+    skipped: dict[str, str]
+    """By set of a task that ran: why there is no number of it."""
+    data: dict[str, str]
+    """By part of the data root: the identity of what was read (``evaluate.data.identity``)."""
+    files: dict[str, str]
+    """SHA-256 of each file that the task made for another one, by its name in ``work``."""
     work: str
     """The folder below OUT where the task kept its files."""
     device: str
@@ -134,11 +156,12 @@ def path_of(folder: Path, encoder: str, fields: Mapping[str, Any]) -> Path:
 
 def find(folder: Path, encoder: str, fields: Mapping[str, Any]) -> dict[str, Any] | None:
     """The ``ok`` record of exactly this identity, or None."""
-    path = path_of(folder, encoder, fields)
-    if not path.is_file():
+    try:
+        entry = reading.read_file(path_of(folder, encoder, fields), SCHEMA, Identity.__annotations__)
+    except reading.NotARecord:
         return None
-    entry = json.loads(path.read_text())
-    return entry if entry["status"] == "ok" else None
+    same = entry["encoder"] == encoder and key_of(entry) == key_of(fields)
+    return entry if same and entry["status"] == "ok" else None
 
 
 def without_run(encoder: str, task: str, status: str, reason: str, seed: int, limit: int | None) -> dict[str, Any]:
@@ -148,28 +171,29 @@ def without_run(encoder: str, task: str, status: str, reason: str, seed: int, li
     return {**known, **ended, "started_utc": utc_now()}
 
 
-def write(folder: Path, entry: Mapping[str, Any]) -> Path:
-    """Writes a record atomically; an ``ok`` record already there under the same key is left as it is."""
+def write(folder: Path, entry: Mapping[str, Any], replace: bool = False) -> Path:
+    """Writes a record atomically; an ``ok`` one already there under the same key stays as it is, unless ``replace``."""
     folder.mkdir(parents=True, exist_ok=True)
     path = path_of(folder, entry["encoder"], entry)
-    if path.is_file() and json.loads(path.read_text())["status"] == "ok":
+    if not replace and find(folder, entry["encoder"], entry):
         return path
+    if (
+        path.is_dir() and not path.is_symlink()
+    ):  # whoever made it: a file cannot take its name, and it is not ours to remove
+        path.rename(path.with_name(f"{path.name}.{time.time_ns()}.odd"))
     with atomic_write(path) as written:
         written.write_text(json.dumps({**entry, "key": key_of(entry)}, indent=1))
     return path
 
 
+def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """All records in a folder, oldest first, and a sentence for what lies there besides; that is never an error."""
+    return reading.read_folder(folder, SCHEMA, Identity.__annotations__)
+
+
 def read_all(folder: Path) -> list[dict[str, Any]]:
-    """All records below a folder, oldest first. Raises ValueError naming a file that is not one."""
-    entries = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            entry = json.loads(path.read_text())
-            entry["status"], entry["task"], entry["metrics"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a record ({error}); move it away") from error
-        entries.append(entry)
-    return sorted(entries, key=lambda entry: entry["started_utc"])
+    """The records alone, as ``read``."""
+    return read(folder)[0]
 
 
 def utc_now() -> str:
@@ -192,8 +216,14 @@ def git_state() -> dict[str, Any]:
     """Commit and whether the tree is changed; empty outside a checkout."""
     here = Path(__file__).parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        dirty = bool(subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True).stdout)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = bool(
+            subprocess.run(
+                ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+            ).stdout
+        )
     except (OSError, subprocess.CalledProcessError):
         return {}
     return {"commit": commit, "dirty": dirty}

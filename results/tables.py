@@ -2,25 +2,36 @@
 
     python -m results.tables OUT [--rows NAME ...]
 
-Every number is computed from a record; the published rows come from published.csv. Records of toy data never share a table with
-published numbers. A cell that is not the paper's protocol carries a mark, with a footnote made from its record.
+Every number is computed from a record; the published rows come from published.csv. A row is of one encoder. A cell that
+is not the paper's protocol carries a mark, with a footnote made from its record. Records of toy data never share a
+table with published numbers, nor does a cell of another number of images or classes than published: the published
+numbers of its column are left out, and the published rows as a whole where that goes for every number measured.
 """
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from results import record
+from results import formats, marks, record, rows
 from results.atomic import atomic_write
 from results.columns import COLUMNS, EXTRA_COLUMNS
+from results.escape import plain
 
 PUBLISHED = Path(__file__).with_name("published.csv")
-MARKS = "abcdefghijklmnopqrstuvwxyz"
+NOT_RUN, NOT_BESIDE = "–", ""  # of a cell; the second: a published number that is not shown beside a part of the data
+TITLE = "SiameseIM table; percent."
+TOY_TITLE = "Toy data: these numbers show that everything works and compare with nothing published."
+Place = tuple[str, str]  # a row's label and a column's heading
+Shown = Mapping[Place, tuple[Mapping[str, Any], str]]  # where there is a number: its record and its metric
+PAIRED = (("LIN", "linear_probe"), ("kNN", "knn"))
 
 
 def published() -> pd.DataFrame:
@@ -30,104 +41,171 @@ def published() -> pd.DataFrame:
     return table.reindex(index=numbers["row"].unique(), columns=[heading for heading, *_ in COLUMNS])
 
 
-def latest(entries: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
-    """By (encoder, node): the newest ``ok`` record, or the newest of any status where none is ok."""
-    chosen: dict[tuple[str, str], dict[str, Any]] = {}
-    for entry in sorted(entries, key=lambda entry: (entry["status"] == "ok", entry["started_utc"])):
-        chosen[entry["encoder"], entry["task"]] = entry
-    return chosen
-
-
-def cells(entries: Sequence[dict[str, Any]], rows: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
-    """The measured rows as text and the footnotes. An empty cell says why: skipped, failed, or not run (–)."""
-    chosen = latest(entries)
-    notes: list[str] = []
-    columns = [*COLUMNS, *(column for column in EXTRA_COLUMNS if any((row, column[1]) in chosen for row in rows))]
-    table = pd.DataFrame("–", index=list(rows), columns=[heading for heading, *_ in columns], dtype=object)
-    for row in rows:
-        for heading, node, metric in columns:
-            entry = chosen.get((row, node))
-            if entry is None:
-                continue
-            if metric in entry["metrics"]:
-                table.loc[row, heading] = f"{entry['metrics'][metric]:.1f}{_marks(entry, metric, notes)}"
-            else:
-                table.loc[row, heading] = "skipped" if entry["status"] == "ok" else entry["status"]
+def cells(entries: Sequence[dict[str, Any]], encoders: Sequence[str]) -> tuple[pd.DataFrame, list[str]]:
+    """The measured rows as text, and the footnotes of their marks. Other cells say skipped, failed or not run (–)."""
+    table, notes, _ = _cells(entries, rows.labels_of(encoders, entries))
     return table, notes
 
 
-def _marks(entry: dict[str, Any], metric: str, notes: list[str]) -> str:
-    """The marks of a cell; a footnote not seen before is added to ``notes``."""
-    marks = ""
-    for note in differences(entry, metric):
-        if note not in notes:
-            notes.append(note)
-        marks += f"[{MARKS[notes.index(note) % len(MARKS)]}]"
-    return marks
-
-
-def differences(entry: dict[str, Any], metric: str) -> list[str]:
-    """How the protocol behind one number of a record differs from the published one, a sentence each."""
-    other = entry["protocol"].get("other_protocol")
-    found = [other] if other else []
-    if entry.get("toy_data"):
-        return found  # no cell of a toy table is the paper's, and its caption says so
-    if entry["preset"] != "paper" or entry["config"] != entry["paper_config"]:
-        found.append(f"{entry['task']}: not the paper's settings (preset {entry['preset']}, overridden where the record says so)")
-    if entry["limit"]:
-        found.append(f"{entry['task']}: only {entry['limit']} images of each set")
-    framework, published_framework = (entry["protocol"].get(name) for name in ("framework", "published_framework"))
-    if published_framework and framework != published_framework:
-        found.append(f"measured in {framework}; the published numbers come from {published_framework}")
-    estimates = entry["protocol"].get("estimates", {})
-    if metric in estimates:
-        found.append(estimates[metric])
-    return found
-
-
-def render(out: Path, rows: Sequence[str], entries: Sequence[dict[str, Any]]) -> str:
-    """Writes table.csv, .tex, .md and .html below ``out`` and returns the Markdown with its footnotes."""
-    measured, notes = cells(entries, rows)
-    toy = any(entry.get("toy_data") for entry in entries)
-    table = measured if toy else pd.concat([published().map(lambda value: "–" if pd.isna(value) else f"{value:.1f}"), measured]).fillna("–")
-    table.index.name = "encoder"
-    title = "Toy data: these numbers show that everything works and compare with nothing published." if toy else "SiameseIM table; percent."
-    reasons = [
-        f"{row}, {task}: {entry['status']}: {entry['reason']}"
-        for (row, task), entry in latest(entries).items()
-        if row in rows and entry["status"] != "ok"
+def _cells(entries: Sequence[dict[str, Any]], labels: Sequence[str]) -> tuple[pd.DataFrame, list[str], Shown]:
+    chosen = {label: rows.choose(own) for label, own in rows.by_row(entries).items()}
+    columns = [
+        *COLUMNS,
+        *(column for column in EXTRA_COLUMNS if any(column[1] in chosen.get(label, {}) for label in labels)),
     ]
-    footnotes = [f"[{MARKS[i % len(MARKS)]}] {note}" for i, note in enumerate(notes)] + reasons
-    _write(out / "table.csv", table.to_csv())
-    _write(
-        out / "table.html",
-        f"<!doctype html><meta charset='utf-8'><title>{title}</title><p>{title}</p>\n{table.to_html()}<p>{'<br>'.join(footnotes)}</p>\n",
+    table = pd.DataFrame(
+        NOT_RUN, index=pd.Index(labels, dtype=object), columns=[heading for heading, *_ in columns], dtype=object
     )
-    markdown = f"{title}\n\n{_markdown(table)}\n" + "".join(f"\n{note}  " for note in footnotes) + "\n"
+    mixed = len({bool(entry.get("toy_data")) for entry in entries if entry["metrics"]}) == 2
+    notes: list[str] = []
+    shown: dict[Place, tuple[Mapping[str, Any], str]] = {}
+    for number, label in enumerate(labels):
+        for heading, node, metric in columns:
+            entry, _ = chosen.get(label, {}).get(node, (None, []))
+            if entry is None:
+                continue
+            column = table.columns.get_loc(heading)
+            if entry["status"] == "ok" and metric in entry["metrics"]:
+                shown[label, heading] = entry, metric
+                own = [
+                    *marks.differences(entry, metric),
+                    *(["measured on toy data"] if mixed and entry.get("toy_data") else []),
+                ]
+                table.iloc[number, column] = (
+                    f"{entry['metrics'][metric]:.1f}{''.join(_mark(note, notes) for note in own)}"
+                )
+            else:
+                table.iloc[number, column] = "skipped" if entry["status"] == "ok" else entry["status"]
+    return table, notes, shown
+
+
+def _mark(note: str, notes: list[str]) -> str:
+    """``[a]`` for the first note, ``[aa]`` for the 27th; a note not seen before is added to ``notes``."""
+    if note not in notes:
+        notes.append(note)
+    return _name_of(notes.index(note))
+
+
+def _name_of(index: int) -> str:
+    letters = ""
+    while index >= 0:
+        index, rest = divmod(index, 26)
+        letters, index = chr(ord("a") + rest) + letters, index - 1
+    return f"[{letters}]"
+
+
+def render(out: Path, encoders: Sequence[str], entries: Sequence[dict[str, Any]]) -> str:
+    """Writes table.csv, .tex, .md and .html below ``out`` and returns the Markdown with its footnotes."""
+    labels = rows.labels_of(encoders, entries)
+    measured, footnotes, shown = _cells(entries, labels)
+    toy = any(entry.get("toy_data") for entry in entries)
+    table, beside = (measured, []) if toy else _beside_published(measured, shown)
+    table.index.name = "encoder"
+    notes = [f"{_name_of(number)} {note}" for number, note in enumerate(footnotes)]
+    notes += [
+        *beside,
+        *_reasons(entries, labels),
+        *_not_shown(entries, labels),
+        *told_apart(shown),
+        *record.read(out / "records")[1],
+    ]
+    title = TOY_TITLE if toy else TITLE
+    _write(out / "table.csv", formats.as_csv(table))
+    _write(out / "table.html", formats.as_html(table, title, notes))
+    _write(out / "table.tex", formats.as_latex(table, title, notes))
+    markdown = formats.as_markdown(table, title, notes)
     _write(out / "table.md", markdown)
-    _write(out / "table.tex", latex(table, title, footnotes))
     return markdown
 
 
-PAIRED = (("LIN", "linear_probe"), ("kNN", "knn"))
+def _beside_published(measured: pd.DataFrame, shown: Shown) -> tuple[pd.DataFrame, list[str]]:
+    """The measured rows below the published ones, without published numbers that compare with nothing; and a note."""
+    parts = list(
+        dict.fromkeys(heading for (_, heading), (entry, metric) in shown.items() if marks.of_a_subset(entry, metric))
+    )
+    if shown and all(marks.of_a_subset(entry, metric) for entry, metric in shown.values()):
+        return measured, [
+            "the published rows are left out: every number is of another number of images or classes than published"
+        ]
+    above = published().map(lambda value: NOT_RUN if pd.isna(value) else f"{value:.1f}").astype(object)
+    for heading in parts:
+        if heading in above:
+            above[heading] = NOT_BESIDE
+    left_out = [heading for heading in parts if heading in above]
+    note = f"{', '.join(left_out)}: no published numbers beside another number of images or classes than published"
+    return pd.concat([above, measured]).fillna(NOT_RUN), [note] if left_out else []
+
+
+def _reasons(entries: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]:
+    """Why a cell has no number: the task was skipped or failed, or it ran and skipped the column."""
+    reasons = []
+    for label, own in rows.by_row(entries).items():
+        for task, (entry, _) in rows.choose(own).items() if label in labels else ():
+            if entry["status"] != "ok":
+                reasons.append(f"{label}, {task}: {entry['status']}: {entry['reason']}")
+                continue
+            for heading, node, metric in (*COLUMNS, *EXTRA_COLUMNS):
+                if node == task and metric not in entry["metrics"]:
+                    reasons.append(f"{label}, {heading}: skipped: {marks.why_skipped(entry, metric)}")
+    return reasons
+
+
+def _not_shown(entries: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]:
+    """The other measurements of a cell, each with what it differs in."""
+    found = []
+    for label, own in rows.by_row(entries).items():
+        for task, (entry, others) in rows.choose(own).items() if label in labels else ():
+            differing = list(dict.fromkeys(rows.how_it_differs(other, entry) for other in others))
+            if differing:
+                found.append(f"{label}, {task}: also measured, and not shown: {'; '.join(differing)}")
+    return found
+
+
+def told_apart(shown: Shown) -> list[str]:
+    """A line for each package, and for this code, whose version at some cells is another than at most of them."""
+    facts: dict[str, dict[Place, str]] = {}
+    for place, (entry, _) in shown.items():
+        for package, version in entry.get("versions", {}).items():
+            facts.setdefault(package, {})[place] = version
+        git = entry.get("git", {})
+        if git.get("commit"):
+            facts.setdefault("this code", {})[place] = (
+                f"{str(git['commit'])[:8]}{' with changes' if git.get('dirty') else ''}"
+            )
+    notes = []
+    for name, versions in facts.items():
+        (usual, _), *others = Counter(versions.values()).most_common()
+        for version, _ in others:
+            places = ", ".join(f"{label} {heading}" for (label, heading), own in versions.items() if own == version)
+            notes.append(f"measured with {name} {version}, the others with {usual}: {places}")
+    return notes
 
 
 def paired(out: Path, entries: Sequence[dict[str, Any]], first: str, second: str) -> str:
     """A line a column of PAIRED: the difference of two encoders on the same images, with its 95 % interval."""
-    chosen, lines = latest(entries), []
+    lines = []
+    chosen = {label: rows.choose(own) for label, own in rows.by_row(entries).items()}
     for heading, node in PAIRED:
-        measured = [chosen.get((row, node), {}) for row in (first, second)]
-        files = [out / entry["work"] / "predictions.npz" for entry in measured if entry.get("status") == "ok"]
-        if len(files) == 2 and all(path.is_file() for path in files):
-            difference, half = paired_difference(*(np.load(path)["correct"] for path in files))
+        measured = [chosen[label][node][0] for label in (first, second) if node in chosen.get(label, {})]
+        if len(measured) < 2 or any(entry["status"] != "ok" for entry in measured):
+            continue
+        if len({(entry["data_fingerprint"], entry["limit"]) for entry in measured}) > 1:
+            continue  # other images
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
+        ):  # it was removed, or is damaged
+            difference, half = paired_difference(
+                *(np.load(out / entry["work"] / "predictions.npz")["correct"] for entry in measured)
+            )
+            interval = f"[{difference - half:+.1f}, {difference + half:+.1f}]"
             lines.append(
-                f"{heading}: {first} - {second} = {difference:+.1f} points, 95 % interval [{difference - half:+.1f}, {difference + half:+.1f}]"
+                f"{heading}: {plain(first)} - {plain(second)} = {difference:+.1f} points, 95 % interval {interval}"
             )
     return "\n".join(lines)
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Mean difference of two boolean (N,) outcomes on the same images, and the half width of its normal 95 % interval, in points.
+    """Mean difference of two boolean (N,) outcomes on the same images, and half of its normal 95 % interval, in points.
 
     Raises ValueError where the images are not the same number.
     """
@@ -137,32 +215,9 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, flo
     return 100 * difference.mean(), 100 * 1.96 * difference.std(ddof=1) / len(difference) ** 0.5
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    lines = [[table.index.name, *table.columns], *([name, *row] for name, row in zip(table.index, table.to_numpy(), strict=True))]
-    widths = [max(len(str(line[i])) for line in lines) for i in range(len(lines[0]))]
-    text = ["| " + " | ".join(str(value).ljust(width) for value, width in zip(line, widths, strict=True)) + " |" for line in lines]
-    return "\n".join([text[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *text[1:]])
-
-
-def latex(table: pd.DataFrame, title: str, footnotes: Sequence[str]) -> str:
-    """A booktabs tabular, with the title and the footnotes as comments: paste it into a paper that loads booktabs."""
-    safe = table.rename(columns=_escape, index=_escape).map(lambda text: _superscripts(_escape(text)))
-    body = safe.reset_index().to_latex(index=False, escape=False, column_format="l" + "r" * len(table.columns))
-    return "".join(f"% {line}\n" for line in (title, *footnotes)) + body
-
-
-def _escape(text: str) -> str:
-    return text.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&").replace("–", "--")
-
-
-def _superscripts(text: str) -> str:
-    number, *marks = text.split("[")
-    return number + (f"$^{{{','.join(mark.rstrip(']') for mark in marks)}}}$" if marks else "")
-
-
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as written:
-        written.write_text(text)
+        written.write_text(text, encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -170,18 +225,22 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m results.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path, help="an output folder of run_all.py")
+    parser.add_argument("out", type=Path, nargs="?", help="an output folder of run_all.py")
+    parser.add_argument(
+        "--out", type=Path, dest="folder", metavar="OUT", help="the same, as the other commands take it"
+    )
     parser.add_argument("--rows", nargs="+", help="encoders, in this order (default: all)")
     arguments = parser.parse_args(argv)
-    try:
-        entries = record.read_all(arguments.out / "records")
-    except ValueError as error:
-        print(f"results.tables: {error}", file=sys.stderr)
-        return 2
+    if (arguments.out is None) == (arguments.folder is None):
+        parser.error("give one output folder: OUT, or --out OUT")
+    out = arguments.out or arguments.folder
+    entries, problems = record.read(out / "records")
     if not entries:
-        print(f"results.tables: no records below {arguments.out / 'records'}; run run_all.py --out {arguments.out} first", file=sys.stderr)
+        for problem in problems:
+            print(f"results.tables: {problem}", file=sys.stderr)
+        print(f"results.tables: no records below {out / 'records'}; run run_all.py --out {out} first", file=sys.stderr)
         return 2
-    print(render(arguments.out, arguments.rows or list(dict.fromkeys(entry["encoder"] for entry in entries)), entries))
+    print(render(out, arguments.rows or list(dict.fromkeys(entry["encoder"] for entry in entries)), entries))
     return 0
 
 

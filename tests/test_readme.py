@@ -15,6 +15,7 @@ README = (Path(run_all.__file__).parent / "README.md").read_text()
 HELP = {
     "run_all.py": lambda: run_all.main(["--help"]),
     "evaluate.linear_probe": lambda: task.main("linear_probe", ["--help"]),
+    "evaluate.knn": lambda: task.main("knn", ["--help"]),
     "evaluate.convert": lambda: convert.main(["--help"]),
     "pretrain.train": lambda: train.main(["--help"]),
     "pretrain.benchmark": lambda: __main__.main(["--help"]),

@@ -48,6 +48,11 @@ class Certificate:
     notes: list[str] = field(default_factory=list)
     tolerance: float = TOLERANCE
 
+    @classmethod
+    def read(cls, path: Path) -> "Certificate":
+        """The certificate that ``write`` wrote."""
+        return cls(**json.loads(path.read_text()))
+
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

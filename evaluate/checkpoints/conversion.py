@@ -74,7 +74,7 @@ def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, fa
     return made
 
 
-def ensure(path: Path | str, out: Path | str) -> Path:
+def ensure(path: Path | str, out: Path | str, branch: str | None = None) -> Path:
     """An encoder file with a passing certificate: ``path`` itself if it is one, else its conversion at ``out``, made if need be.
 
     Raises:
@@ -85,13 +85,13 @@ def ensure(path: Path | str, out: Path | str) -> Path:
     if encoder.read_spec(source) is not None:
         encoder.load(source)
         return source
-    if out.is_file() and (spec := encoder.read_spec(out)) is not None and spec.source_digests == digests(source):
+    if out.is_file() and (spec := encoder.read_spec(out)) is not None and spec.source_digests == digests(source) and branch in (None, spec.branch):
         try:
             encoder.load(out)
             return out
         except UserError as error:
             print(f"{out} is made again: {error}", file=sys.stderr)
-    convert(path, out)
+    convert(path, out, branch)
     return out
 
 

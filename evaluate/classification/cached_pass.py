@@ -35,7 +35,7 @@ from evaluate.runtime.errors import UserError
 from evaluate.runtime.progress import track
 from results.atomic import atomic_write
 
-FORMAT = 2  # raise it when what is stored changes its meaning
+FORMAT = 3  # raise it when what is stored changes its meaning
 BATCH = 64
 BATCHES_A_SHARD = 16  # at most; a small set has sixteen shards or one batch a shard, so that several processes share it evenly
 UNREADABLE_ROWS = "unreadable"  # the tensor of a shard that lists the images that could not be read

@@ -2,8 +2,10 @@
 
 import copy
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +21,7 @@ from evaluate.runtime.errors import UserError
 from results.atomic import atomic_write, sha256
 
 KIND = "siamese-eval classifier 1"
+REMEDY = "make one with python -m evaluate.finetune"
 HEAD_STD = 2e-5  # of SiameseIM's and MAE's fine-tuning
 
 
@@ -55,9 +58,24 @@ class Classifier(nn.Module):
         return [(name.removeprefix("encoder.model."), parameter) for name, parameter in self.named_parameters()]
 
 
-def save(path: Path, classifier: Classifier, classes: tuple[str, ...], preprocessing: CenterCrop) -> None:
-    """Writes ``classifier.safetensors`` atomically: all weights, and what is needed to use them."""
-    about = {"kind": KIND, "encoder": classifier.encoder.fingerprint, "classes": classes, "preprocessing": asdict(preprocessing)}
+def save(
+    path: Path,
+    classifier: Classifier,
+    classes: tuple[str, ...],
+    preprocessing: CenterCrop,
+    made: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes ``classifier.safetensors`` atomically: all weights, what is needed to use them, and how it was ``made``.
+
+    What is measured on a classifier rests on its making: settings, the paper's, limit, seed, images.
+    """
+    about = {
+        "kind": KIND,
+        "encoder": classifier.encoder.fingerprint,
+        "classes": classes,
+        "preprocessing": asdict(preprocessing),
+        "made": dict(made or {}),
+    }
     metadata = {"about": json.dumps(about)}  # one entry: safetensors writes several in random order, and a record hashes this file
     with atomic_write(path) as written:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}, written, metadata)
@@ -68,20 +86,35 @@ def load(path: Path, encoder: Encoder) -> tuple[Classifier, tuple[str, ...], Cen
 
     Raises UserError for a file that is none, or that was made from another encoder.
     """
+    about = _about(path)
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} is not a classifier ({error}); make one with python -m evaluate.finetune") from error
-    if about.get("kind") != KIND:
-        raise UserError(f"{path} is not a classifier written by evaluate.finetune; make one with python -m evaluate.finetune")
+        raise UserError(f"{path} is not a classifier ({error}); {REMEDY}") from error
     if about["encoder"] != encoder.fingerprint:
         raise UserError(f"{path} was fine-tuned from another encoder; fine-tune this one with python -m evaluate.finetune")
     classes = tuple(about["classes"])
     classifier = Classifier(encoder, len(classes))
     classifier.load_state_dict(state, strict=True)
     return classifier.eval(), classes, CenterCrop(**about["preprocessing"])
+
+
+def how_made(path: Path) -> dict[str, Any]:
+    """How a classifier was made, as ``save`` was told; {} where its file does not say. Raises UserError as ``load``."""
+    made = _about(path).get("made")
+    return made if isinstance(made, dict) else {}
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("about", "{}"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path} is not a classifier ({error}); {REMEDY}") from error
+    if not isinstance(about, dict) or about.get("kind") != KIND:
+        raise UserError(f"{path} is not a classifier written by evaluate.finetune; {REMEDY}")
+    return about
 
 
 def predictor(model: Classifier, path: Path, precision: str, env: Env, max_unreadable: int = 0) -> Predictor:

@@ -16,6 +16,7 @@ stored as float16: its 11 bits of mantissa are fp16's own and more than bf16's 8
 Axes: n images, K blocks (the last K, in order; the final one last), D width.
 """
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 
 from evaluate.classification import cached_pass
 from evaluate.classification.config import ImageConfig
+from evaluate.classification.finite import IN_FP32, finite
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import CenterCrop, normalize
 from evaluate.encoder import Encoder
@@ -47,6 +49,13 @@ class Features:
         """(m, D) float32 of one block, counted from the end, ``kind`` "cls" or "mean"; None for the class token of an encoder without."""
         return self.stored.read(f"{kind}{block}", torch.float32)
 
+    def require_tokens(self, kind: str) -> torch.Tensor:
+        """``tokens`` of the last block, of a kind that the encoder has."""
+        tokens = self.tokens(kind)
+        if tokens is None:
+            raise ValueError(f"the encoder has no {kind} token")
+        return tokens
+
     @property
     def unreadable(self) -> list[str]:
         """The files that were left out."""
@@ -66,8 +75,8 @@ def frozen_features(encoder: Encoder, config: ImageConfig, env: Env, train: Imag
     """The features of both sets under a task's config."""
     precision = precisions.resolve(config.precision, env.device)
     crop = test_crop(encoder, config)
-    both = [extract(encoder, images, crop, env, precision, max_unreadable=config.max_unreadable_images) for images in (train, val)]
-    return FrozenFeatures(*both, precision)
+    first, second = (extract(encoder, images, crop, env, precision, max_unreadable=config.max_unreadable_images) for images in (train, val))
+    return FrozenFeatures(first, second, precision)
 
 
 def test_crop(encoder: Encoder, config: ImageConfig) -> CenterCrop:
@@ -122,13 +131,29 @@ def extract(
     mean, std = encoder.spec.mean, encoder.spec.std
 
     def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        with precisions.autocast(precision, env.device):
-            cls, patches = frozen_tokens(encoder, normalize(pixels, mean, std, env.device), blocks)
-        tokens = {"cls": cls, "mean": patches} if cls is not None else {"mean": patches}
-        return {f"{kind}{k - blocks}": _shorten(value[:, k], precision) for kind, value in tokens.items() for k in range(blocks)}
+        normalized = normalize(pixels, mean, std, env.device)
+
+        def forward(precision: str) -> dict[str, torch.Tensor]:
+            with precisions.autocast(precision, env.device):
+                cls, patches = frozen_tokens(encoder, normalized, blocks)
+            tokens = {"cls": cls, "mean": patches} if cls is not None else {"mean": patches}
+            return {f"{kind}{k - blocks}": _shorten(value[:, k], precision) for kind, value in tokens.items() for k in range(blocks)}
+
+        return finite(forward, precision)
 
     cache_key = {"encoder": encoder.fingerprint, "precision": precision, "blocks": blocks}
-    return Features(cached_pass.compute(env.out_dir.parent / "features", images, crop, compute, cache_key, env, max_unreadable), images)
+    stored = cached_pass.compute(env.out_dir.parent / "features", images, crop, compute, cache_key, env, max_unreadable)
+    report_fp32(stored, images.name, precision, env)
+    return Features(stored, images)
+
+
+def report_fp32(stored: cached_pass.CachedPass, name: str, precision: str, env: Env) -> None:
+    """Says, and adds to the record, how many images of a pass were computed again in fp32."""
+    again = stored.read(IN_FP32)
+    count = int(again.sum()) if again is not None else 0
+    if count:
+        print(f"{name}: {count} of {stored.count} images overflowed in {precision} and were computed again in fp32", file=sys.stderr)
+        env.report(protocol={f"computed again in fp32, {name}": count})
 
 
 def _shorten(tokens: torch.Tensor, precision: str) -> torch.Tensor:

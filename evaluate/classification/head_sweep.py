@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from evaluate.classification import cached_pass, loop, metrics
+from evaluate.classification.finite import IN_FP32, finite
 from evaluate.classification.predictions import BATCH, TOP
 from evaluate.classification.setup import Setup
 from evaluate.classification.stacked_heads import StackedHeads, make_optimizer
@@ -62,8 +63,14 @@ class HeadInputs:
     def of_pixels(self, pixels: torch.Tensor, resolved: str, device: str) -> dict[str, torch.Tensor]:
         """The inputs of pixels uint8 (B, 3, H, W) in a resolved precision."""
         images = normalize(pixels, self.encoder.spec.mean, self.encoder.spec.std, device)
-        with torch.no_grad(), precision.autocast(resolved, device):
-            return self(images)
+
+        def forward(resolved: str) -> dict[str, torch.Tensor]:
+            with torch.no_grad(), precision.autocast(resolved, device):
+                return self(images)
+
+        values = finite(forward, resolved)
+        del values[IN_FP32]
+        return values
 
 
 def fit(heads: StackedHeads, inputs: HeadInputs, setup: Setup, env: Env, rate: Callable[[float], float], momentum: float) -> None:

@@ -67,10 +67,10 @@ class Corrupt:
         return Image.open(stored).convert("RGB")
 
 
-def published(data_root: Path, crop: CenterCrop, per_cell: int | None) -> Iterator[Cell]:
+def published(env: Env, crop: CenterCrop, per_cell: int | None) -> Iterator[Cell]:
     """The cells as published: cropped already, to the side of the crop. Raises UserError for a folder of images of another size."""
     for corruption, severity in CELLS:
-        images = robustness_set("imagenet_c", data_root, imagenet_c(corruption, severity), per_cell)
+        images = robustness_set("imagenet_c", env.data_root, imagenet_c(corruption, severity), per_cell, env.identities)
         size = read_image(images.files[0]).size
         if crop.resize is None and size != (crop.crop, crop.crop):
             raise UserError(

@@ -3,6 +3,7 @@
 import torch
 
 from evaluate.classification import features
+from evaluate.classification.finite import require_finite
 from evaluate.encoder import Encoder
 from evaluate.runtime import distributed
 from evaluate.runtime.progress import track
@@ -12,11 +13,10 @@ BLOCK = 256  # test images a product with the train set: on ImageNet 1.3 GB of c
 
 def unit_features(found: features.Features, encoder: Encoder, kind: str, device: str) -> torch.Tensor:
     """(m, D) what a linear head would take, over its own L2 norm, on the device."""
-    tokens = found.tokens(kind)
-    assert tokens is not None
+    tokens = found.require_tokens(kind)
     with torch.inference_mode():
         for part in tokens.split(65536):  # in place: a second copy of the train set's features would be four gigabytes more
-            part.copy_(torch.nn.functional.normalize(features.probe_input(encoder, kind, part.to(device)), dim=1))
+            part.copy_(torch.nn.functional.normalize(require_finite(features.probe_input(encoder, kind, part.to(device))), dim=1))
     return tokens.to(device)
 
 

@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 from evaluate.classification import cached_pass
+from evaluate.classification.features import report_fp32
+from evaluate.classification.finite import IN_FP32, finite
 from evaluate.data.imagenet import ImageSet
+from evaluate.data.published_counts import size
 from evaluate.data.transforms import Transform, normalize
 from evaluate.encoder import EncoderSpec
 from evaluate.runtime import precision as precisions
@@ -63,11 +66,17 @@ class Predictor:
         indices = {name: torch.tensor(list(chosen), device=self.env.device) for name, chosen in (subsets or {}).items()}
 
         def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-            with precisions.autocast(self.precision, self.env.device):
-                logits = self.logits(normalize(pixels, self.spec.mean, self.spec.std, self.env.device)).float()
+            normalized = normalize(pixels, self.spec.mean, self.spec.std, self.env.device)
+
+            def forward(precision: str) -> dict[str, torch.Tensor]:
+                with precisions.autocast(precision, self.env.device):
+                    return {"logits": self.logits(normalized).float()}
+
+            values = finite(forward, self.precision)
+            logits = values["logits"]
             best = {"top5": logits.topk(min(TOP, logits.shape[1]), dim=1).indices, "top1": logits.argmax(dim=1)}
             best |= {name: chosen[logits[:, chosen].argmax(dim=1)] for name, chosen in indices.items()}
-            return {name: classes.to(torch.int32) for name, classes in best.items()}
+            return {name: classes.to(torch.int32) for name, classes in best.items()} | {IN_FP32: values[IN_FP32]}
 
         cache_key: dict[str, Any] = {
             "classifier": self.model_id,
@@ -78,6 +87,7 @@ class Predictor:
         unreadable = self.unreadable.setdefault(whole_set, [])
         left = self.max_unreadable - len(unreadable)
         stored = cached_pass.compute(self.env.out_dir / "predictions", images, transform, compute, cache_key, self.env, left, BATCH)
+        report_fp32(stored, whole_set, self.precision, self.env)
         labels = images.labels[stored.rows]
         correct = {}
         for name in ("top1", "top5", *indices):
@@ -88,5 +98,6 @@ class Predictor:
         unreadable += [str(images.files[row]) for row in stored.unreadable]
         counts = self.counts.setdefault(whole_set, [0, 0])
         counts[:] = counts[0] + images.asked, counts[1] + len(labels)
+        self.env.report(sizes={whole_set: size(counts[0], len(images.scored))})
         self.env.report(images_asked={whole_set: counts[0]}, images_evaluated={whole_set: counts[1]}, unreadable_images={whole_set: unreadable})
         return Predictions(correct, labels, tuple(images.files[row].stem for row in stored.rows))

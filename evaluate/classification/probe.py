@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from timm.layers import trunc_normal_
 from torch import nn
 
 from evaluate.classification import features, loop, metrics
+from evaluate.classification.finite import finite, require_finite
 from evaluate.classification.sampler import BatchSampler
 from evaluate.classification.setup import Setup
 from evaluate.data.loader import Images, batches
@@ -53,20 +55,25 @@ class FrozenInputs:
 
         def draw(sampler: BatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for pixels, labels in batches(Images(self.setup.train, transform), sampler, env.workers):
+                normalized = normalize(pixels, spec.mean, spec.std, env.device)
                 with torch.no_grad():
-                    with precision.autocast(self.setup.precision, env.device):
-                        cls, mean = features.frozen_tokens(self.encoder, normalize(pixels, spec.mean, spec.std, env.device))
-                    chosen = cls if self.pooling == "cls" else mean
-                    assert chosen is not None
-                    tokens = features.probe_input(self.encoder, self.pooling, chosen[:, -1].float())
+                    raw = finite(partial(self._tokens, normalized), self.setup.precision)
+                    tokens = features.probe_input(self.encoder, self.pooling, raw["tokens"])
                 yield tokens, labels.to(env.device)
 
         return draw
 
+    def _tokens(self, images: torch.Tensor, resolved: str) -> dict[str, torch.Tensor]:
+        with precision.autocast(resolved, self.env.device):
+            cls, mean = features.frozen_tokens(self.encoder, images)
+        chosen = cls if self.pooling == "cls" else mean
+        assert chosen is not None
+        return {"tokens": chosen[:, -1].float()}
+
     def cached(self) -> Callable[[BatchSampler], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
         """As ``augmented``, of test crops that are computed once."""
-        tokens = features.extract(self.encoder, self.setup.train, self.setup.crop, self.env, self.setup.precision).tokens(self.pooling)
-        assert tokens is not None
+        found = features.extract(self.encoder, self.setup.train, self.setup.crop, self.env, self.setup.precision)
+        tokens = found.require_tokens(self.pooling)
         labels = torch.from_numpy(self.setup.train.labels)
 
         def draw(sampler: BatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -81,11 +88,11 @@ class FrozenInputs:
     def correct(self, head: nn.Module, max_unreadable: int = 0) -> dict[str, torch.Tensor]:
         """Whether the head is right on each image of val, bool (n,), by metric."""
         found = features.extract(self.encoder, self.setup.val, self.setup.crop, self.env, self.setup.precision, max_unreadable=max_unreadable)
-        tokens, labels = found.tokens(self.pooling), torch.from_numpy(found.labels)
-        assert tokens is not None
+        tokens, labels = found.require_tokens(self.pooling), torch.from_numpy(found.labels)
         self.env.report(unreadable_images={"val": found.unreadable})
         with torch.inference_mode():
-            logits = head.eval()(features.probe_input(self.encoder, self.pooling, tokens.to(self.env.device))).cpu()
+            seen = require_finite(features.probe_input(self.encoder, self.pooling, tokens.to(self.env.device)))
+            logits = head.eval()(seen).cpu()
         return {f"top{k}": metrics.topk_correct(logits, labels, k) for k in (1, 5)}
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from evaluate.classification.features import test_crop
 from evaluate.classification.sampler import BatchSampler
 from evaluate.data import subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
+from evaluate.data.published_counts import sizes
 from evaluate.data.transforms import CenterCrop
 from evaluate.encoder import Encoder
 from evaluate.runtime import distributed, precision
@@ -39,7 +40,7 @@ class Setup:
 
 def train_and_val(env: Env) -> tuple[ImageSet, ImageSet]:
     """ImageNet's train and val sets, as far as ``env.limit`` lets them be read."""
-    return train_set(env.data_root, env.limit), val_set(env.data_root, env.limit)
+    return train_set(env.data_root, env.limit, env.identities), val_set(env.data_root, env.limit, env.identities)
 
 
 def make_setup(encoder: Encoder, config: TrainingConfig, env: Env, train: ImageSet, val: ImageSet, *also: Any) -> Setup:
@@ -56,6 +57,14 @@ def make_setup(encoder: Encoder, config: TrainingConfig, env: Env, train: ImageS
         raise UserError(f"{error}; raise --limit or --set batch_size, or start fewer processes") from error
     identity = json.dumps([as_json(config), encoder.fingerprint, train.fingerprint, env.seed, world_size, resolved, *also])
     return Setup(train, val, test_crop(encoder, config), sampler, resolved, identity)
+
+
+def cuts_alike(setup: Setup, paper: TrainingConfig) -> bool:
+    """Whether each process's images of a step are cut as with the paper's ``micro_batch``."""
+    try:
+        return replace(setup.sampler, micro_batch=paper.micro_batch).micro_batches == setup.sampler.micro_batches
+    except ValueError:  # with the paper's, these processes could not share a step
+        return False
 
 
 def hold_out(train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -101,4 +110,5 @@ def report_training(env: Env, setup: Setup, correct: Mapping[str, torch.Tensor |
     }
     asked = {"train": setup.train.asked, "val": setup.val.asked}
     evaluated = {"train": len(setup.train), "val": len(correct["top1"])}
+    env.report(sizes=sizes(setup.train, setup.val))
     return report(env, correct, asked, evaluated, {**protocol, **common})

@@ -25,6 +25,7 @@ class StackedHeads(nn.Module):
         rows = len(base_lrs) * classes
         self.weights = nn.ParameterDict({name: nn.Parameter(torch.randn(rows, width) * HEAD_STD) for name, width in widths.items()})
         self.biases = nn.ParameterDict({name: nn.Parameter(torch.zeros(rows)) for name in widths})
+        self.shares: Tensor
         self.register_buffer("shares", torch.tensor(self.base_lrs) / max(self.base_lrs), persistent=False)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def _tar_members(archive: Path) -> Iterator[Member]:
                     if info.offset_data + info.size > end:
                         raise tarfile.TarError(f"it ends inside {info.name}")
                     yield Member(archive, info.name, info.offset_data, info.size)
-                tar.members = []  # type: ignore[misc]  # else it keeps a kilobyte for each of 750,000 images
+                tar.members = []  # type: ignore[attr-defined]  # else it keeps a kilobyte for each of 750,000 images
 
 
 def _zip_members(archive: Path) -> Iterator[Member]:

@@ -19,17 +19,13 @@ from evaluate.data.archives import File
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
+from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
 from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.progress import track
 
 SAMPLES = 100  # images of each set that are read in full
 PUBLISHED_SIDE = 224  # pixels, of ImageNet-C's images
-# how many images the published sets have
-TRAIN, VAL, VAL_PER_CLASS = 1_281_167, 50_000, 50
-SHIFTED = {"imagenet_a": 7_500, "imagenet_r": 30_000, "imagenet_sketch": 50_889}
-INSTANCES = {"coco": (80, {"train": 118_287, "val": 5_000}), "lvis": (1203, {"train": 100_170, "val": 19_809})}
-ADE20K = {"training": 20_210, "validation": 2_000}
 
 
 @dataclass(frozen=True)

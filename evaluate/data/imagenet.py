@@ -9,8 +9,10 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from evaluate.runtime.errors import UserError
 SUFFIXES = (".jpeg", ".jpg", ".png")
 OFFICIAL_CLASSES = Path(__file__).with_name("imagenet_classes.json")
 FULL_CLASSES = 1000
+Identities = Mapping[str, str]  # of parts of the data root (evaluate.data.identity), for what is kept of images
+NONE: Identities = MappingProxyType({})
 WNID = re.compile(r"n\d{8}")
 
 
@@ -32,7 +36,7 @@ class ImageSet:
     files: tuple[File, ...]
     labels: np.ndarray  # (n,) int64
     classes: tuple[str, ...]  # wnids; a label is an index into these
-    fingerprint: str  # of names and labels, and of the made world's parameters; the same for a folder and for its archive
+    fingerprint: str  # of names, labels and the set's identity
     asked: int
     scored: tuple[int, ...]  # the classes the whole set is of, sorted: among them IN-A and IN-R are scored
 
@@ -45,13 +49,13 @@ class ImageSet:
         return np.unique(self.labels)
 
 
-def train_set(data_root: Path, limit: int | None = None) -> ImageSet:
+def train_set(data_root: Path, limit: int | None = None, identities: Identities = NONE) -> ImageSet:
     """``imagenet/train/<wnid>/*``, in the order of wnid and file name."""
     folder = data_root / "imagenet/train"
-    return _image_set("train", data_root, "imagenet/train", _folder(folder), class_names(folder), limit)
+    return _image_set("train", data_root, "imagenet/train", _folder(folder), class_names(folder), limit, identities)
 
 
-def val_set(data_root: Path, limit: int | None = None) -> ImageSet:
+def val_set(data_root: Path, limit: int | None = None, identities: Identities = NONE) -> ImageSet:
     """``imagenet/val/<wnid>/*``, or ``imagenet/val/*`` beside a file that says the classes (``evaluate.data.val_labels``).
 
     Raises UserError unless its classes are exactly those of train.
@@ -63,10 +67,12 @@ def val_set(data_root: Path, limit: int | None = None) -> ImageSet:
             f"the classes of imagenet/val differ from those of imagenet/train: {_difference(tuple(images), classes)}; "
             "val needs images of each class of train (README, data layout)"
         )
-    return _image_set("val", data_root, "imagenet/val", images, classes, limit)
+    return _image_set("val", data_root, "imagenet/val", images, classes, limit, identities)
 
 
-def robustness_set(name: str, data_root: Path, part: str, limit: int | None = None) -> ImageSet:
+def robustness_set(
+    name: str, data_root: Path, part: str, limit: int | None = None, identities: Identities = NONE
+) -> ImageSet:
     """A set of class folders at ``part`` below the data root, or in its archive, all of them classes of train.
 
     For the full 1000 classes, IN-A and IN-R must have exactly their 200 official classes, IN-Sketch and IN-C all 1000.
@@ -84,7 +90,7 @@ def robustness_set(name: str, data_root: Path, part: str, limit: int | None = No
             raise UserError(f"{folder} should hold the {len(official)} classes of {name}: {_difference(found, official)}")
     elif set(found) - set(classes):
         raise UserError(f"{folder} holds classes that imagenet/train lacks: {', '.join(sorted(set(found) - set(classes))[:3])}")
-    return _image_set(name, data_root, part, images, classes, limit)
+    return _image_set(name, data_root, part, images, classes, limit, identities)
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -141,7 +147,13 @@ def _archived(data_root: Path, part: str) -> dict[str, list[File]]:
 
 
 def _image_set(
-    name: str, data_root: Path, part: str, images: dict[str, list[File]], classes: tuple[str, ...], limit: int | None
+    name: str,
+    data_root: Path,
+    part: str,
+    images: dict[str, list[File]],
+    classes: tuple[str, ...],
+    limit: int | None,
+    identities: Identities,
 ) -> ImageSet:
     index = {wnid: number for number, wnid in enumerate(classes)}
     entries = [(wnid, file) for wnid, files in images.items() for file in files]
@@ -151,14 +163,19 @@ def _image_set(
     asked = len(entries)
     if limit is not None and limit < asked:  # evenly spaced, so that every class keeps its share
         entries = [entries[position * asked // limit] for position in range(limit)]
-    digest = hashlib.sha256()
-    world = data_root / "world.json"
-    if world.is_file():
-        digest.update(world.read_bytes())
+    owner = next((known for known in identities if part == known or part.startswith(f"{known}/")), None)
+    digest = hashlib.sha256(identities[owner].encode() if owner else b"")
     for wnid, file in entries:
-        digest.update(f"{part}/{wnid}/{file.name}\0{index[wnid]}\n".encode())
+        facts = "" if owner else _facts(file)
+        digest.update(f"{part}/{wnid}/{file.name}\0{index[wnid]}{facts}\n".encode())
     files, labels = tuple(file for _, file in entries), np.array([index[wnid] for wnid, _ in entries], dtype=np.int64)
     return ImageSet(name, files, labels, classes, digest.hexdigest()[:16], asked, tuple(index[wnid] for wnid in images))
+
+
+def _facts(file: File) -> str:
+    """Size and time of change of a file, or of the archive that holds it, where nobody has found out the set's identity."""
+    about = (file.archive if isinstance(file, archives.Member) else file).stat()
+    return f"\0{about.st_size}\0{about.st_mtime_ns}"
 
 
 def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:

@@ -1,11 +1,9 @@
 """Where each data set lies below the data root, exactly as its publisher unpacks it, and a fingerprint of what lies there."""
 
-import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from evaluate.data import coco, val_labels
+from evaluate.data import coco
 from evaluate.runtime.errors import Skip, UserError
 
 CORRUPTIONS = (
@@ -88,26 +86,3 @@ def absent(data_root: Path, names: Iterable[str]) -> dict[str, str]:
         except Skip as reason:
             reasons[name] = str(reason)
     return reasons
-
-
-def fingerprint(data_root: Path, names: tuple[str, ...]) -> str:
-    """A hash of the sets' file names (and sizes, for single files); a made world adds its parameters.
-
-    File contents are not read: on the full ImageNet that would take longer than many a task. A set that is absent counts as such,
-    so its coming changes the fingerprint.
-    """
-    digest = hashlib.sha256()
-    world = data_root / "world.json"
-    if world.is_file():
-        digest.update(world.read_bytes())
-    for part in dict.fromkeys(part for name in names for part in LAYOUTS[name]):
-        path = locate(data_root, part) or data_root / part
-        digest.update(f"\n{path.relative_to(data_root)} {path.stat().st_size if path.is_file() else path.is_dir()}".encode())
-        for folder, folders, files in os.walk(path):
-            folders.sort()
-            digest.update(os.path.relpath(folder, path).encode())
-            digest.update("\0".join(sorted(files)).encode())
-        labels = val_labels.source(data_root / "imagenet") if part == "imagenet/val" and path.is_dir() else None
-        if labels and not any(entry.is_dir() for entry in os.scandir(path)):
-            digest.update(labels.read_bytes())
-    return digest.hexdigest()[:16]

@@ -15,6 +15,7 @@ from evaluate.data.transforms import Transform
 from evaluate.runtime.errors import UserError
 
 UNREADABLE = -1  # the label of an image that could not be read, where such are kept
+LOADING_SECONDS = 600  # that a data loading process may take for one batch
 KEPT_BYTES = 256 * 1024**2  # a set that decodes to less than this is decoded once and kept in memory
 Sample = tuple[int, int]  # (epoch, index of the image): all that a random transform may depend on, besides the run's seed
 
@@ -71,16 +72,34 @@ class Images(Dataset):
 def batches(dataset: Images, sampler: Iterable[list[Sample]], workers: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images uint8 (B, 3, H, W) and labels int64 (B,), one batch for each list of samples; raises UserError for an unreadable image."""
     loader = DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=_collate, pin_memory=torch.cuda.is_available()  # type: ignore[arg-type]
+        dataset,
+        batch_sampler=sampler,  # type: ignore[arg-type]  # an iterable of lists serves; torch asks for a Sampler
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        timeout=LOADING_SECONDS if workers else 0,
     )
-    for batch in loader:
+    reading = iter(loader)
+    while True:
+        try:
+            batch = next(reading, None)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader"):
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError(f"a data loading process is stuck or was ended ({reason}); see to memory and /dev/shm, or take fewer --workers") from error
+        if batch is None:
+            return
         if isinstance(batch, UserError):
             raise batch
         yield batch
 
 
 def _collate(items: list[tuple[torch.Tensor, int] | UserError]) -> tuple[torch.Tensor, torch.Tensor] | UserError:
+    images, labels = [], []
     for item in items:
         if isinstance(item, UserError):
             return item
-    return torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items])
+        images.append(item[0])
+        labels.append(item[1])
+    return torch.stack(images), torch.tensor(labels)

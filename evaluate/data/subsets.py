@@ -9,24 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from evaluate.data import layouts
-from evaluate.data.imagenet import FULL_CLASSES, ImageSet, train_set
+from evaluate.data.imagenet import FULL_CLASSES, NONE, Identities, ImageSet, train_set
+from evaluate.data.published_counts import LISTS
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.seeding import seed_of
 
-# SimCLR's lists, which MSN and SiameseIM took over: how many names, and how many classes have how many images
-LISTS = {"1percent": 12_811, "10percent": 128_116}
-ONE_PERCENT_CLASSES = {13: 811, 12: 189}
+ONE_PERCENT_CLASSES = {13: 811, 12: 189}  # so many images have so many classes of 1percent.txt
 ONE_PERCENT_MD5 = "cdd642290a5eef5cd87e8546a3177b92"  # of the sorted names of 1percent.txt, one a line
 
 
-def listed_set(name: str, data_root: Path, limit: int | None = None) -> ImageSet:
+def listed_set(name: str, data_root: Path, limit: int | None = None, identities: Identities = NONE) -> ImageSet:
     """The train images that ``imagenet/<name>.txt`` names, one ``<wnid>_<id>.JPEG`` a line; ``name`` is a key of LISTS.
 
     Raises:
         UserError: a listed file is absent from train, or twice in the list, or the list is not the published one of ImageNet-1k.
     """
     layouts.require(data_root, f"imagenet_{name}")
-    listing, train = data_root / f"imagenet/{name}.txt", train_set(data_root)
+    listing, train = data_root / f"imagenet/{name}.txt", train_set(data_root, identities=identities)
     names = sorted(line.strip() for line in listing.read_text().splitlines() if line.strip())
     if len(set(names)) != len(names):
         raise UserError(f"{listing} names a file twice ({next(a for a, b in pairwise(names) if a == b)})")

@@ -196,7 +196,7 @@ def contact_sheet(root: Path, out: Path, cell: int = 96) -> None:
     sheet = Image.new("RGB", (10 * cell, len(rows) * cell), "white")
     for row, paths in enumerate(rows):
         for column, path in enumerate(paths[:10]):
-            picture = Image.open(path)
+            picture: Image.Image = Image.open(path)
             if picture.mode != "RGB":  # label maps hold small numbers: spread them over the greys
                 picture = picture.point([min(255, value * 30) for value in range(256)]).convert("RGB")
             sheet.paste(picture.resize((cell - 4, cell - 4), Image.Resampling.NEAREST), (column * cell, row * cell))
@@ -206,10 +206,14 @@ def contact_sheet(root: Path, out: Path, cell: int = 96) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Makes the world and says where it lies."""
     parser = argparse.ArgumentParser(prog="python -m evaluate.data.toy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", help="where the world is made")
+    parser.add_argument("--out", type=Path, dest="folder_by_name", help="the same, by name")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    print(make(arguments.folder, World(seed=arguments.seed)))
+    folder = arguments.folder or arguments.folder_by_name
+    if folder is None:
+        parser.error("give the folder where the world is to be made")
+    print(make(folder, World(seed=arguments.seed)))
     return 0
 
 

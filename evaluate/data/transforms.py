@@ -102,7 +102,7 @@ class FinetuneAugmentation:
 
         # mean is the colour RandAugment fills with where it moves an image's border inwards
         first, second, _ = transforms_imagenet_train(
-            size, interpolation=interpolation, auto_augment=rand_augment, mean=tuple(mean), separate=True, color_jitter=None
+            size, interpolation=interpolation, auto_augment=rand_augment, mean=tuple(mean), separate=True, color_jitter=None  # type: ignore[arg-type]  # None is what its own default recipe passes
         )
         for operation in second.transforms[0].ops:
             if operation.name.startswith("Posterize"):

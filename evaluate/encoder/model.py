@@ -59,12 +59,17 @@ class Encoder(nn.Module):
     def __init__(self, spec: EncoderSpec, state: dict[str, Tensor]):
         super().__init__()
         self.spec = spec
-        self.model = build(spec)
+        self.model: Any = build(spec)  # timm's; torch takes every attribute of a module for a tensor or a module
         self.model.load_state_dict(state, strict=True, assign=True)
         if spec.rel_pos_bias:
             _restore_buffers(self.model)
         self.fingerprint = fingerprint(spec, state)
-        self.source = {"format": spec.source_format, "branch": spec.branch, "sha256": spec.source_sha256}
+        self.source = {
+            "format": spec.source_format,
+            "branch": spec.branch,
+            "epoch": spec.epoch,
+            "sha256": spec.source_sha256,
+        }
         self._other_sizes: dict[tuple[int, int], nn.Module] = {}
 
     def forward(self, images: Tensor) -> Tokens | Maps:
@@ -134,14 +139,15 @@ class Encoder(nn.Module):
 def build(spec: EncoderSpec) -> nn.Module:
     """timm's model without weights (on the meta device), in eval mode; ``num_classes`` 0."""
     norm = partial(nn.LayerNorm, eps=spec.layer_norm_eps)
-    common = {
+    common: dict[str, Any] = {
         "img_size": spec.img_size, "patch_size": spec.patch_size, "embed_dim": spec.embed_dim, "depth": spec.depth,
         "num_heads": spec.num_heads, "mlp_ratio": spec.mlp_ratio, "qkv_bias": spec.qkv_bias, "norm_layer": norm,
         "init_values": 1.0 if spec.layer_scale else None, "num_classes": 0,
     }  # fmt: skip
+    model: nn.Module
     with torch.device("meta"):
         if spec.family == "resnet":
-            block = {"basic": BasicBlock, "bottleneck": Bottleneck}[spec.block]
+            block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[spec.block]
             norm_layer = partial(nn.BatchNorm2d, eps=spec.batch_norm_eps)
             model = ResNet(block, spec.layers, 0, cardinality=spec.cardinality, base_width=spec.base_width, norm_layer=norm_layer)
         elif spec.rel_pos_bias:
@@ -165,7 +171,7 @@ def build(spec: EncoderSpec) -> nn.Module:
     return model.eval()
 
 
-def _restore_buffers(model: nn.Module) -> None:
+def _restore_buffers(model: Any) -> None:
     """BEiT's buffers that no state dict holds: the zero key bias and the index into the table of relative positions."""
     for block in model.blocks:
         attention = block.attn
@@ -182,5 +188,5 @@ def fingerprint(spec: EncoderSpec, state: dict[str, Tensor]) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

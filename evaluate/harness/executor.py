@@ -1,17 +1,32 @@
 """Runs commands side by side on this machine: each job is a subprocess that holds one slot (a core, or a GPU) while it runs."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.progress import Progress
 
+from evaluate.runtime.processes import PARENT
+
+ROOT = Path(__file__).parents[2]  # the jobs run the code of this checkout, wherever run_all.py was called
 POLL_SECONDS = 0.1
 SECONDS_BETWEEN_NEWS = 30.0
+GRACE_SECONDS = 10.0  # between the signal that asks a job to end and the one that ends it
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(Exception):
+    """A signal asked this process to stop; its jobs have been ended."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        self.status = 128 + number
 
 
 @dataclass
@@ -31,72 +46,130 @@ class Job:
     seconds: float = field(default=0.0, init=False)
 
 
-def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = ()) -> None:
+@dataclass
+class Running:
+    """A job's process, since when it runs, and when its log last grew."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    begun: float
+    size: int = 0
+    heard: float = field(default_factory=time.monotonic)
+
+    def silent_seconds(self) -> float:
+        """How long the job has written nothing."""
+        size = self.job.log.stat().st_size if self.job.log.is_file() else 0
+        if size != self.size:
+            self.size, self.heard = size, time.monotonic()
+        return time.monotonic() - self.heard
+
+
+def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = (), silence_minutes: float = 0.0) -> None:
     """Runs all jobs, up to ``slots`` at a time, in their order as far as their needs allow; sets their status and seconds.
 
     A job whose need ended with another status than 0 does not run: it takes over that status, and its log says why. With GPUs, each
     running job sees one of them alone (two share one where there are more slots than GPUs).
+
+    Args:
+        silence_minutes: a job that writes nothing for so long is ended; 0 for never.
+
+    Raises:
+        Stopped: on SIGINT, SIGTERM or SIGHUP, after every job has been asked to end and, GRACE_SECONDS later, been ended.
     """
     waiting, free = list(jobs), list(range(slots))
-    running: dict[int, tuple[Job, subprocess.Popen[bytes], float]] = {}
+    running: dict[int, Running] = {}
     ended: dict[str, Job] = {}
     news = time.monotonic()
-    bar = Progress(disable=not sys.stdout.isatty(), transient=True)  # it keeps what is printed above itself
-    shown = bar.add_task("", total=len(jobs))
-    bar.start()
+    with _listening() as heard, _bar(len(jobs)) as show:
+        try:
+            while waiting or running:
+                show(len(ended), ", ".join(one.job.name for one in running.values()))
+                for job in [job for job in waiting if all(need in ended for need in job.needs)]:
+                    if not free or heard:
+                        break
+                    waiting.remove(job)
+                    unmet = next((ended[need] for need in job.needs if ended[need].status != 0), None)
+                    if unmet or job.is_done():
+                        ended[job.name] = job
+                        if unmet:
+                            _propagate_failure(unmet, job)
+                        else:
+                            job.status = 0
+                            print(f"{job.name}: stands already", flush=True)
+                        break  # its dependants may be ready now, and come first
+                    slot = free.pop(0)
+                    print(f"{job.name}: started (log: {job.log})", flush=True)
+                    running[slot] = Running(job, _start(job, gpus[slot % len(gpus)] if gpus else None), time.monotonic())
+                for slot, one in list(running.items()):
+                    if one.process.poll() is None:
+                        if silence_minutes and one.silent_seconds() > 60 * silence_minutes:
+                            _end([one.process])
+                            with one.job.log.open("a") as log:
+                                log.write(f"\nended: it wrote nothing for {silence_minutes:g} minutes (--task-timeout)\n")
+                        continue
+                    del running[slot]
+                    free.append(slot)
+                    one.job.status, one.job.seconds = one.process.returncode, time.monotonic() - one.begun
+                    ended[one.job.name] = one.job
+                    one.job.on_exit(one.job.status)
+                if not sys.stdout.isatty() and time.monotonic() - news > SECONDS_BETWEEN_NEWS:
+                    news = time.monotonic()
+                    for one in running.values():
+                        print(f"{one.job.name}: {news - one.begun:.0f} s, {last_line(one.job.log)}", flush=True)
+                if heard:
+                    raise Stopped(heard[0])
+                time.sleep(POLL_SECONDS)
+        finally:
+            _end([one.process for one in running.values()])  # interrupted: no job is left behind
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[list[int]]:
+    """The numbers of the STOPPING signals that have come, while the block runs."""
+    heard: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in STOPPING}
     try:
-        while waiting or running:
-            at_work = ", ".join(job.name for job, *_ in running.values())
-            bar.update(shown, completed=len(ended), description=at_work)
-            for job in [job for job in waiting if all(need in ended for need in job.needs)]:
-                if not free:
-                    break
-                waiting.remove(job)
-                unmet = next((ended[need] for need in job.needs if ended[need].status != 0), None)
-                if unmet or job.is_done():
-                    ended[job.name] = job
-                    if unmet:
-                        _propagate_failure(unmet, job)
-                    else:
-                        job.status = 0
-                        print(f"{job.name}: stands already", flush=True)
-                    break  # its dependants may be ready now, and come first
-                slot = free.pop(0)
-                print(f"{job.name}: started (log: {job.log})", flush=True)
-                running[slot] = (job, _start(job, gpus[slot % len(gpus)] if gpus else None), time.monotonic())
-            for slot, (job, process, begun) in list(running.items()):
-                if process.poll() is None:
-                    continue
-                del running[slot]
-                free.append(slot)
-                job.status, job.seconds = process.returncode, time.monotonic() - begun
-                ended[job.name] = job
-                job.on_exit(job.status)
-            if not sys.stdout.isatty() and time.monotonic() - news > SECONDS_BETWEEN_NEWS:
-                news = time.monotonic()
-                for job, _, begun in running.values():
-                    print(f"{job.name}: {news - begun:.0f} s, {last_line(job.log)}", flush=True)
-            time.sleep(POLL_SECONDS)
+        yield heard
     finally:
-        bar.stop()
-        for _, process, _ in running.values():  # interrupted: leave no orphan
-            process.terminate()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[Callable[[int, str], None]]:
+    """A progress bar on a terminal; it keeps what is printed above itself."""
+    with Progress(disable=not sys.stdout.isatty(), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda completed, description: bar.update(task, completed=completed, description=description)
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Asks processes and what they started to end, and ends what is left after GRACE_SECONDS."""
+    for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        deadline = time.monotonic() + seconds
+        while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 2)
 
 
 def _propagate_failure(unmet: Job, job: Job) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.log.write_text(f"not run, since {unmet.name} did not succeed: {last_line(unmet.log)}\n")
     job.status = unmet.status
-    job.on_exit(unmet.status)
+    job.on_exit(unmet.status or 0)
 
 
 def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
+    environment[PARENT] = str(os.getpid())
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
     with job.log.open("wb") as log:
-        return subprocess.Popen(job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment)
+        # a session of its own: a job is ended with all that it started, and Ctrl-C reaches it through this process alone
+        return subprocess.Popen(job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True)
 
 
 def last_line(log: Path, most: int = 300) -> str:

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from evaluate.harness import suite
+from evaluate.harness import rows, suite
 from evaluate.harness.executor import Job, last_line
 from evaluate.harness.plan import Node
 from evaluate.runtime.cli import EXIT_SKIPPED
+from evaluate.runtime.errors import UserError
 from results import record, tables
 
 DEMO = {  # row: how it is pretrained
@@ -36,25 +38,43 @@ def pretraining(out: Path, data_root: Path) -> list[Job]:
                 finished.touch()
 
         log = out / "logs" / f"{row}-pretrain.log"
-        jobs.append(Job(f"{row}/pretrain", lambda command=command: command, log, is_done=finished.is_file, on_exit=on_exit))
+        jobs.append(Job(f"{row}/pretrain", partial(list, command), log, is_done=finished.is_file, on_exit=on_exit))
     return jobs
 
 
 def measuring(
-    row: str, checkpoint: Path, nodes: Sequence[Node], run: suite.Suite, rows: Sequence[str], after: tuple[str, ...] = ()
+    row: str,
+    checkpoint: Path,
+    nodes: Sequence[Node],
+    run: suite.Suite,
+    table_rows: Sequence[str],
+    after: tuple[str, ...] = (),
 ) -> list[Job]:
-    """Converts one checkpoint, then measures every node on it. ``rows`` are those of the table, ``after`` the jobs that come first."""
-    encoder = run.encoder(row)
-    convert = [sys.executable, "-m", "evaluate.convert", str(checkpoint), "--out", str(encoder)]
-    convert += ["--branch", run.branch] if run.branch else []
+    """Converts one checkpoint, then measures every node on it. ``after`` are the jobs that come first."""
     log = run.out / "logs" / f"{row}-convert.log"
+
+    def convert() -> list[str]:
+        command = [sys.executable, "-m", "evaluate.convert", str(checkpoint), "--out", str(run.encoder(row)), "--if-needed"]
+        return command + (["--branch", run.branch] if run.branch else [])
+
+    def is_converted() -> bool:
+        if not checkpoint.exists():
+            return False
+        try:
+            run.claim(row, checkpoint)
+        except UserError:
+            run.folders[row] = run.out / row  # the conversion says what is wrong with the file
+            return False
+        return run.encoder_fingerprint(row) is not None
 
     def converted(status: int, log: Path = log) -> None:
         if status:
             run.refused.add(row)
+        else:
+            rows.seal_encoder(run.folders[row])
         print(f"{row}/convert: {log.read_text(errors='replace').strip()}", flush=True)  # the certificate, or what is wrong
 
-    jobs = [Job(f"{row}/convert", lambda: convert, log, after, lambda: suite.is_converted(checkpoint, encoder, run.branch), converted)]
+    jobs = [Job(f"{row}/convert", convert, log, after, is_converted, converted)]
     for node in nodes:
         log = run.out / "logs" / f"{row}-{node.name}.log"
         needs = (f"{row}/convert", *(f"{row}/{need}" for need in node.needs))
@@ -66,14 +86,14 @@ def measuring(
             return run.find(row, node) is not None
 
         def on_exit(status: int, node: Node = node, log: Path = log) -> None:
-            _note(row, node, status, log, run, rows, nodes)
+            _note(row, node, status, log, run, table_rows, nodes)
 
         jobs.append(Job(f"{row}/{node.name}", command, log, needs, stands, on_exit))
     return jobs
 
 
 def _command(row: str, node: Node, run: suite.Suite) -> list[str]:
-    command = [sys.executable, "-m", f"evaluate.{node.task}", "--ckpt", str(run.encoder(row)), "--name", row, "--data-root", str(run.data_root)]
+    command = [sys.executable, "-m", f"evaluate.{node.task}", "--ckpt", str(run.encoder(row)), f"--name={row}", "--data-root", str(run.identities.data_root)]
     settings = {"out": run.out, "config": run.write_config(row, node), "seed": run.seed, "device": run.device, "workers": run.workers}
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     command += ["--limit", str(run.limit)] if run.limit else []
@@ -81,11 +101,13 @@ def _command(row: str, node: Node, run: suite.Suite) -> list[str]:
     return command
 
 
-def _note(row: str, node: Node, status: int, log: Path, run: suite.Suite, rows: Sequence[str], nodes: Sequence[Node]) -> None:
+def _note(row: str, node: Node, status: int, log: Path, run: suite.Suite, table_rows: Sequence[str], nodes: Sequence[Node]) -> None:
     """After a task: says how it ended, writes its record if it could not, and renders the table again."""
     word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
     reason = last_line(log) if status > 0 else f"its process ended with status {status}; its log is {log}"
     print(f"{row}/{node.name}: {word}{f': {reason}' if status else ''}", flush=True)
     if status and "\nrecord: " not in log.read_text(errors="replace"):
-        record.write(run.out / "records", record.without_run(row, node.name, word, reason, run.seed, run.limit))
-    tables.render(run.out, rows, run.entries(rows, nodes))
+        entry = record.without_run(row, node.name, word, reason, run.seed, run.limit)
+        folder = run.folders[row].name if row in run.folders else ""
+        record.write(run.out / "records", {**entry, "folder": folder})
+    tables.render(run.out, table_rows, run.entries(table_rows, nodes))

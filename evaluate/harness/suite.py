@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluate.checkpoints.files import digests, weights_file
-from evaluate.data import layouts
-from evaluate.encoder import certificate_path
+from evaluate.data.identity import DataIdentities, fingerprint
+from evaluate.harness import rows
 from evaluate.harness.plan import Node, data_sets
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings, as_json
@@ -16,22 +15,15 @@ from results import record
 from results.atomic import atomic_write, sha256
 
 
-def is_converted(checkpoint: Path, encoder: Path, branch: str | None) -> bool:
-    """Whether an encoder file was made from exactly this checkpoint (a file, an index of files, a folder) and branch."""
-    certificate = certificate_path(encoder)
-    if not (encoder.is_file() and certificate.is_file()):
-        return False
-    made = json.loads(certificate.read_text())
-    try:
-        source = digests(weights_file(checkpoint))
-        return (made["source_sha256"], made.get("source_json_sha256")) == source and branch in (None, made["branch"])
-    except UserError:
-        return False  # the conversion says what is wrong
-
-
-def work_folder(out: Path, row: str, identity: Mapping[str, Any]) -> Path:
+def work_folder(row_folder: Path, identity: Mapping[str, Any]) -> Path:
     """Where a measurement keeps its files: named by all that can change its number, so that none finds another's."""
-    return out / row / f"{identity['task']}-{record.key_of(identity)}"
+    return row_folder / f"{identity['task']}-{record.key_of(identity)}"
+
+
+def stale_files(out: Path, entry: Mapping[str, Any]) -> list[str]:
+    """The files of a record that are missing or damaged."""
+    places = {name: (out / entry["work"] / name, digest) for name, digest in entry.get("files", {}).items()}
+    return [name for name, (path, digest) in places.items() if not path.is_file() or sha256(path) != digest]
 
 
 @dataclass
@@ -39,7 +31,8 @@ class Suite:
     """What all nodes of one invocation share, and how to find what a node has made."""
 
     out: Path
-    data_root: Path
+    identities: DataIdentities
+    nodes: Sequence[Node]
     configs: Mapping[str, tuple[str, Settings]]
     """By node: the preset's name and the resolved config."""
     seed: int = 0
@@ -47,14 +40,29 @@ class Suite:
     device: str = "auto"
     workers: int = 0
     branch: str | None = None
+    folders: dict[str, Path] = field(default_factory=dict)
+    """By row: the folder that belongs to its encoder, once its checkpoint is known."""
     refused: set[str] = field(default_factory=set)
     """Rows whose checkpoint could not be converted."""
-    fingerprints: dict[tuple[str, ...], str] = field(default_factory=dict)
-    """Of data sets, each computed once."""
+    said: set[str] = field(default_factory=set)
+    """What has been told once."""
+
+    def claim(self, row: str, checkpoint: Path) -> Path:
+        """The folder of a row's encoder; another checkpoint of the same name has another one."""
+        if row not in self.folders:
+            source = rows.source_id(checkpoint, self.branch, {})
+            self.folders[row] = rows.claim_folder(self.out, row, source)
+        return self.folders[row]
 
     def encoder(self, row: str) -> Path:
         """The canonical encoder file of a row."""
-        return self.out / row / "encoder.safetensors"
+        return self.folders[row] / rows.ENCODER
+
+    def encoder_fingerprint(self, row: str) -> str | None:
+        """None where there is no whole and certified encoder, or where the checkpoint given now could not be converted."""
+        if row in self.refused or row not in self.folders:
+            return None
+        return rows.fingerprint_of(self.folders[row])
 
     def inputs(self, row: str, node: Node) -> dict[str, Path]:
         """The files that a node takes from the nodes that it needs, by name."""
@@ -62,29 +70,25 @@ class Suite:
         for name, (needed, file) in node.inputs.items():
             identity = self.identity(row, next(other for other in self.nodes if other.name == needed))
             if identity:
-                found[name] = work_folder(self.out, row, identity) / file
+                found[name] = work_folder(self.folders[row], identity) / file
         return found
 
-    @property
-    def nodes(self) -> list[Node]:
-        """The nodes of this invocation."""
-        from evaluate.harness.plan import NODES
-
-        return [node for node in NODES if node.name in self.configs]
+    def data(self, node: Node) -> dict[str, str]:
+        """The identities of what a node reads, by part of the data root."""
+        return self.identities.of_sets(data_sets(node, self.configs[node.name][1]))
 
     def identity(self, row: str, node: Node) -> record.Identity | None:
         """What the key of a node's record is made of, or None before there is an encoder."""
-        fingerprint = self.encoder_fingerprint(row)
-        if fingerprint is None:
+        encoder = self.encoder_fingerprint(row)
+        if encoder is None:
             return None
-        config = self.configs[node.name][1]
         return record.identity(
             node.name,
-            as_json(config),
+            as_json(self.configs[node.name][1]),
             seed=self.seed,
             limit=self.limit,
-            encoder_fingerprint=fingerprint,
-            data_fingerprint=self._data_fingerprint(data_sets(node, config)),
+            encoder_fingerprint=encoder,
+            data_fingerprint=fingerprint(self.data(node)),
             inputs={name: sha256(path) if path.is_file() else None for name, path in self.inputs(row, node).items()},
         )
 
@@ -92,44 +96,62 @@ class Suite:
         """Writes what a node runs with into its folder, as ``--config`` reads it; returns the file."""
         identity = self.identity(row, node)
         if identity is None:
-            raise UserError(f"{self.encoder(row)} is not there any more; run the same command again")
-        folder = work_folder(self.out, row, identity)
+            raise UserError(f"{self.encoder(row)} is not there any more, or damaged; run the same command again")
+        folder = work_folder(self.folders[row], identity)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "config.json"
         with atomic_write(path) as written:
-            written.write_text(json.dumps({"task": node.task, "preset": self.configs[node.name][0], "config": identity["config"]}, indent=1))
+            content = {"task": node.task, "preset": self.configs[node.name][0], "config": identity["config"]}
+            written.write_text(json.dumps(content, indent=1))
         return path
 
     def find(self, row: str, node: Node) -> dict[str, Any] | None:
-        """The ``ok`` record of a node that could only be repeated, or None."""
+        """The ``ok`` record of a node that could only be repeated, or None; says once why an older number is not taken."""
         identity = self.identity(row, node)
-        return record.find(self.out / "records", row, identity) if identity else None
+        if identity is None:
+            return None
+        entry = record.find(self.out / "records", row, identity)
+        if entry is None:
+            self._say_what_changed(row, node, identity)
+            return None
+        gone = stale_files(self.out, entry)
+        if gone:
+            self._say(f"{row}/{node.name}: {self.out / entry['work'] / gone[0]} is missing or damaged: measured again")
+            return None
+        return entry
 
-    def entries(self, rows: Sequence[str], nodes: Sequence[Node]) -> list[dict[str, Any]]:
+    def entries(self, shown_rows: Sequence[str], nodes: Sequence[Node]) -> list[dict[str, Any]]:
         """The records that this invocation's table may show: of these very encoders and, for the nodes it runs, of these settings.
 
         Another checkpoint of the same name, or an earlier run with other settings, may have left records in the same folder.
         """
-        fingerprints = {row: self.encoder_fingerprint(row) for row in rows}
-        wanted = {(row, node.name): self.identity(row, node) for row in rows for node in nodes}
+        fingerprints = {row: self.encoder_fingerprint(row) for row in shown_rows}
+        wanted = {(row, node.name): self.identity(row, node) for row in shown_rows for node in nodes}
         keys = {place: record.key_of(fields) if fields else None for place, fields in wanted.items()}
         shown = []
         for entry in record.read_all(self.out / "records"):
             place, row = (entry["encoder"], entry["task"]), entry["encoder"]
-            if row not in rows or entry["encoder_fingerprint"] not in (None, fingerprints[row]):
-                continue
-            if entry["encoder_fingerprint"] is None or place not in keys or entry["key"] == keys[place]:
+            if place not in keys:
+                continue  # of another encoder, or of a node that this invocation does not ask for
+            if entry["encoder_fingerprint"] is None:
+                if fingerprints[row] is None or entry.get("folder") == self.folders[row].name:
+                    shown.append(entry)
+            elif record.key_of(entry) == keys[place]:
                 shown.append(entry)
         return shown
 
-    def encoder_fingerprint(self, row: str) -> str | None:
-        """None where there is no certified encoder, or where the checkpoint given now could not be converted."""
-        certificate = certificate_path(self.encoder(row))
-        if row in self.refused or not certificate.is_file():
-            return None
-        return json.loads(certificate.read_text())["fingerprint"]
+    def _say_what_changed(self, row: str, node: Node, identity: record.Identity) -> None:
+        for entry in record.read_all(self.out / "records"):
+            if entry["encoder"] != row or entry["task"] != node.name or entry["status"] != "ok":
+                continue
+            if entry.get("encoder_fingerprint") != identity["encoder_fingerprint"] or entry.get("config") != identity["config"]:
+                continue
+            now = self.data(node)
+            changed = sorted(part for part, value in entry.get("data", {}).items() if part in now and now[part] != value)
+            if changed:
+                self._say(f"{row}/{node.name}: {', '.join(changed)} changed since this was measured: measured again")
 
-    def _data_fingerprint(self, names: tuple[str, ...]) -> str:
-        if names not in self.fingerprints:
-            self.fingerprints[names] = layouts.fingerprint(self.data_root, names)
-        return self.fingerprints[names]
+    def _say(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            print(text, flush=True)

@@ -6,6 +6,7 @@ unit, rough cost and command. Its node in ``evaluate.harness.plan`` and its colu
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from evaluate.data import layouts
-from evaluate.harness.plan import Node, data_sets, from_preset, module_of, node_of, paper_config
-from evaluate.harness.suite import work_folder
+from evaluate.data.identity import DataIdentities, fingerprint
+from evaluate.harness import protocol, rows
+from evaluate.harness.plan import NODES, Node, data_sets, from_preset, module_of, node_of, paper_config
+from evaluate.harness.suite import stale_files, work_folder
 from evaluate.runtime.cli import (
     EXIT_FAILED,
     EXIT_SKIPPED,
@@ -29,6 +32,8 @@ from evaluate.runtime.cli import (
 from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
+from evaluate.runtime.locks import exclusive
+from evaluate.runtime.processes import end_with_parent
 from evaluate.runtime.settings import Settings, as_json, help_text, override, read_config, split_overrides
 from results import record
 from results.atomic import sha256
@@ -85,6 +90,7 @@ def configured(task: str, module: Any, arguments: argparse.Namespace) -> tuple[s
 
 
 def _main(task: str, argv: list[str] | None) -> int:
+    end_with_parent()
     module = module_of(task)
     arguments = _parser(task, module).parse_args(argv)
     preset, config = configured(task, module, arguments)
@@ -92,48 +98,78 @@ def _main(task: str, argv: list[str] | None) -> int:
     inputs = _inputs(arguments, node)
     data_root = layouts.root(arguments.data_root)
     device = resolve_device(arguments.device)
+    name = rows.check_name(arguments.name or next(iter(rows.named_checkpoints([str(arguments.ckpt)]))))
 
     from evaluate import encoder as encoders
-    from evaluate.checkpoints import conversion
     from evaluate.runtime import distributed, training_state
 
     device = distributed.start(device)
     first = distributed.rank() == 0  # under torchrun one process converts, prints and writes the record
-    out, name = make_folder(arguments.out), arguments.name or arguments.ckpt.stem
-    path = make_folder(out / name) / "encoder.safetensors"
-    if first:
-        path = conversion.ensure(arguments.ckpt, path)
-    encoder = encoders.load(distributed.broadcast_object(path), device=device)
+    out = make_folder(arguments.out)
+    path, data = distributed.broadcast_object(_prepare(arguments, out, name, node, config) if first else None)
+    encoder = encoders.load(path, device=device)
     identity = record.identity(
         node.name,
         as_json(config),
         seed=arguments.seed,
         limit=arguments.limit,
         encoder_fingerprint=encoder.fingerprint,
-        data_fingerprint=layouts.fingerprint(data_root, data_sets(node, config)),
+        data_fingerprint=fingerprint(data),
         inputs={name: sha256(file) if file.is_file() else None for name, file in inputs.items()},
     )
+    row_folder = rows.folder_of_encoder(out, path) or path.parent
+    if row_folder.parent != Path(os.path.abspath(out)):  # an encoder file that lies elsewhere
+        row_folder = make_folder(out / name)
     env = Env(
         data_root=data_root,
-        out_dir=make_folder(work_folder(out, name, identity)),
+        out_dir=make_folder(work_folder(row_folder, identity)),
         device=device,
         workers=loading_processes(arguments.workers, device, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         seed=arguments.seed,
         limit=arguments.limit,
+        identities=data,
         inputs=inputs,
     )
-    entry = start(identity, preset, node, encoder, env)
-    status = measure(module, encoder, config, env, entry)
+    entry = {**start(identity, preset, node, encoder, env), "encoder": name, "data": data}
     if not first:
-        return status
-    written = record.write(out / "records", entry)
-    if status:
-        print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
-    else:
-        training_state.clear(env.out_dir)
-        print(json.dumps(entry["metrics"], indent=2))
-    print(f"record: {written}")
+        return measure(module, encoder, config, env, entry)
+    with exclusive(env.out_dir / rows.LOCK, f"{name}/{node.name}"):
+        standing = record.find(out / "records", name, identity)
+        if standing and not stale_files(out, standing) and distributed.world_size() == 1:
+            print(json.dumps(standing["metrics"], indent=2))
+            print(f"record: {record.path_of(out / 'records', name, identity)} stands already")
+            return 0
+        status = measure(module, encoder, config, env, entry)
+        entry["files"] = {file: sha256(env.out_dir / file) for file in made_for_others(node) if (env.out_dir / file).is_file()}
+        written = record.write(out / "records", entry, replace=standing is not None)
+        if status:
+            print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
+        else:
+            training_state.clear(env.out_dir)
+            print(json.dumps(entry["metrics"], indent=2))
+        print(f"record: {written}")
     return status
+
+
+def _prepare(arguments: argparse.Namespace, out: Path, name: str, node: Node, config: Settings) -> tuple[Path, dict[str, str]]:
+    """The row's encoder file, converted if need be, and the identities of the data: what one process does for all."""
+    from evaluate.checkpoints import conversion
+
+    identities = DataIdentities(arguments.data_root, out / "manifests")
+    data = identities.of_sets(data_sets(node, config))
+    if rows.folder_of_encoder(out, arguments.ckpt):
+        return Path(os.path.abspath(arguments.ckpt)), data
+    folder = rows.claim_folder(Path(os.path.abspath(out)), name, rows.source_id(arguments.ckpt, None, {}))
+    with exclusive(folder / rows.LOCK, f"converting {arguments.ckpt}"):
+        path = conversion.ensure(arguments.ckpt, folder / rows.ENCODER)
+        if path == folder / rows.ENCODER:
+            rows.seal_encoder(folder)
+    return Path(os.path.abspath(path)), data
+
+
+def made_for_others(node: Node) -> list[str]:
+    """The files that a node makes for other nodes, by their names in its folder."""
+    return sorted({file for other in NODES for needed, file in other.inputs.values() if needed == node.name})
 
 
 def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder", env: Env) -> dict[str, Any]:
@@ -154,7 +190,10 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         "epoch_rule": "final epoch",
         "images_asked": {},
         "images_evaluated": {},
+        **{name: {} for name in ("sizes", "subset", "unreadable_images", "rests_on", "immaterial", "skipped")},
         "work": f"{env.out_dir.parent.name}/{env.out_dir.name}",
+        "data": dict(env.identities),
+        "files": {},
         "device": env.device,
         "versions": record.versions(),
         "git": record.git_state(),
@@ -173,6 +212,9 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
             layouts.require(env.data_root, name)
         torch.manual_seed(env.seed)
         entry["metrics"] = {key: float(value) for key, value in module.run(encoder, config, env).items()}
+        strange = [key for key, value in entry["metrics"].items() if not math.isfinite(value)]
+        if strange:
+            raise UserError(f"{strange[0]} is not a finite number; the encoder's features are too large, or the training diverged")
         entry["status"], status = "ok", 0
     except Skip as error:
         entry["status"], entry["reason"], status = "skipped", str(error), EXIT_SKIPPED
@@ -183,6 +225,7 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
         entry["status"], entry["reason"], status = "failed", f"{type(error).__name__}: {error}", EXIT_FAILED
     entry["seconds"] = round(time.monotonic() - begun, 2)
     entry.update(env.notes)
+    protocol.complete(entry)
     return status
 
 
@@ -216,16 +259,10 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=at_least_zero, help="data loading processes (default: the cores' share of a GPU, none on a CPU)")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     parser.add_argument("--limit", type=at_least_one, help="read at most so many images of each set; marked in the record")
-    named = sorted({name for node in _nodes(task) for name in node.inputs})
+    named = sorted({name for node in NODES if node.task == task for name in node.inputs})
     if named:
         parser.add_argument("--input", action="append", default=[], metavar="NAME=FILE", help=f"a file that another task made: {', '.join(named)}")
     for name in named:
-        parser.add_argument(f"--{name}", action="append", dest="input", type=lambda file, name=name: f"{name}={file}", help=argparse.SUPPRESS)
+        parser.add_argument(f"--{name}", action="append", dest="input", type=f"{name}={{}}".format, help=argparse.SUPPRESS)
     parser.set_defaults(input=[])
     return parser
-
-
-def _nodes(task: str) -> list[Node]:
-    from evaluate.harness.plan import NODES
-
-    return [node for node in NODES if node.task == task]

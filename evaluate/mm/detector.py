@@ -5,7 +5,8 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from evaluate.data.coco import ANNOTATIONS, IMAGES, read_annotations, require_scorable
-from evaluate.data.voc import read_voc
+from evaluate.data.published_counts import size
+from evaluate.data.voc import CLASSES, read_voc
 from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.vitdet import ViTDetBackbone
@@ -88,13 +89,22 @@ def fill_data(cfg: Config, dataset: str, env: Env) -> int:
     cfg.train_dataloader.sampler.seed = env.seed
     cfg.test_evaluator.update(annotations=str(val), limit=env.limit)
     if dataset == "voc":
-        return len(read_voc(val, [cfg.test_evaluator.folder])["images"][: env.limit])
-    categories = sorted(read_annotations(train)["categories"], key=lambda category: category["id"])
-    counts = [category.get("image_count") for category in categories]
-    if dataset == "lvis" and None in counts:
+        parts = {"voc_trainval": cfg.train_dataloader.dataset.folder, "voc_test": cfg.test_evaluator.folder}
+        counts = {name: len(read_voc(train, part.split("+"))["images"]) for name, part in parts.items()}
+        env.report(sizes={name: size(count, len(CLASSES)) for name, count in counts.items()})
+        return min(counts["voc_test"], env.limit or counts["voc_test"])
+    content = read_annotations(train)
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    trained = size(len(content["images"]), len(categories))
+    del content  # gigabytes
+    image_counts = [category.get("image_count") for category in categories]
+    if dataset == "lvis" and None in image_counts:
         raise UserError(f"{train} has categories without image_count, which every LVIS v1 file has; fetch it again")
-    fill_classes(cfg, counts)
-    return require_scorable(val, read_annotations(val), env.limit)
+    fill_classes(cfg, image_counts)
+    content = read_annotations(val)
+    tested = size(len(content["images"]), len(content["categories"]))
+    env.report(sizes={f"{dataset}_train": trained, f"{dataset}_val": tested})
+    return require_scorable(val, content, env.limit)
 
 
 def fill_classes(cfg: Config, image_counts: list[int | None]) -> None:

@@ -69,6 +69,20 @@ def _set_length(cfg: "Config", iterations: int) -> None:
     cfg.train_cfg.update(max_iters=iterations, val_interval=iterations + 1)
 
 
+def as_it_stands(
+    cfg: "Config", iterations: int | None, batch_size: int | None, lr: float | None, micro_batch: int | None
+) -> list[str]:
+    """The names of those settings that ask for what a recipe says anyway, as a micro-batch of a whole share does."""
+    share = (batch_size or cfg.batch_size) // distributed.world_size()
+    same = {
+        "iterations": iterations == cfg.train_cfg.max_iters,
+        "batch_size": batch_size == cfg.batch_size,
+        "lr": lr == cfg.optim_wrapper.optimizer.lr,
+        "micro_batch": micro_batch is not None and micro_batch >= share,
+    }
+    return [name for name, is_same in same.items() if is_same]
+
+
 def share_out(cfg: "Config", env: Env) -> None:
     """Settings for several processes, each with its part of every batch.
 

@@ -5,6 +5,7 @@ import copy
 from mmengine.config import Config, ConfigDict
 
 from evaluate.data.ade20k import class_names, paired_files
+from evaluate.data.published_counts import size
 from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
@@ -66,4 +67,6 @@ def fill_data(cfg: Config, env: Env) -> int:
         loader.dataset.update(root=str(root), limit=env.limit, seed=env.seed)
     cfg.train_dataloader.sampler.seed = env.seed
     cfg.model.decode_head.num_classes = cfg.model.auxiliary_head.num_classes = len(class_names(root))
-    return len(list(paired_files(root, "validation")[0])[: env.limit])
+    counts = {split: len(paired_files(root, split)[0]) for split in ("training", "validation")}
+    env.report(sizes={f"ade20k_{split}": size(count, len(class_names(root))) for split, count in counts.items()})
+    return min(counts["validation"], env.limit or counts["validation"])

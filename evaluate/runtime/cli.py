@@ -2,11 +2,14 @@
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 
 from evaluate.runtime.errors import UserError
 
 EXIT_FAILED, EXIT_USER, EXIT_SKIPPED = 1, 2, 3
+EXIT_SAVED = 75  # "try again": saved on a signal, the same command goes on
+EXIT_CTRL_C = 130
 MAX_WORKERS = 16  # data loading processes of one task, where none are asked for
 
 
@@ -42,9 +45,8 @@ def make_folder(path: Path) -> Path:
     """Creates a folder and proves that it can be written; raises UserError otherwise."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=path):  # a name of its own: any number of processes may ask at once
+            pass
     except OSError as error:
         raise UserError(f"the output folder {path} cannot be written ({error.strerror}); choose another with --out") from error
     return path

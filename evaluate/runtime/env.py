@@ -1,5 +1,6 @@
 """Where a task runs, as opposed to what it measures."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ class Env:
     seed: int = 0
     limit: int | None = None
     """At most so many images of each set; the record says so."""
+    identities: Mapping[str, str] = field(default_factory=dict)
+    """Of the parts of the data sets that are read (``evaluate.data.identity``); what is kept of images is named by them."""
     inputs: dict[str, Path] = field(default_factory=dict)
     """Files that another task made, by the names that the task's node gives them."""
     notes: dict[str, Any] = field(default_factory=dict)

@@ -20,6 +20,11 @@ def resolve(precision: str, device: str) -> str:
     return precision
 
 
+def is_allowed(resolved: str, published: str) -> bool:
+    """Whether a published protocol allows a resolved precision; ``published`` is the paper's setting of it."""
+    return resolved in (("fp16", "fp32") if published == "auto" else (published,))
+
+
 def autocast(precision: str, device: str) -> contextlib.AbstractContextManager:
     """The context of a forward pass in a resolved precision."""
     import torch  # here, so that a config can name its precision without torch

@@ -1,17 +1,19 @@
-"""Times one optimizer step of SiameseIM by part, beside a plain transcription of the reference arithmetic and the machine's ceiling.
+"""Times one optimizer step of SiameseIM by part, beside a plain baseline and the machine's ceiling.
 
-    python -m pretrain.benchmark --set batch_size=64                       the paper's model in fp32, and the transcription
-    python -m pretrain.benchmark --set batch_size=512 --precision bf16 --compile    on a GPU
-    python -m pretrain.benchmark --views --workers 16                      the data path alone: images/s a core, and of the loader
+    python -m pretrain.benchmark --set batch_size=64                  the paper's model in fp32, and the plain baseline
+    python -m pretrain.benchmark --set batch_size=512 --precision bf16 --compile                     on a GPU
+    python -m pretrain.benchmark --views --workers 16      the data path alone: images/s a core, and of the loader
 
-Every variant of a step runs in a process of its own, one after the other, so that its peak memory is its own; the ceiling is a plain matrix
-product of the same precision. All figures of a table come from one run on one machine: read the ratios. On a CPU the transcription
-runs in fp32 always, as the released code does there; on a GPU in the precision asked for, its TF32 switched off. Images are noise of a
-photograph's statistics, 500 x 375 pixels, about 50 kB a JPEG; the step's are read and cut beforehand, as workers do it beside.
+The plain baseline is our own code that does the same arithmetic without care for speed; nothing of the released code is
+in it. Every variant of a step runs in a process of its own, one after the other, so that its peak memory is its own;
+the ceiling is a plain matrix product of the same precision. All figures of a table come from one run on one machine:
+read the ratios. On a CPU the plain baseline runs in fp32 always, as the released code does there; on a GPU it runs in
+the precision asked for, with TF32 switched off. The images are noise of a photograph's statistics, 500 x 375 pixels,
+about 50 kB a JPEG; those of the timed step are read and cropped beforehand, since in a run the data loading processes
+do that at the same time.
 """
 
 import argparse
-import dataclasses
 import json
 import subprocess
 import sys
@@ -22,48 +24,65 @@ from typing import Any
 
 import torch
 
-from pretrain import train
+from evaluate.runtime.cli import EXIT_USER, at_least_one, at_least_zero
+from evaluate.runtime.devices import resolve_device
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.settings import help_text
 from pretrain.benchmark.data_path import make_images, time_loader, time_views
 from pretrain.benchmark.step import PARTS, matmul_ceiling, step_flops, time_step
-from pretrain.config import MODELS, PRESETS, PretrainConfig
+from pretrain.config import MODELS
+from pretrain.methods import configure, siameseim
 
 
-def compare(config: PretrainConfig, precisions: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Runs every variant in a process of its own; what they measured, with rates and fractions."""
-    found: dict[str, Any] = {"machine": _machine(options.device), "config": config.to_json(), "flops_per_image": step_flops(config)}
+def compare(config: siameseim.Config, precisions: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Runs every variant in a process of its own and returns what they measured, with rates and fractions."""
+    found: dict[str, Any] = {
+        "machine": _machine(options.device),
+        "config": config.to_json(),
+        "flops_per_image": step_flops(config),
+    }
     if options.views:
         loader = time_loader(config, options.images, options.workers) if options.workers else {}
         return {**found, "views": time_views(config, options.images) | loader}
     variants = [("ours", precision) for precision in precisions]
-    if options.reference:
-        variants.append(("reference", "fp32" if options.device == "cpu" else precisions[0]))
-    found["ceiling"] = {precision: matmul_ceiling(precision, options.device) for precision in sorted({precision for _, precision in variants})}
+    if options.baseline:
+        variants.append(("baseline", "fp32" if options.device == "cpu" else precisions[0]))
+    found["ceiling"] = {
+        precision: matmul_ceiling(precision, options.device)
+        for precision in sorted({precision for _, precision in variants})
+    }
     found["variants"] = {}
     for kind, precision in variants:
         measured = _child(options, precision, kind)
         rate = config.batch_size / measured["seconds"]["step"]
         flops = rate * found["flops_per_image"]
-        measured |= {"images_per_second": rate, "flops": flops, "fraction_of_ceiling": flops / found["ceiling"][precision]}
+        measured |= {
+            "images_per_second": rate,
+            "flops": flops,
+            "fraction_of_ceiling": flops / found["ceiling"][precision],
+        }
         found["variants"][f"{kind} {precision}"] = measured
     return found
 
 
 def _machine(device: str) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if device == "cuda" else torch.backends.cpu.get_cpu_capability()
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
     return {"device": device, "name": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def _child(options: argparse.Namespace, precision: str, kind: str) -> Any:
     """Starts this module again for one measurement. Raises ValueError with the last line of what a failed one said."""
     command = [sys.executable, "-m", "pretrain.benchmark", "--child", kind, "--precision", precision]
-    command += ["--preset", options.preset, "--model", options.model, "--device", options.device, "--steps", str(options.steps)]
+    command += ["--preset", options.preset, "--device", options.device, "--steps", str(options.steps)]
+    command += ["--model", options.model] if options.model else []
     command += [part for assignment in options.set for part in ("--set", assignment)]
     command += ["--images", str(options.images)]
     if kind == "ours":
         command += ["--compile"] * options.compile + ["--grad-checkpointing"] * options.grad_checkpointing
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise ValueError(f"{kind} in {precision} ended with status {done.returncode}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+        reason = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        raise ValueError(f"{kind} in {precision} ended with status {done.returncode}: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -72,7 +91,10 @@ def table(found: dict[str, Any]) -> str:
     if "views" in found:
         base = found["views"]["per image, PIL"]
         lines = ["| on one core | images/s | beside the per-image pipeline |", "|---|---|---|"]
-        return "\n".join(lines + [f"| {name} | {1 / seconds:.0f} | {base / seconds:.2f} |" for name, seconds in found["views"].items()])
+        return "\n".join(
+            lines
+            + [f"| {name} | {1 / seconds:.0f} | {base / seconds:.2f} |" for name, seconds in found["views"].items()]
+        )
     variants = found["variants"]
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
         (f"{part}, s", lambda v, part=part: f"{v['seconds'][part]:.3f}") for part in (*PARTS, "step")
@@ -83,59 +105,94 @@ def table(found: dict[str, Any]) -> str:
         ("of the matmul ceiling", lambda v: f"{100 * v['fraction_of_ceiling']:.0f} %"),
         ("peak memory, GB", lambda v: f"{v['peak_bytes'] / 1e9:.2f}"),
     ]
-    base = next((v for name, v in variants.items() if name.startswith("reference")), None)
+    base = next((v for name, v in variants.items() if name.startswith("baseline")), None)
     if base:
-        rows.append(("speed beside the reference", lambda v: f"{v['images_per_second'] / base['images_per_second']:.2f}"))
-        rows.append(("memory beside the reference", lambda v: f"{v['peak_bytes'] / base['peak_bytes']:.2f}"))
-    lines = [f"| a step of {found['config']['batch_size']} images | {' | '.join(variants)} |", "|---" * (1 + len(variants)) + "|"]
+        rows.append(
+            ("speed beside the plain baseline", lambda v: f"{v['images_per_second'] / base['images_per_second']:.2f}")
+        )
+        rows.append(("memory beside the plain baseline", lambda v: f"{v['peak_bytes'] / base['peak_bytes']:.2f}"))
+    lines = [
+        f"| a step of {found['config']['batch_size']} images | {' | '.join(variants)} |",
+        "|---" * (1 + len(variants)) + "|",
+    ]
     return "\n".join(lines + [f"| {name} | {' | '.join(show(v) for v in variants.values())} |" for name, show in rows])
 
 
 def main(argv: list[str] | None = None) -> int:
-    """0 done, 2 bad input or a variant that did not run."""
+    """The command line: 0 done, 2 bad input or a variant that did not run."""
     parser = argparse.ArgumentParser(
-        prog="python -m pretrain.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pretrain.benchmark",
+        description=__doc__,
+        epilog=f"settings for --set, with the paper's values:\n{help_text(siameseim.PAPER)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--preset", choices=sorted(name for name, preset in PRESETS.items() if preset.method == "siameseim"), default="paper")
-    parser.add_argument("--model", choices=sorted(MODELS), default="vit_base", help="with the preset paper (default: %(default)s)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example batch_size=64")
-    parser.add_argument("--precision", default="fp32", help="fp32, bf16, fp16, or several with commas (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps, after one to warm up (default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--preset", choices=sorted(siameseim.PRESETS), default="paper", help="where the settings begin (default: paper)"
+    )
+    parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override one setting, for example batch_size=64",
+    )
+    parser.add_argument(
+        "--precision", default="fp32", help="fp32, bf16, fp16, or several with commas (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=at_least_one, default=3, help="timed steps, after one to warm up (default: %(default)s)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--compile", action="store_true", help="compile ours with torch.compile")
-    parser.add_argument("--grad-checkpointing", action="store_true", help="ours computes the blocks again in the backward pass")
-    parser.add_argument("--reference", action=argparse.BooleanOptionalAction, default=True, help="time the transcription too")
+    parser.add_argument(
+        "--grad-checkpointing", action="store_true", help="ours computes the blocks again in the backward pass"
+    )
+    parser.add_argument(
+        "--baseline", action=argparse.BooleanOptionalAction, default=True, help="time the plain baseline too"
+    )
+    parser.add_argument(
+        "--reference",
+        dest="baseline",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
     parser.add_argument("--views", action="store_true", help="time the data path on one core, instead of the step")
-    parser.add_argument("--workers", type=int, default=0, help="with --views: time the loader with so many processes too (default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=at_least_zero,
+        default=0,
+        help="with --views: time the loader with so many processes too (default: %(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--images", type=Path, help="folder of images to use (default: made for the run)")
-    parser.add_argument("--child", choices=("ours", "reference"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("ours", "baseline"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
-    cuda = torch.cuda.is_available() if options.device == "auto" else options.device == "cuda"
-    options.device = "cuda" if cuda else "cpu"
     try:
+        options.device = resolve_device(options.device)
+        if ":" in options.device:
+            torch.cuda.set_device(options.device)
         precisions = options.precision.split(",")
-        model = {} if options.model == "vit_base" else MODELS[options.model]
-        config = dataclasses.replace(train.configure(options.preset, options.set), **model, precision=precisions[0])
-        for precision in precisions:
-            dataclasses.replace(config, precision=precision)  # says which are legal
-        if options.steps < 1:
-            raise ValueError(f"--steps is at least 1, not {options.steps}")
-        if options.workers < 0 or (options.workers and not options.views):
-            raise ValueError("--workers goes with --views and is at least 0")
-        if "fp16" in precisions and not cuda:
-            raise ValueError("precision fp16 needs a GPU; on a CPU take bf16 or fp32")
+        config, *_ = (
+            configure(options.preset, [*options.set, f"precision={precision}"], options.model)
+            for precision in precisions
+        )
+        if options.workers and not options.views:
+            raise UserError("--workers goes with --views")
+        if "fp16" in precisions and options.device == "cpu":
+            raise UserError("precision fp16 needs a GPU; on a CPU take bf16 or fp32")
         if options.child:
-            print(json.dumps(time_step(config, options.child == "reference", options)))
+            print(json.dumps(time_step(config, options.child == "baseline", options)))
             return 0
         with tempfile.TemporaryDirectory() as made:
             if options.images is None:
                 options.images = Path(made)
                 make_images(options.images, min(config.batch_size, 64))
             found = compare(config, precisions, options)
-    except (ValueError, OSError) as error:
+    except (UserError, ValueError, OSError) as error:
         print(f"pretrain.benchmark: {error}", file=sys.stderr)
-        return 2
+        return EXIT_USER
     if options.json:
         options.json.write_text(json.dumps(found, indent=2))
     print(table(found))

@@ -1,8 +1,9 @@
-"""A plain transcription of the arithmetic that the released SiameseIM code does in a step: what ``pretrain.benchmark`` compares with.
+"""The plain baseline of ``pretrain.benchmark``: our own code that does a step's arithmetic without care for speed.
 
-The same numbers as ``pretrain.methods.siameseim`` and the same parameters, without anything that makes it fast: one PIL image at a
-time, attention by its formula, transposes around each BatchNorm, the full table of relative positions, the diagonal of an (N x N)
-product, a loop over parameters. Nothing but the benchmark uses it. Facts: the released code (arXiv 2206.01204), single process.
+Nothing of the released SiameseIM code is in it. It gives the same numbers as ``pretrain.methods.siameseim`` from the
+same parameters, without anything that makes it fast: one PIL image at a time, attention by its formula, transposes
+around each BatchNorm, the full table of relative positions, the diagonal of an (N x N) product, a loop over parameters.
+Nothing but the benchmark uses it. Facts: the released code (arXiv 2206.01204), single process.
 
 Axes: B batch, N patches of a view, V visible patches, D width.
 """
@@ -19,12 +20,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
-from pretrain.config import PretrainConfig
 from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_geometry, relative_positions
-from pretrain.methods.siameseim import SiameseIM, TokenBatchNorm, normalize
+from pretrain.methods.siameseim import Config, SiameseIM, TokenBatchNorm, normalize
 from pretrain.optimizer import make_optimizer
-from pretrain.vit import LeanMlp
+from pretrain.vit import RecomputedMlp
 
 
 class PermutedBatchNorm(nn.Module):
@@ -50,10 +50,10 @@ class ExplicitAttention(Attention):
         return self.proj((weights @ value).transpose(1, 2).reshape(batch, tokens, width))
 
 
-class Reference(SiameseIM):
+class PlainSiameseIM(SiameseIM):
     """SiameseIM's parameters under the plain arithmetic."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: Config):
         super().__init__(config)
         for module in list(self.modules()):
             for name, child in list(module.named_children()):
@@ -61,7 +61,7 @@ class Reference(SiameseIM):
                     setattr(module, name, PermutedBatchNorm(child.bn))
                 elif isinstance(child, Attention):
                     child.__class__ = ExplicitAttention  # the same parameters, another forward
-                elif isinstance(child, LeanMlp):
+                elif isinstance(child, RecomputedMlp):
                     child.__class__ = Mlp
 
     @torch.no_grad()
@@ -78,7 +78,9 @@ class Reference(SiameseIM):
         seen = branch.projector(branch.decoder_embed(branch.blocks(torch.cat([cls, patches], dim=1))))
         positions = self.decoder_pos_embed[:, 1:].expand(count, -1, -1)[~batch.mask].reshape(count, -1, width)
         positions = torch.cat([self.decoder_pos_embed[:, :1].expand(count, -1, -1), positions], dim=1)
-        queries = branch.mask_token.expand(count, cells, -1) + self.decoder_pos_mlp(relative_table(batch.geometry, self.grid_size, width))
+        queries = branch.mask_token.expand(count, cells, -1) + self.decoder_pos_mlp(
+            relative_table(batch.geometry, self.grid_size, width)
+        )
         return self.decoder_pred(self.predictor(torch.cat([seen + positions, queries], dim=1)))[:, -cells:]
 
     def target_side(self, batch: Batch) -> Tensor:
@@ -97,14 +99,17 @@ class Reference(SiameseIM):
             return (attraction + self.neg_weight * spread) / p.shape[-1]
 
 
-def plain_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
+def plain_optimizer(model: nn.Module, config: Config) -> torch.optim.AdamW:
     """The same AdamW, one parameter and one operation after the other."""
-    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in make_optimizer(model, config).param_groups]
+    groups = [
+        {key: group[key] for key in ("params", "weight_decay")} for group in make_optimizer(model, config).param_groups
+    ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, foreach=False, fused=False)
 
 
 def relative_table(geometry: RelativeGeometry, grid_size: int, width: int) -> Tensor:
-    """(B, N, 2D): sines and cosines of each cell's row, column and the logarithms of both scales, computed for every cell."""
+    """(B, N, 2D): sines and cosines of each cell's row, column and the logarithms of both scales, computed for every
+    cell."""
     rows, columns = relative_positions(geometry, grid_size)
     scales = ((10 * scale.log())[:, None].expand_as(rows) for scale in (geometry.scale_height, geometry.scale_width))
     quarter = width // 4
@@ -117,13 +122,16 @@ def relative_table(geometry: RelativeGeometry, grid_size: int, width: int) -> Te
 
 
 class PerImageViews:
-    """Two augmented views, their geometry and the mask of one image file, by PIL and torchvision, one after the other."""
+    """Two augmented views, their geometry and the mask of one image file, by PIL and torchvision, one after the
+    other."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: Config):
         self.config = config
         self.jitter = v2.RandomApply([v2.ColorJitter(*config.jitter)], p=config.jitter_probability)
         self.gray = v2.RandomGrayscale(p=config.gray_probability)
-        self.tensor = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)])
+        self.tensor = v2.Compose(
+            [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(config.mean, config.std)]
+        )
 
     def __call__(self, path: Path) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[bool, bool], int]:
         """View 1, view 2 (each (3, S, S)), mask (N,), crops (2, 4), the two flips, and the image's width."""
@@ -157,10 +165,10 @@ class PerImageViews:
         boxes, flips = torch.stack(boxes), torch.tensor(flips)
         geometry = relative_geometry(boxes[:, 0], boxes[:, 1], flips[:, 0], flips[:, 1], torch.tensor(image_widths))
         mask = torch.stack(mask)
-        return Batch(torch.stack(view1), torch.stack(view2), mask, geometry, torch.arange(len(paths)), torch.zeros(mask.shape))
+        return Batch(torch.stack(view1), torch.stack(view2), mask, geometry, torch.arange(len(paths)))
 
 
-def cell_by_cell_mask(config: PretrainConfig) -> list[list[int]]:
+def cell_by_cell_mask(config: Config) -> list[list[int]]:
     """BEiT's block-wise mask with its loops over cells, filled up at random to exactly ``num_masked``."""
     side, mask, count = config.grid_size, [[0] * config.grid_size for _ in range(config.grid_size)], 0
     while count < config.num_masked:

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 
 from pretrain.benchmark import baseline
-from pretrain.config import PretrainConfig
 from pretrain.data import views
 from pretrain.data.images import ImageFolder, decode
 from pretrain.data.loader import steps_from
+from pretrain.methods.siameseim import Config
 
 LOADER_BATCH, LOADER_BATCHES = 64, 8  # images at once, and batches a process
-IMAGE_SIZE, IMAGE_BYTES = (500, 375), 50_000  # ImageNet's middle; the reference was measured on such
+IMAGE_SIZE, IMAGE_BYTES = (500, 375), 50_000  # ImageNet's middle; the released code was measured on such
 
 
 def make_images(folder: Path, count: int) -> list[Path]:
@@ -46,22 +46,23 @@ def _size(image: Image.Image, path: Path, quality: int) -> int:
     return path.stat().st_size
 
 
-def time_views(config: PretrainConfig, folder: Path) -> dict[str, Any]:
-    """Seconds an image on one core (two views and mask): decoding, decoding and cutting, all of it; and the per-image pipeline."""
+def time_views(config: Config, folder: Path) -> dict[str, Any]:
+    """Seconds an image on one core (two views and mask): decoding, decoding and cropping, all of it; and the per-image
+    pipeline."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     paths = sorted(folder.iterdir())
     index = np.arange(len(paths))
     per_image = baseline.PerImageViews(config)
 
-    def cut() -> views.Cut:
-        return views.cut([decode(path) for path in paths], index, 0, config)
+    def crop() -> views.Crops:
+        return views.crop([decode(path) for path in paths], index, 0, config)
 
     calls: dict[str, Callable[[], Any]] = {
         "per image, PIL": lambda: per_image.batch(paths),
         "decode": lambda: [decode(path) for path in paths],
-        "decode, cut (augmentation on the device)": cut,
-        "decode, cut, augment (all on the CPU)": lambda: views.finish(cut(), 0, config),
+        "decode, crop (augmentation on the device)": crop,
+        "decode, crop, augment (all on the CPU)": lambda: views.augment(crop(), 0, config),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(6):  # taking turns, so that a slow moment of the machine meets all of them
@@ -73,10 +74,13 @@ def time_views(config: PretrainConfig, folder: Path) -> dict[str, Any]:
     return {name: statistics.median(seconds[1:]) for name, seconds in times.items()}
 
 
-def time_loader(config: PretrainConfig, folder: Path, workers: int) -> dict[str, float]:
-    """Seconds (wall) between two images of the run's own loader: decoded and cut by its processes, and handed over."""
+def time_loader(config: Config, folder: Path, workers: int) -> dict[str, float]:
+    """Seconds (wall) between two images of the run's own loader: decoded and cropped by its processes, and handed
+    over."""
     with tempfile.TemporaryDirectory() as made:
-        for number, path in enumerate(itertools.islice(itertools.cycle(sorted(folder.iterdir())), LOADER_BATCHES * workers * LOADER_BATCH)):
+        for number, path in enumerate(
+            itertools.islice(itertools.cycle(sorted(folder.iterdir())), LOADER_BATCHES * workers * LOADER_BATCH)
+        ):
             (Path(made) / f"{number:06d}{path.suffix}").symlink_to(path.resolve())
         images = ImageFolder(Path(made))
         images.cache = None  # few files, many names: each is to be decoded
@@ -84,4 +88,4 @@ def time_loader(config: PretrainConfig, folder: Path, workers: int) -> dict[str,
         steps = steps_from(images, 0, LOADER_BATCH, one_epoch, workers)
         times = [time.perf_counter() for _ in steps]
     warm = times[2 * workers :]  # by then every process has started
-    return {f"loader, {workers} workers (decode, cut)": (warm[-1] - warm[0]) / (len(warm) - 1) / LOADER_BATCH}
+    return {f"loader, {workers} workers (decode, crop)": (warm[-1] - warm[0]) / (len(warm) - 1) / LOADER_BATCH}

@@ -14,11 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretrain import methods
 from pretrain.benchmark import baseline
-from pretrain.config import PretrainConfig
 from pretrain.data import views
 from pretrain.data.images import decode
+from pretrain.methods import siameseim
 from pretrain.optimizer import make_optimizer
 from pretrain.step import set_arithmetic
 from pretrain.vit import set_grad_checkpointing
@@ -31,7 +30,7 @@ class Clock:
     """Seconds between marks, of the device's own time where it has one."""
 
     def __init__(self, device: str):
-        self.cuda = device == "cuda"
+        self.cuda = device.startswith("cuda")
         self.marks: list[tuple[str, Any]] = []
 
     def mark(self, name: str) -> None:
@@ -44,7 +43,7 @@ class Clock:
             self.marks.append((name, time.perf_counter()))
 
     def seconds(self) -> dict[str, float]:
-        """By part, and "step": from the first mark to the last."""
+        """Seconds of each part, and of "step": from the first mark to the last."""
         if self.cuda:
             torch.cuda.synchronize()
 
@@ -69,70 +68,99 @@ def median_seconds(call: Callable[[], Any], device: str, repeats: int = 5) -> fl
 
 def matmul_ceiling(precision: str, device: str) -> float:
     """FLOP/s of a plain square matrix product."""
-    size = 8192 if device == "cuda" else 2048
+    size = 8192 if device.startswith("cuda") else 2048
     a, b = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, device)
 
 
-def step_flops(config: PretrainConfig) -> float:
-    """Floating point operations of the model's matrix products, an image and optimizer step; the backward pass counts twice.
+def step_flops(config: siameseim.Config) -> float:
+    """Floating point operations of the model's matrix products, an image and optimizer step; the backward pass counts
+    twice.
 
-    The target has a forward pass only, and so has a frozen patch embedding. The loss's products are left out (under 1 %).
+    The target has a forward pass only, and so has a frozen patch embedding. The loss's products are left out (under 1
+    %).
     """
-    width, narrow, cells, seen = config.embed_dim, config.decoder_embed_dim, config.num_patches, config.num_patches - config.num_masked
+    width, narrow, cells, seen = (
+        config.embed_dim,
+        config.decoder_embed_dim,
+        config.num_patches,
+        config.num_patches - config.num_masked,
+    )
 
     def blocks(depth: int, tokens: int, channels: int) -> float:
         return depth * (2 * tokens * channels**2 * (4 + 2 * config.mlp_ratio) + 4 * tokens**2 * channels)
 
     def branch(tokens: int) -> float:
         return (
-            blocks(config.depth, tokens, width) + 2 * tokens * width * narrow + blocks(config.projector_depth, tokens, narrow)
+            blocks(config.depth, tokens, width)
+            + 2 * tokens * width * narrow
+            + blocks(config.projector_depth, tokens, narrow)
         )
 
     embed = 2 * cells * 3 * config.patch_size**2 * width
-    predictor = blocks(config.predictor_depth, 1 + seen + cells, narrow) + 2 * cells * (2 * narrow) * narrow + 2 * cells * narrow**2
+    predictor = (
+        blocks(config.predictor_depth, 1 + seen + cells, narrow)
+        + 2 * cells * (2 * narrow) * narrow
+        + 2 * cells * narrow**2
+    )
     online = 3 * (branch(1 + seen) + predictor) + embed * (3 if config.train_patch_embed else 1)
     return online + branch(1 + cells) + embed
 
 
-def time_step(config: PretrainConfig, reference: bool, options: argparse.Namespace) -> dict[str, Any]:
-    """Medians of the seconds of each part over the steps asked for, after one to warm up, and the process's peak memory in bytes."""
+def time_step(config: siameseim.Config, plain: bool, options: argparse.Namespace) -> dict[str, Any]:
+    """Medians of the seconds of each part over the steps asked for, after one to warm up, and the process's peak memory
+    in bytes."""
     device = options.device
     torch.manual_seed(0)
     set_arithmetic(config)
-    if reference:
+    if plain:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    model: Any = (baseline.Reference if reference else methods.method_of(config).build)(config)
+    model: Any = (baseline.PlainSiameseIM if plain else siameseim.build)(config)
     model = model.to(device).train()
     if options.grad_checkpointing:
         set_grad_checkpointing(model)
     if options.compile:
         for name in ("target_side", "online_side", "loss"):
             setattr(model, name, torch.compile(getattr(model, name)))
-    optimizer = baseline.plain_optimizer(model, config) if reference else make_optimizer(model, config)
-    scaler = torch.amp.GradScaler(device, enabled=config.precision == "fp16")
-    source = batch_source(config, reference, sorted(options.images.iterdir()))
-    if device == "cuda":
+    optimizer = baseline.plain_optimizer(model, config) if plain else make_optimizer(model, config)
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")
+    source = batch_source(config, plain, sorted(options.images.iterdir()))
+    if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    timings = [time_parts(model, optimizer, scaler, source, config, device, looped=reference) for _ in range(1 + options.steps)][1:]
+    timings = [
+        time_parts(model, optimizer, scaler, source, config, device, looped=plain) for _ in range(1 + options.steps)
+    ][1:]
     seconds = {name: statistics.median(timing[name] for timing in timings) for name in timings[0]}
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device.startswith("cuda")
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return {"seconds": seconds, "peak_bytes": peak}
 
 
-def batch_source(config: PretrainConfig, reference: bool, paths: list[Path]) -> Callable[[str], views.Batch]:
-    """What gives the batch of a step on a device, from crops that lie in memory."""
+def batch_source(config: siameseim.Config, plain: bool, paths: list[Path]) -> Callable[[str], views.Batch]:
+    """A function that gives the batch of a step on a device, from crops that lie in memory."""
     index = np.arange(config.batch_size)
     chosen = [paths[i % len(paths)] for i in index]
-    if reference:
+    if plain:
         batch = baseline.PerImageViews(config).batch(chosen)
-        return lambda device: views.Batch(*(getattr(batch, field.name).to(device) for field in dataclasses.fields(batch)))
-    crops = views.cut([decode(path) for path in chosen], index, 0, config)
-    return lambda device: views.finish(crops.to(device), 0, config)
+        tensors = {
+            field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "noise"
+        }
+        return lambda device: views.Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
+    crops = views.crop([decode(path) for path in chosen], index, 0, config)
+    return lambda device: views.augment(crops.to(device), 0, config)
 
 
 def time_parts(
-    model: Any, optimizer: Any, scaler: Any, source: Callable[[str], views.Batch], config: PretrainConfig, device: str, looped: bool
+    model: Any,
+    optimizer: Any,
+    scaler: Any,
+    source: Callable[[str], views.Batch],
+    config: siameseim.Config,
+    device: str,
+    looped: bool,
 ) -> dict[str, float]:
     """Seconds of each part of one optimizer step; ``looped`` parameters are clipped one after the other."""
     clock = Clock(device)
@@ -140,7 +168,7 @@ def time_parts(
     batch = source(device)
     clock.mark("augment")
     dtype = DTYPES[config.precision]
-    with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+    with torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype != torch.float32):
         target = model.target_side(batch)
         clock.mark("target")
         prediction = model.online_side(batch)

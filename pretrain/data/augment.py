@@ -13,13 +13,13 @@ from torch import Tensor
 from pretrain.config import PretrainConfig
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
-COLOUR_DRAWS = 13  # random numbers a view: everything in ``_colour``
+COLOR_DRAWS = 13  # random numbers a view: everything in ``_color``
 CPU_PIXELS = 224 * 224  # coloured at once on a CPU: they stay in its cache, and few images wait for another's operation
 JITTER_ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
-def finished(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainConfig) -> Tensor:
-    """View ``number`` (0 or 1), (B, 3, S, S) uint8 to normalized, by draws (B, COLOUR_DRAWS) in [0, 1)."""
+def augment_view(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainConfig) -> Tensor:
+    """View ``number`` (0 or 1), (B, 3, S, S) uint8 to normalized, by draws (B, COLOR_DRAWS) in [0, 1)."""
     device, batch = pixels.device, len(pixels)
     mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
     rows = max(1, CPU_PIXELS // config.img_size**2) if device.type == "cpu" else batch
@@ -27,15 +27,18 @@ def finished(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainCon
     for first in range(0, batch, rows):
         part = slice(first, first + rows)
         images = view[part].copy_(pixels[part]).div_(255)  # from here on colour by colour
-        images = _colour(images, draws[part], config.blur_probability[number], config.solarize_probability[number], config)
+        images = _color(
+            images, draws[part], config.blur_probability[number], config.solarize_probability[number], config
+        )
         torch.sub(images, mean, out=view[part]).div_(std)
     return view
 
 
-def _colour(images: Tensor, draws: np.ndarray, blur: float, solarize: float, config: PretrainConfig) -> Tensor:
-    """ColorJitter, grey, blur and solarisation of images (B, 3, S, S) in [0, 1] by draws (B, COLOUR_DRAWS) in [0, 1).
+def _color(images: Tensor, draws: np.ndarray, blur: float, solarize: float, config: PretrainConfig) -> Tensor:
+    """ColorJitter, grey, blur and solarisation of images (B, 3, S, S) in [0, 1] by draws (B, COLOR_DRAWS) in [0, 1).
 
-    ``blur`` and ``solarize`` are probabilities. The choices are made on the CPU, so no device has to wait. ``images`` are changed.
+    ``blur`` and ``solarize`` are probabilities. The choices are made on the CPU, so no device has to wait. ``images``
+    are changed.
     """
     jitter = draws[:, 1:5], JITTER_ORDERS[(draws[:, 5] * len(JITTER_ORDERS)).astype(int)]
     jittered = draws[:, 0] < config.jitter_probability
@@ -49,7 +52,8 @@ def _colour(images: Tensor, draws: np.ndarray, blur: float, solarize: float, con
 
 
 def _where(chosen: np.ndarray, operation: Callable[..., Tensor], images: Tensor, *amounts: Tensor) -> Tensor:
-    """The images (B, 3, S, S), those ``chosen`` (B,) after an operation by their amounts (B,), the others as they were."""
+    """The images (B, 3, S, S), those ``chosen`` (B,) after an operation by their amounts (B,), the others as they
+    were."""
     if not chosen.any():
         return images
     if chosen.all():
@@ -59,11 +63,16 @@ def _where(chosen: np.ndarray, operation: Callable[..., Tensor], images: Tensor,
 
 
 def color_jitter(
-    images: Tensor, draws: np.ndarray, orders: np.ndarray, strength: tuple[float, float, float, float], chosen: np.ndarray
+    images: Tensor,
+    draws: np.ndarray,
+    orders: np.ndarray,
+    strength: tuple[float, float, float, float],
+    chosen: np.ndarray,
 ) -> Tensor:
     """torchvision's ColorJitter of the ``chosen`` (B,) of images (B, 3, S, S) in [0, 1], which are changed.
 
-    Draws (B, 4) in [0, 1) and strength are of brightness, contrast, saturation and hue; ``orders`` (B, 4) are permutations of them.
+    Draws (B, 4) in [0, 1) and strength are of brightness, contrast, saturation and hue; ``orders`` (B, 4) are
+    permutations of them.
     """
     amounts = np.array(strength) * (2 * draws - 1)
     amounts[:, :3] = np.maximum(1 + amounts[:, :3], 0)
@@ -81,13 +90,15 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Moves images (B, 3, S, S) in [0, 1], in place, from their mean luma (``factor`` 0) to themselves (1) and on; ``factor`` is (B,)."""
+    """Moves images (B, 3, S, S) in [0, 1], in place, from their mean luma (``factor`` 0) to themselves (1) and on;
+    ``factor`` is (B,)."""
     luma = (images.mean((2, 3)) * torch.tensor(LUMA, device=images.device)).sum(1)
     return images.mul_(factor.view(-1, 1, 1, 1)).add_(((1 - factor) * luma).view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Moves images (B, 3, S, S) in [0, 1], in place, from grey (``factor`` 0) to themselves (1) and on; ``factor`` is (B,)."""
+    """Moves images (B, 3, S, S) in [0, 1], in place, from grey (``factor`` 0) to themselves (1) and on; ``factor`` is
+    (B,)."""
     factor = factor.view(-1, 1, 1, 1)
     gray = grayscale(images).mul_(1 - factor)
     return images.mul_(factor).add_(gray).clamp_(0, 1)
@@ -100,10 +111,12 @@ def grayscale(images: Tensor) -> Tensor:
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turns the hue of images (B, 3, S, S), in place, by ``turns`` (B,) of the circle, as HSV does: saturation and value stay.
+    """Turns the hue of images (B, 3, S, S), in place, by ``turns`` (B,) of the circle, as HSV does: saturation and
+    value stay.
 
-    On the circle of six sectors with red at 0, green at 2 and blue at -2, a channel is full within 1 of its own place and gone from 2
-    on. So a colour of channels scaled to [0, 1] lies 1 - red + green + blue from red, on the side of the greater of green and blue.
+    On the circle of six sectors with red at 0, green at 2 and blue at -2, a channel is full within 1 of its own place
+    and gone from 2 on. So a colour of channels scaled to [0, 1] lies 1 - red + green + blue from red, on the side of
+    the greater of green and blue.
     """
     red, green, blue = images.unbind(1)
     high, low = torch.maximum(red, green), torch.minimum(red, green)
@@ -120,10 +133,11 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Blurs images (B, 3, S, S) with their own ``sigma`` (B,) pixels, ``reach`` pixels each way; the border is repeated outwards.
+    """Blurs images (B, 3, S, S) with their own ``sigma`` (B,) pixels, ``reach`` pixels each way; the border is repeated
+    outwards.
 
-    Each direction is a product with one banded (T, T + 2 reach) matrix for every stretch of T pixels: a matrix of the whole side would
-    be nearly all zeros, and a convolution with a group an image is no faster than that.
+    Each direction is a product with one banded (T, T + 2 reach) matrix for every stretch of T pixels: a matrix of the
+    whole side would be nearly all zeros, and a convolution with a group an image is no faster than that.
     """
     batch, channels, size, _ = images.shape
     tile = next(t for t in range(min(size, 32), 0, -1) if size % t == 0)

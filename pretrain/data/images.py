@@ -1,7 +1,8 @@
-"""Images of a folder as uint8 tensors: JPEGs by torchvision's decoder, which copies less than PIL, everything else by PIL.
+"""Images of a folder as uint8 tensors: JPEGs by torchvision's decoder, which copies less than PIL, everything else by
+PIL.
 
-An image that cannot be read is replaced by another one, chosen by its index alone: by every worker, process and restart alike. What
-the decoder does not notice (a wrong stripe in a JPEG) nobody can.
+An image that cannot be read is replaced by another one, chosen by its index alone: by every worker, process and restart
+alike. What the decoder does not notice (a wrong stripe in a JPEG) nobody can.
 """
 
 from pathlib import Path
@@ -18,7 +19,8 @@ JPEG = b"\xff\xd8\xff"
 
 
 def decode(path: Path) -> Tensor:
-    """(3, H, W) RGB, colours next to each other in memory; the pixels that PIL's ``convert("RGB")`` gives, EXIF rotation not applied.
+    """(3, H, W) RGB, colours next to each other in memory; the pixels that PIL's ``convert("RGB")`` gives, EXIF
+    rotation not applied.
 
     Raises:
         OSError, SyntaxError, ValueError: of PIL, for a file that is not a whole image.
@@ -47,7 +49,8 @@ EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 CACHE_BYTES = 256 * 2**20  # a set that fits, decoded, is decoded once
 
 
-STRIDE = 7919  # from a damaged image to the one in its place: far enough to leave a damaged folder, prime so that all are reached
+# From a damaged image to the one in its place: far enough to leave a damaged folder, prime so that all are reached.
+STRIDE = 7919
 
 
 MAX_REPLACEMENTS = 100
@@ -58,7 +61,8 @@ class DataError(ValueError):
 
 
 class Sample(NamedTuple):
-    """An image (3, H, W) uint8, its index, and why it is another's: the damaged images' indices, each with a sentence."""
+    """An image (3, H, W) uint8, its index, and why it is another's: the damaged images' indices, each with a
+    sentence."""
 
     image: Tensor
     index: int
@@ -104,4 +108,6 @@ class ImageFolder(Dataset[Sample]):
         try:
             return decode(self.paths[index])
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"{self.paths[index]} cannot be read as an image ({error}); replace or remove it") from error
+            raise DataError(
+                f"{self.paths[index]} cannot be read as an image ({error}); replace or remove it"
+            ) from error

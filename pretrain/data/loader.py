@@ -16,18 +16,20 @@ from pretrain.data.images import DataError, ImageFolder, Sample
 
 
 class Loaded(NamedTuple):
-    """The crops of a micro-batch, and the images that could not be read for it, by index. Named tuples are what the loader can pin."""
+    """The crops of a micro-batch, and the images that could not be read for it, by index. Named tuples are what the
+    loader can pin."""
 
-    crops: views.Cut
+    crops: views.Crops
     damaged: dict[int, str]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What this process trains on in one optimizer step: its epoch and micro-batches, and the images that could not be read, by index."""
+    """What this process trains on in one optimizer step: its epoch and micro-batches, and the images that could not be
+    read, by index."""
 
     epoch: int
-    micro: list[views.Cut]
+    micro: list[views.Crops]
     damaged: dict[int, str]
 
 
@@ -39,23 +41,29 @@ class Collate:
 
     def __call__(self, samples: list[Sample]) -> Loaded:
         index = np.array([sample.index for sample in samples])
-        crops = views.cut([sample.image for sample in samples], index, self.epoch, self.config)
+        crops = views.crop([sample.image for sample in samples], index, self.epoch, self.config)
         return Loaded(crops, {position: why for sample in samples for position, why in sample.damaged.items()})
 
 
 def steps_per_epoch(images: int, config: PretrainConfig) -> int:
     """Optimiser steps an epoch; the last, incomplete batch is left out, as the paper does."""
     if images < config.batch_size:
-        raise DataError(f"{images} images do not fill one batch of {config.batch_size}; lower batch_size with --set batch_size=N")
+        raise DataError(
+            f"{images} images do not fill one batch of {config.batch_size}; lower batch_size with --set batch_size=N"
+        )
     return images // config.batch_size
 
 
 def images_at_once(micro_batch: int | None, config: PretrainConfig) -> int:
-    """Images that each process takes at once: its whole share of a step, or ``micro_batch``. Raises ValueError if it does not split."""
+    """Images that each process takes at once: its whole share of a step, or ``micro_batch``. Raises ValueError if it
+    does not split."""
     share, remainder = divmod(config.batch_size, distributed.world_size())
     taken = min(micro_batch or share, share)
     if remainder or share % taken:
-        raise ValueError(f"batch_size {config.batch_size} does not split into {distributed.world_size()} processes x micro-batches of {taken}")
+        processes = distributed.world_size()
+        raise ValueError(
+            f"batch_size {config.batch_size} does not split into {processes} processes x micro-batches of {taken}"
+        )
     return taken
 
 
@@ -65,11 +73,13 @@ def order(images: int, epoch: int, config: PretrainConfig) -> np.ndarray:
     return permutation[: steps_per_epoch(images, config) * config.batch_size].reshape(-1, config.batch_size)
 
 
-def steps_from(images: ImageFolder, first: int, micro_batch: int, config: PretrainConfig, workers: int) -> Iterator[Step]:
+def steps_from(
+    images: ImageFolder, first: int, micro_batch: int, config: PretrainConfig, workers: int
+) -> Iterator[Step]:
     """This process's part of each optimizer step from the ``first`` of the run on, to the end of the last epoch.
 
-    The images of a step are split into micro-batches first and over the processes then: what is normalized together is the same for
-    one process with a micro-batch of 2N and for two with N.
+    The images of a step are split into micro-batches first and over the processes then: what is normalized together is
+    the same for one process with a micro-batch of 2N and for two with N.
     """
     steps = steps_per_epoch(len(images), config)
     for epoch in range(first // steps, config.epochs):
@@ -87,7 +97,9 @@ def steps_from(images: ImageFolder, first: int, micro_batch: int, config: Pretra
         )
         for _ in rows:
             parts = [_next(loader) for _ in range(mine.shape[1])]
-            yield Step(epoch, [part.crops for part in parts], {i: why for part in parts for i, why in part.damaged.items()})
+            yield Step(
+                epoch, [part.crops for part in parts], {i: why for part in parts for i, why in part.damaged.items()}
+            )
 
 
 def _next(loader: Iterator[Loaded]) -> Loaded:

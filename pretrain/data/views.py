@@ -1,8 +1,8 @@
-"""Two augmented views of an image, their crops, and the block mask of the online view.
+"""Augmented views of an image, their crops, and the random numbers by which a method hides patches.
 
-A worker cuts the crops (``cut``); colour, blur and normalization run on whole batches (``finish``), on the model's device. Every
-random choice is made from numbers that depend on (seed, epoch, image index) alone, so that neither the number of workers nor a
-restart changes a run. Axes: B batch, H W source image, S = img_size, N patches.
+A data loading process crops (``crop``); color, blur and normalization run on whole batches (``augment``), on the
+model's device. Every random choice is made from numbers that depend on (seed, epoch, image index) alone, so that
+neither the number of workers nor a restart changes a run. Axes: B batch, H W source image, S = img_size, N patches.
 """
 
 import math
@@ -16,18 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config import PretrainConfig
-from pretrain.data.augment import COLOUR_DRAWS, finished
+from pretrain.data.augment import COLOR_DRAWS, augment_view
 from pretrain.geometry import RelativeGeometry, relative_geometry
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 CROP_RATIO = (3 / 4, 4 / 3)
-CUT_DRAWS = 4 * CROP_TRIES + 1  # random numbers a view: crop and flip
+CROP_DRAWS = 4 * CROP_TRIES + 1  # random numbers a view: crop and flip
 
 
-class Cut(NamedTuple):
-    """Crops of a batch: two views (B, 3, S, S) uint8, their boxes (B, 4) and flips (B,), image widths (B,), mask (B, N), indices (B,).
+class Crops(NamedTuple):
+    """Crops of a batch: two views (B, 3, S, S) uint8, their boxes (B, 4) and flips (B,), image widths (B,), mask (B,
+    N), indices (B,).
 
-    With ``num_views`` 1 ``view2`` is None; its box and flip are view 1's.
+    With ``num_views`` 1 ``view2`` is None; its box and flip are view 1's. ``mask`` is None for a method whose config
+    draws none.
     """
 
     view1: Tensor
@@ -37,38 +39,43 @@ class Cut(NamedTuple):
     flipped1: Tensor
     flipped2: Tensor
     image_width: Tensor
-    mask: Tensor
+    mask: Tensor | None
     index: Tensor
 
-    def to(self, device: torch.device | str) -> "Cut":
+    def to(self, device: torch.device | str) -> "Crops":
         """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
-        return Cut(*(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index)
+        return Crops(
+            *(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index
+        )
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method trains on: views (B, 3, S, S) normalized, mask (B, N) bool, geometry of view 2 in view 1, indices (B,).
-
-    ``view2`` is None for a method of one view.
-
-    ``noise`` (B, N) are uniform numbers for methods that mask single patches at random.
-    """
+    """What a method trains on. B images of the given indices, views of S pixels a side, N patches a view."""
 
     view1: Tensor
+    """(B, 3, S, S), normalized."""
     view2: Tensor | None
-    mask: Tensor
+    """(B, 3, S, S), normalized; None for a method of one view."""
+    mask: Tensor | None
+    """(B, N) bool, True where view 1 is hidden; None for a method that does not choose it with the crops
+    (``draw_mask``)."""
     geometry: RelativeGeometry
+    """Where view 2 lies in view 1."""
     index: Tensor
-    noise: Tensor
+    """(B,), which images they are."""
+    noise: Tensor | None = None
+    """(B, N) uniform numbers for a method that hides patches by them (``draw_noise``)."""
 
 
-def uniforms(seed: int, epoch: int, index: np.ndarray, count: int) -> np.ndarray:
-    """(B, count) numbers in [0, 1) by a counter-based hash (SplitMix64) of (seed, epoch, index, position)."""
+def uniforms(seed: int, epoch: int, index: np.ndarray, count: int, first: int = 0) -> np.ndarray:
+    """(B, count) numbers in [0, 1), the ones from position ``first`` on, by a counter-based hash (SplitMix64) of (seed,
+    epoch, index, position)."""
     weyl = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         state = _mix(np.uint64(seed) * weyl + np.uint64(epoch + 1))
         state = _mix(state + np.asarray(index, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95))
-        state = _mix(state[:, None] + np.arange(1, count + 1, dtype=np.uint64) * weyl)
+        state = _mix(state[:, None] + np.arange(first + 1, first + count + 1, dtype=np.uint64) * weyl)
     return (state >> np.uint64(11)).astype(np.float64) / 2**53
 
 
@@ -93,7 +100,7 @@ def crop_boxes(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, scale
     top, left = (top * (image_height - height + 1)).astype(int), (left * (image_width - width + 1)).astype(int)
     first = fits.argmax(axis=1)
     boxes = np.stack([top, left, height, width], axis=-1)[np.arange(len(draws)), first]
-    # Where no try fitted: the largest centre crop within the allowed ratios.
+    # Where no try fitted: the largest center crop within the allowed ratios.
     for row in np.flatnonzero(~fits.any(axis=1)):
         h, w = int(heights[row]), int(widths[row])
         height, width = min(h, round(w / CROP_RATIO[0])), min(w, round(h * CROP_RATIO[1]))
@@ -101,8 +108,22 @@ def crop_boxes(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray, scale
     return boxes
 
 
+def patch_noise(seed: int, epoch: int, index: np.ndarray, num_patches: int) -> np.ndarray:
+    """(B, num_patches) uniform numbers in [0, 1), none of which an augmentation uses."""
+    return uniforms(seed, epoch, index, num_patches, first=2 * (CROP_DRAWS + COLOR_DRAWS))
+
+
+def block_masks(
+    seed: int, epoch: int, index: np.ndarray, grid_size: int, num_masked: int, min_block: int
+) -> np.ndarray:
+    """A block-wise mask of each image, (B, N) bool."""
+    generators = (Random(f"{seed} {epoch} {number}") for number in index)
+    return np.stack([block_mask(grid_size, num_masked, min_block, generator) for generator in generators])
+
+
 def block_mask(grid_size: int, num_masked: int, min_block: int, random: Random) -> np.ndarray:
-    """BEiT's block-wise mask (N,) bool with exactly ``num_masked`` True: random rectangles, then single cells to fill up."""
+    """BEiT's block-wise mask (N,) bool with exactly ``num_masked`` True: random rectangles, then single cells to fill
+    up."""
     mask = np.zeros((grid_size, grid_size), dtype=bool)
     aspect = math.log(1 / 0.3)
     count = 0
@@ -128,17 +149,17 @@ def block_mask(grid_size: int, num_masked: int, min_block: int, random: Random) 
     return flat
 
 
-def cut(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainConfig) -> Cut:
-    """Images (3, H, W) uint8 of any sizes to the resized crops of each. The whole image is flipped before it is cropped."""
-    draws = uniforms(config.seed, epoch, index, 2 * CUT_DRAWS).reshape(len(images), 2, CUT_DRAWS)
+def crop(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainConfig) -> Crops:
+    """Images (3, H, W) uint8 of any sizes to the resized crops of each. An image is flipped as a whole and cropped
+    then."""
+    draws = uniforms(config.seed, epoch, index, 2 * CROP_DRAWS).reshape(len(images), 2, CROP_DRAWS)
     heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (-2, -1))
     flipped = draws[:, :, -1] < config.flip_probability
     taken = range(config.num_views)
     boxes = [crop_boxes(draws[:, view, :-1], heights, widths, config.crop_scale) for view in taken]
     views = [_resized_crops(images, boxes[view], flipped[:, view], config.img_size) for view in taken]
-    generators = (Random(f"{config.seed} {epoch} {number}") for number in index)
-    masks = [block_mask(config.grid_size, config.num_masked, config.min_block, generator) for generator in generators]
-    return Cut(
+    mask = config.draw_mask(epoch, index)
+    return Crops(
         views[0],
         views[1] if config.num_views == 2 else None,
         torch.from_numpy(boxes[0]),
@@ -146,7 +167,7 @@ def cut(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainCon
         torch.from_numpy(flipped[:, 0]),
         torch.from_numpy(flipped[:, config.num_views - 1]),
         torch.from_numpy(widths),
-        torch.from_numpy(np.stack(masks)),
+        None if mask is None else torch.from_numpy(mask),
         torch.from_numpy(np.asarray(index)),
     )
 
@@ -167,11 +188,20 @@ def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray,
     return torch.cat(crops)
 
 
-def finish(crops: Cut, epoch: int, config: PretrainConfig) -> Batch:
-    """Colour, blur, solarisation and normalization of the views, on the device where the crops lie."""
-    draws = uniforms(config.seed, epoch, crops.index.numpy(), 2 * (CUT_DRAWS + COLOUR_DRAWS) + config.num_patches)
-    _, colour1, colour2, noise = np.split(draws, np.cumsum([2 * CUT_DRAWS, COLOUR_DRAWS, COLOUR_DRAWS]), axis=1)
-    view1 = finished(crops.view1, colour1, 0, config)
-    view2 = None if crops.view2 is None else finished(crops.view2, colour2, 1, config)
+def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
+    """Color, blur, solarization and normalization of the views, on the device where the crops lie."""
+    index = crops.index.numpy()
+    draws = uniforms(config.seed, epoch, index, 2 * COLOR_DRAWS, first=2 * CROP_DRAWS)
+    color1, color2 = draws[:, :COLOR_DRAWS], draws[:, COLOR_DRAWS:]
+    view1 = augment_view(crops.view1, color1, 0, config)
+    view2 = None if crops.view2 is None else augment_view(crops.view2, color2, 1, config)
     geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
-    return Batch(view1, view2, crops.mask, geometry, crops.index, torch.from_numpy(noise).to(view1.device))
+    noise = config.draw_noise(epoch, index)
+    return Batch(
+        view1,
+        view2,
+        crops.mask,
+        geometry,
+        crops.index,
+        None if noise is None else torch.from_numpy(noise).to(view1.device),
+    )

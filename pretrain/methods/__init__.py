@@ -1,15 +1,155 @@
-"""The pretraining methods, one file each, and the contract between a method and the loop."""
+"""What a pretraining method is, and the methods there are.
+
+A method is a file of this folder, as ``MethodModule`` below describes it; its name in METHODS makes it known to every
+command. What its ``build`` gives is a ``Method``. ``siameseim.py`` is the method of the paper, ``mae.py`` the shorter
+example.
+"""
 
 import importlib
-from types import ModuleType
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, cast
 
-from pretrain.config import PretrainConfig
+import torch
+from torch import Tensor
+
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.settings import from_json, override, split_overrides
+from pretrain.config import MODELS, PretrainConfig
+from pretrain.data.views import Batch
 
 METHODS = ("siameseim", "mae")
 
 
-def method_of(config: PretrainConfig) -> ModuleType:
+class Outputs(Protocol):
+    """What one forward pass gives; a method may give more."""
+
+    @property
+    def loss(self) -> Tensor:
+        """A float32 scalar."""
+
+
+class Method(Protocol):
+    """What a method's model offers to the training loop; it is a ``torch.nn.Module``. Axes: B batch, N patches of a
+    view, D width."""
+
+    def forward(self, batch: Batch) -> Outputs:
+        """The loss of one (micro-)batch on the model's device. Every process must take part where it computes sums over
+        the processes."""
+
+    def after_step(self, progress: float) -> None:
+        """What changes the model otherwise than by gradients (a moving average); ``progress`` is the share of the run
+        done, in [0, 1]."""
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """The cells of view 1 (B, N), bool, that the method does not show to its encoder: for the picture of the first
+        batch."""
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """What the encoder that is handed over makes of whole images (B, 3, H, W): (B, 1+N, D), the class token
+        first."""
+
+
+class MethodModule(Protocol):
+    """What a file of pretrain/methods/ offers.
+
+    It may also have MODELS: how the method's own settings differ with an encoder of ``pretrain.config.MODELS``.
+    """
+
+    __name__: str
+    Config: ClassVar[type[PretrainConfig]]
+    """A frozen dataclass that adds the method's settings; ``method`` is the file's name. Without arguments it is the
+    paper's run.
+
+    It overrides ``draw_mask`` or ``draw_noise`` if the method hides patches by one of them.
+    """
+    PRESETS: ClassVar[Mapping[str, PretrainConfig]]
+    """At least ``paper`` and ``demo``; ``--preset`` knows them as in ``presets``."""
+
+    @staticmethod
+    def build(config: Any) -> Method:
+        """The model with its random start from torch's global generator. Raises ValueError for a config that it cannot
+        train."""
+
+    @staticmethod
+    def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The model's state dict under the names of the method's official code, which ``evaluate.convert`` takes."""
+
+    @staticmethod
+    def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+        """Back to a state dict of the given names. Raises ValueError that lists keys which are absent or left over."""
+
+
+def method_of(config: PretrainConfig) -> MethodModule:
     """The file of pretrain/methods/ that a config names."""
-    if config.method not in METHODS:
-        raise ValueError(f"there is no method {config.method!r}; the methods are {', '.join(METHODS)}")
-    return importlib.import_module(f"pretrain.methods.{config.method}")
+    return module_of(config.method)
+
+
+def module_of(name: str) -> MethodModule:
+    """The file of pretrain/methods/ of a method. Raises UserError for a name that is not in METHODS."""
+    if name not in METHODS:
+        raise UserError(f"there is no method {name!r}; the methods are {', '.join(METHODS)}")
+    return cast(MethodModule, importlib.import_module(f"pretrain.methods.{name}"))
+
+
+def presets() -> dict[str, PretrainConfig]:
+    """What ``--preset`` knows: the first method's presets by their names, another's as METHOD_NAME (``mae_paper``)."""
+    return {
+        name if method == METHODS[0] else f"{method}_{name}": config
+        for method in METHODS
+        for name, config in module_of(method).PRESETS.items()
+    }
+
+
+def configure(
+    preset: str | PretrainConfig, assignments: Sequence[str] = (), model: str | None = None
+) -> PretrainConfig:
+    """A preset, or a config, with the encoder of MODELS that ``model`` names and ``NAME=VALUE`` settings on top.
+
+    Raises:
+        UserError: one sentence with the setting, its value and what is legal.
+    """
+    config = presets()[preset] if isinstance(preset, str) else preset
+    encoder = {**MODELS[model], **getattr(method_of(config), "MODELS", {}).get(model, {})} if model else {}
+    for text in assignments:
+        if "=" not in text or "." in text.partition("=")[0]:
+            raise UserError(f"--set takes NAME=VALUE, for example epochs=400, not {text!r}")
+    overrides = split_overrides(assignments)
+    values = {name: json.dumps(value) for name, value in encoder.items()} | overrides.get("", {})
+    if values.get("method", config.method) != config.method:
+        module_of(values["method"])
+        raise UserError(f"--set method={values['method']}: a preset chooses the method; take another --preset")
+    return override(config, values)
+
+
+def read_config(path: Path) -> PretrainConfig:
+    """The config in a file that a run wrote: config.json, or a checkpoint.
+
+    Raises:
+        UserError: a file that cannot be read or holds no config, or settings that are not legal.
+    """
+    try:
+        if path.suffix == ".json":
+            values = json.loads(path.read_text())
+        else:
+            values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["config"]
+        module = module_of(values["method"])
+    except UserError:
+        raise
+    except Exception as error:  # torch.load has many for a file of another kind
+        reason = error.strerror if isinstance(error, OSError) else type(error).__name__
+        raise UserError(
+            f"--config {path} holds no settings of a run ({reason}); give the config.json or a checkpoint of a run"
+        ) from error
+    return from_json(module.Config, own_settings(module, values))
+
+
+def own_settings(module: MethodModule, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of one method from a written config: before a method had its own Config, one file held the settings
+    of all."""
+    names = {method: {field.name for field in fields(module_of(method).Config)} for method in METHODS}
+    own = {field.name for field in fields(module.Config)}
+    foreign = set().union(*names.values()) - own
+    return {name: value for name, value in values.items() if name not in foreign}

@@ -3,20 +3,78 @@
     visible patches ─ encoder ─ norm ─ linear ─┐
                     mask tokens elsewhere ─────┴─ decoder ─ norm ─ linear ─▶ pixels ─ squared error on masked patches
 
-The module carries the official names, so its state dict is the official one. Axes: B batch, N patches, V visible patches, D width,
-P = 3 * patch_size ** 2 pixel values of a patch.
+The module carries the official names, so its state dict is the official one. Axes: B batch, N patches, V visible
+patches, D width, P = 3 * patch_size ** 2 pixel values of a patch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
+import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from timm.models.vision_transformer import PatchEmbed
 from torch import Tensor, nn
 
-from pretrain.config import PretrainConfig
-from pretrain.data.views import Batch
+from evaluate.runtime.settings import Probability
+from pretrain.config import DEMO_SETTINGS, PretrainConfig, Share
+from pretrain.data.views import Batch, patch_noise
 from pretrain.geometry import sincos_2d
-from pretrain.vit import LAYER_NORM, blocks, initialize, take, under_our_names
+from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
+
+
+@dataclass(frozen=True)
+class Config(PretrainConfig):
+    """MAE's run; the defaults are those of Table 8 of MAE (arXiv 2111.06377) and of its released code."""
+
+    method: Literal["mae"] = "mae"
+    """The file of pretrain/methods/. A preset chooses it."""
+    decoder_embed_dim: PositiveInt = 512
+    """Width of the decoder."""
+    decoder_num_heads: PositiveInt = 16
+    """Attention heads of a block of the decoder."""
+    decoder_depth: NonNegativeInt = 8
+    """Blocks of the decoder."""
+    mask_ratio: Annotated[float, Gt(0), Lt(1)] = 0.75
+    """Share of the patches that are hidden, each by itself."""
+    norm_pix_loss: bool = True
+    """Whether the target is each patch's pixels normalized by their own mean and variance; if not, the pixels."""
+
+    # What MAE does otherwise than the defaults: random resized crop and flip only, no clipping.
+    train_patch_embed: bool = True
+    """Whether the patch embedding is trained; if not it stays at its random start."""
+    num_views: Annotated[int, Ge(1), Le(2)] = 1
+    """Views that are taken of an image; MAE sees the first."""
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    jitter_probability: Probability = 0.0
+    gray_probability: Probability = 0.0
+    blur_probability: tuple[Probability, Probability] = (0.0, 0.0)
+    solarize_probability: tuple[Probability, Probability] = (0.0, 0.0)
+    base_lr: PositiveFloat = 1.5e-4
+    clip_norm: PositiveFloat | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_width("decoder_embed_dim", "decoder_num_heads")
+        if not 0 < self.num_visible < self.num_patches:
+            raise ValueError(
+                f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches visible"
+            )
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that the encoder sees, rounded as the released code does."""
+        return int(self.num_patches * (1 - self.mask_ratio))
+
+    def draw_noise(self, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Uniform numbers (B, N); the patches with the largest are hidden."""
+        return patch_noise(self.seed, epoch, index, self.num_patches)
+
+
+PAPER = Config()
+DEMO = replace(PAPER, **DEMO_SETTINGS, decoder_embed_dim=48, decoder_num_heads=3, decoder_depth=2)
+PRESETS = {"paper": PAPER, "demo": DEMO}
 
 TARGET_EPS = 1e-6  # added to the variance of a patch
 
@@ -33,16 +91,22 @@ class Outputs:
 class MAE(nn.Module):
     """Model and loss of one training step; the loop calls the module and then ``after_step``."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: Config):
         super().__init__()
-        self.patch_size, self.num_visible, self.norm_pix_loss = config.patch_size, config.num_visible, config.norm_pix_loss
+        self.patch_size, self.num_visible, self.norm_pix_loss = (
+            config.patch_size,
+            config.num_visible,
+            config.norm_pix_loss,
+        )
         width, narrow = config.embed_dim, config.decoder_embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.mask_token = nn.Parameter(torch.empty(1, 1, narrow))
         self.register_buffer("pos_embed", sincos_2d(config.grid_size, width, columns_first=True))
         self.register_buffer("decoder_pos_embed", sincos_2d(config.grid_size, narrow, columns_first=True))
         self.patch_embed = PatchEmbed(config.img_size, config.patch_size, 3, width)
-        self.blocks = blocks(config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate)
+        self.blocks = blocks(
+            config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate
+        )
         self.norm = LAYER_NORM(width)
         self.decoder_embed = nn.Linear(width, narrow)
         self.decoder_blocks = blocks(config.decoder_depth, narrow, config.decoder_num_heads, config.mlp_ratio)
@@ -78,7 +142,7 @@ class MAE(nn.Module):
         """Images (B, 3, H, W) and the cells to keep (B, V), all if None, to tokens (B, 1+V, D)."""
         patches = self.patch_embed(images) + self.pos_embed[:, 1:]
         if visible is not None:
-            patches = take(patches, visible)
+            patches = gather_tokens(patches, visible)
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
         return self.norm(self.blocks(torch.cat([cls, patches], dim=1)))
 
@@ -93,7 +157,8 @@ class MAE(nn.Module):
 
 
 def random_mask(noise: Tensor, num_visible: int) -> tuple[Tensor, Tensor]:
-    """Noise (B, N) to the cells (B, num_visible) where it is smallest, in that order, and the mask (B, N), True elsewhere."""
+    """Noise (B, N) to the cells (B, num_visible) where it is smallest, in that order, and the mask (B, N), True
+    elsewhere."""
     visible = noise.argsort(dim=1, stable=True)[:, :num_visible]
     return visible, torch.ones_like(noise, dtype=torch.bool).scatter(1, visible, False)
 
@@ -111,7 +176,8 @@ def normalize(patches: Tensor) -> Tensor:
 
 
 def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean over masked patches of mean_P (prediction - target)^2, a float32 scalar; (B, N, P), (B, N, P), (B, N) bool."""
+    """Mean over masked patches of mean_P (prediction - target)^2, a float32 scalar; (B, N, P), (B, N, P), (B, N)
+    bool."""
     with torch.autocast(prediction.device.type, enabled=False):
         error = (prediction.float() - target.float()).square().mean(-1)
         return (error * mask).sum() / mask.sum()
@@ -124,9 +190,9 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     """The released code's state dict under our names. Raises ValueError naming keys that are absent or left over."""
-    return under_our_names(state, {name: name for name in names})
+    return from_official_names(state, {name: name for name in names})
 
 
-def build(config: PretrainConfig) -> MAE:
-    """What the loop asks of a method file."""
+def build(config: Config) -> MAE:
+    """The model, from torch's global generator."""
     return MAE(config)

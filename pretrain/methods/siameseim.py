@@ -9,20 +9,81 @@ Axes: B batch, N patches of a view, V visible patches, D width.
 
 import copy
 import re
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from timm.models.vision_transformer import PatchEmbed
 from torch import Tensor, nn
 
+from evaluate.runtime.settings import Probability
 from pretrain import distributed
-from pretrain.config import PretrainConfig
-from pretrain.data.views import Batch
+from pretrain.config import DEMO_SETTINGS, PretrainConfig
+from pretrain.data.views import Batch, block_masks
 from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
 from pretrain.optimizer import cosine
-from pretrain.vit import LAYER_NORM, blocks, initialize, take, under_our_names
+from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
+
+
+@dataclass(frozen=True)
+class Config(PretrainConfig):
+    """SiameseIM's run; the defaults are the paper's (released scripts and defaults, "script" where the paper's text is
+    silent)."""
+
+    method: Literal["siameseim"] = "siameseim"
+    """The file of pretrain/methods/. A preset chooses it."""
+    decoder_embed_dim: PositiveInt = 768
+    """Width of the projectors and the predictor."""
+    decoder_num_heads: PositiveInt = 16
+    """Attention heads of a block of the projectors and the predictor."""
+    projector_depth: NonNegativeInt = 2
+    """Blocks of each projector."""
+    predictor_depth: NonNegativeInt = 4
+    """Blocks of the predictor."""
+    projector_norm: Literal["batch", "layer"] = "batch"
+    """Norm of the projectors: batch is over all tokens of all images of a micro-batch of all processes."""
+    predictor_norm: Literal["batch", "layer"] = "batch"
+    """Norm of the predictor, as projector_norm."""
+    neg_weight: NonNegativeFloat = 0.02
+    """Weight of the term that spreads the features (lambda of the UniGrad loss)."""
+    momentum: Probability = 0.995
+    """Of the target's moving average at the start; it rises to 1 on a half cosine."""
+    num_masked: PositiveInt = 118
+    """Patches of the online view that are masked, exactly (60.2 % of 196; script)."""
+    min_block: PositiveInt = 16
+    """Patches of the smallest block that the mask is made of."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_width("decoder_embed_dim", "decoder_num_heads")
+        if not 0 < self.num_masked < self.num_patches:
+            raise ValueError(
+                f"num_masked {self.num_masked} must lie between 0 and the {self.num_patches} patches of the image"
+            )
+        if self.num_views != 2:
+            raise ValueError(f"siameseim predicts one view from another: num_views is 2, not {self.num_views}")
+
+    def draw_mask(self, epoch: int, index: np.ndarray) -> np.ndarray:
+        """Block-wise masks (B, N) of the online view."""
+        return block_masks(self.seed, epoch, index, self.grid_size, self.num_masked, self.min_block)
+
+
+PAPER = Config()
+DEMO = replace(
+    PAPER,
+    **DEMO_SETTINGS,
+    decoder_embed_dim=48,
+    decoder_num_heads=3,
+    predictor_depth=2,
+    num_masked=10,  # 60 % of 16
+    min_block=2,
+    momentum=0.99,
+)
+PRESETS = {"paper": PAPER, "paper_400": replace(PAPER, epochs=400), "demo": DEMO}
+MODELS = {"vit_huge": {"num_masked": 154}}  # 60.2 % of 256 patches
 
 TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5
 
@@ -57,20 +118,21 @@ class TokenBatchNorm(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             flat = tokens.float().flatten(0, 1)
             if self.training and distributed.world_size() > 1:
-                return self._synchronised(flat).view_as(tokens)
+                return self._synchronized(flat).view_as(tokens)
             return self.bn(flat).view_as(tokens)
 
-    def _synchronised(self, flat: Tensor) -> Tensor:
-        """As SyncBatchNorm, on any device: the moments are summed over the processes (equal token counts are assumed)."""
+    def _synchronized(self, flat: Tensor) -> Tensor:
+        """As SyncBatchNorm, on any device: the moments are summed over the processes (equal token counts are
+        assumed)."""
         count = flat.shape[0] * distributed.world_size()
         mean = distributed.differentiable_sum_over_ranks(flat.sum(0)) / count
-        centred = flat - mean
-        variance = distributed.differentiable_sum_over_ranks(centred.square().sum(0)) / count
+        centered = flat - mean
+        variance = distributed.differentiable_sum_over_ranks(centered.square().sum(0)) / count
         with torch.no_grad():
             self.bn.num_batches_tracked += 1
             self.bn.running_mean.lerp_(mean, self.bn.momentum)
             self.bn.running_var.lerp_(variance * count / (count - 1), self.bn.momentum)
-        return centred * torch.rsqrt(variance + self.bn.eps) * self.bn.weight + self.bn.bias
+        return centered * torch.rsqrt(variance + self.bn.eps) * self.bn.weight + self.bn.bias
 
 
 NORMS = {"batch": TokenBatchNorm, "layer": LAYER_NORM}
@@ -79,16 +141,24 @@ NORMS = {"batch": TokenBatchNorm, "layer": LAYER_NORM}
 class Branch(nn.Module):
     """Encoder and projector: what both the online and the target side have. The encoder ends without a norm."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: Config):
         super().__init__()
         width = config.embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.mask_token = nn.Parameter(torch.empty(1, 1, config.decoder_embed_dim))  # the target's is never used, but published
+        self.mask_token = nn.Parameter(
+            torch.empty(1, 1, config.decoder_embed_dim)
+        )  # the target's is never used, but published
         self.patch_embed = PatchEmbed(config.img_size, config.patch_size, 3, width)
-        self.blocks = blocks(config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate)
+        self.blocks = blocks(
+            config.depth, width, config.num_heads, config.mlp_ratio, drop_path_rate=config.drop_path_rate
+        )
         self.decoder_embed = nn.Linear(width, config.decoder_embed_dim)
         self.projector = blocks(
-            config.projector_depth, config.decoder_embed_dim, config.decoder_num_heads, config.mlp_ratio, NORMS[config.projector_norm]
+            config.projector_depth,
+            config.decoder_embed_dim,
+            config.decoder_num_heads,
+            config.mlp_ratio,
+            NORMS[config.projector_norm],
         )
 
     def forward(self, images: Tensor, pos_embed: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -96,10 +166,11 @@ class Branch(nn.Module):
         return self.projector(self.decoder_embed(self.encode(images, pos_embed, visible)))
 
     def encode(self, images: Tensor, pos_embed: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Images (B, 3, H, W), position embedding (1, 1+N, D) and the cells to keep (B, V), all if None; to (B, 1+V, D)."""
+        """Images (B, 3, H, W), position embedding (1, 1+N, D) and the cells to keep (B, V), all if None; to (B, 1+V,
+        D)."""
         patches = self.patch_embed(images) + pos_embed[:, 1:]
         if visible is not None:
-            patches = take(patches, visible)
+            patches = gather_tokens(patches, visible)
         cls = (self.cls_token + pos_embed[:, :1]).expand(len(patches), -1, -1)
         return self.blocks(torch.cat([cls, patches], dim=1))
 
@@ -107,7 +178,7 @@ class Branch(nn.Module):
 class SiameseIM(nn.Module):
     """Model and loss of one training step; the loop calls the module and then ``after_step``."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: Config):
         super().__init__()
         self.grid_size = config.grid_size
         self.num_seen = config.num_patches - config.num_masked
@@ -115,7 +186,9 @@ class SiameseIM(nn.Module):
         self.momentum = config.momentum
         width = config.decoder_embed_dim
         self.online = Branch(config)
-        self.predictor = blocks(config.predictor_depth, width, config.decoder_num_heads, config.mlp_ratio, NORMS[config.predictor_norm])
+        self.predictor = blocks(
+            config.predictor_depth, width, config.decoder_num_heads, config.mlp_ratio, NORMS[config.predictor_norm]
+        )
         self.decoder_pred = nn.Linear(width, width)
         self.decoder_pos_mlp = nn.Linear(2 * width, width)
         self.register_buffer("pos_embed", sincos_2d(config.grid_size, config.embed_dim))
@@ -130,7 +203,8 @@ class SiameseIM(nn.Module):
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
-        """target = momentum * target + (1 - momentum) * online, for parameters only (BatchNorm keeps its own statistics)."""
+        """target = momentum * target + (1 - momentum) * online, for parameters only (BatchNorm keeps its own
+        statistics)."""
         target, online = list(self.target.parameters()), list(self.online.parameters())
         torch._foreach_lerp_(target, online, 1 - momentum)
 
@@ -165,14 +239,15 @@ class SiameseIM(nn.Module):
     def predict(self, online: Tensor, visible: Tensor, geometry: RelativeGeometry) -> Tensor:
         """Online tokens (B, 1+V, D) and their cells (B, V) to the predicted tokens of view 2 (B, N, D)."""
         batch = len(online)
-        positions = take(self.decoder_pos_embed[:, 1:].expand(batch, -1, -1), visible)
+        positions = gather_tokens(self.decoder_pos_embed[:, 1:].expand(batch, -1, -1), visible)
         queries = self.online.mask_token + self.relative_embedding(geometry)
         cls = online[:, :1] + self.decoder_pos_embed[:, :1]
         tokens = torch.cat([cls, online[:, 1:] + positions, queries.to(online.dtype)], dim=1)
         return self.decoder_pred(self.predictor(tokens)[:, -(self.grid_size**2) :])
 
     def relative_embedding(self, geometry: RelativeGeometry) -> Tensor:
-        """``decoder_pos_mlp`` of ``relative_sincos`` (B, N, D), without its table: a row's part is the same in all columns."""
+        """``decoder_pos_mlp`` of ``relative_sincos`` (B, N, D), without its table: a row's part is the same in all
+        columns."""
         width = self.decoder_pos_embed.shape[-1]
         parts = relative_parts(geometry, self.grid_size, width)
         weights = self.decoder_pos_mlp.weight.split([width // 2, width // 2, width], dim=1)
@@ -192,10 +267,11 @@ def normalize(target: Tensor) -> Tensor:
 
 
 def unigrad_loss(prediction: Tensor, target: Tensor, neg_weight: float) -> Tensor:
-    """[mean_n |p_n - t_n|^2 + neg_weight * mean_n p_n^T C p_n] / D with C = mean_n t_n t_n^T over all tokens of all processes.
+    """[mean_n |p_n - t_n|^2 + neg_weight * mean_n p_n^T C p_n] / D with C = mean_n t_n t_n^T over all tokens of all
+    processes.
 
-    Prediction and target are (B, N, D); the loss is a float32 scalar and C carries no gradient. The released code builds the
-    (BN x BN) product and reads its diagonal; this is the same number in O(BN D^2).
+    Prediction and target are (B, N, D); the loss is a float32 scalar and C carries no gradient. The released code
+    builds the (BN x BN) product and reads its diagonal; this is the same number in O(BN D^2).
     """
     with torch.autocast(prediction.device.type, enabled=False):
         p, t = prediction.float().flatten(0, 1), target.float().flatten(0, 1)
@@ -212,7 +288,7 @@ def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
     """The released code's state dict under our names. Raises ValueError naming keys that are absent or left over."""
-    return under_our_names(state, {name: _official_name(name) for name in names})
+    return from_official_names(state, {name: _official_name(name) for name in names})
 
 
 def _official_name(name: str) -> str:
@@ -222,8 +298,6 @@ def _official_name(name: str) -> str:
     raise ValueError(f"no official name for {name!r}")
 
 
-def build(config: PretrainConfig) -> SiameseIM:
-    """What the loop asks of a method file. Raises ValueError for a config of one view."""
-    if config.num_views != 2:
-        raise ValueError(f"siameseim predicts one view from another: num_views is 2, not {config.num_views}")
+def build(config: Config) -> SiameseIM:
+    """The model, from torch's global generator."""
     return SiameseIM(config)

@@ -1,6 +1,9 @@
 """Jobs side by side: order, needs, what stands already, and more slots than GPUs."""
 
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -40,3 +43,51 @@ def test_each_job_sees_one_gpu_also_with_more_slots_than_gpus(tmp_path):
 def test_the_line_that_is_shown_says_something(text, says, tmp_path):
     (tmp_path / "log").write_text(text)
     assert executor.last_line(tmp_path / "log") == says
+
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+RUN = """
+import sys
+from pathlib import Path
+from evaluate.harness import executor
+executor.GRACE_SECONDS = 1.0
+code = sys.argv[2]
+jobs = [executor.Job(str(i), lambda: [sys.executable, "-c", code], Path(sys.argv[1]) / f"{i}.log") for i in range(3)]
+try:
+    executor.run(jobs, slots=3)
+except executor.Stopped as stop:
+    sys.exit(stop.status)
+"""
+
+
+def alive(tmp_path):
+    """The processes that are at work in a folder, by its marker in their command line."""
+    listed = subprocess.run(["ps", "-wweo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in listed if str(tmp_path) in line and line.split()[1][0] != "Z"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_no_job_outlives_the_run(number, stubborn, tmp_path):
+    parent = "from evaluate.runtime.processes import end_with_parent; end_with_parent()\n"
+    code = parent + (STUBBORN if stubborn else "print('up', flush=True); import time; time.sleep(60)") + f"\n# {tmp_path}"
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), code], cwd=executor.ROOT)
+    deadline = time.monotonic() + 60
+    while sum("up" in path.read_text() for path in tmp_path.glob("*.log")) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(alive(tmp_path)) == 4
+    process.send_signal(number)
+    assert process.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
+    deadline = time.monotonic() + (10 if number == signal.SIGKILL else 0.5)  # after kill -9 the jobs see for themselves
+    while alive(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not alive(tmp_path)
+
+
+def test_a_silent_job_is_ended(tmp_path):
+    silent = job(tmp_path, "silent", "import time; print('up', flush=True); time.sleep(60)")
+    busy = job(tmp_path, "busy", "import time\nfor i in range(20): print(i, flush=True); time.sleep(0.1)")
+    begun = time.monotonic()
+    executor.run([silent, busy], slots=2, silence_minutes=1 / 60)
+    assert time.monotonic() - begun < 30 and busy.status == 0 and silent.status == -signal.SIGTERM
+    assert "it wrote nothing for 0.0166667 minutes (--task-timeout)" in silent.log.read_text()

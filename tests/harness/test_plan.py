@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from evaluate.harness import plan, suite, task
+from evaluate.data.identity import DataIdentities, fingerprint
+from evaluate.harness import plan, rows, suite, task
 from evaluate.runtime.env import Env
 from evaluate.runtime.settings import as_json
 from results import record, tables
@@ -14,14 +15,17 @@ from results import record, tables
 @pytest.fixture
 def run(tmp_path):
     nodes = plan.choose(["knn"])
-    made = suite.Suite(tmp_path, tmp_path, plan.configure(nodes, "paper", {}))
+    made = suite.Suite(tmp_path, DataIdentities(tmp_path, tmp_path / "manifests"), nodes, plan.configure(nodes, "paper", {}))
+    made.folders["mine"] = tmp_path / "mine"
     certify(tmp_path, "this")
     return made
 
 
 def certify(out, fingerprint):
     (out / "mine").mkdir(exist_ok=True)
-    (out / "mine/encoder.certificate.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    (out / "mine" / rows.ENCODER).write_text(fingerprint)
+    (out / "mine/encoder.certificate.json").write_text(json.dumps({"fingerprint": fingerprint, "passed": True}))
+    rows.seal_encoder(out / "mine")
 
 
 def measured(run, value, settings=None):
@@ -34,11 +38,11 @@ def measured(run, value, settings=None):
         seed=0,
         limit=None,
         encoder_fingerprint=run.encoder_fingerprint("mine"),
-        data_fingerprint=suite.layouts.fingerprint(run.data_root, ("imagenet",)),
+        data_fingerprint=fingerprint(run.data(node)),
         inputs={},
     )
     encoder = SimpleNamespace(source={})
-    entry = task.start(identity, "paper", node, encoder, Env(data_root=run.data_root, out_dir=run.out / "mine/knn"))
+    entry = task.start(identity, "paper", node, encoder, Env(data_root=run.identities.data_root, out_dir=run.out / "mine/knn"))
     record.write(run.out / "records", {**entry, "status": "ok", "metrics": {"top1": value}})
 
 
@@ -71,3 +75,29 @@ def test_other_settings_do_not_lend_their_number(run):
     measured(run, 71.0)
     measured(run, 1.0, {"knn": {"temperature": "9"}})  # newer
     assert shown(run).startswith("71.0")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / rows.ENCODER).write_text("cut"),
+        lambda folder: (folder / rows.ENCODER).unlink(),
+        lambda folder: (folder / "encoder.certificate.json").write_text("{}"),
+        lambda folder: (folder / "encoder.certificate.json").write_text("[]"),
+        lambda folder: (folder / "encoder.certificate.json").write_bytes(b"\xff\x00"),
+        lambda folder: (folder / rows.SOURCE).write_text("[1"),
+    ],
+)
+def test_a_damaged_encoder_counts_as_none(run, damage):
+    measured(run, 71.0)
+    damage(run.folders["mine"])
+    assert run.encoder_fingerprint("mine") is None and run.find("mine", plan.choose(["knn"])[0]) is None
+
+
+def test_a_missing_file_that_another_task_needs_is_made_again(run, capsys):
+    measured(run, 71.0)
+    (path,) = (run.out / "records").iterdir()
+    entry = json.loads(path.read_text())
+    path.write_text(json.dumps({**entry, "files": {"classifier.safetensors": "0" * 64}}))
+    assert run.find("mine", plan.choose(["knn"])[0]) is None
+    assert "classifier.safetensors is missing or damaged: measured again" in capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""Real runs of the pretrainer for tests: each process is one of its own, that may be killed, and starts in a fraction of a second."""
+"""Real runs of the pretrainer for tests: each process is one of its own, that may be killed, and starts in a fraction
+of a second."""
 
 import multiprocessing
 import os
@@ -16,7 +17,15 @@ from PIL import Image
 from pretrain import checkpoint, train
 
 SETTINGS = ["batch_size=8", "epochs=3", "warmup_epochs=1", "depth=1", "projector_depth=1", "predictor_depth=1"]
-TINY = ["--preset", "demo", "--device", "cpu", "--monitor-epochs", "0", *(part for setting in SETTINGS for part in ("--set", setting))]
+TINY = [
+    "--preset",
+    "demo",
+    "--device",
+    "cpu",
+    "--monitor-epochs",
+    "0",
+    *(part for setting in SETTINGS for part in ("--set", setting)),
+]
 EVERY_STEP = ("--save-minutes", "0")
 STEPS = 9  # of 24 images in 3 epochs
 
@@ -37,15 +46,22 @@ def write_images(folder: Path, count: int = 24, suffix: str = "png") -> Path:
 class Run:
     """A run of one or several processes. ``sabotage`` is called with the rank in each before it begins."""
 
-    def __init__(self, images: Path, out: Path, *options: str, processes: int = 1, sabotage: Callable[[int], None] | None = None):
+    def __init__(
+        self, images: Path, out: Path, *options: str, processes: int = 1, sabotage: Callable[[int], None] | None = None
+    ):
         self.out, self.text = out, [images.parent / f"{time.monotonic_ns()}.{rank}.txt" for rank in range(processes)]
         argv = ["--data", str(images), "--out", str(out), *TINY, *options]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)} if processes > 1 else {}
+        world = (
+            {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+            if processes > 1
+            else {}
+        )
         self.processes = [
-            FORKS.Process(target=_process, args=(rank, world, argv, text, sabotage)) for rank, text in enumerate(self.text)
+            FORKS.Process(target=_process, args=(rank, world, argv, text, sabotage))
+            for rank, text in enumerate(self.text)
         ]
         for process in self.processes:
             process.start()
@@ -78,7 +94,9 @@ class Run:
         return self.statuses()
 
 
-def _process(rank: int, world: dict[str, str], argv: list[str], text: Path, sabotage: Callable[[int], None] | None) -> None:
+def _process(
+    rank: int, world: dict[str, str], argv: list[str], text: Path, sabotage: Callable[[int], None] | None
+) -> None:
     with text.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -119,7 +137,11 @@ def same(first: object, second: object) -> bool:
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     if isinstance(first, dict):
-        return isinstance(second, dict) and first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+        return (
+            isinstance(second, dict)
+            and first.keys() == second.keys()
+            and all(same(first[key], second[key]) for key in first)
+        )
     if isinstance(first, list):
         return isinstance(second, list) and len(first) == len(second) and all(map(same, first, second))
     return first == second

@@ -1,4 +1,5 @@
-"""Every augmentation has torchvision's distribution, and the whole pipeline that of PIL's: two-sample tests with fixed seeds."""
+"""Every augmentation has torchvision's distribution, and the whole pipeline that of PIL's: two-sample tests with fixed
+seeds."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,28 +13,43 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from pretrain.benchmark import baseline
-from pretrain.config import PAPER, PretrainConfig
+from pretrain.config import PretrainConfig
 from pretrain.data import views
+from pretrain.methods.siameseim import PAPER
 
 COUNT, SIZE = 800, 40
-OFF = {"jitter_probability": 0.0, "gray_probability": 0.0, "blur_probability": (0.0, 0.0), "solarize_probability": (0.0, 0.0)}
+OFF = {
+    "jitter_probability": 0.0,
+    "gray_probability": 0.0,
+    "blur_probability": (0.0, 0.0),
+    "solarize_probability": (0.0, 0.0),
+}
 PLAIN = replace(PAPER, img_size=SIZE, patch_size=8, num_masked=10, min_block=2, mean=(0.0,) * 3, std=(1.0,) * 3, **OFF)
-ALIKE = 1e-3  # the smallest p-value that counts as the same distribution; the seeds are fixed, so a passing test stays so
+ALIKE = (
+    1e-3  # the smallest p-value that counts as the same distribution; the seeds are fixed, so a passing test stays so
+)
 
 
 def picture() -> Tensor:
     """(3, SIZE, SIZE) uint8, of colours that no channel order, brightness or hue leaves alike."""
     random = np.random.default_rng(0)
-    coarse = Image.fromarray(random.integers(0, 256, (10, 10, 3), dtype=np.uint8)).resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    coarse = Image.fromarray(random.integers(0, 256, (10, 10, 3), dtype=np.uint8)).resize(
+        (SIZE, SIZE), Image.Resampling.BICUBIC
+    )
     return torch.from_numpy(np.array(coarse) // (1, 2, 3)).to(torch.uint8).permute(2, 0, 1).contiguous()
 
 
 def ours(config: PretrainConfig, view: int) -> Tensor:
     """COUNT augmentations of the whole picture, uncropped."""
     images = picture().expand(COUNT, -1, -1, -1)
-    nothing = torch.zeros(COUNT, 4), torch.zeros(COUNT, 4), *torch.zeros(2, COUNT, dtype=torch.bool), torch.full((COUNT,), SIZE)
+    nothing = (
+        torch.zeros(COUNT, 4),
+        torch.zeros(COUNT, 4),
+        *torch.zeros(2, COUNT, dtype=torch.bool),
+        torch.full((COUNT,), SIZE),
+    )
     mask = torch.zeros(COUNT, config.num_patches, dtype=torch.bool)
-    batch = views.finish(views.Cut(images, images, *nothing, mask, torch.arange(COUNT)), 0, config)
+    batch = views.augment(views.Crops(images, images, *nothing, mask, torch.arange(COUNT)), 0, config)
     return (batch.view1, batch.view2)[view]
 
 
@@ -55,10 +71,18 @@ def assert_alike(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) ->
 
 AUGMENTATIONS: dict[str, tuple[dict[str, object], int, Callable[[], torch.nn.Module]]] = {
     "jitter": ({"jitter_probability": 0.8}, 0, lambda: v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8)),
-    "strong jitter": ({"jitter_probability": 1.0, "jitter": (0.9, 0.9, 0.9, 0.5)}, 1, lambda: v2.ColorJitter(0.9, 0.9, 0.9, 0.5)),
+    "strong jitter": (
+        {"jitter_probability": 1.0, "jitter": (0.9, 0.9, 0.9, 0.5)},
+        1,
+        lambda: v2.ColorJitter(0.9, 0.9, 0.9, 0.5),
+    ),
     "gray": ({"gray_probability": 0.2}, 0, lambda: v2.RandomGrayscale(0.2)),
     "blur of view 1": ({"blur_probability": (1.0, 0.1)}, 0, lambda: v2.GaussianBlur(17, (0.1, 2.0))),
-    "blur of view 2": ({"blur_probability": (1.0, 0.1)}, 1, lambda: v2.RandomApply([v2.GaussianBlur(17, (0.1, 2.0))], p=0.1)),
+    "blur of view 2": (
+        {"blur_probability": (1.0, 0.1)},
+        1,
+        lambda: v2.RandomApply([v2.GaussianBlur(17, (0.1, 2.0))], p=0.1),
+    ),
     "solarisation": ({"solarize_probability": (0.0, 0.2)}, 1, lambda: v2.RandomSolarize(threshold=127.5 / 255, p=0.2)),
 }
 
@@ -88,16 +112,22 @@ def test_crops_and_flips_have_torchvisions_distribution():
     height, width = 75, 100
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([rows * 2, columns * 2, rows * 0]).to(torch.uint8)
-    crops = views.cut([image] * COUNT, np.arange(COUNT), 0, PLAIN)
+    crops = views.crop([image] * COUNT, np.arange(COUNT), 0, PLAIN)
     transform = v2.Compose(
-        [v2.RandomHorizontalFlip(0.5), v2.RandomResizedCrop(SIZE, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)]
+        [
+            v2.RandomHorizontalFlip(0.5),
+            v2.RandomResizedCrop(SIZE, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+        ]
     )
     torch.manual_seed(1)
     expected = torch.stack([transform(image) for _ in range(COUNT)])
 
     def places(view: Tensor) -> dict[str, np.ndarray]:
         middle = view.float().mean((2, 3))
-        across, down = view[:, 1, :, -1].float() - view[:, 1, :, 0].float(), view[:, 0, -1].float() - view[:, 0, 0].float()
+        across, down = (
+            view[:, 1, :, -1].float() - view[:, 1, :, 0].float(),
+            view[:, 0, -1].float() - view[:, 0, 0].float(),
+        )
         values = {"row": middle[:, 0], "column": middle[:, 1], "width and flip": across.mean(1), "height": down.mean(1)}
         return {name: value.numpy() for name, value in values.items()}
 
@@ -115,7 +145,7 @@ def test_both_views_have_the_distribution_of_the_per_image_pipeline(tmp_path):
     Image.fromarray(picture().permute(1, 2, 0).numpy()).resize((100, 75), Image.Resampling.BICUBIC).save(path)
     with Image.open(path) as file:
         image = torch.from_numpy(np.array(file)).permute(2, 0, 1)
-    batch = views.finish(views.cut([image] * COUNT, np.arange(COUNT), 0, config), 0, config)
+    batch = views.augment(views.crop([image] * COUNT, np.arange(COUNT), 0, config), 0, config)
     torch.manual_seed(1)
     baseline.random.seed(1)
     expected = baseline.PerImageViews(config).batch([path] * COUNT)

@@ -1,4 +1,4 @@
-"""The benchmark: its transcription computes what the method computes, its counts are right, and it runs."""
+"""The benchmark: its plain baseline computes what the method computes, its counts are right, and it runs."""
 
 import json
 from dataclasses import replace
@@ -9,22 +9,25 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pretrain.benchmark import __main__, baseline, data_path, step
-from pretrain.config import DEMO
 from pretrain.data import views
 from pretrain.data.images import decode
 from pretrain.methods import siameseim
+from pretrain.methods.siameseim import DEMO
 
 SMALL = replace(DEMO, batch_size=4)
 
 
 @pytest.fixture(scope="module")
 def batch() -> views.Batch:
-    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(4)]
-    return views.finish(views.cut(images, np.arange(4), 0, SMALL), 0, SMALL)
+    images = [
+        torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in range(4)
+    ]
+    return views.augment(views.crop(images, np.arange(4), 0, SMALL), 0, SMALL)
 
 
-def test_the_transcription_gives_the_methods_loss_gradients_and_moving_average(batch):
-    ours, plain = siameseim.build(SMALL).train(), baseline.Reference(SMALL).train()
+def test_the_plain_baseline_gives_the_methods_loss_gradients_and_moving_average(batch):
+    ours, plain = siameseim.build(SMALL).train(), baseline.PlainSiameseIM(SMALL).train()
     plain.load_state_dict(ours.state_dict())
     for model in (ours, plain):
         model.loss(model.online_side(batch), model.target_side(batch)).backward()
@@ -41,7 +44,7 @@ def test_the_transcription_gives_the_methods_loss_gradients_and_moving_average(b
 
 
 def test_operations_are_counted(batch):
-    plain = baseline.Reference(SMALL).train()
+    plain = baseline.PlainSiameseIM(SMALL).train()
     with FlopCounterMode(display=False) as counter:
         plain.target_side(batch)
         plain.online_side(batch).sum().backward()
@@ -63,15 +66,15 @@ def test_a_run_prints_its_table_and_writes_it(views_alone, tmp_path, capsys):
     printed, found = capsys.readouterr().out, json.loads(path.read_text())
     if views_alone:
         assert all(seconds > 0 for seconds in found["views"].values()) and len(found["views"]) == 5
-        assert "| loader, 1 workers (decode, cut) |" in printed
+        assert "| loader, 1 workers (decode, crop) |" in printed
         assert "| per image, PIL |" in printed
         return
-    assert found["variants"].keys() == {"ours fp32", "reference fp32"}
+    assert found["variants"].keys() == {"ours fp32", "baseline fp32"}
     for variant in found["variants"].values():
         parts = sum(variant["seconds"][part] for part in step.PARTS)
         assert variant["seconds"]["step"] == pytest.approx(parts, rel=1e-3)
         assert 0 < variant["fraction_of_ceiling"] < 1 and variant["peak_bytes"] > 1e8
-    assert "speed beside the reference" in printed
+    assert "speed beside the plain baseline" in printed
 
 
 @pytest.mark.parametrize(
@@ -80,10 +83,24 @@ def test_a_run_prints_its_table_and_writes_it(views_alone, tmp_path, capsys):
         (["--set", "size=3"], "unknown setting"),
         (["--precision", "fp8"], "precision"),
         (["--precision", "fp16"], "GPU"),
-        (["--steps", "0"], "at least 1"),
         (["--workers", "2"], "--views"),
     ],
 )
 def test_bad_input_is_named(option, message, capsys):
     assert __main__.main(["--preset", "demo", "--device", "cpu", *option]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"), [(["--steps", "0"], "at least 1, not 0"), (["--workers", "-1"], "at least 0, not -1")]
+)
+def test_an_amount_out_of_range_is_named(option, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        __main__.main(["--preset", "demo", "--device", "cpu", *option])
     assert message in capsys.readouterr().err
+
+
+def test_a_device_that_cannot_be_used_is_named(capsys):
+    assert __main__.main(["--preset", "demo", "--device", "gpu"]) == 2
+    assert capsys.readouterr().err == "pretrain.benchmark: --device is auto, cpu, cuda or cuda:N, not 'gpu'\n"

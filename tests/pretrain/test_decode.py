@@ -15,7 +15,8 @@ def noise(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("mode", "suffix"), [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "png"), ("RGBA", "png"), ("L", "png"), ("RGB", "webp")]
+    ("mode", "suffix"),
+    [("RGB", "jpg"), ("L", "jpg"), ("CMYK", "jpg"), ("RGB", "png"), ("RGBA", "png"), ("L", "png"), ("RGB", "webp")],
 )
 def test_pixels_are_pils(mode, suffix, tmp_path):
     path = tmp_path / f"image.{suffix}"
@@ -40,7 +41,11 @@ def test_a_damaged_file_gives_pils_error(damage, tmp_path):
     path = tmp_path / "image.jpg"
     noise("RGB").save(path)
     content = path.read_bytes()
-    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "text": b"no image", "header only": content[:20]}[damage])
+    path.write_bytes(
+        {"truncated": content[: len(content) // 2], "empty": b"", "text": b"no image", "header only": content[:20]}[
+            damage
+        ]
+    )
     with pytest.raises((OSError, SyntaxError, ValueError)) as pils, Image.open(path) as file:
         file.convert("RGB")
     with pytest.raises(type(pils.value)) as ours:

@@ -1,6 +1,8 @@
-"""Two gloo processes compute what one does for the same global batch: every sum is of the same numbers, in another order.
+"""Two gloo processes compute what one does for the same global batch: every sum is of the same numbers, in another
+order.
 
-The bounds are about four times the differences measured in float32: a sum of n numbers in another order moves by some 1e-7 of its size.
+The bounds are about four times the differences measured in float32: a sum of n numbers in another order moves by some
+1e-7 of its size.
 """
 
 import json
@@ -15,14 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from pretrain import distributed
-from pretrain.config import DEMO
 from pretrain.data import views
 from pretrain.geometry import RelativeGeometry
 from pretrain.methods import siameseim
+from pretrain.methods.siameseim import DEMO
 from pretrain.vit import set_grad_checkpointing
 from tests.pretrain.runs import Run, write_images
 
-CONFIG = replace(DEMO, embed_dim=24, depth=1, decoder_embed_dim=24, projector_depth=1, predictor_depth=1, neg_weight=0.5, batch_size=8)
+CONFIG = replace(
+    DEMO,
+    embed_dim=24,
+    depth=1,
+    decoder_embed_dim=24,
+    projector_depth=1,
+    predictor_depth=1,
+    neg_weight=0.5,
+    batch_size=8,
+)
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["pretrain.methods.siameseim"])
 
@@ -34,8 +45,17 @@ def _batch(count: int) -> views.Batch:
         return torch.randn(*shape, generator=generator)
 
     mask = draw(count, CONFIG.num_patches).argsort(1) < CONFIG.num_masked
-    geometry = RelativeGeometry(draw(count), draw(count), draw(count).exp(), draw(count).exp(), draw(count) > 0, draw(count))
-    return views.Batch(draw(count, 3, 32, 32), draw(count, 3, 32, 32), mask, geometry, torch.arange(count), draw(count, CONFIG.num_patches))
+    geometry = RelativeGeometry(
+        draw(count), draw(count), draw(count).exp(), draw(count).exp(), draw(count) > 0, draw(count)
+    )
+    return views.Batch(
+        draw(count, 3, 32, 32),
+        draw(count, 3, 32, 32),
+        mask,
+        geometry,
+        torch.arange(count),
+        draw(count, CONFIG.num_patches),
+    )
 
 
 def _part(batch: views.Batch, rows: slice) -> views.Batch:
@@ -50,7 +70,8 @@ def _train_frugally(accumulation: int) -> dict[str, Tensor]:
 
 
 def _train(accumulation: int, steps: int = 3, grad_checkpointing: bool = False) -> dict[str, Tensor]:
-    """Steps on one global batch, in as many processes as there are: loss, C, gradients of the first, and all weights in the end."""
+    """Steps on one global batch, in as many processes as there are: loss, C, gradients of the first, and all weights in
+    the end."""
     world, rank = distributed.world_size(), distributed.rank()
     torch.manual_seed(0)
     model = siameseim.build(CONFIG)
@@ -60,7 +81,8 @@ def _train(accumulation: int, steps: int = 3, grad_checkpointing: bool = False) 
     if grad_checkpointing:
         set_grad_checkpointing(model)
     parallel = distributed.DataParallel(model) if world > 1 else model
-    # Not AdamW, whose first steps are of one size whatever the gradient's: of one that is 0 but for rounding it would make a step.
+    # Not AdamW, whose first steps are of one size whatever the gradient's: of one that is 0 but for rounding it would
+    # make a step.
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     batch, found, average = _batch(CONFIG.batch_size), {}, distributed.mean_over_ranks
     size = CONFIG.batch_size // accumulation // world
@@ -112,7 +134,9 @@ def _norm(accumulation: int) -> dict[str, Tensor]:
 
 def _process(rank: int, port: int, action: str, accumulation: int, path: Path) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    os.environ.update(
+        MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank)
+    )
     distributed.start("cpu")
     found = globals()[action](accumulation)
     torch.save(found, path.with_suffix(f".{rank}"))

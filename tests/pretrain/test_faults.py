@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from pretrain import checkpoint, faults, train
-from pretrain.config import DEMO
 from pretrain.data import loader, views
 from pretrain.data.images import STRIDE, ImageFolder
 from pretrain.methods import mae, siameseim
+from pretrain.methods.siameseim import DEMO
 from tests.pretrain.runs import EVERY_STEP, STEPS, Run, content, same, wait_for_step, write_images
 
 # ---- damage and disks
@@ -30,7 +30,7 @@ def test_any_changed_byte_and_any_missing_end_is_seen(tmp_path):
     model = nn.Linear(2, 2)
     path = checkpoint.save(tmp_path, model, mae, DEMO, step=1)
     whole = path.read_bytes()
-    assert checkpoint.newest(tmp_path) == (path, checkpoint.seal_of(path))
+    assert checkpoint.newest(tmp_path) == (path, checkpoint.checksum_of(path))
     assert torch.load(path, weights_only=True)["step"] == 1
     draws = random.Random(0)
     assert len(whole) < 8000
@@ -38,11 +38,11 @@ def test_any_changed_byte_and_any_missing_end_is_seen(tmp_path):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << draws.randrange(8)
         path.write_bytes(damaged)
-        assert checkpoint.seal_of(path) is None, f"byte {position}"
+        assert checkpoint.checksum_of(path) is None, f"byte {position}"
     path.write_bytes(whole)
     for length in reversed(range(0, len(whole), 50)):
         os.truncate(path, length)
-        assert checkpoint.seal_of(path) is None, f"{length} bytes"
+        assert checkpoint.checksum_of(path) is None, f"{length} bytes"
 
 
 def test_the_last_few_are_kept_and_a_damaged_one_is_passed_over(tmp_path, capsys):
@@ -65,7 +65,7 @@ def test_the_last_few_are_kept_and_a_damaged_one_is_passed_over(tmp_path, capsys
 def test_another_file_in_another_process_is_refused(tmp_path):
     path = checkpoint.save(tmp_path, nn.Linear(2, 2), mae, DEMO, step=1)
     with pytest.raises(ValueError, match="not the same file for every process"):
-        checkpoint.load(path, checkpoint.seal_of(path) ^ 1)
+        checkpoint.load(path, checkpoint.checksum_of(path) ^ 1)
 
 
 @pytest.fixture
@@ -73,7 +73,9 @@ def small_disk(tmp_path):
     """Eight megabytes that can be filled."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     yield disk
@@ -126,7 +128,7 @@ def _not_finite(where: str, at: int, from_step: int, to_step: int, rank: int) ->
     """Makes the gradient or the pixels of one process not a number, in some steps."""
     if rank != at:
         return
-    accumulate, finish, build, step = train.accumulate, views.finish, siameseim.build, itertools.count(-1)
+    accumulate, finish, build, step = train.accumulate, views.augment, siameseim.build, itertools.count(-1)
     broken = [False]
 
     def counted(*arguments):
@@ -148,7 +150,7 @@ def _not_finite(where: str, at: int, from_step: int, to_step: int, rank: int) ->
     if where == "gradient":
         siameseim.build = built
     else:
-        views.finish = finished
+        views.augment = finished
 
 
 def _images_of(step: int, processes: int, rank: int) -> list[str]:
@@ -158,13 +160,18 @@ def _images_of(step: int, processes: int, rank: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("processes", "rank", "where"), [(1, 0, "pixels"), (1, 0, "gradient"), (2, 1, "gradient"), (2, 1, "pixels"), (2, 0, "pixels")]
+    ("processes", "rank", "where"),
+    [(1, 0, "pixels"), (1, 0, "gradient"), (2, 1, "gradient"), (2, 1, "pixels"), (2, 0, "pixels")],
 )
 def test_a_step_that_is_not_finite_is_skipped_by_all_and_leaves_no_trace(images, tmp_path, processes, rank, where):
     sabotage = functools.partial(_not_finite, where, rank, 4, 5)
-    run = Run(images, tmp_path / "out", *EVERY_STEP, "--keep", "9", "--workers", "0", processes=processes, sabotage=sabotage)
+    run = Run(
+        images, tmp_path / "out", *EVERY_STEP, "--keep", "9", "--workers", "0", processes=processes, sabotage=sabotage
+    )
     assert run.statuses() == [0] * processes, run.said()
-    taken, skipped, after = (torch.load(tmp_path / f"out/checkpoint.{STEPS - step}.pth", weights_only=True) for step in (4, 5, 6))
+    taken, skipped, after = (
+        torch.load(tmp_path / f"out/checkpoint.{STEPS - step}.pth", weights_only=True) for step in (4, 5, 6)
+    )
     assert (taken["step"], skipped["step"]) == (4, 5)
     assert skipped["faults"] == {"damaged": [], "skipped": 1, "in_a_row": 1}
     for part in ("model", "optimizer", "scaler"):  # the learning rate is of the step
@@ -202,12 +209,16 @@ def test_too_high_a_loss_scale_of_float16_is_no_fault_until_it_persists(images, 
         model.weight.grad.mul_(float("inf"))
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        assert not watch.accepts(step, torch.tensor(1.0), norm, scaler, lambda finite: faults.Suspect(0, [0], False))
+        assert not watch.step_is_finite(
+            step, torch.tensor(1.0), norm, scaler, lambda finite: faults.Culprits(0, [0], False)
+        )
         scaler.update()
         optimizer.zero_grad()
         counted.append(watch.skipped)
     assert counted == [0, 0, 1, 2]  # at scales of 4, 2, 1 and 0.5
-    assert not watch.accepts(4, torch.tensor(float("nan")), norm, torch.amp.GradScaler("cpu"), lambda finite: faults.Suspect(0, [0], True))
+    assert not watch.step_is_finite(
+        4, torch.tensor(float("nan")), norm, torch.amp.GradScaler("cpu"), lambda finite: faults.Culprits(0, [0], True)
+    )
     assert watch.skipped == 3  # a loss that is not finite is one at any scale
 
 
@@ -240,7 +251,9 @@ def test_broken_images_are_named_once_and_replaced_alike_everywhere(broken, tmp_
         found = content(out)
         assert found["faults"]["damaged"] == sorted(BROKEN)
         assert all(run.said().count(f"{index:03d}.jpg cannot be read as an image") == 1 for index in BROKEN)
-        assert sorted(Path(json.loads(line)["images"][0]).stem for line in (out / "faults.jsonl").read_text().splitlines()) == [
+        assert sorted(
+            Path(json.loads(line)["images"][0]).stem for line in (out / "faults.jsonl").read_text().splitlines()
+        ) == [
             "017",
             "120",
         ]

@@ -21,8 +21,11 @@ from tests.pretrain.runs import EVERY_STEP, TINY, Run, content, same, saved_step
 # ---- kills
 
 
-def _kills(images: Path, folder: Path, expected: dict, options: tuple[str, ...], processes: int, kills: int, seed: int) -> dict[str, int]:
-    """Kills a process at random moments, and starts the run again, until it was killed so often; then lets it end, and compares."""
+def _kills(
+    images: Path, folder: Path, expected: dict, options: tuple[str, ...], processes: int, kills: int, seed: int
+) -> dict[str, int]:
+    """Kills a process at random moments, and starts the run again, until it was killed so often; then lets it end, and
+    compares."""
     draws, seen, number = random.Random(seed), {"kills": 0, "inside a save": 0, "runs": 0}, 0
     while seen["kills"] < kills or number == 0:
         out = folder / f"run {number}"
@@ -68,7 +71,8 @@ def test_thirty_kills_at_random_moments_change_nothing(images, unbroken, tmp_pat
 
 
 def _killed_in_a_save(point: int, rank: int) -> None:
-    """Kills the process at the ``point``-th thing that its second save asks of the disk; the 0th is half of the file."""
+    """Kills the process at the ``point``-th thing that its second save asks of the disk; the 0th is half of the
+    file."""
     saves, asked = itertools.count(1), itertools.count(1)
     save, to_file = checkpoint.save, torch.save
 
@@ -109,7 +113,9 @@ def test_a_kill_at_every_point_of_a_save_changes_nothing(images, unbroken, tmp_p
         assert run.statuses() == [-signal.SIGKILL]
         killed, before, step = killed + 1, step, content(tmp_path / "out")["step"]
         assert step - before in (1, 2), f"point {point}: the save before is lost"
-    assert killed == 7  # half the file; sync and name config.json; sync, name the one before, name the new one, sync the folder
+    assert (
+        killed == 7
+    )  # half the file; sync and name config.json; sync, name the one before, name the new one, sync the folder
     assert same(content(tmp_path / "out"), unbroken(1, *options[:2]))
 
 
@@ -118,9 +124,16 @@ def test_a_kill_at_every_point_of_a_save_changes_nothing(images, unbroken, tmp_p
 
 @pytest.mark.parametrize(
     ("processes", "number", "heard_by", "status"),
-    [(1, signal.SIGTERM, [0], 75), (1, signal.SIGINT, [0], 130), (2, signal.SIGUSR2, [1], 75), (2, signal.SIGINT, [0, 1], 130)],
+    [
+        (1, signal.SIGTERM, [0], 75),
+        (1, signal.SIGINT, [0], 130),
+        (2, signal.SIGUSR2, [1], 75),
+        (2, signal.SIGINT, [0, 1], 130),
+    ],
 )
-def test_a_signal_saves_at_the_next_step_in_all_processes(images, unbroken, tmp_path, processes, number, heard_by, status):
+def test_a_signal_saves_at_the_next_step_in_all_processes(
+    images, unbroken, tmp_path, processes, number, heard_by, status
+):
     options = ("--set", "epochs=5")
     run = Run(images, tmp_path / "out", *options, *EVERY_STEP, "--workers", "1", processes=processes)
     wait_for_step(run.out, 2)

@@ -13,10 +13,12 @@ from PIL import Image
 
 from evaluate import encoder
 from evaluate.checkpoints import conversion
+from evaluate.runtime.errors import UserError
 from pretrain import checkpoint, methods, parity, preview, train
-from pretrain.config import DEMO, MAE_DEMO, MAE_PAPER, PAPER, configure
 from pretrain.data import views
-from pretrain.methods import mae
+from pretrain.methods import configure, mae, siameseim
+from pretrain.methods.mae import DEMO as MAE_DEMO
+from pretrain.methods.mae import PAPER as MAE_PAPER
 
 FILES = sorted((Path(__file__).parents[1] / "golden").glob("mae_step_*.json"))
 
@@ -97,7 +99,9 @@ def test_noise_depends_on_seed_epoch_and_image_alone():
 
     def noise(index: list[int], epoch: int = 3, seed: int = 0) -> torch.Tensor:
         config = replace(MAE_DEMO, seed=seed)
-        return views.finish(views.cut([images[i] for i in index], np.array(index), epoch, config), epoch, config).noise
+        return views.augment(
+            views.crop([images[i] for i in index], np.array(index), epoch, config), epoch, config
+        ).noise
 
     whole = noise([0, 1, 2, 3])
     assert whole.shape == (4, 16) and len(whole.unique()) == 64
@@ -108,6 +112,17 @@ def test_noise_depends_on_seed_epoch_and_image_alone():
 def test_mask_noise_takes_nothing_from_the_augmentations():
     many = views.uniforms(0, 1, np.arange(3), 200)
     assert np.array_equal(many[:, :90], views.uniforms(0, 1, np.arange(3), 90))
+    used = 2 * (views.CROP_DRAWS + views.COLOR_DRAWS)  # by two views' crops, flips and colors
+    assert np.array_equal(
+        views.patch_noise(0, 1, np.arange(3), 16), views.uniforms(0, 1, np.arange(3), used + 16)[:, used:]
+    )
+
+
+def test_what_a_method_does_not_use_is_not_drawn():
+    images = [torch.zeros(3, 40, 48, dtype=torch.uint8)] * 2
+    for config, draws in ((siameseim.DEMO, (True, False)), (MAE_DEMO, (False, True))):
+        batch = views.augment(views.crop(images, np.arange(2), 0, config), 0, config)
+        assert (batch.mask is not None, batch.noise is not None) == draws
 
 
 def test_official_names():
@@ -125,7 +140,12 @@ def test_official_names():
 def test_the_papers_run():
     assert MAE_PAPER.lr == pytest.approx(2.4e-3)
     assert (MAE_PAPER.decoder_depth, MAE_PAPER.decoder_embed_dim, MAE_PAPER.decoder_num_heads) == (8, 512, 16)
-    assert (MAE_PAPER.epochs, MAE_PAPER.warmup_epochs, MAE_PAPER.clip_norm, MAE_PAPER.num_visible) == (1600, 40, None, 49)
+    assert (MAE_PAPER.epochs, MAE_PAPER.warmup_epochs, MAE_PAPER.clip_norm, MAE_PAPER.num_visible) == (
+        1600,
+        40,
+        None,
+        49,
+    )
     with torch.device("meta"):
         values = sum(tensor.numel() for tensor in mae.build(MAE_PAPER).state_dict().values())
     block = {width: 12 * width**2 + 13 * width for width in (768, 512)}  # weights, then biases and norms
@@ -134,19 +154,25 @@ def test_the_papers_run():
     assert values == encoder_values + decoder_values
 
 
+@pytest.mark.parametrize("mask_ratio", [1.0, 0.0, 0.99])
+def test_contradictions_are_refused(mask_ratio):
+    with pytest.raises(ValueError, match="mask_ratio"):
+        replace(MAE_DEMO, mask_ratio=mask_ratio)
+
+
 @pytest.mark.parametrize(
-    ("wrong", "says"), [({"mask_ratio": 1.0}, "mask_ratio"), ({"mask_ratio": 0.0}, "mask_ratio"), ({"clip_norm": 0.0}, "clip_norm")]
+    "wrong", ["mask_ratio=1.0", "mask_ratio=0.0", "mask_ratio=0.99", "clip_norm=0.0", "norm_pix_loss=1"]
 )
-def test_contradictions_are_refused(wrong, says):
-    with pytest.raises(ValueError, match=says):
-        replace(MAE_DEMO, **wrong)
+def test_a_value_that_is_not_legal_is_named(wrong):
+    with pytest.raises(UserError, match=wrong.partition("=")[0]):
+        configure("mae_demo", [wrong])
 
 
 def test_clipping_can_be_set_and_taken_away():
-    assert configure("demo", ["clip_norm=null"]) == replace(DEMO, clip_norm=None)
+    assert configure("demo", ["clip_norm=null"]) == replace(siameseim.DEMO, clip_norm=None)
     assert configure("mae_demo", ["clip_norm=2"]) == replace(MAE_DEMO, clip_norm=2.0)
-    assert PAPER.clip_norm == 1.0
-    with pytest.raises(ValueError, match="epochs takes a value like 1600"):
+    assert siameseim.PAPER.clip_norm == 1.0
+    with pytest.raises(UserError, match="setting 'epochs' is a whole number above 0, not None"):
         configure("mae_paper", ["epochs=null"])
 
 
@@ -154,7 +180,9 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypat
     folder = tmp_path / "images" / "n1"
     folder.mkdir(parents=True)
     for i in range(16):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(
+            folder / f"{i:02d}.png"
+        )
     options = [
         "--preset",
         "mae_demo",
@@ -178,7 +206,9 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypat
     assert run("broken") == train.EXIT_SAVED
     monkeypatch.undo()
     assert run("broken") == 0
-    unbroken, broken = (torch.load(tmp_path / name / checkpoint.NAME, weights_only=True)["model"] for name in ("unbroken", "broken"))
+    unbroken, broken = (
+        torch.load(tmp_path / name / checkpoint.NAME, weights_only=True)["model"] for name in ("unbroken", "broken")
+    )
     assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken | broken)
     entries = [json.loads(line) for line in (tmp_path / "unbroken" / "log.jsonl").read_text().splitlines()]
     steps = [entry for entry in entries if "loss" in entry]
@@ -191,9 +221,11 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypat
 
 def test_one_view_alone_is_cut_and_it_is_the_first_of_two(tmp_path):
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=generator(i)) for i in range(4)]
-    one, two = (views.cut(images, np.arange(4), 0, config) for config in (MAE_DEMO, replace(MAE_DEMO, num_views=2)))
+    one, two = (views.crop(images, np.arange(4), 0, config) for config in (MAE_DEMO, replace(MAE_DEMO, num_views=2)))
     assert one.view2 is None and torch.equal(one.view1, two.view1) and torch.equal(one.crop2, one.crop1)
-    batch, of_two = (views.finish(crops, 0, config) for crops, config in ((one, MAE_DEMO), (two, replace(MAE_DEMO, num_views=2))))
+    batch, of_two = (
+        views.augment(crops, 0, config) for crops, config in ((one, MAE_DEMO), (two, replace(MAE_DEMO, num_views=2)))
+    )
     assert batch.view2 is None and torch.equal(batch.view1, of_two.view1) and torch.equal(batch.noise, of_two.noise)
     model = methods.method_of(MAE_DEMO).build(MAE_DEMO)
     assert torch.equal(model(batch).loss, model(of_two).loss)
@@ -204,6 +236,9 @@ def test_one_view_alone_is_cut_and_it_is_the_first_of_two(tmp_path):
 
 def test_siameseim_cannot_do_with_one_view():
     with pytest.raises(ValueError, match="num_views"):
-        methods.method_of(DEMO).build(replace(DEMO, num_views=1))
-    with pytest.raises(ValueError, match="1 or 2"):
-        replace(DEMO, num_views=3)
+        siameseim.build(replace(siameseim.DEMO, num_views=1))
+    with pytest.raises(UserError, match="num_views"):
+        configure("demo", ["num_views=1"])
+    for preset in ("demo", "mae_demo"):
+        with pytest.raises(UserError, match="from 1 to 2"):
+            configure(preset, ["num_views=3"])

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from pretrain import monitor
-from pretrain.config import DEMO
 from pretrain.data.images import ImageFolder
 from pretrain.methods import mae, siameseim
 
-CONFIG = replace(DEMO, embed_dim=24, num_heads=2, depth=1, decoder_embed_dim=24, decoder_num_heads=2, predictor_depth=1)
+SMALL = {"embed_dim": 24, "num_heads": 2, "depth": 1, "decoder_embed_dim": 24, "decoder_num_heads": 2}
+CONFIG = replace(siameseim.DEMO, **SMALL, predictor_depth=1)
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def folder(tmp_path):
 @pytest.mark.parametrize("method", [siameseim, mae])
 def test_it_knows_classes_and_moves_nothing(folder, method):
     torch.manual_seed(0)
-    model = method.build(replace(CONFIG, method=method.__name__.rpartition(".")[2])).train()
+    model = method.build(replace(method.DEMO, **SMALL)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
     found = monitor.Monitor(ImageFolder(folder), folder, CONFIG).measure(model, "cpu")
@@ -49,12 +49,16 @@ def test_a_collapsed_encoder_is_seen(folder):
 
 
 def test_labels_without_meaning_are_guessed(folder):
-    measured = monitor.leave_one_out(torch.randn(400, 16, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 4)
+    measured = monitor.leave_one_out(
+        torch.randn(400, 16, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 4
+    )
     assert 15 < measured < 35
 
 
 def test_images_of_one_folder_have_no_accuracy(folder):
-    found = monitor.Monitor(ImageFolder(folder / "dark"), folder / "dark", CONFIG).measure(siameseim.build(CONFIG), "cpu")
+    found = monitor.Monitor(ImageFolder(folder / "dark"), folder / "dark", CONFIG).measure(
+        siameseim.build(CONFIG), "cpu"
+    )
     assert set(found) == {"feature_rank", "feature_spread"}
 
 
@@ -62,5 +66,7 @@ def test_rank_and_spread_have_their_known_values():
     even = torch.cat([torch.eye(8), -torch.eye(8)])
     assert monitor.effective_rank(even) == pytest.approx(8, rel=1e-5)
     assert monitor.effective_rank(even[:, :1] * torch.ones(8)) == pytest.approx(1, rel=1e-4)
-    assert monitor.spread(torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))) == pytest.approx(1, rel=0.02)
+    assert monitor.spread(torch.randn(4000, 16, generator=torch.Generator().manual_seed(0))) == pytest.approx(
+        1, rel=0.02
+    )
     assert monitor.spread(torch.ones(10, 16)) == pytest.approx(0, abs=1e-6)

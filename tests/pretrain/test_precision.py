@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pretrain import checkpoint, methods, train
-from pretrain.config import DEMO, MAE_DEMO
 from pretrain.data import views
 from pretrain.data.loader import Step
+from pretrain.methods import mae, siameseim
 from pretrain.step import accumulate, set_arithmetic
 from tests.pretrain.runs import write_images
 
@@ -19,20 +19,26 @@ from tests.pretrain.runs import write_images
 def step(config, precision):
     """Loss, gradients and buffers after one step in a precision; float16 with a scaled loss, as on a GPU."""
     config = replace(config, precision=precision, batch_size=16)
-    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(16)]
-    crops = views.cut(images, np.arange(16), 0, config)
+    images = [
+        torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in range(16)
+    ]
+    crops = views.crop(images, np.arange(16), 0, config)
     torch.manual_seed(0)
     model = methods.method_of(config).build(config).train()
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad])
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
-    halves = [views.Cut(*(tensor if tensor is None else tensor[part] for tensor in crops)) for part in (slice(0, 8), slice(8, 16))]
+    halves = [
+        views.Crops(*(tensor if tensor is None else tensor[part] for tensor in crops))
+        for part in (slice(0, 8), slice(8, 16))
+    ]
     loss = accumulate(model, scaler, Step(0, halves, {}), config, "cpu")
     scaler.unscale_(optimizer)
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return loss, gradients, dict(model.named_buffers())
 
 
-@pytest.mark.parametrize("config", [DEMO, MAE_DEMO], ids=["siameseim", "mae"])
+@pytest.mark.parametrize("config", [siameseim.DEMO, mae.DEMO], ids=["siameseim", "mae"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.003)])
 def test_a_step_is_float32s_to_the_bits_that_are_left(config, precision, tolerance):
     exact, short = (step(config, name) for name in ("fp32", precision))
@@ -49,13 +55,26 @@ def test_a_step_is_float32s_to_the_bits_that_are_left(config, precision, toleran
 
 def test_products_outside_autocast_may_be_short_only_where_their_numbers_are():
     for precision, allowed in (("bf16", True), ("fp16", True), ("fp32", False)):
-        set_arithmetic(replace(DEMO, precision=precision))
+        set_arithmetic(replace(siameseim.DEMO, precision=precision))
         assert torch.backends.cuda.matmul.allow_tf32 is allowed
 
 
 def test_a_bf16_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
-    common = ["--data", str(write_images(tmp_path / "images")), "--preset", "demo", "--device", "cpu", "--set", "precision=bf16"]
-    common += [text for name, value in {"batch_size": 8, "epochs": 2, "warmup_epochs": 1}.items() for text in ("--set", f"{name}={value}")]
+    common = [
+        "--data",
+        str(write_images(tmp_path / "images")),
+        "--preset",
+        "demo",
+        "--device",
+        "cpu",
+        "--set",
+        "precision=bf16",
+    ]
+    common += [
+        text
+        for name, value in {"batch_size": 8, "epochs": 2, "warmup_epochs": 1}.items()
+        for text in ("--set", f"{name}={value}")
+    ]
     assert train.main([*common, "--out", str(tmp_path / "unbroken")]) == 0
     told = train.Log.step
 
@@ -68,6 +87,8 @@ def test_a_bf16_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
     assert train.main([*common, "--out", str(tmp_path / "broken")]) == train.EXIT_SAVED
     monkeypatch.undo()
     assert train.main([*common, "--out", str(tmp_path / "broken")]) == 0
-    first, second = (torch.load(tmp_path / name / checkpoint.NAME, weights_only=True)["model"] for name in ("unbroken", "broken"))
+    first, second = (
+        torch.load(tmp_path / name / checkpoint.NAME, weights_only=True)["model"] for name in ("unbroken", "broken")
+    )
     assert all(value.dtype == torch.float32 for value in first.values() if value.is_floating_point())
     assert all(torch.equal(first[name], value) for name, value in second.items())

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from evaluate.runtime.errors import UserError
 from pretrain import parity
-from pretrain.config import DEMO, PAPER, PretrainConfig
-from pretrain.methods import siameseim
+from pretrain.methods import configure, siameseim
+from pretrain.methods.siameseim import DEMO, PAPER
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = sorted(GOLDEN.glob("siameseim_step_*.json"))
@@ -34,6 +35,12 @@ def test_parity_sees_a_changed_number(change, tmp_path, capsys):
     assert "TOO LARGE" in capsys.readouterr().out
 
 
+def test_parity_takes_several_files(capsys):
+    assert parity.main([str(path) for path in FILES]) == 0
+    printed = capsys.readouterr().out
+    assert all(str(path) in printed for path in FILES) and printed.count("gradients") == len(FILES) == 2
+
+
 def test_parity_names_a_file_it_cannot_use(tmp_path, capsys):
     path = tmp_path / "other.json"
     path.write_text('{"config": {}}')
@@ -48,7 +55,9 @@ def test_loss_equals_the_naive_loop_in_value_and_gradient():
     rows, targets = p.reshape(-1, 8), t.reshape(-1, 8)
     total = torch.zeros((), dtype=torch.float64)
     for row, target in zip(rows, targets, strict=True):
-        total = total + (row - target).square().sum() + 0.3 * sum((row @ other) ** 2 for other in targets) / len(targets)
+        total = (
+            total + (row - target).square().sum() + 0.3 * sum((row @ other) ** 2 for other in targets) / len(targets)
+        )
     naive = total / len(rows) / 8
     (expected,) = torch.autograd.grad(naive, p)
     loss = siameseim.unigrad_loss(p, t, 0.3)
@@ -80,7 +89,11 @@ def test_official_names_round_trip():
     model = siameseim.build(DEMO)
     state = model.state_dict()
     official = siameseim.to_official(state)
-    assert {"mm_blocks.0.attn.qkv.weight", "mm_projector_decoder_blocks.1.norm1.bn.weight", "decoder_pos_mlp.bias"} <= official.keys()
+    assert {
+        "mm_blocks.0.attn.qkv.weight",
+        "mm_projector_decoder_blocks.1.norm1.bn.weight",
+        "decoder_pos_mlp.bias",
+    } <= official.keys()
     back = siameseim.from_official(official, list(state))
     assert all(back[name] is state[name] for name in state)
     official["surprise"] = official.pop("cls_token")
@@ -93,12 +106,40 @@ def test_the_papers_run():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"num_masked": 0}, {"img_size": 30}, {"num_heads": 5}, {"projector_norm": "none"}, {"precision": "int8"}]
+    ("wrong", "says"),
+    [
+        ({"num_masked": 0}, "num_masked 0"),
+        ({"num_masked": 16}, "num_masked 16"),
+        ({"img_size": 30}, "not a multiple of patch_size 8"),
+        ({"num_heads": 5}, "num_heads 5"),
+        ({"decoder_num_heads": 5}, "decoder_num_heads 5"),
+        ({"embed_dim": 42}, "embed_dim must be a multiple of 4"),
+        ({"crop_scale": (0.5, 0.2)}, "crop_scale"),
+        ({"jitter": (0.4, 0.4, 0.2, 0.6)}, "hue"),
+    ],
 )
-def test_contradictions_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong)) if "img_size" not in wrong else "patch_size"):
+def test_contradictions_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
         replace(DEMO, **wrong)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "num_masked=0",
+        "img_size=30",
+        "num_heads=5",
+        "projector_norm=none",
+        "predictor_norm=group",
+        "precision=int8",
+        "momentum=2",
+    ],
+)
+def test_a_value_that_is_not_legal_is_named(wrong):
+    name, value = wrong.split("=")
+    with pytest.raises(UserError, match=f"{name}.*{value}"):
+        configure("demo", [wrong])
+
+
 def test_config_has_no_mutable_values():
-    assert all(not isinstance(value, list | dict) for value in vars(PretrainConfig()).values())
+    assert all(not isinstance(value, list | dict) for value in vars(PAPER).values())

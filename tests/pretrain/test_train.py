@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from pretrain import checkpoint, train
-from pretrain.config import DEMO
+from pretrain.methods import presets, read_config
+from pretrain.methods.siameseim import DEMO
 
 TINY = ["--preset", "demo", "--device", "cpu", "--set", "batch_size=8", "--set", "epochs=3", "--set", "warmup_epochs=1"]
 
@@ -22,7 +23,9 @@ def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images") / "n1"
     folder.mkdir()
     for i in range(24):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(folder / f"{i:02d}.png")
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(
+            folder / f"{i:02d}.png"
+        )
     return folder.parent
 
 
@@ -92,17 +95,107 @@ def test_everything_that_defines_the_run_lies_beside_the_checkpoint(images, unbr
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--set", "colour=1"], "unknown setting 'colour=1'"),
-        (["--set", "epochs=many"], "epochs takes a value like"),
+        (["--set", "colour=1"], "unknown setting 'colour'"),
+        (["--set", "epochs=many"], "setting 'epochs' is a whole number above 0, not 'many'"),
         (["--set", "batch_size=4096"], "24 images do not fill one batch of 4096"),
         (["--set", "precision=fp16"], "needs a GPU"),
         (["--set", "method=moco"], "there is no method 'moco'"),
         (["--micro-batch", "3"], "does not split"),
+        (["--set", "method=mae"], "a preset chooses the method"),
+        (["--set", "epochs=2.7"], "setting 'epochs' is a whole number above 0, not 2.7"),
+        (["--set", "seed=true"], "setting 'seed' is a whole number"),
+        (["--set", "embed_dim=384.9"], "setting 'embed_dim' is a whole number above 0, not 384.9"),
+        (["--set", "betas=[0.9]"], "setting 'betas' is a list of 2 numbers from 0 on and below 1, not [0.9]"),
+        (["--set", "base_lr=NaN"], "setting 'base_lr' is finite"),
+        (["--set", "lr=NaN"], "unknown setting 'lr'"),
+        (["--set", "flip_probability=7"], "setting 'flip_probability' is a number from 0 to 1, not 7"),
+        (["--set", "img_size=0"], "setting 'img_size' is a whole number above 0, not 0"),
+        (["--set", "num_masked=16"], "num_masked 16 must lie between 0 and the 16 patches"),
+        (["--set", "epochs"], "--set takes NAME=VALUE, for example epochs=400, not 'epochs'"),
+        (["--config", "absent.json"], "--config absent.json holds no settings of a run"),
     ],
 )
 def test_bad_settings_get_one_sentence(images, tmp_path, capsys, options, says):
-    assert run(images, tmp_path, *options) == 2
-    assert says in capsys.readouterr().err
+    chosen = ["--device", "cpu", "--set", "batch_size=8"] if "--config" in options else TINY
+    assert train.main(["--data", str(images), "--out", str(tmp_path), *chosen, *options]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "says"), [("gpu", "auto, cpu, cuda or cuda:N"), ("cuda:x", "auto, cpu"), ("cuda:999", "cannot be used")]
+)
+def test_a_device_that_cannot_be_used_is_named(images, tmp_path, capsys, device, says):
+    assert train.main(["--data", str(images), "--out", str(tmp_path), "--preset", "demo", "--device", device]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "world", "taken"),
+    [("cuda:1", {}, "cuda:1"), ("cuda", {}, "cuda"), ("cuda", {"LOCAL_RANK": "3"}, "cuda:3")],
+)
+def test_a_gpu_is_the_one_asked_for(images, tmp_path, monkeypatch, asked, world, taken):
+    current, found = [], []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(train.distributed.dist, "init_process_group", lambda *_, **__: None)
+    monkeypatch.setattr(train, "train", lambda config, data, out, execution: found.append(execution.device) or out)
+    for name, value in ({**world, "WORLD_SIZE": "4"} if world else {}).items():
+        monkeypatch.setenv(name, value)
+    assert train.main(["--data", str(images), "--out", str(tmp_path), "--preset", "demo", "--device", asked]) == 0
+    assert found == [taken] and current == [taken] * (":" in taken)
+
+
+@pytest.mark.parametrize("written", ["config.json", checkpoint.NAME])
+def test_a_written_config_runs_again(images, unbroken, tmp_path, written):
+    assert run(images, tmp_path / "first", "--init-only") == 0
+    common = ["--data", str(images), "--device", "cpu", "--config", str(tmp_path / "first" / written)]
+    assert train.main([*common, "--out", str(tmp_path / "again")]) == 0
+    assert same(weights(tmp_path / "again"), unbroken)
+    assert (tmp_path / "again/config.json").read_text() == (tmp_path / "first/config.json").read_text()
+    assert train.main([*common, "--out", str(tmp_path / "other"), "--set", "epochs=1", "--init-only"]) == 0
+    assert json.loads((tmp_path / "other/config.json").read_text())["epochs"] == 1
+
+
+def test_config_and_preset_are_not_given_together(images, tmp_path, capsys):
+    assert run(images, tmp_path, "--init-only") == 0
+    assert run(images, tmp_path / "again", "--config", str(tmp_path / "config.json")) == 2
+    assert "give --config or --preset, not both" in capsys.readouterr().err
+
+
+OLD = {
+    "decoder_depth": 8,
+    "mask_ratio": 0.75,
+    "norm_pix_loss": True,
+}  # MAE's, in SiameseIM's config before each had its own
+
+
+def test_a_run_goes_on_that_holds_the_settings_of_all_methods(images, unbroken, tmp_path, monkeypatch):
+    everything = train.PretrainConfig.to_json
+    monkeypatch.setattr(train.PretrainConfig, "to_json", lambda config: {**everything(config), **OLD})
+    assert run(images, tmp_path, "--init-only") == 0
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "config.json").read_text())["mask_ratio"] == 0.75
+    assert read_config(tmp_path / "config.json") == read_config(tmp_path / checkpoint.NAME)
+    assert run(images, tmp_path) == 0
+    assert same(weights(tmp_path), unbroken)
+
+
+def test_another_method_does_not_continue_a_run(images, tmp_path, capsys):
+    assert run(images, tmp_path, "--init-only") == 0
+    options = ["--preset", "mae_demo", *TINY[2:]]
+    assert train.main(["--data", str(images), "--out", str(tmp_path), *options]) == 2
+    assert "holds a run with another method" in capsys.readouterr().err
+
+
+def test_help_lists_every_setting_of_every_method(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    for preset in ("paper", "mae_paper"):
+        for name, value in presets()[preset].to_json().items():
+            assert f"  {name} = {json.dumps(value)}\n" in text
 
 
 def test_bad_images_are_named(tmp_path, capsys):
@@ -128,7 +221,11 @@ def test_another_config_does_not_continue_a_run(images, tmp_path, capsys):
 def test_a_run_goes_on_under_a_setting_younger_than_itself(images, unbroken, tmp_path, monkeypatch, capsys):
     everything = train.PretrainConfig.to_json
     for young, status in (("num_views", 0), ("momentum", 2)):  # the demo has another momentum than the default
-        monkeypatch.setattr(train.PretrainConfig, "to_json", lambda config, young=young: {k: v for k, v in everything(config).items() if k != young})
+        monkeypatch.setattr(
+            train.PretrainConfig,
+            "to_json",
+            lambda config, young=young: {k: v for k, v in everything(config).items() if k != young},
+        )
         assert run(images, tmp_path / young, "--init-only") == 0
         monkeypatch.undo()
         assert run(images, tmp_path / young) == status
@@ -138,7 +235,9 @@ def test_a_run_goes_on_under_a_setting_younger_than_itself(images, unbroken, tmp
 
 def test_schedule():
     config = replace(DEMO, epochs=10, warmup_epochs=2.0)
-    assert [train.learning_rate(e, config) / config.lr for e in (0, 1, 2, 6, 10)] == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-12)
+    assert [train.learning_rate(e, config) / config.lr for e in (0, 1, 2, 6, 10)] == pytest.approx(
+        [0, 0.5, 1, 0.5, 0], abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,4 +254,4 @@ def test_schedule():
 def test_an_amount_out_of_range_is_named(images, tmp_path, capsys, option, value, says):
     with pytest.raises(SystemExit, match="2"):
         run(images, tmp_path, option, value)
-    assert f"{option} is {says}" in capsys.readouterr().err
+    assert f"{option}: must be {says}" in capsys.readouterr().err

@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as TF
+from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms import v2
 
-from pretrain.config import DEMO, PAPER
 from pretrain.data import augment, views
 from pretrain.data.images import Sample
 from pretrain.data.loader import Collate, Loaded
 from pretrain.geometry import relative_geometry, relative_positions
+from pretrain.methods.siameseim import DEMO, PAPER
 
 
 @pytest.mark.parametrize("config", [PAPER, DEMO], ids=["paper", "demo"])
 def test_masks_hide_exactly_the_stated_number_in_blocks(config):
-    masks = np.stack([views.block_mask(config.grid_size, config.num_masked, config.min_block, Random(i)) for i in range(50)])
+    masks = np.stack(
+        [views.block_mask(config.grid_size, config.num_masked, config.min_block, Random(i)) for i in range(50)]
+    )
     assert (masks.sum(1) == config.num_masked).all()
     assert len({mask.tobytes() for mask in masks}) > 40
     if config is PAPER:  # cells of a block have masked neighbors far more often than single cells would
@@ -32,7 +35,10 @@ def test_crops_follow_torchvisions_distribution():
     ours = views.crop_boxes(draws, np.full(4000, 375), np.full(4000, 500), (0.08, 1.0)).astype(float)
     torch.manual_seed(0)
     image = torch.zeros(1, 375, 500)
-    theirs = np.array([list(v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(224), [image]).values())[:4] for _ in range(4000)], float)
+    theirs = np.array(
+        [list(v2.RandomResizedCrop.make_params(v2.RandomResizedCrop(224), [image]).values())[:4] for _ in range(4000)],
+        float,
+    )
     for column in range(4):
         for quantile in (0.1, 0.5, 0.9):
             a, b = np.quantile(ours[:, column], quantile), np.quantile(theirs[:, column], quantile)
@@ -50,7 +56,8 @@ def test_colour_operations_equal_torchvisions():
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     shift = torch.linspace(-0.5, 0.5, 6)
     torch.testing.assert_close(
-        augment.shift_hue(images.clone(), shift), torch.stack([TF.adjust_hue(i, s.item()) for i, s in zip(images, shift, strict=True)])
+        augment.shift_hue(images.clone(), shift),
+        torch.stack([TF.adjust_hue(i, s.item()) for i, s in zip(images, shift, strict=True)]),
     )
     blurred = augment.gaussian_blur(images, torch.full((6,), 0.7), reach=3)
     torch.testing.assert_close(blurred[..., 3:5, 3:5], TF.gaussian_blur(images, [7, 7], [0.7, 0.7])[..., 3:5, 3:5])
@@ -63,32 +70,39 @@ def test_colour_operations_equal_torchvisions():
 
 
 def test_an_image_is_augmented_alike_in_any_batch_and_differently_in_each_epoch():
-    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i)) for i in range(6)]
-    whole = views.finish(views.cut(images, np.arange(6), 3, DEMO), 3, DEMO)
-    part = views.finish(views.cut(images[4:], np.array([4, 5]), 3, DEMO), 3, DEMO)
-    for name in ("view1", "view2", "mask", "noise"):
+    images = [
+        torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in range(6)
+    ]
+    whole = views.augment(views.crop(images, np.arange(6), 3, DEMO), 3, DEMO)
+    part = views.augment(views.crop(images[4:], np.array([4, 5]), 3, DEMO), 3, DEMO)
+    assert whole.noise is None  # MAE's; test_mae.py
+    for name in ("view1", "view2", "mask"):
         torch.testing.assert_close(getattr(whole, name)[4:], getattr(part, name))
-    other = views.finish(views.cut(images, np.arange(6), 4, DEMO), 4, DEMO)
+    other = views.augment(views.crop(images, np.arange(6), 4, DEMO), 4, DEMO)
     assert not torch.equal(whole.view1, other.view1)
 
 
 def test_relative_positions_point_at_the_pixels_that_the_target_sees():
-    """On an image whose pixel values are its coordinates: the position given to each cell of view 2 is where view 1 has that pixel."""
+    """On an image whose pixel values are its coordinates: the position given to each cell of view 2 is where view 1 has
+    that pixel."""
     height, width = 150, 230
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
     config = replace(DEMO, img_size=64, crop_scale=(0.2, 0.9), num_masked=30)
     index = np.arange(96)
-    crops = views.cut([image] * len(index), index, 0, config)
+    crops = views.crop([image] * len(index), index, 0, config)
     geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
     y, x = relative_positions(geometry, config.grid_size)
     patch, side = config.patch_size, config.grid_size
     seen1, seen2 = (
-        view[:, :2].float().unfold(2, patch, patch).unfold(3, patch, patch).mean((-1, -2)) for view in (crops.view1, crops.view2)
+        view[:, :2].float().unfold(2, patch, patch).unfold(3, patch, patch).mean((-1, -2))
+        for view in (crops.view1, crops.view2)
     )
     checked = {(first, second): 0 for first in (False, True) for second in (False, True)}
     for i in range(len(index)):
-        # Only cells between the centres of view 1's first and last cells: beyond them view 1 has nothing to compare with.
+        # Only cells between the centres of view 1's first and last cells: beyond them view 1 has nothing to compare
+        # with.
         inside = (y[i] > 0) & (y[i] < side - 1) & (x[i] > 0) & (x[i] < side - 1)
         if not inside.any():
             continue
@@ -102,16 +116,18 @@ def test_relative_positions_point_at_the_pixels_that_the_target_sees():
 
 
 def test_every_tensor_of_a_batch_is_pinned_for_the_gpu(monkeypatch):
-    from torch.utils.data._utils.pin_memory import pin_memory
-
     images = [Sample(torch.zeros(3, 40, 48, dtype=torch.uint8), index, {7: "damaged"}) for index in range(2)]
     pinned = []
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)  # as without a GPU it cannot be
+    monkeypatch.setattr(
+        torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor
+    )  # as without a GPU it cannot be
     loaded = pin_memory(Collate(0, DEMO)(images))
     assert isinstance(loaded, Loaded) and loaded.damaged == {7: "damaged"}
-    assert len(pinned) == len(views.Cut._fields) and all(one is other for one, other in zip(pinned, loaded.crops, strict=True))
+    assert len(pinned) == len(views.Crops._fields) and all(
+        one is other for one, other in zip(pinned, loaded.crops, strict=True)
+    )
 
 
 def test_the_indices_stay_where_the_choices_are_made():
-    crops = views.cut([torch.zeros(3, 40, 48, dtype=torch.uint8)], np.arange(1), 0, DEMO).to("meta")
+    crops = views.crop([torch.zeros(3, 40, 48, dtype=torch.uint8)], np.arange(1), 0, DEMO).to("meta")
     assert crops.index.device.type == "cpu" and {tensor.device.type for tensor in crops[:-1]} == {"meta"}

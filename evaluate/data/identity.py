@@ -1,0 +1,184 @@
+"""Which data these are: an identity of every set that follows what lies on the disk, not where it lies.
+
+A part of the data root (``imagenet/val``, an annotation file, an archive) has an identity made of the names and sizes of its files, of
+the contents of its lists and annotations, and of the files' times of change. A file that changed alone gives another identity. Where the
+times of all files are others than before, the data were copied or mounted elsewhere: then the contents of a sample decide, so that weeks
+of work are not run again. ``python run_all.py --verify-data`` digests every file instead.
+
+What is known of a part is kept in a manifest below OUT, one file an identity.
+"""
+
+import hashlib
+import json
+import os
+import stat
+import zipfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evaluate.data import layouts, val_labels
+from evaluate.runtime.errors import UserError
+from results.atomic import atomic_write
+
+THREADS = 16  # file systems of a network answer many at once
+SAMPLE = 64  # files whose contents decide where all times changed
+TEXT_BYTES = 64 * 1024**2  # lists and annotations up to this size count by their contents
+TEXTS = (".txt", ".json", ".csv", ".xml", ".mat")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What lies at a part now."""
+
+    names: tuple[str, ...]
+    """Paths below the part, sorted."""
+    sizes: np.ndarray
+    """(n,) int64, bytes."""
+    times: np.ndarray
+    """(n,) int64, nanoseconds."""
+    structure: str
+    """Digest of names, sizes and of the contents of small texts."""
+
+
+class DataIdentities:
+    """The identities of the parts below one data root, each found out once.
+
+    Args:
+        store: the folder where the manifests are kept.
+        verify: digest the contents of every file.
+    """
+
+    def __init__(self, data_root: Path, store: Path, verify: bool = False) -> None:
+        self.data_root, self.store, self.verify = data_root, store, verify
+        self.known: dict[str, str] = {}
+
+    def __getitem__(self, part: str) -> str:
+        """The identity of a part, 16 hexadecimal digits; "absent" where it is not there."""
+        if part not in self.known:
+            path = layouts.locate(self.data_root, part)
+            self.known[part] = _identity(path, part, self.store, self.verify) if path else "absent"
+        return self.known[part]
+
+    def of_sets(self, names: tuple[str, ...]) -> dict[str, str]:
+        """The identities of every part of some sets (keys of ``layouts.LAYOUTS``), by part."""
+        parts = dict.fromkeys(part for name in names for part in layouts.LAYOUTS[name])
+        found = {part: self[part] for part in parts}
+        labels = val_labels.source(self.data_root / "imagenet") if "imagenet/val" in parts else None
+        if labels:
+            part = str(labels.relative_to(self.data_root))
+            found[part] = self[part]
+        return found
+
+
+def fingerprint(parts: Mapping[str, str]) -> str:
+    """One digest of the identities of several parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def snapshot(path: Path) -> Snapshot:
+    """Names, sizes and times of all files of a part, links followed. Raises UserError for a folder that cannot be read."""
+    if path.is_file():
+        facts = [("", path.stat())]
+    else:
+        facts = sorted(_walk(path))
+    names = tuple(name for name, _ in facts)
+    sizes = np.array([about.st_size for _, about in facts], dtype=np.int64)
+    times = np.array([about.st_mtime_ns for _, about in facts], dtype=np.int64)
+    digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
+    digest.update(sizes.tobytes())
+    for name, size in zip(names, sizes.tolist(), strict=True):
+        if (name or path.name).lower().endswith(TEXTS) and size <= TEXT_BYTES and len(names) < 1000:
+            digest.update((path / name if name else path).read_bytes())
+    return Snapshot(names, sizes, times, digest.hexdigest())
+
+
+def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every regular file below a folder by its path there; a link that leads back above itself is passed over."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        level = [(str(root), "", frozenset({os.path.realpath(root)}))]
+        while level:
+            following = []
+            for files, folders in pool.map(_scan, level):
+                yield from files
+                following += folders
+            level = following
+
+
+Folder = tuple[str, str, frozenset[str]]  # path, path below the part, the real paths of the folders above it
+
+
+def _scan(folder: Folder) -> tuple[list[tuple[str, os.stat_result]], list[Folder]]:
+    path, below, above = folder
+    files, folders = [], []
+    try:
+        entries = list(os.scandir(path))
+    except OSError as error:
+        raise UserError(f"the folder {path} cannot be read ({error.strerror}); allow access to it") from error
+    for entry in entries:
+        try:
+            about = entry.stat()
+        except OSError:
+            continue  # a dangling link; the readers name it where it counts
+        name = f"{below}/{entry.name}" if below else entry.name
+        if stat.S_ISDIR(about.st_mode):
+            real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+            if real not in above:
+                folders.append((entry.path, name, above | {real}))
+        elif stat.S_ISREG(about.st_mode):
+            files.append((name, about))
+    return files, folders
+
+
+def _identity(path: Path, part: str, store: Path, verify: bool) -> str:
+    now = snapshot(path)
+    if verify:
+        content = _digest(path, now, range(len(now.names)))
+        return hashlib.sha256(f"verified {now.structure} {content}".encode()).hexdigest()[:16]
+    slug = part.replace("/", "-")
+    sample = None
+    for manifest in sorted(store.glob(f"{slug}-*.npz")):
+        try:
+            with np.load(manifest, allow_pickle=False) as kept:
+                structure, identity, contents, times = str(kept["structure"]), str(kept["identity"]), str(kept["sample"]), kept["times"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue  # half a manifest is none
+        if structure != now.structure or times.shape[-1] != len(now.times):
+            continue
+        if any(np.array_equal(row, now.times) for row in np.atleast_2d(times)):
+            return identity
+        if len(now.times) and not any((row == now.times).any() for row in np.atleast_2d(times)):
+            sample = sample or _digest(path, now, _sampled(len(now.names)))
+            if sample == contents:  # a copy, or another mount
+                _write(manifest, structure, identity, contents, np.concatenate([np.atleast_2d(times), now.times[None]]))
+                return identity
+    sample = sample or _digest(path, now, _sampled(len(now.names)))
+    identity = hashlib.sha256(f"{now.structure} {hashlib.sha256(now.times.tobytes()).hexdigest()}".encode()).hexdigest()[:16]
+    store.mkdir(parents=True, exist_ok=True)
+    _write(store / f"{slug}-{identity}.npz", now.structure, identity, sample, now.times[None])
+    return identity
+
+
+def _sampled(count: int) -> list[int]:
+    """Evenly spaced indices."""
+    return sorted({index * count // SAMPLE for index in range(SAMPLE)} if count > SAMPLE else set(range(count)))
+
+
+def _digest(path: Path, now: Snapshot, indices: list[int] | range) -> str:
+    """Of the contents of some files, in order."""
+
+    def content(index: int) -> bytes:
+        file = path / now.names[index] if now.names[index] else path
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").digest()
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return hashlib.sha256(b"".join(pool.map(content, indices))).hexdigest()
+
+
+def _write(path: Path, structure: str, identity: str, sample: str, times: np.ndarray) -> None:
+    with atomic_write(path) as written:
+        np.savez_compressed(written, structure=structure, identity=identity, sample=sample, times=times)

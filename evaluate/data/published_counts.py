@@ -1,0 +1,69 @@
+"""How many images and classes the published sets have, and in what a set on the disk differs from them.
+
+Here and nowhere else: the check of the data reads it, and the record of a task, by which a cell is marked.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from evaluate.data.imagenet import ImageSet
+
+TRAIN, VAL, VAL_PER_CLASS = 1_281_167, 50_000, 50
+SHIFTED = {"imagenet_a": 7_500, "imagenet_r": 30_000, "imagenet_sketch": 50_889}
+SHIFTED_CLASSES = {"imagenet_a": 200, "imagenet_r": 200, "imagenet_sketch": 1000}
+CORRUPTED = 15 * 5 * VAL
+LISTS = {"1percent": 12_811, "10percent": 128_116}  # SimCLR's, which MSN and SiameseIM took over
+INSTANCES = {"coco": (80, {"train": 118_287, "val": 5_000}), "lvis": (1203, {"train": 100_170, "val": 19_809})}
+ADE20K = {"training": 20_210, "validation": 2_000}
+VOC = {"trainval": 5_011 + 11_540, "test": 4_952}  # trainval of 2007 and of 2012, test of 2007
+
+
+class Size(NamedTuple):
+    """Images and classes of a set."""
+
+    images: int
+    classes: int
+
+
+PUBLISHED: dict[str, Size] = {  # by the names under which a record has the sizes of what was read
+    "train": Size(TRAIN, 1000),
+    "val": Size(VAL, 1000),
+    **{name: Size(count, 1000) for name, count in LISTS.items()},
+    **{name: Size(count, SHIFTED_CLASSES[name]) for name, count in SHIFTED.items()},
+    "imagenet_c": Size(CORRUPTED, 1000),
+    **{
+        f"{name}_{split}": Size(count, classes)
+        for name, (classes, counts) in INSTANCES.items()
+        for split, count in counts.items()
+    },
+    **{f"ade20k_{split}": Size(count, 150) for split, count in ADE20K.items()},
+    **{f"voc_{split}": Size(count, 20) for split, count in VOC.items()},
+}
+
+
+def size(images: int, classes: int) -> dict[str, int]:
+    """As a record has it."""
+    return Size(images, classes)._asdict()
+
+
+def sizes(*sets: "ImageSet") -> dict[str, dict[str, int]]:
+    """The sizes of whole image sets by their names, whatever a limit left out of them."""
+    return {images.name: size(images.asked, len(images.scored)) for images in sets}
+
+
+def differences(found: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """By set that has not as many images and classes as published, a sentence with both numbers."""
+    sentences = {}
+    for name, own in found.items():
+        published = PUBLISHED.get(name)
+        if published is None:
+            continue
+        parts = [
+            f"{own[kind]:,} {kind}; published: {count:,}"
+            for kind, count in published._asdict().items()
+            if own[kind] != count
+        ]
+        if parts:
+            sentences[name] = f"{name} has {' · '.join(parts)}"
+    return sentences

@@ -1,0 +1,82 @@
+"""Steps of pretraining and of the tasks on a pretended GPU: nothing of the CPU is mixed in; their waits are told."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.pretended.build import CannotBuild, build
+
+ROOT = Path(__file__).resolve().parents[2]
+PRETRAINING, TASKS = "tests.gpu.pretended.pretraining", "tests.gpu.pretended.tasks"
+ALL = ["finetune", "linear_probe", "sweep", "features", "predictions", "knn"]
+SHORT = ["--batch", "8", "--set", "depth=2"]  # widths and tokens of ViT-B; no block does what the one before does not
+# A step brings no tensor to the CPU; what is no step brings its results, all from one line.
+STEPS = ("forward and backward", "optimizer", "finetune", "linear_probe", "sweep")
+ON_A_GPU_WITHOUT_VALUES = """
+import torch
+from tests.gpu.pretended.audit import pretended_gpu
+from tests.gpu.pretended.trace import Trace
+trace = Trace()
+with pretended_gpu():
+    weight = torch.ones(4, 4, device="cuda", requires_grad=True)
+    with trace.part("clean"):
+        (weight @ weight).sum().backward()
+    with trace.part("faulty"):
+        loss = (weight @ weight).sum()
+        total = torch.zeros((), device="cuda") + loss.detach().cpu()
+        if total > 0:
+            total = total * torch.tensor(2.0, device="cuda")
+    try:
+        weight.detach() + torch.ones(4, 4)
+    except Exception as error:
+        print(type(error).__name__)
+clean, faulty = trace.parts
+assert not clean["waits"] and not clean["mixed"] and not clean["to_cpu"], clean
+print(len(faulty["mixed"]), len(faulty["to_cpu"]), faulty["waits"])
+"""
+
+
+@pytest.fixture(scope="module")
+def pretended(tmp_path_factory):
+    """The variables with which a process finds one pretended H100."""
+    try:
+        return {**os.environ, **build(tmp_path_factory.mktemp("pretended"))}
+    except CannotBuild as error:
+        pytest.skip(str(error))
+
+
+def run(environment, *arguments):
+    command = [sys.executable, "-W", "ignore", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param([PRETRAINING, "--preset", "paper", *SHORT], id="siameseim"),
+        pytest.param([PRETRAINING, "--preset", "mae_paper", *SHORT], id="mae"),
+        pytest.param([TASKS, *ALL, "--encoder", "vit_short"], id="tasks"),
+        pytest.param([TASKS, "finetune", "features", "--encoder", "resnet50"], id="tasks of a ResNet"),
+    ],
+)
+def test_no_tensor_of_the_cpu_is_mixed_in(command, pretended, tmp_path):
+    print(run(pretended, "-m", *command, "--details", "--json", str(tmp_path / "trace.json")))
+    parts = json.loads((tmp_path / "trace.json").read_text())
+    assert parts
+    for part in parts:
+        assert part["operations"] > 10 and part["peak_bytes"] > 2**20 and part["waits"] >= 0
+        assert not part["mixed"], part["part"]
+        assert len({entry["place"] for entry in part["to_cpu"]}) <= 1, part["to_cpu"]
+        assert not (part["part"].partition(":")[0] in STEPS and part["to_cpu"]), part["to_cpu"]
+
+
+def test_the_audit_sees_a_copy_to_the_cpu_a_mixed_tensor_and_waits(pretended):
+    error, counts = run(pretended, "-c", ON_A_GPU_WITHOUT_VALUES).split("\n")[:2]
+    assert error == "FakeTensorDeviceMismatchError"
+    assert counts == "1 1 3"  # the copy, the number in the condition, the tensor made there
