@@ -59,7 +59,7 @@ def _child(sender: Connection, errors: Path, *arguments: Any) -> None:
 
 
 def run_in_child(errors: Path, *arguments: Any, kill_after: float | None = None, when: Any = None) -> Any:
-    """What ``trained`` returns in a process of its own; None if that was killed, after seconds or as soon as ``when()``."""
+    """What ``trained`` returns in a process of its own; None if that was killed, after a time or once ``when()``."""
     receiver, sender = FORK.Pipe(duplex=False)
     child = FORK.Process(target=_child, args=(sender, errors, *arguments))
     child.start()
@@ -156,7 +156,7 @@ def test_killed_between_the_last_iteration_and_the_record(
 
     whole = ended(tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(records, "write", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patched.setattr(records, "write", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
         child = FORK.Process(target=main, args=("segmentation", [*command, str(tmp_path / "broken")]))
         child.start()
         child.join()

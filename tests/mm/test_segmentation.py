@@ -62,7 +62,7 @@ def watched(encoder: Encoder, world: Path, folder: Path, watch: Any, **changes: 
 
 
 def test_weight_decay_and_rates_are_those_of_mmsegs_code() -> None:
-    """pos_embed, cls_token and the bias tables are decayed; what has one axis is not; new parameters begin neutrally."""
+    """pos_embed, cls_token and the bias tables are decayed; what has one axis is not; new parameters are neutral."""
     cfg = recipe("upernet_vit_160k_ade20k", tiny_encoder())
     with torch.device("meta"):
         model = built(cfg)

@@ -78,7 +78,7 @@ def vitdet_backbone(content: dict[str, Any]) -> Result:
 
 
 def simple_feature_pyramid(content: dict[str, Any]) -> Result:
-    """p2 to p6; the file's backbone is described by key only, its scales are those of the backbone file's first case."""
+    """p2 to p6. The file names its backbone by key only; the scales are those of the backbone file's first case."""
     result: Result = {}
     for case in content["cases"]:
         config = case["backbone_config"]

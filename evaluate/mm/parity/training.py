@@ -115,7 +115,7 @@ def large_scale_jitter(content: dict[str, Any]) -> Result:
 
 
 def lr_decay(content: dict[str, Any]) -> Result:
-    """Learning-rate factor, weight decay and shape of every parameter of our COCO recipe with a ViT-B; the schedules."""
+    """Learning-rate factor, weight decay and shape of all parameters of our COCO recipe with a ViT-B; schedules."""
     settings = content["optimizer"]
     rate, layers = settings["lr_decay_rate"], settings["num_layers"]
     names = content["function_on_single_names"]
