@@ -5,8 +5,8 @@
 
 detectron2's ViTDet gives box AP 51.6 and mask AP 45.9 from MAE's ViT-B (55.5 and 49.2 from its ViT-L), on 64 A100 with
 one image each; with fewer GPUs the rest of the batch of 64 is accumulated. Drop path and layer decay of ViT-L follow
-from the encoder. What depends on the encoder, on the classes or on folders is filled in by evaluate/detection.py; it is
-None here.
+from the encoder. What depends on the encoder, on the classes or on folders is filled in by evaluate/mm/detector.py; it
+is None here.
 """
 
 from mmengine.config import read_base
@@ -42,7 +42,7 @@ model.update(
 )
 
 optim_wrapper = dict(
-    type=OptimWrapper,  # evaluate/mm/runner.py puts MixedPrecision here on a GPU
+    type=OptimWrapper,  # on a GPU evaluate/mm/mixed_precision.py puts its own here
     optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1),
     constructor=LayerDecayConstructor,
     paramwise_cfg=dict(layer_decay=0.7, num_layers=None, rule="detectron2"),

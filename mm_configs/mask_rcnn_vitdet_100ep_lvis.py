@@ -44,7 +44,7 @@ model.roi_head.bbox_head.loss_cls = dict(type=FederatedLoss, image_counts=None, 
 model.test_cfg.rcnn.update(score_thr=0.02, max_per_img=300)
 
 optim_wrapper = dict(
-    type=OptimWrapper,  # evaluate/mm/runner.py puts MixedPrecision here on a GPU
+    type=OptimWrapper,  # on a GPU evaluate/mm/mixed_precision.py puts its own here
     optimizer=dict(type=AdamW, lr=2e-4, betas=(0.9, 0.999), weight_decay=0.1),
     constructor=LayerDecayConstructor,
     paramwise_cfg=dict(layer_decay=0.7, num_layers=None, rule="detectron2"),

@@ -8,7 +8,7 @@ mIoU 48.13 at a single scale and 48.70 at several, on 8 GPUs with two crops each
 relative position bias at 0. Weight decay 0.05 applies to everything but biases and what has one axis, and so to the
 position embedding, the class token and the bias tables: the library means to spare the first two, but looks for their
 names without the prefix, and the published numbers come from what it does. To spare them is another protocol.
-What depends on the encoder, on the classes or on folders is filled in by evaluate/segmentation.py; it is None here.
+What depends on the encoder, on the classes or on folders is filled in by evaluate/mm/segmenter.py; it is None here.
 """
 
 from mmengine.config import read_base
@@ -33,7 +33,7 @@ model.update(
 )
 
 optim_wrapper = dict(
-    type=OptimWrapper,  # on a GPU evaluate/mm/runner.py puts float16 here
+    type=OptimWrapper,  # on a GPU evaluate/mm/mixed_precision.py puts its own here
     optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05),
     constructor=LayerDecayConstructor,
     paramwise_cfg=dict(layer_decay=0.65, num_layers=None, rule="mmseg"),

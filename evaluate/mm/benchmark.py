@@ -5,9 +5,10 @@
     python -m evaluate.mm.benchmark --size tiny --recipe mask_rcnn_vitdet_demo_coco --device cpu
 
 Weights and pictures are noise, with as many objects as COCO's: time does not depend on what they show. detectron2's
-seconds were recorded on an A100; they are multiplied by its peak rate (312 TFLOP/s in half precision) over the rate of a matrix product
-measured here in the same run. An A100 itself reaches about three quarters of its peak, so on another card the scaled time is a goal
-that is a little too hard. Reading and jittering pictures is left to loading processes and not in these times.
+seconds were recorded on an A100; they are multiplied by its peak rate (312 TFLOP/s in half precision) over the rate of
+a matrix product measured here in the same run. An A100 itself reaches about three quarters of its peak, so on another
+card the scaled time is a goal that is a little too hard. Reading and jittering pictures is left to loading processes
+and not in these times.
 """
 
 import argparse
@@ -19,15 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.optim import build_optim_wrapper
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
+from torch import nn
 
-from evaluate.encoder.model import Encoder, build
+from evaluate.encoder.model import Encoder
+from evaluate.encoder.model import build as build_vit
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm import detector, mixed_precision, recipes, runner
 from evaluate.runtime.errors import UserError
-from evaluate.runtime.precision import DTYPES
+from evaluate.runtime.precision import DTYPES, resolve
 
 SIZES = {  # width, blocks, heads, patch, image of the encoder
     "tiny": (48, 3, 3, 8, 32),
@@ -52,12 +56,12 @@ def random_encoder(size: str) -> Encoder:
     spec = EncoderSpec(
         family="vit", embed_dim=width, depth=depth, num_heads=heads, patch_size=patch, img_size=side, class_token=True, final_norm=True,
         mean=(0.5,) * 3, std=(0.25,) * 3,
-    )  # fmt: skip
+    )
     generator = torch.Generator().manual_seed(0)
-    return Encoder(spec, {name: 0.02 * torch.randn(value.shape, generator=generator) for name, value in build(spec).state_dict().items()})
+    return Encoder(spec, {name: 0.02 * torch.randn(value.shape, generator=generator) for name, value in build_vit(spec).state_dict().items()})
 
 
-def made(recipe: str, size: str, device: str, precision: str) -> tuple[Any, Any, Any]:
+def build(recipe: str, size: str, device: str, precision: str) -> tuple[Config, nn.Module, OptimWrapper]:
     """The config, the model and its optimizer wrapper."""
     cfg, encoder = recipes.read_recipe(recipe), random_encoder(size)
     detector.recipe_of(recipe, recipe.rpartition("_")[2], "vit")
@@ -70,7 +74,7 @@ def made(recipe: str, size: str, device: str, precision: str) -> tuple[Any, Any,
         model.init_weights()
         runner.load_encoder(model, encoder)
         heads = model.roi_head.bbox_head
-        for head in heads if isinstance(heads, torch.nn.ModuleList) else [heads]:
+        for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
             head.fc_cls.bias.data[:4] = 3.0  # some scores above the threshold, as a trained model has
         wrapper = build_optim_wrapper(model.to(device), cfg.optim_wrapper)
     return cfg, model, wrapper
@@ -98,7 +102,7 @@ def batch_of(height: int, width: int, count: int) -> dict[str, list[Any]]:
     return {"inputs": pictures, "data_samples": samples}
 
 
-def synchronise(device: str) -> None:
+def synchronize(device: str) -> None:
     """Waits for a GPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -108,15 +112,15 @@ def seconds(step: Callable[[], Any], device: str, steps: int) -> float:
     """Median of ``steps`` after one that warms up."""
     times = []
     for _ in range(steps + 1):
-        synchronise(device)
+        synchronize(device)
         begun = time.perf_counter()
         step()
-        synchronise(device)
+        synchronize(device)
         times.append(time.perf_counter() - begun)
     return statistics.median(times[1:])
 
 
-def parts(model: Any, wrapper: Any, step: Callable[[], Any], device: str) -> dict[str, float]:
+def parts(model: nn.Module, wrapper: OptimWrapper, step: Callable[[], Any], device: str) -> dict[str, float]:
     """Seconds of the parts of one training step, in their order."""
     spent: dict[str, float] = {}
     places = ((model.backbone, "forward"), (model.neck, "forward"), (model.rpn_head, "loss_and_predict"), (model.roi_head, "loss"))
@@ -124,10 +128,10 @@ def parts(model: Any, wrapper: Any, step: Callable[[], Any], device: str) -> dic
 
     def timed(call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def measured(*arguments: Any, **named: Any) -> Any:
-            synchronise(device)
+            synchronize(device)
             begun = time.perf_counter()
             result = call(*arguments, **named)
-            synchronise(device)
+            synchronize(device)
             spent[name] = time.perf_counter() - begun
             return result
 
@@ -169,11 +173,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(recipe: str, size: str, batch: int, steps: int, device: str) -> None:
-    """Measures and prints."""
-    from evaluate.runtime.precision import resolve
-
+    """Prints the seconds of a training step and of its parts, of a test, and detectron2's beside them."""
     precision = resolve("auto", device)
-    cfg, model, wrapper = made(recipe, size, device, precision)
+    cfg, model, wrapper = build(recipe, size, device, precision)
     side = cfg.image_size
     data, tested = batch_of(side, side, batch), batch_of(side * TESTED_SIZE[0] // TESTED_SIZE[1], side, batch)
     model.train()
@@ -182,15 +184,20 @@ def report(recipe: str, size: str, batch: int, steps: int, device: str) -> None:
     model.eval()
     with torch.no_grad():
         testing = seconds(lambda: model.test_step(tested), device, steps) / batch
-        found = len(model.test_step(tested)[0].pred_instances)
+        detections = len(model.test_step(tested)[0].pred_instances)
     rate = matmul_rate(device, precision)
-    print(f"{recipe}, {size}, {cfg.image_size} pixels, {batch} images a step, {device}, {precision}, matrix product {rate / 1e12:.3g} TFLOP/s")
+    print(
+        f"{recipe}, {size}, {cfg.image_size} pixels, {batch} images a step, {device}, {precision}, "
+        f"matrix product {rate / 1e12:.3g} TFLOP/s"
+    )
     recorded = DETECTRON2.get((recipe, size))
     for name, value, index in (("training", training, 0), ("testing", testing, 1)):
-        scaled = f"; detectron2 on an A100 {recorded[index]}, scaled to here {recorded[index] * A100_FLOPS / rate:.3g}" if recorded else ""
-        print(f"{name}: {value:.3g} s an image{scaled}")
+        line = f"{name}: {value:.3g} s an image"
+        if recorded:
+            line += f"; detectron2 on an A100 {recorded[index]}, scaled to here {recorded[index] * A100_FLOPS / rate:.3g}"
+        print(line)
     print("a training step: " + ", ".join(f"{name} {value / batch:.3g} s" for name, value in spent.items()))
-    print(f"detections of a tested image: {found}")
+    print(f"detections of a tested image: {detections}")
     if device.startswith("cuda"):
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
 

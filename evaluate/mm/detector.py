@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from mmengine.config import Config, ConfigDict
+
 from evaluate.data.coco import ANNOTATIONS, IMAGES, read_annotations, require_scorable
 from evaluate.data.published_counts import size
 from evaluate.data.voc import CLASSES, read_voc
+from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.vitdet import ViTDetBackbone
 from evaluate.runtime.env import Env
@@ -27,7 +30,8 @@ LARGE = {24: (0.4, 0.8), 32: (0.5, 0.9)}  # depth: drop path and layer decay of 
 def recipe_of(recipe: str, dataset: str, family: str) -> str:
     """The file of mm_configs/ for an encoder of this family; ``recipe`` is "paper", "demo" or a file's name.
 
-    Raises UserError where there is none, or another family's is asked for.
+    Raises:
+        UserError: there is none, or another family's is asked for.
     """
     own, other = ("_vitdet_", "_resnet_") if family == "vit" else ("_resnet_", "_vitdet_")
     name = RECIPES.get((family, recipe, dataset), recipe)
@@ -35,11 +39,12 @@ def recipe_of(recipe: str, dataset: str, family: str) -> str:
         known = ", ".join(sorted({f"{setting} of {data}" for kind, setting, data in RECIPES if kind == family}))
         raise UserError(f"there is no {recipe} recipe of {dataset} for a {family} encoder; there is {known}")
     if other in name or own not in name:
-        raise UserError(f"recipe {name} is not for a {family} encoder; choose one with {own.strip('_')} in its name from mm_configs/")
+        remedy = f"choose one with {own.strip('_')} in its name from mm_configs/"
+        raise UserError(f"recipe {name} is not for a {family} encoder; {remedy}")
     return name
 
 
-def fill_encoder(cfg: Any, encoder: Any) -> None:
+def fill_encoder(cfg: Config, encoder: Encoder) -> None:
     """Puts in what follows from the encoder: width, depth, strides and normalization."""
     spec, model = encoder.spec, cfg.model
     strides = [4, 8, 16, 32, 64]
@@ -64,7 +69,7 @@ def fill_encoder(cfg: Any, encoder: Any) -> None:
         model.roi_head.mask_roi_extractor.featmap_strides = strides[:4]
 
 
-def _fill_c4(model: Any, arguments: dict[str, Any], before: int, after: int) -> None:
+def _fill_c4(model: ConfigDict, arguments: dict[str, Any], before: int, after: int) -> None:
     """The channels before and after the encoder's last stage, which is a part of the head."""
     model.rpn_head.update(in_channels=before, feat_channels=before)
     model.roi_head.shared_head.update(arguments)
@@ -74,7 +79,7 @@ def _fill_c4(model: Any, arguments: dict[str, Any], before: int, after: int) -> 
         model.roi_head.mask_head.in_channels = after
 
 
-def fill_data(cfg: Any, dataset: str, env: Env) -> int:
+def fill_data(cfg: Config, dataset: str, env: Env) -> int:
     """Puts in folders, classes and limits; returns how many images are to be tested."""
     train, val = (env.data_root / name for name in ANNOTATIONS[dataset])
     for loader, annotations in ((cfg.train_dataloader, train), (cfg.test_dataloader, val)):
@@ -102,7 +107,7 @@ def fill_data(cfg: Any, dataset: str, env: Env) -> int:
     return require_scorable(val, content, env.limit)
 
 
-def fill_classes(cfg: Any, image_counts: list[int | None]) -> None:
+def fill_classes(cfg: Config, image_counts: list[int | None]) -> None:
     """Puts in the number of classes and, for the federated loss, how many training images hold each."""
     head = cfg.model.roi_head
     for part in (head.bbox_head, head.mask_head):

@@ -1,4 +1,4 @@
-"""mmengine's runner without its preamble; hooks: plain progress lines, and an end to a training whose loss is no number."""
+"""Hooks of a dense training: progress lines, an end where the loss is not finite, and precise BatchNorm statistics."""
 
 import math
 import sys
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.runner import Runner
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evaluate.runtime.progress import SECONDS_BETWEEN_LINES
@@ -16,7 +18,7 @@ from evaluate.runtime.progress import SECONDS_BETWEEN_LINES
 class RuntimeInfo(RuntimeInfoHook):
     """mmengine's hook without the formatted config."""
 
-    def before_run(self, runner: Any) -> None:
+    def before_run(self, runner: Runner) -> None:
         runner.message_hub.update_info_dict({"seed": runner.seed, "experiment_name": runner.experiment_name})
         self.last_loop_stage = None
 
@@ -29,26 +31,23 @@ class Progress(Hook):
         self.begun = self.last = 0.0
         self.first = 0
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
         if not self.begun:  # a resumed training does not begin at 0
             self.begun = self.last = time.monotonic()
             self.first = runner.iter
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
-        now = time.monotonic()
-        if now - self.last < SECONDS_BETWEEN_LINES or runner.rank != 0:
-            return
-        self.last = now
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
         done = runner.iter + 1
-        left = (now - self.begun) / (done - self.first) * (runner.max_iters - done)
-        print(f"{self.name}: {done}/{runner.max_iters}, loss {float(outputs['loss']):.3f}, {left:.0f} s left", file=sys.stderr, flush=True)
+        left = (time.monotonic() - self.begun) / (done - self.first) * (runner.max_iters - done)
+        self._print(runner, f"{done}/{runner.max_iters}, loss {float(outputs['loss']):.3f}, {left:.0f} s left")
 
-    def after_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        now = time.monotonic()
-        if now - self.last < SECONDS_BETWEEN_LINES or runner.rank != 0:
-            return
-        self.last = now
-        print(f"{self.name}: tested {batch_idx + 1}/{len(runner.test_dataloader)}", file=sys.stderr, flush=True)
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        self._print(runner, f"tested {batch_idx + 1}/{len(runner.test_dataloader)}")
+
+    def _print(self, runner: Runner, line: str) -> None:
+        if runner.rank == 0 and time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
+            self.last = time.monotonic()
+            print(f"{self.name}: {line}", file=sys.stderr, flush=True)
 
 
 class FiniteLoss(Hook):
@@ -58,18 +57,19 @@ class FiniteLoss(Hook):
         RuntimeError: naming the iteration and the losses.
     """
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
         # mmengine has already read the losses for its log, so this look waits for nothing
         if not math.isfinite(float(outputs["loss"])):
-            values = {name: float(value) for name, value in outputs.items() if getattr(value, "numel", lambda: 0)() == 1}
+            values = {name: float(value) for name, value in outputs.items()}
             raise RuntimeError(f"the loss at iteration {runner.iter} is not finite: {values}; lower the learning rate")
 
 
 class PreciseBN(Hook):
-    """After the training, sets each running mean and variance to the plain average over some training batches with the final weights.
+    """After the training, sets running means and variances to plain averages over some batches with the final weights.
 
-    Running averages follow weights that are still moving. The batches are the first of the stream, and the random numbers go on from
-    the last iteration, so that neither an interruption nor the number of loading processes changes the outcome.
+    Running averages follow weights that are still moving. The batches are the first of the stream, and the random
+    numbers go on from the last iteration, so that neither an interruption nor the number of loading processes changes
+    the outcome.
 
     Args:
         batches: how many, on each process.
@@ -80,7 +80,7 @@ class PreciseBN(Hook):
     def __init__(self, batches: int) -> None:
         self.batches = batches
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: Runner) -> None:
         model = getattr(runner.model, "module", runner.model)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
         totals = [(torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)) for norm in norms]

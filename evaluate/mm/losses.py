@@ -1,4 +1,4 @@
-"""Federated loss (Zhou et al., arXiv 2103.07461) as detectron2 computes it, in the form that mmdet's box head accepts."""
+"""Federated loss (Zhou et al., arXiv 2103.07461) as detectron2 computes it, in the form of mmdet's box head."""
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,6 @@ class FederatedLoss(nn.Module):
         avg_factor: float | None = None,
         reduction_override: str | None = None,
     ) -> dict[str, Tensor]:
-        """mmdet's calling convention; its weights and averaging factor are set aside, the sum is divided by the number of proposals."""
+        """The loss in mmdet's calling convention, whose weights, averaging factor and reduction are not used."""
         # Float32: sums over 512 proposals x 1203 classes overflow half precision.
         return {"loss_cls": federated_loss(cls_score.float(), label, kept_classes(label, self.weights, self.num_kept))}

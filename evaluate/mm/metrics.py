@@ -1,4 +1,7 @@
-"""Average precision of boxes and masks by faster-coco-eval, for COCO and for LVIS, which is COCO's arithmetic on partial labels."""
+"""What the dense tasks measure: average precision of COCO, LVIS and PASCAL VOC, and mean intersection over union.
+
+Boxes and masks of COCO and of LVIS, which is COCO's arithmetic on partial labels, are scored by faster-coco-eval.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from faster_coco_eval import COCO, COCOeval_faster
 from mmengine.evaluator import BaseMetric
+from pycocotools import mask as rle
 from torch import Tensor
 
 from evaluate.data.coco import read_annotations
@@ -20,19 +25,20 @@ FREQUENCIES = {"APr": "rare", "APc": "common", "APf": "frequent"}
 def average_precision(
     ground_truth: dict[str, Any], detections: list[dict[str, Any]], image_ids: Sequence[int], lvis: bool, max_detections: int
 ) -> dict[str, float]:
-    """AP in percent: ``box_ap``, ``mask_ap``, each with ``50`` and ``75``, and for LVIS with ``_rare``, ``_common``, ``_frequent``.
+    """AP in percent: ``box_ap`` and ``mask_ap``, each also with ``50`` and ``75`` at the end.
+
+    LVIS also has ``_rare``, ``_common`` and ``_frequent``.
 
     Args:
         ground_truth: the parsed annotation json.
         detections: COCO results, each with ``image_id``, ``category_id``, ``score``, ``bbox`` (x, y, width, height) and
             ``segmentation`` (compressed run lengths).
         image_ids: the images scored.
-        lvis: score by LVIS' rules; each image is first cut to its ``max_detections`` best over all classes, as lvis does on load.
+        lvis: score by LVIS' rules; each image is first cut to its ``max_detections`` best over all classes, as lvis
+            does on load.
 
     No detections are 0. A group of categories that the ground truth lacks has no key.
     """
-    from faster_coco_eval import COCO, COCOeval_faster
-
     detections = _best(detections, max_detections)
     truth = COCO(ground_truth)
     metrics: dict[str, float] = {}
@@ -53,12 +59,18 @@ def average_precision(
     return metrics
 
 
+def require_each_once(evaluated: Sequence[int], asked: Sequence[int]) -> None:
+    """Raises RuntimeError where an image that was asked for is missing or came twice."""
+    if sorted(evaluated) != sorted(asked):
+        raise RuntimeError(f"{len(evaluated)} images were evaluated, {len(set(evaluated))} of them distinct, of {len(asked)} asked")
+
+
 def _best(detections: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """The ``count`` best of each image; ties keep their order."""
     by_image: dict[int, list[dict[str, Any]]] = {}
     for detection in detections:
         by_image.setdefault(detection["image_id"], []).append(detection)
-    return [d for owned in by_image.values() for d in sorted(owned, key=lambda d: -d["score"])[:count]]
+    return [d for of_image in by_image.values() for d in sorted(of_image, key=lambda d: -d["score"])[:count]]
 
 
 class InstanceAP(BaseMetric):
@@ -82,21 +94,23 @@ class InstanceAP(BaseMetric):
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keeps an image's detections as COCO results."""
-        from pycocotools import mask as rle
-
         for sample in data_samples:
-            found = sample["pred_instances"]
-            boxes = found["bboxes"].float().cpu().numpy().astype(np.float64)
+            predicted = sample["pred_instances"]
+            boxes = predicted["bboxes"].float().cpu().numpy().astype(np.float64)
             boxes[:, 2:] -= boxes[:, :2]
-            masks = found["masks"].cpu().numpy().astype(np.uint8)
-            scores, labels = found["scores"].float().cpu().tolist(), found["labels"].cpu().tolist()
-            self.results.append((sample["img_id"], [
+            masks = predicted["masks"].cpu().numpy().astype(np.uint8)
+            scores, labels = predicted["scores"].float().cpu().tolist(), predicted["labels"].cpu().tolist()
+            detections = [
                 {
-                    "image_id": sample["img_id"], "category_id": self.categories[label], "score": score, "bbox": box.tolist(),
+                    "image_id": sample["img_id"],
+                    "category_id": self.categories[label],
+                    "score": score,
+                    "bbox": box.tolist(),
                     "segmentation": rle.encode(np.asfortranarray(mask)),
                 }
                 for box, score, label, mask in zip(boxes, scores, labels, masks, strict=True)
-            ]))  # fmt: skip
+            ]
+            self.results.append((sample["img_id"], detections))
 
     def compute_metrics(self, results: list[tuple[int, list[dict[str, Any]]]]) -> dict[str, float]:
         """The metrics over all images, each of which must have come exactly once.
@@ -105,38 +119,40 @@ class InstanceAP(BaseMetric):
             RuntimeError: an image is missing or came twice.
             UserError: none of the images has an object, so there is nothing to measure.
         """
-        seen = sorted(image_id for image_id, _ in results)
-        if seen != self.image_ids:
-            raise RuntimeError(f"{len(seen)} images were evaluated, {len(set(seen))} of them distinct, of {len(self.image_ids)} asked")
-        detections = [detection for _, found in results for detection in found]
+        require_each_once([image_id for image_id, _ in results], self.image_ids)
+        detections = [detection for _, of_image in results for detection in of_image]
         metrics = average_precision(self.ground_truth, detections, self.image_ids, self.lvis, self.max_detections)
         if len({"box_ap", "mask_ap"} & set(metrics)) < 2:
-            raise UserError(f"none of the {len(seen)} images of {self.annotations} that were tested has an object; test more of them")
-        return {**metrics, "images": len(seen)}
+            tested = f"{len(results)} images of {self.annotations} that were tested"
+            raise UserError(f"none of the {tested} has an object; test more of them")
+        return {**metrics, "images": len(results)}
 
 
 THRESHOLDS = tuple(k / 100 for k in range(50, 100, 5))
 
 
-def class_precision(truth: dict[int, np.ndarray], difficult: dict[int, np.ndarray], found: list[tuple[int, float, np.ndarray]]) -> list[float]:
+def class_precision(
+    truth: dict[int, np.ndarray], difficult: dict[int, np.ndarray], detections: list[tuple[int, float, np.ndarray]]
+) -> list[float]:
     """AP of one class at each of ``THRESHOLDS``, as the mean of the best precision from the recalls 0, 0.1, …, 1 on.
 
-    Detections are taken from the best score down (ties in the order given). Each looks only at the object that it overlaps most:
-    above the threshold it is right if that object was not yet found, else wrong; a difficult object counts as neither.
+    Detections are taken from the best score down (ties in the order given). Each looks only at the object that it
+    overlaps most: above the threshold it is right if that object was not yet found, else wrong; a difficult object
+    counts as neither.
 
     Args:
         truth: image to boxes (n, 4).
         difficult: image to (n,) bool.
-        found: (image, score, box (4,)).
+        detections: (image, score, box (4,)).
     """
     positives = sum(int((~flags).sum()) for flags in difficult.values())
-    found = sorted(found, key=lambda entry: -entry[1])
-    best = [_overlap(box, truth[image]) if image in truth and len(truth[image]) else (0.0, -1) for image, _, box in found]
+    detections = sorted(detections, key=lambda detection: -detection[1])
+    best = [_overlap(box, truth[image]) if image in truth and len(truth[image]) else (0.0, -1) for image, _, box in detections]
     result = []
     for threshold in THRESHOLDS:
         taken = {image: np.zeros(len(boxes), bool) for image, boxes in truth.items()}
-        right, wrong = np.zeros(len(found)), np.zeros(len(found))
-        for index, ((image, _, _), (overlap, owner)) in enumerate(zip(found, best, strict=True)):
+        right, wrong = np.zeros(len(detections)), np.zeros(len(detections))
+        for index, ((image, _, _), (overlap, owner)) in enumerate(zip(detections, best, strict=True)):
             if overlap <= threshold:
                 wrong[index] = 1
             elif not difficult[image][owner]:
@@ -171,15 +187,22 @@ class VOCAP(BaseMetric):
         content = read_voc(Path(annotations), folder.split("+"))
         self.image_ids = [image["id"] for image in content["images"]][:limit]
         asked = set(self.image_ids)
-        self.annotations = [annotation for annotation in content["annotations"] if annotation["image_id"] in asked]
+        # of each class and image: the boxes in the files' pixels, and which are difficult
+        self.objects: list[dict[int, list[tuple[list[float], bool]]]] = [{} for _ in CLASSES]
+        for annotation in content["annotations"]:
+            if annotation["image_id"] in asked:
+                x, y, width, height = annotation["bbox"]
+                of_image = self.objects[annotation["category_id"]].setdefault(annotation["image_id"], [])
+                of_image.append(([x + 1, y + 1, x + width, y + height], annotation["difficult"]))
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keeps an image's boxes, in the files' pixels."""
         for sample in data_samples:
-            found = sample["pred_instances"]
-            boxes = found["bboxes"].float().cpu().numpy().astype(np.float64)
+            predicted = sample["pred_instances"]
+            boxes = predicted["bboxes"].float().cpu().numpy().astype(np.float64)
             boxes[:, :2] += 1
-            self.results.append((sample["img_id"], boxes, found["scores"].float().cpu().numpy(), found["labels"].cpu().numpy()))
+            scores, labels = predicted["scores"].float().cpu().numpy(), predicted["labels"].cpu().numpy()
+            self.results.append((sample["img_id"], boxes, scores, labels))
 
     def compute_metrics(self, results: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]) -> dict[str, float]:
         """The metrics over all images, each of which must have come exactly once.
@@ -188,31 +211,24 @@ class VOCAP(BaseMetric):
             RuntimeError: an image is missing or came twice.
             UserError: no object to find.
         """
-        seen = sorted(image for image, *_ in results)
-        if seen != sorted(self.image_ids):
-            raise RuntimeError(f"{len(seen)} images were evaluated, {len(set(seen))} of them distinct, of {len(self.image_ids)} asked")
+        require_each_once([image for image, *_ in results], self.image_ids)
         precisions = []
-        for label in range(len(CLASSES)):
-            own = [annotation for annotation in self.annotations if annotation["category_id"] == label]
-            if not any(not annotation["difficult"] for annotation in own):
+        for label, by_image in enumerate(self.objects):
+            truth = {image: np.array([box for box, _ in objects]) for image, objects in by_image.items()}
+            difficult = {image: np.array([flag for _, flag in objects]) for image, objects in by_image.items()}
+            if all(flags.all() for flags in difficult.values()):
                 continue  # only in a part of the set: every class occurs in the whole
-            truth, difficult = {}, {}
-            for image in {annotation["image_id"] for annotation in own}:
-                here = [annotation for annotation in own if annotation["image_id"] == image]
-                corners = np.array([annotation["bbox"] for annotation in here])
-                truth[image] = np.concatenate([corners[:, :2] + 1, corners[:, :2] + corners[:, 2:]], 1)
-                difficult[image] = np.array([annotation["difficult"] for annotation in here])
-            found = [
+            detections = [
                 (image, float(score), box)
                 for image, boxes, scores, labels in results
                 for box, score, k in zip(boxes, scores, labels, strict=True)
                 if k == label
             ]
-            precisions.append(class_precision(truth, difficult, found))
+            precisions.append(class_precision(truth, difficult, detections))
         if not precisions:
             raise UserError("none of the images asked for has an object to find; raise --limit or unpack VOC again")
         table = 100 * np.array(precisions).mean(0)
-        return {"box_ap": float(table.mean()), "box_ap50": float(table[0]), "box_ap75": float(table[5]), "images": len(seen)}
+        return {"box_ap": float(table.mean()), "box_ap50": float(table[0]), "box_ap75": float(table[5]), "images": len(results)}
 
 
 IGNORED = 255
@@ -248,8 +264,13 @@ class MeanIoU(BaseMetric):
             self.results.append(count_pixels(predicted, labels, classes))
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """The metrics over all pictures. Raises UserError where the label maps hold nothing but "other", which is never scored."""
+        """The metrics over all pictures.
+
+        Raises:
+            UserError: the label maps hold nothing but "other", which is never scored.
+        """
         counts = torch.stack(results).sum(0)
         if not counts[2].any():
-            raise UserError(f"the {len(results)} label maps read from {self.dataset_meta['folder']} have no labelled pixel; restore them")
+            folder = self.dataset_meta["folder"]
+            raise UserError(f"the {len(results)} label maps read from {folder} have no labelled pixel; restore them")
         return {**scores(counts), "images": len(results)}

@@ -1,8 +1,8 @@
 """Testing a segmenter at several scales and mirrored, as mmseg 0.x did; 1.x has neither its scales nor its least size.
 
-0.x resizes a picture's shorter side to the crop times each ratio, but never below the crop, and leaves the longer side free (mmseg 0.30:
-``MultiScaleFlipAug`` around ``Resize(keep_ratio=True, min_size=512)``). So the ratios 0.5 and 0.75 give what 1 gives, which then weighs
-three times; here it is computed once.
+0.x resizes a picture's shorter side to the crop times each ratio, but never below the crop, and leaves the longer side
+free (mmseg 0.30: ``MultiScaleFlipAug`` around ``Resize(keep_ratio=True, min_size=512)``). So the ratios 0.5 and 0.75
+give what 1 gives, which then weighs three times; here it is computed once.
 """
 
 from collections import Counter
@@ -21,19 +21,21 @@ def short_sides(crop: int, ratios: Sequence[float]) -> dict[int, int]:
 
 
 def resize_short(image: np.ndarray, side: int) -> np.ndarray:
-    """(H, W, C) with the shorter side ``side`` and the proportions kept, by OpenCV's bilinear filter; halves round up."""
+    """(H, W, C) with a shorter side of ``side``, the proportions kept, by OpenCV's bilinear filter; halves round up."""
     height, width = image.shape[:2]
     factor = side / min(height, width)
     return cv2.resize(image, (int(width * factor + 0.5), int(height * factor + 0.5)), interpolation=cv2.INTER_LINEAR)
 
 
 class Views:
-    """A sample to the views of its picture, each as it is and mirrored: ``inputs`` and ``data_samples``, lists of equal length.
+    """A sample to the views of its picture, each also mirrored: ``inputs`` and ``data_samples``, lists of equal length.
 
-    Each data sample's ``weight`` says how often the view counts; ``gt_sem_seg`` is the label map of the picture as it is.
+    Each data sample's ``weight`` says how often the view counts; ``gt_sem_seg`` is the label map of the picture as it
+    is.
     """
 
     def __init__(self, crop: int, ratios: Sequence[float]) -> None:
+        # here, since the runner imports this module, also for a benchmark that has not provided mmcv's operators yet
         from mmseg.datasets.transforms import PackSegInputs
 
         self.sides = short_sides(crop, ratios)
@@ -45,8 +47,9 @@ class Views:
             image = resize_short(sample["img"], side)
             for flip in (False, True):
                 view = np.ascontiguousarray(image[:, ::-1]) if flip else image
-                said = {"img": view, "img_shape": view.shape[:2], "flip": flip, "flip_direction": "horizontal" if flip else None}
-                packed.append(self.pack({**sample, **said, "weight": weight}))
+                direction = "horizontal" if flip else None
+                described = {"img": view, "img_shape": view.shape[:2], "flip": flip, "flip_direction": direction}
+                packed.append(self.pack({**sample, **described, "weight": weight}))
         return {key: [view[key] for view in packed] for key in ("inputs", "data_samples")}
 
 
@@ -62,10 +65,10 @@ class MultiScale(nn.Module):
         self.segmentor = segmentor
 
     def test_step(self, data: dict[str, list[Any]]) -> list[Any]:
-        """The data sample of one picture with ``pred_sem_seg``; the views are taken one after another, so that few logits are kept."""
+        """The data sample of one picture with ``pred_sem_seg``; one view after another, so that few logits are kept."""
         total: Any = 0.0
         for inputs, samples in zip(data["inputs"], data["data_samples"], strict=True):
-            (found,) = self.segmentor.test_step({"inputs": inputs, "data_samples": samples})
-            total = total + found.metainfo["weight"] * found.seg_logits.data.softmax(0)
-        found.pred_sem_seg = PixelData(data=total.argmax(0, keepdim=True))
-        return [found]
+            (view,) = self.segmentor.test_step({"inputs": inputs, "data_samples": samples})
+            total = total + view.metainfo["weight"] * view.seg_logits.data.softmax(0)
+        view.pred_sem_seg = PixelData(data=total.argmax(0, keepdim=True))
+        return [view]

@@ -1,10 +1,11 @@
 """mmcv's two operators that our recipes need, from torchvision, so that nothing has to be compiled.
 
-onedl-mmcv is installed as pure Python. Its ``mmcv.ops`` asks a module ``mmcv._ext`` for every operator that it may ever call. The module
-made here gives non-maximum suppression and RoIAlign of torchvision, whose wheel has both for CPUs and GPUs. detectron2, where the
-published detection numbers come from, takes the same two from there. In float32 RoIAlign equals mmcv's compiled one to the last bit. The
-order of boxes of equal score may differ. Any other operator is refused when it is called. A compiled ``mmcv._ext`` is not used even
-where there is one, so that the numbers are the same everywhere.
+onedl-mmcv is installed as pure Python. Its ``mmcv.ops`` asks a module ``mmcv._ext`` for every operator that it may ever
+call. The module made here gives non-maximum suppression and RoIAlign of torchvision, whose wheel has both for CPUs and
+GPUs. detectron2, where the published detection numbers come from, takes the same two from there. In float32 RoIAlign
+equals mmcv's compiled one to the last bit. The order of boxes of equal score may differ. Any other operator is refused
+when it is called. A compiled ``mmcv._ext`` is not used even where there is one, so that the numbers are the same
+everywhere.
 """
 
 import sys
@@ -69,7 +70,7 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Adds to ``grad_input`` (B, C, H, W) what ``grad_output`` (K, C, h, w) says; the other arguments as in ``roi_align_forward``."""
+    """Adds the gradient of ``roi_align_forward`` to ``grad_input`` (B, C, H, W), from ``grad_output`` (K, C, h, w)."""
     _require_average(pool_mode)
     size = (aligned_height, aligned_width)
     backward = torch.ops.torchvision._roi_align_backward
@@ -82,7 +83,10 @@ def _require_average(pool_mode: int) -> None:
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32, in which detectron2 computes RoIAlign under autocast, gradient included; wider types as they are."""
+    """float16 and bfloat16 as float32, wider types as they are.
+
+    detectron2 computes RoIAlign so under autocast, gradient included.
+    """
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -104,20 +108,21 @@ class Operators(ModuleType):
 
         def refuse(*_arguments: Any, **_named: Any) -> None:
             raise UserError(
-                f"mmcv's operator {name} is not there, since nothing is compiled and only two, nms and roi_align, come from torchvision "
-                "(evaluate/mm/operators.py); take a recipe that needs no other"
+                f"mmcv's operator {name} is not there, since nothing is compiled and only two, nms and roi_align, come "
+                "from torchvision (evaluate/mm/operators.py); take a recipe that needs no other"
             )
 
         return refuse
 
 
 def provide() -> None:
-    """Puts the operators where ``mmcv.ops`` looks for them; call it before the first import of mmcv.ops, mmdet or mmseg.
+    """Puts the operators where ``mmcv.ops`` looks for them, before the first import of mmcv.ops, mmdet or mmseg.
 
     Raises UserError where mmcv.ops has been imported already, with a compiled module.
     """
     if isinstance(sys.modules.get(NAME), Operators):
         return
     if sys.modules.get("mmcv.ops") is not None:
-        raise UserError("mmcv.ops was imported with compiled operators, which are not ours; call evaluate.mm.operators.provide() before it")
+        problem = "mmcv.ops was imported with compiled operators, which are not ours"
+        raise UserError(f"{problem}; call evaluate.mm.operators.provide() before it")
     sys.modules[NAME] = Operators()

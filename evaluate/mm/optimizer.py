@@ -1,19 +1,22 @@
 """Layer-wise learning-rate decay with the libraries' rules for weight decay, as mmengine's optimizer constructor."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+Rule = Literal["detectron2", "mmseg"]
 TORCH_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 
 
-def layer_id(name: str, num_layers: int, rule: str = "detectron2") -> int:
+def layer_id(name: str, num_layers: int, rule: Rule = "detectron2") -> int:
     """The layer of a parameter: 0 the embeddings, i + 1 block i, ``num_layers`` + 1 everything else.
 
-    The two libraries differ in the class token, which detectron2's ViTDet does not have and would put in the last layer. CLIP's norm
-    before the blocks counts as an embedding; neither library has such an encoder.
+    The two libraries differ in the class token, which detectron2's ViTDet does not have and would put in the last
+    layer. CLIP's norm before the blocks counts as an embedding; neither library has such an encoder.
     """
     if not name.startswith("backbone"):
         return num_layers + 1
@@ -26,18 +29,19 @@ def layer_id(name: str, num_layers: int, rule: str = "detectron2") -> int:
     return num_layers + 1
 
 
-def multiplier(name: str, decay: float, num_layers: int, rule: str = "detectron2") -> float:
+def multiplier(name: str, decay: float, num_layers: int, rule: Rule = "detectron2") -> float:
     """Learning-rate factor of a parameter."""
     return decay ** (num_layers + 1 - layer_id(name, num_layers, rule))
 
 
-def weight_decay_of(name: str, owner: nn.Module, parameter: nn.Parameter, weight_decay: float, rule: str) -> float:
+def weight_decay_of(name: str, owner: nn.Module, parameter: nn.Parameter, weight_decay: float, rule: Rule) -> float:
     """The weight decay of one parameter.
 
     Args:
-        rule: ``detectron2`` exempts torch's norm layers and ``pos_embed``, and decays biases, relative positions and the
-            channels-first LayerNorm. ``mmseg`` exempts what has one axis, and biases; it decays ``pos_embed`` and ``cls_token``. Its
-            code means to spare them, but compares names without their prefix; the published numbers come from the code, so we follow it.
+        rule: ``detectron2`` exempts torch's norm layers and ``pos_embed``, and decays biases, relative positions and
+            the channels-first LayerNorm. ``mmseg`` exempts what has one axis, and biases; it decays ``pos_embed`` and
+            ``cls_token``. Its code means to spare them, but compares names without their prefix; the published numbers
+            come from the code, so we follow it.
     """
     own_name = name.rpartition(".")[2]
     if rule == "detectron2":
@@ -50,7 +54,7 @@ def weight_decay_of(name: str, owner: nn.Module, parameter: nn.Parameter, weight
 
 
 def parameter_groups(
-    model: nn.Module, base_lr: float, weight_decay: float, decay: float, num_layers: int, rule: str
+    model: nn.Module, base_lr: float, weight_decay: float, decay: float, num_layers: int, rule: Rule
 ) -> list[dict[str, Any]]:
     """One optimizer group for each learning rate and weight decay; ``names`` and ``lr_scale`` tell what is in it."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
@@ -79,14 +83,10 @@ class LayerDecayConstructor:
         self.optimizer = dict(self.wrapper.pop("optimizer"))
         self.paramwise = dict(paramwise_cfg)
 
-    def __call__(self, model: nn.Module) -> Any:
-        """An mmengine OptimWrapper over the groups of ``model``."""
-        from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
-
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """mmengine's wrapper of an optimizer over the groups of ``model``."""
         model = getattr(model, "module", model)
-        groups = parameter_groups(
-            model, self.optimizer["lr"], self.optimizer["weight_decay"],
-            self.paramwise["layer_decay"], self.paramwise["num_layers"], self.paramwise["rule"],
-        )  # fmt: skip
+        decay, layers, rule = (self.paramwise[name] for name in ("layer_decay", "num_layers", "rule"))
+        groups = parameter_groups(model, self.optimizer["lr"], self.optimizer["weight_decay"], decay, layers, rule)
         optimizer = OPTIMIZERS.build({**self.optimizer, "params": groups})
         return OPTIM_WRAPPERS.build({**self.wrapper, "optimizer": optimizer})

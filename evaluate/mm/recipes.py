@@ -46,7 +46,7 @@ def read_recipe(name: str) -> "Config":
 
 
 def shorten(cfg: "Config", iterations: int | None, batch_size: int | None, lr: float | None) -> None:
-    """Replaces numbers of a recipe where they are given; the warm-up and the steps keep their place relative to the end."""
+    """Replaces those numbers of a recipe that are given; warm-up and steps keep their place relative to the end."""
     if lr is not None:
         cfg.optim_wrapper.optimizer.lr = lr
     if batch_size is not None:
@@ -106,7 +106,7 @@ def share_out(cfg: "Config", env: Env) -> None:
 
 
 def accumulate(cfg: "Config", micro_batch: int | None) -> None:
-    """Splits each process's share of a batch into parts of ``micro_batch`` images whose gradients are summed before a step.
+    """Splits each process's share of a batch into parts of ``micro_batch`` images; a step sums their gradients.
 
     mmengine counts parts as iterations, so all lengths grow with their number. BatchNorm sees a part at a time.
 

@@ -1,8 +1,9 @@
-"""Training state that survives a kill at any moment, and from which the training ends with the same weights as if unbroken.
+"""Training state that survives a kill at any moment, after which the training ends with the weights of an unbroken one.
 
-mmengine's own checkpoints hold no random state, are not written atomically, delete the old file before the new one stands, and need
-unpickling. These are tensors and plain values, written aside and renamed; the two newest are kept, and an unreadable one is passed over.
-They stay until the record is written (``evaluate.runtime.training_state.clear``): a task killed after its last iteration only tests again.
+mmengine's own checkpoints hold no random state, are not written atomically, delete the old file before the new one
+stands, and need unpickling. These are tensors and plain values, written aside and renamed; the two newest are kept, and
+an unreadable one is passed over. They stay until the record is written (``evaluate.runtime.training_state.clear``): a
+task killed after its last iteration only tests again.
 """
 
 import pickle
@@ -59,8 +60,8 @@ def load(folder: Path, identity: str) -> dict[str, Any] | None:
 class Resume(Hook):
     """Saves every ``interval`` iterations, and at the start goes on from the newest state of the same ``identity``.
 
-    Together with data seeded by its place in the stream (``evaluate.mm.sampler``) the model's random state is all that is needed: each
-    process's own is stored.
+    Together with data seeded by its place in the stream (``evaluate.mm.sampler``) the model's random state is all that
+    is needed: each process's own is stored.
 
     Raises:
         UserError: processes that would go on from different iterations, since they do not see the same folder.
@@ -91,7 +92,7 @@ class Resume(Hook):
         self.random = state["random"][get_rank()]
         print(f"goes on at iteration {state['iteration']} of {runner.max_iters}", file=sys.stderr)
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
         self._restore_random()  # only now: making the data loader's iterator draws from torch's generator
 
     def after_train(self, runner: Runner) -> None:
@@ -105,7 +106,7 @@ class Resume(Hook):
             self.random = None
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict[str, Any] | None = None
+        self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, torch.Tensor]
     ) -> None:
         done = runner.iter + 1
         if done % self.interval and done != runner.max_iters:
@@ -121,5 +122,5 @@ class Resume(Hook):
             "model": getattr(runner.model, "module", runner.model).state_dict(),
             "optimizer": runner.optim_wrapper.state_dict(),
             "schedulers": [{k: v for k, v in s.state_dict().items() if not callable(v)} for s in runner.param_schedulers],
-        }  # fmt: skip
+        }
         save(self.folder, done, state)

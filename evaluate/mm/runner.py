@@ -56,9 +56,10 @@ def train_and_test(
     precision: str = "auto",
     multi_scale: ConfigDict | None = None,
 ) -> dict[str, float]:
-    """Runs a complete config from the encoder's weights in this process; mmengine's own output goes to ``out_dir/<name>.log``.
+    """Trains and tests a complete config from the encoder's weights, in this process.
 
-    Killed and started again, it goes on from its last state and returns the same; the states stay for the caller to clear.
+    mmengine's own output goes to ``out_dir/<name>.log``. Killed and started again, it goes on from its last state and
+    returns the same; the states stay for the caller to clear.
 
     Args:
         micro_batch: images that a process takes at once; ``None`` is its whole share of the batch.
@@ -119,7 +120,7 @@ def load_encoder(model: nn.Module, encoder: Encoder) -> None:
 
 
 def save_interval(iterations: int, parts: int) -> int:
-    """After how many iterations a state is saved: a fifth of all, at most 1000, and only between steps of ``parts`` iterations each."""
+    """After how many iterations a state is saved: a fifth of all, at most 1000, whole steps of ``parts`` iterations."""
     return -(-min(1000, max(1, iterations // 5)) // parts) * parts
 
 

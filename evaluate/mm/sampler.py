@@ -1,20 +1,21 @@
-"""Which image comes when: an endless stream of dataset indices, by repeat factors with stochastic rounding where asked."""
+"""Which image comes when: an endless stream of indices, by repeat factors with stochastic rounding where asked."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from itertools import islice
+from typing import Protocol
 
 import torch
 from mmengine.dist import get_dist_info
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 
 
 def repeat_factors(images_categories: list[list[int]], threshold: float) -> Tensor:
     """How often each image should come an epoch (LVIS, arXiv 1908.03195), as detectron2 computes it.
 
-    f(c) is the share of images holding class c, r(c) = max(1, sqrt(threshold / f(c))), and an image's factor is the largest of its
-    classes', 1 without objects. Returns (number of images,) float32.
+    f(c) is the share of images holding class c, r(c) = max(1, sqrt(threshold / f(c))), and an image's factor is the
+    largest of its classes', 1 without objects. Returns (number of images,) float32.
     """
     holding = Counter(category for categories in images_categories for category in set(categories))
     factor = {c: max(1.0, (threshold / (count / len(images_categories))) ** 0.5) for c, count in holding.items()}
@@ -28,24 +29,31 @@ def stochastic_round(factors: Tensor, generator: torch.Generator) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(factors)), counts.long())
 
 
-class TrainingSampler(Sampler[tuple[int, int]]):
-    """Endless shuffled epochs of (place in the stream, index); the same stream on every process, of which each takes its share.
+class Categorized(Sized, Protocol):
+    """A data set whose images hold objects of categories."""
 
-    The place lets the data set seed each sample by itself.
+    def categories_of(self, index: int) -> list[int]: ...
+
+
+class TrainingSampler(Sampler[tuple[int, int]]):
+    """Endless shuffled epochs of (place in the stream, index).
+
+    The stream is the same on every process, and each takes its share. The place lets the data set seed each sample by
+    itself.
 
     Args:
-        dataset: needs ``categories_of(index)`` if ``repeat_threshold`` is given.
+        dataset: only its length counts where there is no ``repeat_threshold``.
         repeat_threshold: oversampling threshold of the repeat factors; ``None`` shows every image once an epoch.
         seed: of the order; the same on all processes.
     """
 
-    def __init__(self, dataset: Dataset, repeat_threshold: float | None = None, seed: int = 0) -> None:
-        self.size = len(dataset)  # type: ignore[arg-type]
+    def __init__(self, dataset: Categorized, repeat_threshold: float | None = None, seed: int = 0) -> None:
+        self.size = len(dataset)
         self.seed = seed
         self.rank, self.world_size = get_dist_info()
         self.factors = torch.ones(self.size)
         if repeat_threshold is not None:
-            self.factors = repeat_factors([dataset.categories_of(i) for i in range(self.size)], repeat_threshold)  # type: ignore[attr-defined]
+            self.factors = repeat_factors([dataset.categories_of(i) for i in range(self.size)], repeat_threshold)
         self.start = 0
 
     def _stream(self) -> Iterator[int]:

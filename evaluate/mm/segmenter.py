@@ -1,10 +1,12 @@
 """A segmenter's recipe, completed from the encoder and the data."""
 
 import copy
-from typing import Any
+
+from mmengine.config import Config, ConfigDict
 
 from evaluate.data.ade20k import class_names, paired_files
 from evaluate.data.published_counts import size
+from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
 from evaluate.mm.multi_scale import Views
@@ -14,23 +16,27 @@ from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 
 
-def require_two_crops(cfg: Any, micro_batch: int | None, device: str) -> None:
-    """Raises UserError where BatchNorm of a map pooled to one pixel would see a single value: one crop at once in one process."""
+def require_two_crops(cfg: Config, micro_batch: int | None, device: str) -> None:
+    """Refuses one crop at once in one process, where BatchNorm of a map pooled to one pixel would see a single value.
+
+    Raises:
+        UserError: such a batch; several GPUs synchronize BatchNorm and may have one crop each.
+    """
     size = distributed.world_size()
-    synchronised = size > 1 and device.startswith("cuda")
+    synchronized = size > 1 and device.startswith("cuda")
     share = cfg.batch_size // size
-    if min(micro_batch or share, share) == 1 and not synchronised:
+    if min(micro_batch or share, share) == 1 and not synchronized:
         raise UserError("UPerNet's BatchNorm needs at least two crops at once in a process; set batch_size or micro_batch higher")
 
 
-def multi_scale_loader(cfg: Any) -> Any:
+def multi_scale_loader(cfg: Config) -> ConfigDict:
     """The recipe's test data, each picture as its views at the recipe's ratios."""
     loader = copy.deepcopy(cfg.test_dataloader)
     loader.dataset.pipeline = [{"type": LoadPicture}, {"type": LoadLabels}, {"type": Views, "crop": cfg.crop, "ratios": cfg.ratios}]
     return loader
 
 
-def fill_encoder(cfg: Any, encoder: Any) -> None:
+def fill_encoder(cfg: Config, encoder: Encoder) -> None:
     """Puts in what follows from the encoder: width, depth and normalization."""
     spec, model = encoder.spec, cfg.model
     if spec.family == "vit":
@@ -48,7 +54,7 @@ def fill_encoder(cfg: Any, encoder: Any) -> None:
     model.auxiliary_head.in_channels = channels[2]
 
 
-def fill_data(cfg: Any, env: Env) -> int:
+def fill_data(cfg: Config, env: Env) -> int:
     """Puts in folders, classes and limits; returns how many validation pictures are asked for.
 
     Raises:

@@ -1,14 +1,17 @@
-"""Images and instances as detectron2 reads, jitters and resizes them: RGB through PIL, polygons as floats, boxes from cropped polygons.
+"""The steps of the pipelines: instances as detectron2 reads, jitters and resizes them, label maps as mmseg reads them.
 
-A sample is mmdet's dictionary: ``img`` (H, W, 3) uint8 RGB, ``ori_shape``, ``img_shape`` (height, width), ``gt_masks`` (PolygonMasks),
-``gt_bboxes`` (x1, y1, x2, y2 in pixels), ``gt_bboxes_labels``. Random numbers come from numpy's global generator, which the data set
-seeds for each sample.
+Instances: RGB through PIL, polygons as floats, boxes from cropped polygons. A sample is mmdet's dictionary: ``img`` (H,
+W, 3) uint8 RGB, ``ori_shape``, ``img_shape`` (height, width), ``gt_masks`` (PolygonMasks), ``gt_bboxes`` (x1, y1, x2,
+y2 in pixels), ``gt_bboxes_labels``. Random numbers come from numpy's global generator, which the data set seeds for
+each sample.
 """
 
 from typing import Any
 
 import cv2
 import numpy as np
+from mmdet.structures.bbox import HorizontalBoxes
+from mmdet.structures.mask import PolygonMasks
 from PIL import Image, ImageOps
 
 from evaluate.runtime.errors import UserError
@@ -28,7 +31,7 @@ def crop_offset(height: int, width: int, target: int, draw: float) -> tuple[int,
 
 
 def tested_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """(height, width) with the shorter side ``shortest``, unless the longer one then exceeds ``longest``; halves round up."""
+    """(height, width) with a shorter side of ``shortest``, less where the longer is above ``longest``; halves round up."""
     scale = shortest / min(height, width)
     scaled = (shortest, scale * width) if height < width else (scale * height, shortest)
     if max(scaled) > longest:
@@ -83,11 +86,11 @@ class LargeScaleJitter:
 def jitter(sample: Sample, size: int, flip: bool, scale: float, draw: float) -> Sample:
     """``LargeScaleJitter`` with its random numbers given."""
     height, width = jittered_size(*sample["img"].shape[:2], scale, size)
-    return placed(sample, flip, max(height, 1), max(width, 1), crop_offset(height, width, size, draw), size)
+    return apply_geometry(sample, flip, max(height, 1), max(width, 1), crop_offset(height, width, size, draw), size)
 
 
 class ResizeShortest:
-    """Flip, then resize the shorter side to one of several lengths, the longer to at most ``longest``: detectron2's default training.
+    """Flip, then resize the shorter side to one of several lengths, the longer to at most ``longest``, as detectron2.
 
     Args:
         shortest: the lengths to choose from, in pixels.
@@ -100,34 +103,42 @@ class ResizeShortest:
     def __call__(self, sample: Sample) -> Sample:
         flip, side = np.random.random() < self.flip, self.shortest[np.random.randint(len(self.shortest))]
         height, width = tested_size(*sample["img"].shape[:2], side, self.longest)
-        return placed(sample, flip, height, width, (0, 0), self.longest)
+        return apply_geometry(sample, flip, height, width, (0, 0), self.longest)
 
 
-def placed(sample: Sample, flip: bool, new_height: int, new_width: int, corner: tuple[int, int], size: int) -> Sample:
-    """A sample flipped, resized and cropped to ``size`` at (top, left); reads ``polygons`` and ``labels``, writes mmdet's ground truth."""
-    from mmdet.structures.bbox import HorizontalBoxes
-    from mmdet.structures.mask import PolygonMasks
+def apply_geometry(
+    sample: Sample, flip: bool, new_height: int, new_width: int, corner: tuple[int, int], size: int
+) -> Sample:
+    """A sample flipped, resized and cropped to a square of ``size`` at most, whose corner is (top, left).
 
+    It reads ``polygons`` and ``labels`` and writes mmdet's ground truth.
+    """
     image = sample["img"][:, ::-1] if flip else sample["img"]
     height, width = image.shape[:2]
     top, left = corner
     image = resize_image(np.ascontiguousarray(image), new_height, new_width)[top : top + size, left : left + size]
     factors = np.array([new_width / width, new_height / height])
-    polygons = [[_moved(part, width, flip, factors) for part in parts] for parts in sample["polygons"]]
+    polygons = [[_moved_polygon(part, width, flip, factors) for part in parts] for parts in sample["polygons"]]
     box = np.array([left, top, left + image.shape[1], top + image.shape[0]])
     masks = PolygonMasks(polygons, new_height, new_width).crop(box)
     boxes = masks.get_bboxes("hbox").tensor.numpy().reshape(-1, 4)
     kept = ((boxes[:, 2:] - boxes[:, :2]) > 1e-5).all(1)
     return {
-        **sample, "img": image, "img_shape": image.shape[:2], "scale_factor": tuple(factors.tolist()), "flip": flip,
+        **sample,
+        "img": image,
+        "img_shape": image.shape[:2],
+        "scale_factor": tuple(factors.tolist()),
+        "flip": flip,
         "flip_direction": "horizontal" if flip else None,
-        "gt_masks": masks[np.flatnonzero(kept)], "gt_bboxes": HorizontalBoxes(boxes[kept].astype(np.float32)),
+        "gt_masks": masks[np.flatnonzero(kept)],
+        "gt_bboxes": HorizontalBoxes(boxes[kept].astype(np.float32)),
         "gt_bboxes_labels": np.asarray(sample["labels"], np.int64)[kept],
         "gt_ignore_flags": np.zeros(int(kept.sum()), bool),
-    }  # fmt: skip
+    }
 
 
-def _moved(part: np.ndarray, width: int, flip: bool, factors: np.ndarray) -> np.ndarray:
+def _moved_polygon(part: np.ndarray, width: int, flip: bool, factors: np.ndarray) -> np.ndarray:
+    """A polygon (2 n,) of x, y in a picture so many pixels wide, mirrored and scaled with it."""
     points = np.asarray(part, np.float64).reshape(-1, 2)
     if flip:
         points = np.stack([width - points[:, 0], points[:, 1]], 1)
@@ -144,13 +155,14 @@ class TestResize:
         height, width = sample["img"].shape[:2]
         new_height, new_width = tested_size(height, width, self.shortest, self.longest)
         image = resize_image(sample["img"], new_height, new_width)
-        return {**sample, "img": image, "img_shape": image.shape[:2], "scale_factor": (new_width / width, new_height / height)}
+        factors = (new_width / width, new_height / height)
+        return {**sample, "img": image, "img_shape": image.shape[:2], "scale_factor": factors}
 
 
 class LoadPicture:
     """Reads ``img`` (H, W, 3) uint8 BGR, as mmseg does. Raises UserError naming an unreadable file."""
 
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, sample: Sample) -> Sample:
         image = cv2.imread(sample["img_path"], cv2.IMREAD_COLOR)
         if image is None:
             raise UserError(f"the image {sample['img_path']} cannot be read; restore it")
@@ -164,16 +176,16 @@ class LoadLabels:
         UserError: an unreadable file, one of another size than its picture, or a label out of range.
     """
 
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, sample: Sample) -> Sample:
         path = sample["seg_map_path"]
         labels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if labels is None or labels.ndim != 2:
             raise UserError(f"the label map {path} cannot be read as one channel of labels; restore it")
         if labels.shape != tuple(sample["ori_shape"]):
-            raise UserError(
-                f"the label map {path} is {labels.shape[::-1]} pixels, its picture {tuple(sample['ori_shape'])[::-1]}; restore it"
-            )
+            size, expected = labels.shape[::-1], tuple(sample["ori_shape"])[::-1]
+            raise UserError(f"the label map {path} is {size} pixels, its picture {expected}; restore it")
         if labels.max() > sample["classes"]:
-            raise UserError(f"the label map {path} holds label {labels.max()}, but there are {sample['classes']} classes; restore it")
+            problem = f"holds label {labels.max()}, but there are {sample['classes']} classes"
+            raise UserError(f"the label map {path} {problem}; restore it")
         # uint8 arithmetic on purpose: 0 - 1 is 255, ignored
         return {**sample, "gt_seg_map": labels.astype(np.uint8) - np.uint8(1), "seg_fields": [*sample["seg_fields"], "gt_seg_map"]}

@@ -14,7 +14,8 @@ from evaluate.runtime.errors import UserError
 from results.atomic import atomic_write, remove_partial
 
 FILE = "training_state.pt"
-DENSE_STATE = "dense_training_state"  # the folder of a detector's or segmenter's states, which evaluate.mm.resume writes
+# the folder of a detector's or segmenter's states, which evaluate.mm.resume writes
+DENSE_STATE = "dense_training_state"
 
 
 def save(out_dir: Path, identity: str, state: dict[str, Any]) -> None:

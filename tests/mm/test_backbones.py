@@ -64,7 +64,7 @@ def test_beit_keeps_its_relative_bias_in_detection() -> None:
     "changes", [{}, VARIANTS["clip"], {"layer_scale": True}, {"registers": 2}], ids=["plain", "clip", "scale", "registers"]
 )
 def test_vitdet_equals_the_encoder_without_class_token(changes: dict) -> None:
-    """One window covers the picture, and relative positions begin at zero, so only the class token's absence makes a difference."""
+    """One window covers the picture and relative positions begin at zero: only the class token's absence matters."""
     encoder = tiny_encoder(**{**changes, "class_token": False, "registers": 0})
     state = encoder.model.state_dict()
     backbone = ViTDetBackbone.from_spec(encoder.spec, state, img_size=32, window=4).eval()

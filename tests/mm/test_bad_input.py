@@ -1,4 +1,4 @@
-"""Bad input of the dense tasks, through the tasks themselves: a sentence that names the file, or what COCO's own tools do."""
+"""Bad input of the dense tasks, through the tasks: a sentence that names the file, or what COCO's own tools do."""
 
 import contextlib
 import copy
@@ -130,7 +130,7 @@ def test_the_command_says_one_sentence(world: Path, tmp_path: Path, capsys: pyte
 
 
 def oddities(content: dict[str, Any], two_points_more: bool) -> None:
-    """Six images: crowds only, no objects, a box of one pixel, two points, run lengths beside polygons, an ordinary one.
+    """Six images: crowds only, no objects, a box of one pixel, two points, run lengths beside polygons, a usual one.
 
     The two points are a whole outline, or follow a whole one where there are ``two_points_more``.
     """

@@ -1,4 +1,4 @@
-"""Reading the dense sets: what is learnt, what is refused, and that a sample depends on its place in the stream only."""
+"""Reading the dense sets: what is learnt, what is refused, and that only its place in the stream changes a sample."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def test_classes_come_in_the_order_of_their_ids(tmp_path: Path) -> None:
 
 
 def test_what_is_learnt(tmp_path: Path) -> None:
-    """A crowd, a polygon of two points and a box without area are left out; run lengths and polygons mix; one pixel is enough."""
+    """A crowd, two points and a box without area are left out; run lengths and polygons mix; one pixel is enough."""
     mask = np.zeros((40, 60), bool)
     mask[5:9, 6:12] = True
     data = opened(written(tmp_path, [

@@ -1,4 +1,4 @@
-"""The region heads do what detectron2's do: matching, the cascade's stages; and every kind of detector trains and is tested."""
+"""The region heads do what detectron2's do: matching, cascade; and every kind of detector trains and is tested."""
 
 import logging
 import re

@@ -81,7 +81,7 @@ def test_no_detections_are_zero() -> None:
 
 
 def lvis_reference(truth: dict, found: list[dict], kind: str, most: int) -> dict[str, float]:
-    """The arithmetic of the lvis package, by hand: AP over ten overlaps and 101 recalls of each category, then means over groups."""
+    """The lvis package's arithmetic by hand: AP over ten overlaps and 101 recalls of a category, means over groups."""
     kept = []
     for image in truth["images"]:
         kept += sorted((d for d in found if d["image_id"] == image["id"]), key=lambda d: -d["score"])[:most]
@@ -152,7 +152,7 @@ def test_images_without_any_object_are_an_error(world: Path, tmp_path: Path) -> 
 
 
 def test_lvis_ignores_what_is_not_labelled() -> None:
-    """A category that is neither present nor surely absent in an image cannot be a false positive there; a surely absent one is."""
+    """A category not known to be present or absent in an image cannot be a false positive there; an absent one is."""
     truth, found = random_world(1, lvis=True)
     ids = [i["id"] for i in truth["images"]]
     before = average_precision(copy.deepcopy(truth), copy.deepcopy(found), ids, True, 300)

@@ -1,6 +1,7 @@
 """The learning loop is right: what was trained on a few toy images is found on those images.
 
-The full forms are slow; the short ones see fewer images for fewer iterations and ask for less, which an untrained model does not reach.
+The full forms are slow; the short ones see fewer images for fewer iterations and ask for less, which an untrained model
+does not reach.
 """
 
 import dataclasses

@@ -59,7 +59,7 @@ def _child(sender: Connection, errors: Path, *arguments: Any) -> None:
 
 
 def run_in_child(errors: Path, *arguments: Any, kill_after: float | None = None, when: Any = None) -> Any:
-    """What ``trained`` returns in a process of its own, or None if that was killed: after so many seconds, or as soon as ``when()``."""
+    """What ``trained`` returns in a process of its own; None if that was killed, after a time or once ``when()``."""
     receiver, sender = FORK.Pipe(duplex=False)
     child = FORK.Process(target=_child, args=(sender, errors, *arguments))
     child.start()
@@ -117,7 +117,7 @@ def test_killed_twelve_times_at_random_moments(task: str, encoder: Encoder, worl
 
 
 def test_the_newest_state_cut_short(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goes on from the one before, says so, and reads nothing but tensors and plain values; then the test alone is repeated."""
+    """Goes on from the one before, says so, reads only tensors and plain values; then the test alone is repeated."""
     expected = trained("ade20k", encoder, world, tmp_path / "whole", 0)
     states, errors = tmp_path / "broken" / DENSE_STATE, tmp_path / "errors"
     arguments = ("ade20k", encoder, world, tmp_path / "broken")
@@ -156,7 +156,7 @@ def test_killed_between_the_last_iteration_and_the_record(
 
     whole = ended(tmp_path / "whole")
     with monkeypatch.context() as patched:
-        patched.setattr(records, "write", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        patched.setattr(records, "write", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
         child = FORK.Process(target=main, args=("segmentation", [*command, str(tmp_path / "broken")]))
         child.start()
         child.join()
@@ -169,7 +169,7 @@ def test_killed_between_the_last_iteration_and_the_record(
 
 
 def test_statistics_made_anew_survive_an_interruption(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """C4 estimates BatchNorm's statistics after the last iteration: the same ones after a kill, with any number of loading processes."""
+    """C4's statistics of BatchNorm, made after the last iteration, are the same after a kill and with any workers."""
     encoder = tiny_resnet()
 
     def run(folder: str, workers: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:

@@ -62,7 +62,7 @@ def watched(encoder: Encoder, world: Path, folder: Path, watch: Any, **changes: 
 
 
 def test_weight_decay_and_rates_are_those_of_mmsegs_code() -> None:
-    """pos_embed, cls_token and the bias tables are decayed; what has one axis is not; both layer scales and tables begin neutrally."""
+    """pos_embed, cls_token and the bias tables are decayed; what has one axis is not; new parameters are neutral."""
     cfg = recipe("upernet_vit_160k_ade20k", tiny_encoder())
     with torch.device("meta"):
         model = built(cfg)
@@ -100,7 +100,7 @@ def test_what_an_encoder_lacks_begins_neutrally() -> None:
     ("precision", "expected"), [("auto", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)], ids=["auto", "bf16", "fp16"]
 )
 def test_mixed_precision_is_in_force(precision: str, expected: torch.dtype, encoder: Encoder, world: Path, tmp_path: Path) -> None:
-    """Linear layers compute in the short type while training, weights stay in float32 and move; the test is in float32."""
+    """Linear layers compute in the short type in training, weights stay float32 and move; the test is in float32."""
     seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     weights: list[torch.Tensor] = []
 
@@ -219,7 +219,7 @@ metrics = segmentation.run(encoder, config, Env(world, out, limit=3))
 
 
 def test_two_processes(encoder: Encoder, world: Path, tmp_path: Path) -> None:
-    """Two processes train together and both give the mIoU that one process gives with the same weights; 3 pictures are uneven."""
+    """Two processes train together; both give the mIoU of one process with the same weights; 3 pictures are uneven."""
     weights = tmp_path / "encoder.safetensors"
     save_file(encoder.model.state_dict(), weights)
     weights.with_suffix(".json").write_text(encoder.spec.to_json())

@@ -1,12 +1,12 @@
-"""What both ViT backbones are built of: the block, the position embedding, and loading from the canonical encoder by name.
+"""What both ViT backbones are built of: block, position embedding, and loading from the canonical encoder by name.
 
-Axes: B batch, N tokens, D width, h w patch grid. Parameter names are timm's, so that the encoder's tensors load without renaming.
+Axes: B batch, N tokens, D width, h w patch grid. Parameter names are timm's, so that the encoder's tensors load without
+renaming.
 """
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,7 @@ def resize_pos_embed(pos_embed: Tensor, has_class_row: bool, grid: tuple[int, in
 
 
 def resize_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position rows (1, h, w, D) resized to the grid: bicubic, align_corners False, no antialias, as detectron2 and mmseg do."""
+    """Position rows (1, h, w, D) resized to the grid: bicubic, no antialias, as detectron2 and mmseg do."""
     if tuple(patches.shape[1:3]) == tuple(grid):
         return patches
     resized = F.interpolate(patches.permute(0, 3, 1, 2), size=grid, mode="bicubic", align_corners=False)
@@ -84,7 +84,7 @@ def has_class_row(pos_embed: Tensor) -> bool:
 
 
 def resize_table(table: Tensor, base: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """A table ((2 h - 1) (2 w - 1) + 3, heads) made for the grid ``base``, resized bicubically; the last three rows stay."""
+    """A table ((2 h - 1) (2 w - 1) + 3, heads) of the grid ``base`` resized bicubically; the last three rows stay."""
     if tuple(base) == tuple(grid):
         return table
     square = table[:-3].T.reshape(1, -1, 2 * base[0] - 1, 2 * base[1] - 1)
@@ -95,8 +95,9 @@ def resize_table(table: Tensor, base: tuple[int, int], grid: tuple[int, int]) ->
 def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], class_token: bool) -> Tensor:
     """The additive bias (heads, N, N) of a table ((2 h - 1) (2 w - 1) + 3, heads) made for the grid ``base``.
 
-    The last three rows are class token to patch, patch to class token, and class token to itself (BEiT's order). The patches'
-    part is resized bicubically where the grid differs from ``base``. Without a class token the three rows are not used.
+    The last three rows are class token to patch, patch to class token, and class token to itself (BEiT's order). The
+    patches' part is resized bicubically where the grid differs from ``base``. Without a class token the three rows are
+    not used.
     """
     h, w = grid
     table = resize_table(table, base, grid)
@@ -119,8 +120,9 @@ def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], c
 def plain_state(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """An encoder's tensors under the names of a plain timm ViT with a position embedding and without registers.
 
-    BEiT's separate query and value biases become one (its keys have none), its gammas layer scales; an encoder without position
-    embedding gets zeros, which change nothing; registers and their positions are left out, since neither backbone has them.
+    BEiT's separate query and value biases become one (its keys have none), its gammas layer scales; an encoder without
+    position embedding gets zeros, which change nothing; registers and their positions are left out, since neither
+    backbone has them.
 
     Raises:
         ValueError: an encoder that is no ViT.
@@ -147,7 +149,8 @@ def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Mapping[str, 
     """Loads the encoder's tensors strictly. A module on the meta device takes them as they are, without a copy.
 
     Args:
-        new: patterns of the names that this backbone may have on top of the encoder, and the value that these tensors begin with.
+        new: patterns of the names that this backbone may have on top of the encoder, and the value that these tensors
+            begin with.
         dropped: patterns of the names that the encoder may have and this backbone has no use for.
 
     Returns:
@@ -171,20 +174,28 @@ def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Mapping[str, 
     return {"matched": matched, "new": list(begins), "dropped": [n for n in state if n not in own]}
 
 
-class ViTBackbone(nn.Module, ABC):
+class ViTBackbone(nn.Module):
     """What both ViT backbones can do with a canonical encoder."""
 
+    NEW: ClassVar[dict[str, float]]
+    """Patterns of the parameters that an encoder may lack, and the neutral value that they then begin with."""
+    DROPPED: ClassVar[tuple[str, ...]]
+    """Patterns of an encoder's parameters that the backbone has no use for."""
     checkpointing: bool
     """Recompute activations in the backward pass to save memory."""
 
     @staticmethod
-    @abstractmethod
     def arguments(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
         """The constructor's arguments that follow from the encoder, as plain values for a config."""
+        raise NotImplementedError
 
-    @abstractmethod
+    def fit(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The encoder's plain state, resized to this backbone."""
+        return state
+
     def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
         """Loads the encoder's tensors strictly, as ``load_encoder`` does, and returns the same."""
+        return load_encoder(self, self.fit(spec, plain_state(spec, state)), self.NEW, self.DROPPED)
 
     @classmethod
     def from_spec(cls, spec: EncoderSpec, state: dict[str, Tensor], **settings: Any) -> Self:

@@ -1,4 +1,4 @@
-"""A ResNet encoder in a detector or segmenter: timm's own module with the encoder's tensors, whole or cut before its last stage (C4)."""
+"""A ResNet encoder in a detector or segmenter: timm's module, whole or cut before its last stage (C4)."""
 
 from typing import Any
 
@@ -13,7 +13,9 @@ LAST = "layer4."
 
 
 class ResNetBackbone(nn.Module):
-    """Image (B, 3, H, W) to the stages' maps at strides 4, 8, 16 and 32. BatchNorm is trained with the rest, as MoCo does.
+    """Image (B, 3, H, W) to the stages' maps at strides 4, 8, 16 and 32.
+
+    BatchNorm is trained with the rest, as MoCo does.
 
     Args:
         spec: the encoder's spec as JSON.
@@ -33,7 +35,7 @@ class ResNetBackbone(nn.Module):
         return {"spec": spec.to_json()}
 
     def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
-        """Loads all of an encoder's tensors strictly; returns the names. Raises ValueError on one too many or too few."""
+        """Loads all of the encoder's tensors strictly, as ``load_encoder`` does, and returns the same."""
         return load_encoder(self.model, state, new={}, dropped=(LAST.replace(".", r"\..*"),) if self.c4 else ())
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -46,7 +48,7 @@ class ResNetBackbone(nn.Module):
 
 
 class LastStage(nn.Module):
-    """The encoder's last stage over regions (N, C, 14, 14) to (N, 2 C, 7, 7), then a new BatchNorm: the C4 head of MoCo.
+    """MoCo's C4 head: the encoder's last stage over regions (N, C, 14, 14) to (N, 2 C, 7, 7), and a new BatchNorm.
 
     Args:
         spec: the encoder's spec as JSON.
@@ -58,7 +60,7 @@ class LastStage(nn.Module):
         self.norm = nn.BatchNorm2d(widths(EncoderSpec.from_json(spec))[-1])
 
     def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
-        """Loads the encoder's last stage strictly; returns the names. Raises ValueError on one too many or too few."""
+        """Loads the encoder's last stage strictly, as ``load_encoder`` does, and returns the same."""
         own = {name.removeprefix(LAST): value for name, value in state.items() if name.startswith(LAST)}
         return load_encoder(self.layer4, own, new={}, dropped=())
 

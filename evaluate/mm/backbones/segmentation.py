@@ -1,8 +1,8 @@
-"""The ViT that MAE's segmentation protocol uses (mmseg's MAE backbone), from any canonical encoder and for any input size.
+"""The ViT of MAE's segmentation protocol (mmseg's MAE backbone), from any canonical encoder, for any input size.
 
-Global attention in all blocks, the class token kept through them, a relative position bias a block (from zero) and layer scale
-(from one, or the encoder's own). mmseg's class works at one input size only; here the position embedding and the bias tables are
-interpolated. No mm* package is imported. Axes: B batch, N tokens, D width, h w patch grid.
+Global attention in all blocks, the class token kept through them, a relative position bias a block (from zero) and
+layer scale (from one, or the encoder's own). mmseg's class works at one input size only; here the position embedding
+and the bias tables are interpolated. No mm* package is imported. Axes: B batch, N tokens, D width, h w patch grid.
 """
 
 from typing import Any
@@ -18,7 +18,6 @@ from evaluate.mm.backbones.layers import (
     ViTBackbone,
     drop_path_rates,
     has_class_row,
-    load_encoder,
     plain_state,
     relative_bias,
     resize_grid,
@@ -27,13 +26,9 @@ from evaluate.mm.backbones.layers import (
     sizes_of,
 )
 
-# not all encoders have them; zeros and ones, so they change nothing at first
-NEW = {r"blocks\.\d+\.attn\.relative_position_bias_table": 0.0, r"blocks\.\d+\.ls[12]\.gamma": 1.0}
-DROPPED = (r"(fc_)?norm\.(weight|bias)",)  # no norm after the blocks
-
 
 def out_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
-    """The blocks whose outputs feed UPerNet: MAE's 3, 5, 7, 11 of 12; otherwise evenly spread (repeating in a shallow encoder)."""
+    """The blocks that feed UPerNet: MAE's 3, 5, 7, 11 of 12; else evenly spread, repeating in a shallow encoder."""
     if depth == 12:
         return (3, 5, 7, 11)
     return tuple(max((index + 1) * depth // count - 1, 0) for index in range(count))
@@ -62,15 +57,19 @@ class SegmentationBackbone(ViTBackbone):
 
     Args:
         class_position: whether the class token has a row of the position embedding.
-        img_size: training crop (height, width) in pixels; sets the size of the position embedding and of the bias tables.
+        img_size: training crop (height, width) in pixels; sets the size of the position embedding and of the bias
+            tables.
         final_norm: a LayerNorm after the last block (MAE's protocol has none).
     """
+
+    NEW = {r"blocks\.\d+\.attn\.relative_position_bias_table": 0.0, r"blocks\.\d+\.ls[12]\.gamma": 1.0}
+    DROPPED = (r"(fc_)?norm\.(weight|bias)",)  # no norm after the blocks
 
     def __init__(
         self, *, patch_size: int, width: int, depth: int, heads: int, hidden: int, eps: float, activation: str, pre_norm: bool,
         patch_bias: bool, class_token: bool, class_position: bool, img_size: tuple[int, int] = (512, 512),
         out_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, final_norm: bool = False, checkpointing: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.base = base = (img_size[0] // patch_size, img_size[1] // patch_size)
         self.out_indices = out_blocks(depth) if out_indices is None else tuple(out_indices)
@@ -92,19 +91,15 @@ class SegmentationBackbone(ViTBackbone):
         del sizes["layer_scale"], sizes["positions"]  # this protocol always has the one; the other follows from img_size
         return {**sizes, "class_token": "cls_token" in state, "class_position": has_class_row(state["pos_embed"])}
 
-    def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
-        """Loads the encoder's tensors strictly, as ``load_encoder`` does, and returns the same.
-
-        The position embedding (and BEiT's bias) is resized to the training crop here, once, as MAE's protocol does.
-        """
-        state = plain_state(spec, state)
+    def fit(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Position embedding and BEiT's bias resized to the training crop, once, as MAE's protocol does."""
         prefix, patches = resize_pos_embed(state["pos_embed"], has_class_row(state["pos_embed"]), self.base)
         positions = patches.flatten(1, 2)
         state["pos_embed"] = positions if prefix is None else torch.cat([prefix, positions], 1)
         side = spec.img_size // spec.patch_size
         for name in [name for name in state if name.endswith(".relative_position_bias_table")]:
             state[name] = resize_table(state[name], (side, side), self.base)
-        return load_encoder(self, state, NEW, DROPPED)
+        return state
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         patches = self.patch_embed(images)

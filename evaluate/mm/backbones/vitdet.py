@@ -1,7 +1,8 @@
-"""ViTDet's plain backbone and simple feature pyramid (Li et al., arXiv 2203.16527), as detectron2 commit 02b5c4e computes them.
+"""ViTDet's plain backbone and simple feature pyramid (Li et al., arXiv 2203.16527), as detectron2 computes them.
 
-Window attention in most blocks, global attention in a few evenly spread ones, decomposed relative positions in all, no class token
-and no final norm. No mm* package is imported. Axes: B batch, D width, h w patch grid, S window side.
+detectron2's commit is 02b5c4e. Window attention in most blocks, global attention in a few evenly spread ones,
+decomposed relative positions in all, no class token and no final norm. No mm* package is imported. Axes: B batch, D
+width, h w patch grid, S window side.
 """
 
 from functools import partial
@@ -18,25 +19,24 @@ from evaluate.mm.backbones.layers import (
     ViTBackbone,
     drop_path_rates,
     has_class_row,
-    load_encoder,
     plain_state,
     relative_bias,
     resize_pos_embed,
     sizes_of,
 )
 
-NEW = {r"blocks\.\d+\.attn\.rel_pos_[hw]": 0.0}  # no encoder has them; zeros, so they change nothing at first
-DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)")  # no class token, no norm after the blocks
-
 
 def global_blocks(depth: int, count: int = 4) -> tuple[int, ...]:
-    """The blocks with global attention: the last of each of ``count`` equal parts; 2, 5, 8, 11 of 12. Shallow encoders get two parts."""
+    """The blocks with global attention: the last of each of ``count`` equal parts; 2, 5, 8, 11 of 12.
+
+    Shallow encoders get two parts.
+    """
     count = count if depth >= 2 * count else min(2, depth)
     return tuple((index + 1) * depth // count - 1 for index in range(count))
 
 
 def relative_positions(table: Tensor, size: int) -> Tensor:
-    """(size, size, C) of a table (2 S - 1, C), by query and key position; the table is resized linearly if S differs from ``size``."""
+    """A table (2 S - 1, C) by query and key position, (size, size, C); resized linearly if S differs from ``size``."""
     if table.shape[0] != 2 * size - 1:
         table = F.interpolate(table.T[None], size=2 * size - 1, mode="linear")[0].T
     positions = torch.arange(size, device=table.device)
@@ -46,9 +46,9 @@ def relative_positions(table: Tensor, size: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention over a grid (B, h, w, D) with decomposed relative positions.
 
-    With a ``window`` each window of so many patches a side attends to itself; 0 is global attention. The relative term uses the
-    unscaled query: softmax(q k^T / sqrt(C) + q . R_h + q . R_w). BEiT's own bias (``bias_side`` patches a side; 0: none) is added
-    to it; detectron2 has no such term and BEiT without it is another model.
+    With a ``window`` each window of so many patches a side attends to itself; 0 is global attention. The relative term
+    uses the unscaled query: softmax(q k^T / sqrt(C) + q . R_h + q . R_w). BEiT's own bias (``bias_side`` patches a
+    side; 0: none) is added to it; detectron2 has no such term and BEiT without it is another model.
     """
 
     def __init__(self, width: int, heads: int, window: int, table_size: int, bias_side: int = 0) -> None:
@@ -81,7 +81,7 @@ class Attention(nn.Module):
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
-    """(B, h, w, D) to (B * windows, side, side, D); right and bottom are padded with zeros, which take part in attention."""
+    """(B, h, w, D) to (B * windows, side, side, D), padded right and below with zeros, which take part in attention."""
     batch, h, w, width = x.shape
     x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
     x = x.reshape(batch, x.shape[1] // side, side, x.shape[2] // side, side, width)
@@ -99,8 +99,8 @@ def from_windows(windows: Tensor, h: int, w: int) -> Tensor:
 class ViTDetBackbone(ViTBackbone):
     """Plain ViT for detection: image (B, 3, H, W) to a tuple of one map (B, D, H / patch, W / patch).
 
-    With fresh relative positions and one window covering the image, it computes the encoder's own patch tokens, but for the
-    class token, which takes no part here.
+    With fresh relative positions and one window covering the image, it computes the encoder's own patch tokens, but for
+    the class token, which takes no part here.
 
     Args:
         positions: rows of the pretrained position embedding, the class token's included if there is one.
@@ -110,11 +110,14 @@ class ViTDetBackbone(ViTBackbone):
         bias_side: patches a side for which an encoder's relative position bias (BEiT's) was made; 0: it has none.
     """
 
+    NEW = {r"blocks\.\d+\.attn\.rel_pos_[hw]": 0.0}
+    DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)")  # no class token, no norm after the blocks
+
     def __init__(
         self, *, patch_size: int, width: int, depth: int, heads: int, hidden: int, eps: float, activation: str, pre_norm: bool,
         layer_scale: bool, patch_bias: bool, positions: int, img_size: int = 1024, window: int = 14,
         global_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, checkpointing: bool = False, bias_side: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         global_indices = global_blocks(depth) if global_indices is None else global_indices
         self.checkpointing = checkpointing
@@ -130,9 +133,6 @@ class ViTDetBackbone(ViTBackbone):
     @staticmethod
     def arguments(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
         return {**sizes_of(spec, plain_state(spec, state)), "bias_side": spec.img_size // spec.patch_size if spec.rel_pos_bias else 0}
-
-    def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
-        return load_encoder(self, plain_state(spec, state), NEW, DROPPED)
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.forward_blocks(images)[-1].permute(0, 3, 1, 2).contiguous(),)
@@ -152,7 +152,8 @@ class ViTDetBackbone(ViTBackbone):
 class ChannelLayerNorm(nn.Module):
     """LayerNorm over the channels of (B, C, H, W) at each pixel, population variance.
 
-    Not a torch norm class on purpose: detectron2's rule for weight decay exempts torch's classes only, so this one is decayed.
+    Not a torch norm class on purpose: detectron2's rule for weight decay exempts torch's classes only, so this one is
+    decayed.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-6) -> None:
@@ -178,7 +179,7 @@ class ConvNorm(nn.Conv2d):
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """The last map at stride s to five maps of ``out_channels`` at strides s/4, s/2, s, 2s, 4s (p2 to p6 for s = 16)."""
+    """The last map, at stride s, to five of ``out_channels`` at strides s/4, s/2, s, 2s, 4s (p2 to p6 for s = 16)."""
 
     def __init__(self, in_channels: int, out_channels: int = 256) -> None:
         super().__init__()

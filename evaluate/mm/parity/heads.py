@@ -1,4 +1,4 @@
-"""The region heads in ``evaluate.mm.parity``: names and shapes of detectron2's RPN, box and mask heads, anchors, levels, deltas, outputs."""
+"""Region heads beside detectron2's: names and shapes of RPN, box and mask heads, anchors, levels, deltas, outputs."""
 
 import math
 import re
@@ -6,17 +6,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+from mmdet.models.task_modules.prior_generators import AnchorGenerator
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
+from evaluate.encoder.spec import EncoderSpec
+from evaluate.mm.parity.backbones import detector_without_values
 from evaluate.mm.parity.names import detectron2_name
-from evaluate.mm.parity.samples import drawn, samples
+from evaluate.mm.parity.samples import FLOAT32, SAME, Result, difference_at_samples, recorded_weight
 from evaluate.mm.recipes import read_recipe
 from evaluate.runtime.errors import UserError
 
-PARTS = {"backbone_net": "backbone.", "pyramid": "neck.", "rpn": "rpn_head.", "box_head": "roi_head.bbox_head.", "mask_head": "roi_head.mask_head."}
-EXACT, PIXELS, FLOAT32 = 0.0, 1e-4, 5e-5
-Result = dict[str, tuple[float, float]]  # name: (largest difference, bound)
+PARTS = {
+    "backbone_net": "backbone.",
+    "pyramid": "neck.",
+    "rpn": "rpn_head.",
+    "box_head": "roi_head.bbox_head.",
+    "mask_head": "roi_head.mask_head.",
+}
+PIXELS = 1e-4  # a bound
 
 
 def our_name(name: str) -> str:
@@ -28,7 +37,7 @@ def our_name(name: str) -> str:
 
 
 def backbone_size(width: int, patch: int, parameters: int) -> tuple[int, int]:
-    """(blocks, heads) of the ViTDet backbone of a width that has so many parameters; 197 positions, window 14, 1024 pixels.
+    """(blocks, heads) of a ViTDet backbone by its number of parameters; 197 positions, window 14, 1024 pixels.
 
     Raises:
         UserError: there is none.
@@ -38,35 +47,36 @@ def backbone_size(width: int, patch: int, parameters: int) -> tuple[int, int]:
             tables = 2 * width // heads * ((depth - 4) * 27 + 4 * (2 * (1024 // patch) - 1))
             if (3 * patch**2 + 1 + 197) * width + depth * (12 * width**2 + 13 * width) + tables == parameters:
                 return depth, heads
-    raise UserError(f"no ViTDet backbone of width {width} has {parameters} parameters; the reference file is damaged or of another detector")
+    problem = f"no ViTDet backbone of width {width} has {parameters} parameters"
+    raise UserError(f"{problem}; the reference file is damaged or of another detector")
 
 
 def detector(recipe: str, content: dict[str, Any]) -> nn.Module:
     """A recipe's detector of the recorded classes and widths, without values (on the meta device)."""
-    import mmdet.models  # noqa: F401
-    model = read_recipe(recipe).model
+    cfg = read_recipe(recipe)
     width = content["pyramid"]["backbone.simfp_2.0.weight"][0]
     channels = content["box_head"]["roi_heads.box_head.conv1.weight"][0]
-    hidden = content["box_head"]["roi_heads.box_head.fc1.weight"][0]
-    classes = content["mask_head"]["roi_heads.mask_head.predictor.weight"][0]
-    strides = content["anchors"]["strides"]
-    depth, heads = backbone_size(width, strides[2], content["num_parameters"]["backbone_net"])
-    model.backbone.update(
-        patch_size=strides[2], width=width, depth=depth, heads=heads, hidden=4 * width, eps=content["torch_layernorm_eps"][0],
-        activation="gelu", pre_norm=False, layer_scale=False, patch_bias=True, positions=197,
-    )  # fmt: skip
-    model.data_preprocessor.update(mean=[0.0] * 3, std=[1.0] * 3)
-    model.neck.update(in_channels=width, out_channels=channels)
-    model.rpn_head.update(in_channels=channels, feat_channels=channels)
-    model.rpn_head.anchor_generator.strides = strides
-    head = model.roi_head
-    head.bbox_roi_extractor.update(out_channels=channels, featmap_strides=strides[:4])
-    head.mask_roi_extractor.update(out_channels=channels, featmap_strides=strides[:4])
-    sizes = {"in_channels": channels, "conv_out_channels": channels, "num_classes": classes}
-    head.bbox_head.update(sizes, fc_out_channels=hidden)
-    head.mask_head.update(sizes)
-    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-        return MODELS.build(model)
+    patch = content["anchors"]["strides"][2]
+    depth, heads = backbone_size(width, patch, content["num_parameters"]["backbone_net"])
+    cfg.model.neck.out_channels = channels
+    cfg.model.rpn_head.update(in_channels=channels, feat_channels=channels)
+    for part in ("bbox", "mask"):
+        cfg.model.roi_head[f"{part}_roi_extractor"].out_channels = channels
+        cfg.model.roi_head[f"{part}_head"].update(in_channels=channels, conv_out_channels=channels)
+    cfg.model.roi_head.bbox_head.fc_out_channels = content["box_head"]["roi_heads.box_head.fc1.weight"][0]
+    spec = EncoderSpec(
+        family="vit",
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        patch_size=patch,
+        img_size=14 * patch,
+        layer_norm_eps=content["torch_layernorm_eps"][0],
+        class_token=True,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    return detector_without_values(cfg, spec, content["mask_head"]["roi_heads.mask_head.predictor.weight"][0])
 
 
 def roi_heads(content: dict[str, Any]) -> Result:
@@ -80,13 +90,13 @@ def roi_heads(content: dict[str, Any]) -> Result:
     ):
         ours = {key: list(value.shape) for key, value in model.named_parameters() if not key.startswith("backbone.")}
         theirs = {our_name(key): shape for key, shape in {**shared, **own}.items()}
-        result[f"{name}: names or shapes that differ"] = float(sum(ours.get(k) != theirs.get(k) for k in set(ours) | set(theirs))), EXACT
-        result[f"{name}: parameters"] = float(abs(sum(value.numel() for value in model.parameters()) - total)), EXACT
+        result[f"{name}: names or shapes that differ"] = float(sum(ours.get(k) != theirs.get(k) for k in set(ours) | set(theirs))), SAME
+        result[f"{name}: parameters"] = float(abs(sum(value.numel() for value in model.parameters()) - total)), SAME
         eps = {module.eps for key, module in model.named_modules() if hasattr(module, "eps") and not key.startswith("backbone.")}
-        result[f"{name}: eps of the norms"] = float(eps != set(content["channel_norm_eps"])), EXACT
+        result[f"{name}: eps of the norms"] = float(eps != set(content["channel_norm_eps"])), SAME
     for part, prefix in PARTS.items():
         count = sum(value.numel() for name, value in plain.named_parameters() if name.startswith(prefix))
-        result[f"parameters of {part}"] = float(abs(count - content["num_parameters"][part])), EXACT
+        result[f"parameters of {part}"] = float(abs(count - content["num_parameters"][part])), SAME
     result.update(_pooling(plain, content))
     result.update(_anchors(plain, content["anchors"]))
     result.update(_deltas(content["box_deltas"]))
@@ -103,19 +113,17 @@ def _pooling(model: nn.Module, content: dict[str, Any]) -> Result:
         ours = (layer.output_size, layer.sampling_ratio, layer.aligned)
         wrong = ours != ((expected["output_size"],) * 2, expected["sampling_ratio"], "aligned=True" in expected["type"])
         scales = [layer.spatial_scale for layer in extractor.roi_layers]
-        result[f"{name} pooler"] = float(wrong or scales != expected.get("scales", scales)), EXACT
+        result[f"{name} pooler"] = float(wrong or scales != expected.get("scales", scales)), SAME
     boxes = torch.tensor(content["roi_level_assignment"]["boxes_xyxy"])
     levels = model.roi_head.bbox_roi_extractor.map_roi_levels(torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1), 4).tolist()
     recorded = content["roi_level_assignment"]["level_index_p2_is_0"]
-    return {**result, "levels of regions that differ": (float(sum(a != b for a, b in zip(levels, recorded, strict=True))), EXACT)}
+    return {**result, "levels of regions that differ": (float(sum(a != b for a, b in zip(levels, recorded, strict=True))), SAME)}
 
 
 def _anchors(model: nn.Module, content: dict[str, Any]) -> Result:
     """Anchors around a point and over two small grids."""
-    from mmdet.models.task_modules.prior_generators import AnchorGenerator
-
-    made = model.rpn_head.prior_generator
-    generator = AnchorGenerator([stride[0] for stride in made.strides], made.ratios.tolist(), made.scales.tolist())
+    ours = model.rpn_head.prior_generator  # on the meta device, so the same is made anew
+    generator = AnchorGenerator([stride[0] for stride in ours.strides], ours.ratios.tolist(), ours.scales.tolist())
     pairs = [(base, content["cell_anchors_xyxy"][level]) for level, base in enumerate(generator.base_anchors)]
     for level, rows, columns in ((0, 2, 3), (1, 1, 2)):
         key = next(key for key in content if key.startswith(f"grid_anchors_level{level}"))
@@ -125,8 +133,6 @@ def _anchors(model: nn.Module, content: dict[str, Any]) -> Result:
 
 def _deltas(content: dict[str, Any]) -> Result:
     """Boxes to deltas and back, by the weights of each stage, and the largest change of size."""
-    from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
-
     result: Result = {}
     for name, case in content.items():
         if name == "scale_clamp":
@@ -142,11 +148,12 @@ def _deltas(content: dict[str, Any]) -> Result:
 
 def _forward(content: dict[str, Any]) -> Result:
     """The box head's features and the mask head's logits, small."""
-    roi_head, result = read_recipe("mask_rcnn_vitdet_100ep_coco").model.roi_head, {}
+    roi_head = read_recipe("mask_rcnn_vitdet_100ep_coco").model.roi_head
+    result: Result = {}
     for name, config in (("box_head", roi_head.bbox_head), ("mask_head", roi_head.mask_head)):
         case = content[name]
         batch, channels, height, width = case["input"]["shape"]
-        parameters = {our_name(f"roi_heads.{name}.{key}").split("_head.", 2)[2]: drawn(entry) for key, entry in case["parameters"].items()}
+        parameters = {our_name(f"roi_heads.{name}.{key}").split("_head.", 2)[2]: recorded_weight(entry) for key, entry in case["parameters"].items()}
         config.update(in_channels=channels, conv_out_channels=channels, num_classes=case["output"]["shape"][1])
         if name == "box_head":
             config.update(fc_out_channels=case["output"]["shape"][1])
@@ -159,9 +166,10 @@ def _forward(content: dict[str, Any]) -> Result:
         images = torch.from_numpy(np.sin(0.9 * i + 0.4 * j * (1 + c / channels) + 0.7 * c + 1.3 * n).astype(np.float32))
         with torch.no_grad():
             output = head(images)
-        result[f"{name}'s output"] = samples(output[0] if name == "box_head" else output, case["output"]), FLOAT32
+        result[f"{name}'s output"] = difference_at_samples(output[0] if name == "box_head" else output, case["output"]), FLOAT32
     return result
 
 
-def _difference(ours: Tensor, theirs: list) -> float:
+def _difference(ours: Tensor, theirs: list[Any]) -> float:
+    """The largest difference from a nested list."""
     return float((ours.double() - torch.tensor(theirs, dtype=torch.float64)).abs().max())

@@ -1,4 +1,4 @@
-"""Our names of the parameters of detectron2's ViTDet Mask R-CNN and of mmseg's MAE backbone, for comparing with them."""
+"""Our names of the parameters of detectron2's ViTDet Mask R-CNN and of mmseg's MAE backbone."""
 
 import re
 
@@ -24,7 +24,10 @@ DETECTRON2_NAMES = (
 
 
 def detectron2_name(name: str) -> str:
-    """Our name of a parameter of detectron2's ViTDet; its heads count their convolutions from 1. Raises KeyError for another name."""
+    """Our name of a parameter of detectron2's ViTDet, whose heads count their convolutions from 1.
+
+    Raises KeyError for another name.
+    """
     for pattern, ours in DETECTRON2_NAMES:
         match = re.match(pattern, name)
         if match:

@@ -9,12 +9,16 @@ from torch import Tensor
 
 from evaluate.runtime.errors import UserError
 
-FLOAT32, EXACT = 5e-5, 1e-9
+FLOAT32, EXACT, SAME = 5e-5, 1e-9, 0.0  # bounds
 Result = dict[str, tuple[float, float]]  # name: (largest difference, bound)
 
 
-def drawn(entry: dict[str, Any]) -> Tensor:
-    """A weight from its recipe (seed key, offset, scale). Raises UserError if the generator does not give the recorded values."""
+def recorded_weight(entry: dict[str, Any]) -> Tensor:
+    """A weight from its recipe: seed key, offset, scale.
+
+    Raises:
+        UserError: the generator does not give the recorded values.
+    """
     generator = torch.Generator().manual_seed(zlib.crc32(entry["seed_key"].encode()))
     value = entry["offset"] + entry["scale"] * torch.randn(entry["shape"], generator=generator)
     if "first3" in entry and not np.allclose(value.flatten()[:3].tolist(), entry["first3"][: value.numel()], atol=1e-6):
@@ -29,10 +33,10 @@ def image(entry: dict[str, Any]) -> Tensor:
     return torch.from_numpy(value.astype(np.float32))
 
 
-def samples(tensor: Tensor, entry: dict[str, Any]) -> float:
+def difference_at_samples(tensor: Tensor, entry: dict[str, Any]) -> float:
     """Largest difference at the recorded positions and of the mean absolute value; infinite if the shape differs."""
     if list(tensor.shape) != entry["shape"]:
         return float("inf")
     flat = tensor.detach().double().flatten()
-    at = (flat[entry["sample_index"]] - torch.tensor(entry["sample_value"], dtype=torch.float64)).abs().max()
-    return max(float(at), abs(float(flat.abs().sum()) - entry["abs_sum"]) / flat.numel())
+    largest = (flat[entry["sample_index"]] - torch.tensor(entry["sample_value"], dtype=torch.float64)).abs().max()
+    return max(float(largest), abs(float(flat.abs().sum()) - entry["abs_sum"]) / flat.numel())

@@ -1,15 +1,18 @@
 """What trains a detector beside detectron2: federated loss, repeat factors, jitter, layer decay, schedules."""
 
 import warnings
+from math import isqrt
 from typing import Any
 
 import numpy as np
 import torch
-from mmengine.registry import MODELS, PARAM_SCHEDULERS, DefaultScope
+from mmengine.config import Config
+from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm import losses, optimizer, sampler, transforms
-from evaluate.mm.parity.backbones import _sizes
+from evaluate.mm.parity.backbones import detector_without_values
 from evaluate.mm.parity.names import detectron2_name
 from evaluate.mm.parity.samples import EXACT, Result
 from evaluate.mm.recipes import read_recipe
@@ -112,7 +115,7 @@ def large_scale_jitter(content: dict[str, Any]) -> Result:
 
 
 def lr_decay(content: dict[str, Any]) -> Result:
-    """Learning-rate factor, weight decay and shape of every parameter of our own COCO recipe with a ViT-B, and the schedules."""
+    """Learning-rate factor, weight decay and shape of all parameters of our COCO recipe with a ViT-B; schedules."""
     settings = content["optimizer"]
     rate, layers = settings["lr_decay_rate"], settings["num_layers"]
     names = content["function_on_single_names"]
@@ -140,38 +143,38 @@ def lr_decay(content: dict[str, Any]) -> Result:
     return result
 
 
-def recorded_model(recipe: Any, shapes: dict[str, list[int]]) -> nn.Module:
+def recorded_model(recipe: Config, shapes: dict[str, list[int]]) -> nn.Module:
     """The recipe's detector of the sizes that the recorded shapes have, without values (on the meta device)."""
-    import mmdet.models  # noqa: F401
     block = "backbone.blocks.{}.attn.rel_pos_h"
     depth = len([name for name in shapes if name.endswith("attn.rel_pos_h")])
     width, _, patch, _ = shapes["backbone.patch_embed.proj.weight"]
     tables = [shapes[block.format(index)] for index in range(depth)]
     window = (min(length for length, _ in tables) + 1) // 2
     longest = (max(length for length, _ in tables) + 1) // 2
-    model, strides = recipe.model, [patch // 4, patch // 2, patch, patch * 2, patch * 4]
-    sizes = {
-        "patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": width // tables[0][1],
-        "mlp_ratio": shapes["backbone.blocks.0.mlp.fc1.weight"][0] / width,
-    }  # fmt: skip
-    model.backbone.update(
-        _sizes(sizes, "embed_dim", "depth", "num_heads"), layer_scale=False, positions=shapes["backbone.pos_embed"][1], window=window,
-        img_size=longest * patch, global_indices=[index for index in range(depth) if tables[index][0] != 2 * window - 1],
-    )  # fmt: skip
-    model.data_preprocessor.update(mean=[0.0] * 3, std=[1.0] * 3)
-    model.neck.in_channels = width
-    model.rpn_head.anchor_generator.strides = strides
-    model.roi_head.bbox_roi_extractor.featmap_strides = model.roi_head.mask_roi_extractor.featmap_strides = strides[:4]
-    model.roi_head.bbox_head.num_classes = model.roi_head.mask_head.num_classes = shapes["roi_head.bbox_head.fc_cls.weight"][0] - 1
-    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
-        return MODELS.build(model)
+    positions = shapes["backbone.pos_embed"][1]
+    side = isqrt(positions)
+    spec = EncoderSpec(
+        family="vit",
+        embed_dim=width,
+        depth=depth,
+        num_heads=width // tables[0][1],
+        patch_size=patch,
+        img_size=side * patch,
+        mlp_ratio=shapes["backbone.blocks.0.mlp.fc1.weight"][0] / width,
+        class_token=positions > side**2,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+    )
+    global_indices = [index for index in range(depth) if tables[index][0] != 2 * window - 1]
+    recipe.model.backbone.update(window=window, img_size=longest * patch, global_indices=global_indices)
+    return detector_without_values(recipe, spec, shapes["roi_head.bbox_head.fc_cls.weight"][0] - 1)
 
 
 def schedule_multipliers(schedulers: list[dict[str, Any]], iterations: list[int]) -> dict[int, float]:
     """Learning-rate factor of a recipe's schedule at some iterations, by mmengine's own schedulers."""
     sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     built = [PARAM_SCHEDULERS.build({**scheduler, "optimizer": sgd}) for scheduler in schedulers]
-    wanted, factors = set(iterations), {}
+    wanted, factors = set(iterations), dict[int, float]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the optimizer made no step
         for iteration in range(max(iterations) + 1):
