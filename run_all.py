@@ -18,7 +18,15 @@ from pathlib import Path
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
 from evaluate.harness import clean, executor, jobs, plan, rows, suite
-from evaluate.runtime.cli import EXIT_CTRL_C, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes, make_folder
+from evaluate.runtime.cli import (
+    EXIT_CTRL_C,
+    EXIT_SKIPPED,
+    EXIT_USER,
+    at_least_one,
+    at_least_zero,
+    loading_processes,
+    make_folder,
+)
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings, split_overrides
 from results import tables
@@ -46,11 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
     configs = plan.configure(nodes, arguments.preset or ("demo" if demo else "paper"), split_overrides(arguments.set))
     out = Path(os.path.abspath(arguments.out))
-    checkpoints = {row: jobs.demo_checkpoint(out, row) for row in jobs.DEMO} if demo else rows.named_checkpoints(arguments.ckpt)
+    checkpoints = (
+        {row: jobs.demo_checkpoint(out, row) for row in jobs.DEMO} if demo else rows.named_checkpoints(arguments.ckpt)
+    )
     if arguments.clean:
         return clean.main(Path(os.path.abspath(arguments.clean)), remove=arguments.yes)
     if not demo and not arguments.data_root:
-        raise UserError("--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … (README, data layout)")
+        raise UserError(
+            "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … (README, data layout)"
+        )
     if arguments.dry_run:
         return dry_run(checkpoints, nodes, configs)
     if arguments.check_data or arguments.calibrate:
@@ -94,7 +106,9 @@ def make_toy_world(out: Path) -> Path:
     return toy.make(out / "data")
 
 
-def dry_run(checkpoints: dict[str, Path], nodes: tuple[plan.Node, ...], configs: Mapping[str, tuple[str, Settings]]) -> int:
+def dry_run(
+    checkpoints: dict[str, Path], nodes: tuple[plan.Node, ...], configs: Mapping[str, tuple[str, Settings]]
+) -> int:
     """Prints what would run."""
     for name, path in checkpoints.items():
         for node in nodes:
@@ -103,7 +117,9 @@ def dry_run(checkpoints: dict[str, Path], nodes: tuple[plan.Node, ...], configs:
     return 0
 
 
-def examine(arguments: argparse.Namespace, nodes: tuple[plan.Node, ...], configs: Mapping[str, tuple[str, Settings]]) -> int:
+def examine(
+    arguments: argparse.Namespace, nodes: tuple[plan.Node, ...], configs: Mapping[str, tuple[str, Settings]]
+) -> int:
     """Looks at the data before hours are spent on them: what the tasks read, or whether a released checkpoint gives its accuracy."""
     from evaluate import calibrate
     from evaluate.data import check
@@ -125,7 +141,9 @@ def visible_gpus(device: str) -> list[int]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="run_all.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="run_all.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--ckpt",
         nargs="+",
@@ -134,19 +152,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="checkpoints of any known format, a row of the table each (default: the demo); NAME is the row's",
     )
     parser.add_argument(
-        "--data-root", type=Path, help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: a toy world)"
+        "--data-root",
+        type=Path,
+        help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: a toy world)",
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="records, logs and tables go here (default: out)")
-    parser.add_argument("--tasks", default="", help=f"comma-separated, of {', '.join(node.name for node in plan.NODES)} (default: all)")
+    parser.add_argument(
+        "--tasks", default="", help=f"comma-separated, of {', '.join(node.name for node in plan.NODES)} (default: all)"
+    )
     parser.add_argument("--preset", choices=("paper", "demo"), help="default: paper with --ckpt, demo without")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="TASK.NAME=VALUE", help="override a setting, for example finetune.epochs=50"
+        "--set",
+        action="append",
+        default=[],
+        metavar="TASK.NAME=VALUE",
+        help="override a setting, for example finetune.epochs=50",
     )
     parser.add_argument("--branch", help="which encoder of the checkpoints to take, for example target")
-    parser.add_argument("--limit", type=at_least_one, help="read at most so many images of each set; the cells are marked")
+    parser.add_argument(
+        "--limit", type=at_least_one, help="read at most so many images of each set; the cells are marked"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--jobs", type=at_least_one, help="tasks at a time (default: one a GPU, or two on a CPU)")
-    parser.add_argument("--workers", type=at_least_zero, help="data loading processes a task (default: the cores shared by the GPUs, none on a CPU)")
+    parser.add_argument(
+        "--workers",
+        type=at_least_zero,
+        help="data loading processes a task (default: the cores shared by the GPUs, none on a CPU)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
     parser.add_argument(
         "--task-timeout",
@@ -155,11 +187,29 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="MINUTES",
         help="end a task that has written nothing for so long; 0: never (default: 60)",
     )
-    parser.add_argument("--verify-data", action="store_true", help="tell data apart by the contents of every file, not by names, sizes and times")
-    parser.add_argument("--clean", type=Path, metavar="OUT", help="list what no row of the table needs (caches, training states), with sizes, and stop")
+    parser.add_argument(
+        "--verify-data",
+        action="store_true",
+        help="tell data apart by the contents of every file, not by names, sizes and times",
+    )
+    parser.add_argument(
+        "--clean",
+        type=Path,
+        metavar="OUT",
+        help="list what no row of the table needs (caches, training states), with sizes, and stop",
+    )
     parser.add_argument("--yes", action="store_true", help="with --clean: remove it")
-    parser.add_argument("--check-data", action="store_true", help="verify counts, classes and some images of every set that is read, and stop")
-    parser.add_argument("--calibrate", type=Path, metavar="FINETUNED", help="does this data give a released fine-tuned checkpoint its accuracy?")
+    parser.add_argument(
+        "--check-data",
+        action="store_true",
+        help="verify counts, classes and some images of every set that is read, and stop",
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FINETUNED",
+        help="does this data give a released fine-tuned checkpoint its accuracy?",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     return parser.parse_args(argv)
 

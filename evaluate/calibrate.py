@@ -26,7 +26,15 @@ from evaluate.data.imagenet import FULL_CLASSES, val_set
 from evaluate.data.transforms import CenterCrop
 from evaluate.runtime import distributed
 from evaluate.runtime import precision as precisions
-from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED, EXIT_USER, at_least_one, at_least_zero, loading_processes, make_folder
+from evaluate.runtime.cli import (
+    EXIT_FAILED,
+    EXIT_SKIPPED,
+    EXIT_USER,
+    at_least_one,
+    at_least_zero,
+    loading_processes,
+    make_folder,
+)
 from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
@@ -84,17 +92,26 @@ def load(path: Path, device: str) -> Classifier:
     group = next((name for name in ("model", "") if "fc_norm.weight" in content.groups.get(name, {})), None)
     wanted = {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
     if group is None or not wanted <= content.groups[group].keys():
-        raise UserError(f"{path} is not a fine-tuned classifier in the official layout: it lacks fc_norm or head; give a fine-tuned checkpoint")
+        raise UserError(
+            f"{path} is not a fine-tuned classifier in the official layout: it lacks fc_norm or head; give a fine-tuned checkpoint"
+        )
     state = content.groups[group]
     with TemporaryDirectory() as folder:
         converted = Path(folder) / "encoder.safetensors"
         conversion.convert(path, converted)
         loaded = encoder.load(converted)
     width, classes = loaded.spec.embed_dim, len(state["head.weight"])
-    shapes = {"fc_norm.weight": (width,), "fc_norm.bias": (width,), "head.weight": (classes, width), "head.bias": (classes,)}
+    shapes = {
+        "fc_norm.weight": (width,),
+        "fc_norm.bias": (width,),
+        "head.weight": (classes, width),
+        "head.bias": (classes,),
+    }
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
-            raise UserError(f"{path}: {name} has shape {tuple(state[name].shape)}, expected {shape}; the file is damaged")
+            raise UserError(
+                f"{path}: {name} has shape {tuple(state[name].shape)}, expected {shape}; the file is damaged"
+            )
     model = Classifier(loaded, classes)
     for name in shapes:
         layer, _, kind = name.rpartition(".")
@@ -107,10 +124,19 @@ def expected_of(path: Path) -> float:
     for name, value in RELEASED.items():
         if name in path.name:
             return value
-    raise UserError(f"what {path.name} should give is not known from its name ({', '.join(RELEASED)}); give --expected PERCENT")
+    raise UserError(
+        f"what {path.name} should give is not known from its name ({', '.join(RELEASED)}); give --expected PERCENT"
+    )
 
 
-def calibrate(path: Path, env: Env, expected: float, tolerance: float = TOLERANCE, precision: str = "auto", crop: CenterCrop | None = None) -> Verdict:
+def calibrate(
+    path: Path,
+    env: Env,
+    expected: float,
+    tolerance: float = TOLERANCE,
+    precision: str = "auto",
+    crop: CenterCrop | None = None,
+) -> Verdict:
     """Measures a fine-tuned checkpoint on val. Raises Skip without ImageNet, UserError where classes and head differ."""
     layouts.require(env.data_root, "imagenet")
     val = val_set(env.data_root, env.limit, env.identities)
@@ -118,7 +144,9 @@ def calibrate(path: Path, env: Env, expected: float, tolerance: float = TOLERANC
     if len(val.classes) == FULL_CLASSES and val.asked != VAL_IMAGES:
         raise UserError(f"imagenet/val holds {val.asked} images, ImageNet-1k's has {VAL_IMAGES}; unpack it again")
     if model.head.out_features != len(val.classes):
-        raise UserError(f"{path} tells {model.head.out_features} classes apart, imagenet/train has {len(val.classes)}; give the full ImageNet-1k")
+        raise UserError(
+            f"{path} tells {model.head.out_features} classes apart, imagenet/train has {len(val.classes)}; give the full ImageNet-1k"
+        )
     crop = crop or CenterCrop(224, 256, "bicubic")
     right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).correct["top1"]
     whole = len(val) == val.asked
@@ -133,10 +161,18 @@ def main(argv: list[str] | None = None) -> int:
         device = distributed.start(resolve_device(arguments.device))
         expected = arguments.expected if arguments.expected is not None else expected_of(arguments.ckpt)
         if not 0 < expected <= 100 or arguments.tolerance < 0:
-            raise UserError(f"--expected {expected} and --tolerance {arguments.tolerance} are percent and points; give positive numbers up to 100")
+            raise UserError(
+                f"--expected {expected} and --tolerance {arguments.tolerance} are percent and points; give positive numbers up to 100"
+            )
         crop = CenterCrop(arguments.img_size, arguments.resize, "bicubic")
         workers = loading_processes(arguments.workers, device, side_by_side=1)
-        env = Env(layouts.root(arguments.data_root), make_folder(arguments.out / "calibrate"), device, workers, limit=arguments.limit)
+        env = Env(
+            layouts.root(arguments.data_root),
+            make_folder(arguments.out / "calibrate"),
+            device,
+            workers,
+            limit=arguments.limit,
+        )
         verdict = calibrate(arguments.ckpt, env, expected, arguments.tolerance, arguments.precision, crop)
     except UserError as error:
         print(f"evaluate.calibrate: {error}", file=sys.stderr)
@@ -148,18 +184,39 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluate.calibrate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ckpt", type=Path, required=True, help="a fine-tuned checkpoint in the official layout")
-    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds imagenet/ (README, data layout)")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="predictions are kept below OUT/calibrate, so that it can be interrupted (default: out)")
-    parser.add_argument("--expected", type=float, help="top-1 it should give, in percent (default: by the name of a released file)")
-    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=f"largest difference, in points (default: {TOLERANCE})")
-    parser.add_argument("--limit", type=at_least_one, help="read at most so many images of val; shows gross faults only")
+    parser.add_argument(
+        "--data-root", type=Path, required=True, help="folder that holds imagenet/ (README, data layout)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out"),
+        help="predictions are kept below OUT/calibrate, so that it can be interrupted (default: out)",
+    )
+    parser.add_argument(
+        "--expected", type=float, help="top-1 it should give, in percent (default: by the name of a released file)"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, help=f"largest difference, in points (default: {TOLERANCE})"
+    )
+    parser.add_argument(
+        "--limit", type=at_least_one, help="read at most so many images of val; shows gross faults only"
+    )
     parser.add_argument("--img-size", type=int, default=224, help="pixels, side of the crop (default: 224)")
     parser.add_argument("--resize", type=int, default=256, help="pixels, short side before the crop (default: 256)")
-    parser.add_argument("--precision", choices=precisions.CHOICES, default="auto", help="auto is fp16 on CUDA and fp32 on a CPU")
+    parser.add_argument(
+        "--precision", choices=precisions.CHOICES, default="auto", help="auto is fp16 on CUDA and fp32 on a CPU"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--workers", type=at_least_zero, help="data loading processes (default: the cores of a GPU's machine, none on a CPU)")
+    parser.add_argument(
+        "--workers",
+        type=at_least_zero,
+        help="data loading processes (default: the cores of a GPU's machine, none on a CPU)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser.parse_args(argv)
 

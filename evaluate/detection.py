@@ -42,7 +42,9 @@ class Config(Settings):
 
     def __post_init__(self) -> None:
         if self.recipe not in ("paper", "demo") and not self.recipe.endswith(f"_{self.dataset}"):
-            raise ValueError(f"recipe {self.recipe!r} is not for {self.dataset}: give paper, demo or a file of mm_configs/ that ends in it")
+            raise ValueError(
+                f"recipe {self.recipe!r} is not for {self.dataset}: give paper, demo or a file of mm_configs/ that ends in it"
+            )
 
 
 PRESETS = {

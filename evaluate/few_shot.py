@@ -86,13 +86,17 @@ def labelled(config: Config, env: Env) -> tuple[ImageSet, list[np.ndarray]]:
     else:
         whole = train_set(env.data_root, env.limit, env.identities)
         env.report(sizes=sizes(whole))
-        rows = [subsets.drawn_rows(whole, config.shots, config.fraction, env.seed, draw) for draw in range(config.seeds)]
+        rows = [
+            subsets.drawn_rows(whole, config.shots, config.fraction, env.seed, draw) for draw in range(config.seeds)
+        ]
         together = np.unique(np.concatenate(rows))
         train = subsets.part("drawn", whole, together)
         draws = [np.searchsorted(together, part) for part in rows]
     classes = min(len(np.unique(train.labels[rows])) for rows in draws)
     if classes < 3:
-        raise UserError(f"the labelled images are of {classes} classes, softmax regression here needs three; raise --limit")
+        raise UserError(
+            f"the labelled images are of {classes} classes, softmax regression here needs three; raise --limit"
+        )
     return train, draws
 
 
@@ -110,7 +114,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     pooling = resolve_pooling(encoder, config.pooling)
     fits = []
     if distributed.rank() == 0:  # the others would find the same optimum, each with all the cores
-        train_rows, val_rows = (centre_rows(part.require_tokens(pooling).double().numpy()) for part in (found.train, found.val))
+        train_rows, val_rows = (
+            centre_rows(part.require_tokens(pooling).double().numpy()) for part in (found.train, found.val)
+        )
         for rows in draws:
             chosen = np.isin(found.train.stored.rows, rows)
             labels = found.train.labels[chosen]
@@ -119,7 +125,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
             fits.append((right, objective, len(labels)))
     correct, objectives, counts = zip(*distributed.broadcast_object(fits), strict=True)
     accuracies = [metrics.percent(right) for right in correct]
-    labels_from = {"shots": config.shots, "fraction": config.fraction, "accuracies": accuracies} if config.draws else {"list": config.subset}
+    labels_from = (
+        {"shots": config.shots, "fraction": config.fraction, "accuracies": accuracies}
+        if config.draws
+        else {"list": config.subset}
+    )
     env.report(sizes=sizes(train, val), immaterial={"": ["max_iterations"]})  # the optimum is proven, or it has failed
     env.report(unreadable_images={train.name: found.train.unreadable, "val": found.val.unreadable})
     result = report(
@@ -140,7 +150,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     )
     if len(draws) > 1:
         result = {"top1": float(np.mean(accuracies)), "top1_deviation": float(np.std(accuracies, ddof=1))}
-        env.report(standard_error={"top1": result["top1_deviation"] / len(draws) ** 0.5})  # of the mean, over draws of the labels
+        env.report(
+            standard_error={"top1": result["top1_deviation"] / len(draws) ** 0.5}
+        )  # of the mean, over draws of the labels
     return result
 
 

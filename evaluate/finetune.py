@@ -118,7 +118,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         peak=config.base_lr * setup.sampler.batch / 256,
         minimum=config.min_lr,
     )
-    augmentation = FinetuneAugmentation(config.img_size, config.interpolation, config.rand_augment, encoder.spec.mean, env.seed)
+    augmentation = FinetuneAugmentation(
+        config.img_size, config.interpolation, config.rand_augment, encoder.spec.mean, env.seed
+    )
     mix = finetuning.make_mix(
         len(classes),
         env.device,
@@ -137,7 +139,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         classifier.save(path, model, classes, setup.crop, how_it_was_made(config, env, setup, immaterial))
     distributed.barrier()
     predict = classifier.predictor(model, path, setup.precision, env, config.max_unreadable_images)
-    correct = {name: right for name, right in predict(setup.val, setup.crop).correct.items() if name in ("top1", "top5")}
+    correct = {
+        name: right for name, right in predict(setup.val, setup.crop).correct.items() if name in ("top1", "top5")
+    }
     return report_training(env, setup, correct, pooling="mean of patch tokens", head="LayerNorm + linear")
 
 

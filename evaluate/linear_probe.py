@@ -68,7 +68,9 @@ class Config(TrainingConfig):
 
 
 # what MoCo, SimSiam and MoCo-v3 share: no batch norm, torchvision's crop, bilinear, a rate that changes once an epoch
-PLAIN = Config(interpolation="bilinear", crop="torchvision", batch_norm=False, warmup_epochs=0, schedule="cosine_by_epoch")
+PLAIN = Config(
+    interpolation="bilinear", crop="torchvision", batch_norm=False, warmup_epochs=0, schedule="cosine_by_epoch"
+)
 MOCO_V3 = replace(PLAIN, optimizer="sgd", batch_size=1024, micro_batch=128)
 PRESETS = {
     "paper": Config(),
@@ -128,7 +130,12 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     seen = inputs.cached() if config.views == "cached" else inputs.augmented(config.crop)
     probe.fit(head, setup, env, optimizer, lambda epoch: learning_rate(epoch, config, peak), seen)
     norm = "BatchNorm without affine + " if config.batch_norm else ""
-    protocol = {"pooling": pooling, "head": f"{norm}linear", "optimizer": config.optimizer, "augmented": config.views == "augmented"}
+    protocol = {
+        "pooling": pooling,
+        "head": f"{norm}linear",
+        "optimizer": config.optimizer,
+        "augmented": config.views == "augmented",
+    }
     if config.views == "cached":
         protocol["other_protocol"] = "LIN fast: on features of the test crop, without augmentation"
     normed_otherwise = config.batch_norm and not cuts_alike(setup, PRESETS["paper"])  # it alone sees a micro-batch

@@ -74,7 +74,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
     path = env.inputs.get("classifier")
     if path is None or not path.is_file():
-        raise Skip("robustness measures a fine-tuned classifier and there is none; run evaluate.finetune, then give --input classifier=FILE")
+        raise Skip(
+            "robustness measures a fine-tuned classifier and there is none; run evaluate.finetune, then give --input classifier=FILE"
+        )
     skipped = layouts.absent(env.data_root, reads_if_there(config))
     if len(skipped) == len(SETS):
         raise Skip("; ".join(skipped.values()))
@@ -83,8 +85,14 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     predict = classifiers.predictor(model.to(env.device), path, precision, env, config.max_unreadable_images)
     val = val_set(env.data_root, env.limit, env.identities)
     if classes != val.classes:
-        raise UserError(f"{path} knows {len(classes)} classes, not the {len(val.classes)} of imagenet/train; fine-tune on these")
-    sets = {name: robustness_set(name, env.data_root, layouts.LAYOUTS[name][0], env.limit, env.identities) for name in SETS[:3] if name not in skipped}
+        raise UserError(
+            f"{path} knows {len(classes)} classes, not the {len(val.classes)} of imagenet/train; fine-tune on these"
+        )
+    sets = {
+        name: robustness_set(name, env.data_root, layouts.LAYOUTS[name][0], env.limit, env.identities)
+        for name in SETS[:3]
+        if name not in skipped
+    }
     result = natural_shifts(val, sets, predict, crop, env)
     if "imagenet_c" not in skipped:
         result.update(corrupted(config, crop, predict, env))
@@ -101,7 +109,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     return result
 
 
-def natural_shifts(val: ImageSet, sets: dict[str, ImageSet], predict: "Predictor", crop: "CenterCrop", env: Env) -> dict[str, float]:
+def natural_shifts(
+    val: ImageSet, sets: dict[str, ImageSet], predict: "Predictor", crop: "CenterCrop", env: Env
+) -> dict[str, float]:
     """IN-A and IN-R among their own classes, over all classes and clean; IN-Sketch over all classes; val itself."""
     from evaluate.classification import metrics
 
@@ -138,7 +148,11 @@ def corrupted(config: Config, crop: "CenterCrop", predict: "Predictor", env: Env
         env.report(immaterial={"imagenet_c": ["corrupted_images"]})  # there are no more
     else:
         error = env.notes["standard_error"]["imagenet_c"]
-        env.report(protocol={"estimates": {"imagenet_c": f"IN-C is an estimate ({'; '.join(reasons)}), standard error {error:.2f}"}})
+        env.report(
+            protocol={
+                "estimates": {"imagenet_c": f"IN-C is an estimate ({'; '.join(reasons)}), standard error {error:.2f}"}
+            }
+        )
     return result
 
 

@@ -83,7 +83,14 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     seed_global(env.device, env.seed, "heads")
     heads = StackedHeads(inputs.widths(config.img_size), config.base_lrs, len(train.classes)).to(env.device)
     peak = max(config.base_lrs) * setup.sampler.batch / 256
-    head_sweep.fit(heads, inputs, setup, env, partial(warmup_cosine, warmup_epochs=0, epochs=config.epochs, peak=peak), config.momentum)
+    head_sweep.fit(
+        heads,
+        inputs,
+        setup,
+        env,
+        partial(warmup_cosine, warmup_epochs=0, epochs=config.epochs, peak=peak),
+        config.momentum,
+    )
     right = head_sweep.accuracies(heads, inputs, held_out, setup, env, config.max_unreadable_images)
     places = ((name, index) for name in right for index in range(len(config.base_lrs)))
     name, index = max(places, key=lambda place: right[place[0]][place[1]])
@@ -97,7 +104,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         base_lr=config.base_lrs[index],
         augmented=True,
         other_protocol="LIN sweep: the best of many heads on a held-out tenth of train, after DINOv2",
-        held_out_top1={name: dict(zip(map(str, config.base_lrs), values, strict=True)) for name, values in right.items()},
+        held_out_top1={
+            name: dict(zip(map(str, config.base_lrs), values, strict=True)) for name, values in right.items()
+        },
     )
     # the whole train set; heads are linear and trained without BatchNorm or mixup
     env.report(images_asked={"held_out": len(held_out)}, sizes=sizes(train), immaterial={"": ["micro_batch"]})

@@ -38,7 +38,16 @@ def mae_state(seed: int = 0) -> dict[str, torch.Tensor]:
     return {**state, "norm.weight": 1 + draw(WIDTH), "norm.bias": draw(WIDTH)}
 
 
-FINETUNE = replace(finetune.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16, mixup=0.2, cutmix=0.2, drop_path_rate=0.1, random_erasing_prob=0.1)
+FINETUNE = replace(
+    finetune.PRESETS["demo"],
+    epochs=4,
+    batch_size=32,
+    micro_batch=16,
+    mixup=0.2,
+    cutmix=0.2,
+    drop_path_rate=0.1,
+    random_erasing_prob=0.1,
+)
 
 
 PROBE = replace(linear_probe.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16)
@@ -49,7 +58,15 @@ def vit(seed: int = 0, class_token: bool = True, **fields: object) -> Encoder:
     torch.manual_seed(seed)
     spec = EncoderSpec(
         **{  # type: ignore[arg-type]
-            **{"family": "vit", "embed_dim": 24, "depth": 2, "mean": (0.5,) * 3, "std": (0.25,) * 3, "img_size": 32, "patch_size": 8},
+            **{
+                "family": "vit",
+                "embed_dim": 24,
+                "depth": 2,
+                "mean": (0.5,) * 3,
+                "std": (0.25,) * 3,
+                "img_size": 32,
+                "patch_size": 8,
+            },
             **{"num_heads": 2, "class_token": class_token, "pooling": "mean"},
             **fields,
         }
@@ -76,7 +93,9 @@ def class_token_vit(seed: int = 0, **fields: object) -> Encoder:
 def resnet() -> Encoder:
     torch.manual_seed(0)
     model: ResNet = resnet18(num_classes=0)
-    spec = EncoderSpec("resnet", 512, 8, (0.5,) * 3, (0.25,) * 3, patch_size=32, layers=(2, 2, 2, 2), block="basic", pooling="mean")
+    spec = EncoderSpec(
+        "resnet", 512, 8, (0.5,) * 3, (0.25,) * 3, patch_size=32, layers=(2, 2, 2, 2), block="basic", pooling="mean"
+    )
     return Encoder(spec, model.state_dict()).eval()
 
 
@@ -118,7 +137,15 @@ def tiny_resnet() -> Encoder:
     torch.manual_seed(0)
     model = ResNet(BasicBlock, (1, 1, 1, 1), 0)
     spec = EncoderSpec(
-        family="resnet", embed_dim=512, depth=4, patch_size=32, mean=MEAN, std=STD, layers=(1, 1, 1, 1), block="basic", pooling="mean"
+        family="resnet",
+        embed_dim=512,
+        depth=4,
+        patch_size=32,
+        mean=MEAN,
+        std=STD,
+        layers=(1, 1, 1, 1),
+        block="basic",
+        pooling="mean",
     )
     return Encoder(spec, model.state_dict())
 
@@ -138,7 +165,13 @@ def shrink(cfg) -> None:
         model, head = cfg.model, cfg.model.roi_head
         model.neck.out_channels = 16
         for part in (model.rpn_head, head.mask_head, head.bbox_head):
-            part.update({key: 16 for key in ("in_channels", "feat_channels", "conv_out_channels", "fc_out_channels") if key in part})
+            part.update(
+                {
+                    key: 16
+                    for key in ("in_channels", "feat_channels", "conv_out_channels", "fc_out_channels")
+                    if key in part
+                }
+            )
         head.bbox_roi_extractor.out_channels = head.mask_roi_extractor.out_channels = 16
         head.bbox_head.fc_out_channels = 16
     cfg.model.train_cfg.rpn_proposal.update(nms_pre=20, max_per_img=20)

@@ -30,9 +30,13 @@ TASKS = ("finetune", "linear_probe", "sweep", "few_shot", "knn", "robustness", "
 
 def modules() -> dict[str, Path]:
     """The product's modules by their names."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     paths = [Path(name) for name in listed.stdout.split() if not name.startswith("tests/") and (ROOT / name).is_file()]
-    return {".".join(path.parent.parts if path.stem == "__init__" else path.with_suffix("").parts): path for path in paths}
+    return {
+        ".".join(path.parent.parts if path.stem == "__init__" else path.with_suffix("").parts): path for path in paths
+    }
 
 
 def imports(name: str, path: Path) -> set[str]:
@@ -64,7 +68,13 @@ def test_no_import_points_up() -> None:
         for target in imports(name, path):
             other = room(target)
             task = own == "evaluate" and other == "evaluate"  # one task never knows another
-            if other and other != own and LEVELS[other] >= LEVELS[own] or task and target.split(".")[1] != name.split(".")[-1]:
+            if (
+                other
+                and other != own
+                and LEVELS[other] >= LEVELS[own]
+                or task
+                and target.split(".")[1] != name.split(".")[-1]
+            ):
                 wrong.append(f"{path} imports {target}: from level {LEVELS[own]} to {LEVELS[other]}")
     assert not wrong, "\n".join(wrong)
 
@@ -84,7 +94,11 @@ def test_open_mmlab_is_imported_by_the_dense_room_alone() -> None:
     ]
     assert not wrong, "\n".join(wrong)
     backbones = {name: path for name, path in modules().items() if name.startswith("evaluate.mm.backbones")}
-    assert not [name for name, path in backbones.items() if any(target.split(".")[0] in OPEN_MMLAB for target in imports(name, path))]
+    assert not [
+        name
+        for name, path in backbones.items()
+        if any(target.split(".")[0] in OPEN_MMLAB for target in imports(name, path))
+    ]
 
 
 def test_no_test_imports_another() -> None:
@@ -93,7 +107,9 @@ def test_no_test_imports_another() -> None:
             assert not any(part.startswith("test_") for part in target.split(".")), f"{path} imports {target}"
 
 
-@pytest.mark.parametrize("command", ["run_all.py --help", "run_all.py --dry-run", *(f"-m evaluate.{task} --help" for task in TASKS)])
+@pytest.mark.parametrize(
+    "command", ["run_all.py --help", "run_all.py --dry-run", *(f"-m evaluate.{task} --help" for task in TASKS)]
+)
 def test_help_and_plans_do_without_torch(command: str) -> None:
     code = "import sys, runpy; from unittest import mock\n"
     script, *options = command.split()

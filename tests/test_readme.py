@@ -21,7 +21,9 @@ HELP = {
     "pretrain.benchmark": lambda: __main__.main(["--help"]),
     "pretrain.parity": lambda: parity.main(["--help"]),
 }
-COMMANDS = re.findall(r"^ {4}(?:pip install uv && )?uv run (?:python -m |torchrun .*-m )?(\S+)(.*)$", README, flags=re.MULTILINE)
+COMMANDS = re.findall(
+    r"^ {4}(?:pip install uv && )?uv run (?:python -m |torchrun .*-m )?(\S+)(.*)$", README, flags=re.MULTILINE
+)
 
 
 def test_the_two_commands_stand_first():

@@ -27,12 +27,25 @@ def world(tmp_path_factory):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, world):
     out = tmp_path_factory.mktemp("checkpoint")
-    assert train.main(["--preset", "demo", "--data", str(world / "imagenet/train"), "--out", str(out), "--init-only"]) == 0
+    assert (
+        train.main(["--preset", "demo", "--data", str(world / "imagenet/train"), "--out", str(out), "--init-only"]) == 0
+    )
     return (out / "checkpoint.pth").rename(out / "mine.pth")
 
 
 def command(checkpoint, world, out, *options):
-    fixed = ["--ckpt", str(checkpoint), "--data-root", str(world), "--out", str(out), "--preset", "demo", "--device", "cpu"]
+    fixed = [
+        "--ckpt",
+        str(checkpoint),
+        "--data-root",
+        str(world),
+        "--out",
+        str(out),
+        "--preset",
+        "demo",
+        "--device",
+        "cpu",
+    ]
     return [sys.executable, "run_all.py", *fixed, *options]
 
 
@@ -41,12 +54,21 @@ def run(*arguments):
 
 
 def test_finishes_after_kill_9_with_the_table_of_an_unbroken_run_and_repeats_nothing(checkpoint, world, tmp_path):
-    tasks = ("--tasks", "finetune,few_shot,knn,robustness", "--set", "finetune.epochs=3", "--set", "finetune.warmup_epochs=1")
+    tasks = (
+        "--tasks",
+        "finetune,few_shot,knn,robustness",
+        "--set",
+        "finetune.epochs=3",
+        "--set",
+        "finetune.warmup_epochs=1",
+    )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     result = run(checkpoint, world, whole, *tasks)
     assert result.returncode == 0, result.stderr + result.stdout
 
-    process = subprocess.Popen(command(checkpoint, world, broken, *tasks), cwd=HERE, stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command(checkpoint, world, broken, *tasks), cwd=HERE, stdout=subprocess.DEVNULL, start_new_session=True
+    )
     deadline = time.monotonic() + 200
     while not list(broken.glob("records/*.json")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -81,9 +103,14 @@ def test_a_failing_task_is_recorded_and_the_others_go_on(checkpoint, world, tmp_
     result = run(checkpoint, data, tmp_path / "out", "--tasks", "knn,segmentation")
     assert result.returncode == 1
     assert broken.name in result.stderr
-    records = {entry["task"]: entry for entry in map(json.loads, (path.read_text() for path in (tmp_path / "out/records").iterdir()))}
+    records = {
+        entry["task"]: entry
+        for entry in map(json.loads, (path.read_text() for path in (tmp_path / "out/records").iterdir()))
+    }
     assert records["knn"]["status"] == "failed" and broken.name in records["knn"]["reason"]
-    assert records["segmentation"]["status"] == "skipped" and "ade20k/images/training" in records["segmentation"]["reason"]
+    assert (
+        records["segmentation"]["status"] == "skipped" and "ade20k/images/training" in records["segmentation"]["reason"]
+    )
 
 
 def test_a_file_that_is_no_checkpoint_fails_every_column_with_its_reason(world, tmp_path):
@@ -136,7 +163,12 @@ def test_a_node_brings_what_it_needs():
 def test_importing_pretrain_and_the_imagenet_tasks_leaves_mm_alone():
     names = "pretrain.train, evaluate.finetune, evaluate.linear_probe, evaluate.few_shot, evaluate.knn, evaluate.robustness, run_all"
     code = f"import sys, {names}; print([m for m in sys.modules if m.split('.')[0] in ('mmengine', 'mmcv', 'mmdet', 'mmseg')])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_without_mm_packages_a_dense_column_is_skipped_with_the_command(checkpoint, world, tmp_path):
@@ -147,10 +179,18 @@ def test_without_mm_packages_a_dense_column_is_skipped_with_the_command(checkpoi
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hide")}
     options = ("--tasks", "detection_coco,segmentation,knn")
     result = subprocess.run(
-        command(checkpoint, world, tmp_path / "out", *options), cwd=HERE, capture_output=True, text=True, timeout=300, env=environment
+        command(checkpoint, world, tmp_path / "out", *options),
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
     )
     assert result.returncode == 0, result.stderr
-    records = {entry["task"]: entry for entry in map(json.loads, (path.read_text() for path in (tmp_path / "out/records").iterdir()))}
+    records = {
+        entry["task"]: entry
+        for entry in map(json.loads, (path.read_text() for path in (tmp_path / "out/records").iterdir()))
+    }
     assert {name: entry["status"] for name, entry in records.items()} == {
         "detection_coco": "skipped",
         "segmentation": "skipped",

@@ -68,12 +68,16 @@ def make_voc(root: Path, world: Path, count: int = 6) -> Path:
         for image in content["images"][:count]:
             stem = f"{split}{image['id']}"
             stems.append(stem)
-            (folder / f"JPEGImages/{stem}.jpg").write_bytes((world / f"coco/{source}2017/{image['file_name']}").read_bytes())
+            (folder / f"JPEGImages/{stem}.jpg").write_bytes(
+                (world / f"coco/{source}2017/{image['file_name']}").read_bytes()
+            )
             own = [a for a in content["annotations"] if a["image_id"] == image["id"]]
             objects = []
             for a in own:
                 x, y, w, h = a["bbox"]
-                objects.append((names[a["category_id"]], a["iscrowd"], (round(x) + 1, round(y) + 1, round(x + w), round(y + h))))
+                objects.append(
+                    (names[a["category_id"]], a["iscrowd"], (round(x) + 1, round(y) + 1, round(x + w), round(y + h)))
+                )
             (folder / f"Annotations/{stem}.xml").write_text(xml(image["width"], image["height"], objects))
         (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(stems) + "\n")
     return root

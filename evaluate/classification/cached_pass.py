@@ -37,7 +37,9 @@ from results.atomic import atomic_write
 
 FORMAT = 3  # raise it when what is stored changes its meaning
 BATCH = 64
-BATCHES_A_SHARD = 16  # at most; a small set has sixteen shards or one batch a shard, so that several processes share it evenly
+BATCHES_A_SHARD = (
+    16  # at most; a small set has sixteen shards or one batch a shard, so that several processes share it evenly
+)
 UNREADABLE_ROWS = "unreadable"  # the tensor of a shard that lists the images that could not be read
 POLL_SECONDS = 0.2  # between two looks at shards that another process is computing
 
@@ -56,7 +58,9 @@ class CachedPass:
     @cached_property
     def unreadable(self) -> np.ndarray:
         """Sorted indices of the images that could not be read: their rows hold nothing, and ``read`` leaves them out."""
-        return np.concatenate([np.empty(0, np.int64), *(_unreadable(self.folder, shard) for shard in range(self.shards))])
+        return np.concatenate(
+            [np.empty(0, np.int64), *(_unreadable(self.folder, shard) for shard in range(self.shards))]
+        )
 
     @property
     def rows(self) -> np.ndarray:
@@ -98,7 +102,14 @@ def compute(
         UserError: on every process, naming an unreadable image too many, or a disk that is too full.
     """
     preprocessing = asdict(transform)  # type: ignore[call-overload]  # every transform of a cached pass is a dataclass
-    about = {"format": FORMAT, "batch": batch, "set": images.name, "images": images.fingerprint, "preprocessing": preprocessing, **cache_key}
+    about = {
+        "format": FORMAT,
+        "batch": batch,
+        "set": images.name,
+        "images": images.fingerprint,
+        "preprocessing": preprocessing,
+        **cache_key,
+    }
     text = json.dumps(about, indent=1, sort_keys=True)
     folder = parent / f"{images.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +117,9 @@ def compute(
     size = shard_size(len(images), batch)
     stored = CachedPass(folder, len(images), -(-len(images) // size))
     rank, world_size = distributed.rank(), distributed.world_size()
-    checked = distributed.gather_objects([s for s in range(rank, stored.shards, world_size) if not _is_intact(folder, s, images)])
+    checked = distributed.gather_objects(
+        [s for s in range(rank, stored.shards, world_size) if not _is_intact(folder, s, images)]
+    )
     work = _Pass(folder, images, transform, measure, env, batch, size, sorted(sum(checked, [])), max_unreadable)
     while True:
         fault = None
@@ -114,7 +127,9 @@ def compute(
             computed = work.next_shard()
         except UserError as error:
             fault, computed = str(error), False
-        faults = [text for text in distributed.gather_objects(fault) if text]  # all stop together: none waits for one that has ended
+        faults = [
+            text for text in distributed.gather_objects(fault) if text
+        ]  # all stop together: none waits for one that has ended
         if faults:
             raise UserError(faults[0])
         if any(distributed.gather_objects(computed)):
@@ -142,7 +157,9 @@ class _Pass:
     max_unreadable: int
 
     def __post_init__(self) -> None:
-        self.taken: deque[tuple[int, IO[bytes]]] = deque()  # locked by this process, in the order in which the loader reads them
+        self.taken: deque[tuple[int, IO[bytes]]] = (
+            deque()
+        )  # locked by this process, in the order in which the loader reads them
         self.loader: Iterator[Any] | None = None
 
     def remaining(self) -> list[int]:
@@ -171,7 +188,9 @@ class _Pass:
 
     def _samples(self) -> Iterator[list[Sample]]:
         """The batches of every shard that can be locked, as the loader asks for them."""
-        begin = distributed.rank() * len(self.missing) // distributed.world_size()  # each process begins at another place
+        begin = (
+            distributed.rank() * len(self.missing) // distributed.world_size()
+        )  # each process begins at another place
         for shard in [*self.missing[begin:], *self.missing[:begin]]:
             lock = None if _is_there(self.folder, shard) else _lock(self.folder, shard)
             if lock is None:
@@ -184,14 +203,19 @@ class _Pass:
 
     def _batches(self, shard: int) -> list[list[Sample]]:
         begin, end = shard * self.size, min(len(self.images), (shard + 1) * self.size)
-        return [[(0, index) for index in range(first, min(end, first + self.batch))] for first in range(begin, end, self.batch)]
+        return [
+            [(0, index) for index in range(first, min(end, first + self.batch))]
+            for first in range(begin, end, self.batch)
+        ]
 
     def _compute(self, shard: int, first: Any) -> dict[str, torch.Tensor]:
         parts: list[dict[str, torch.Tensor]] = []
         unreadable: list[int] = []
         for number, samples in enumerate(self._batches(shard)):
             pixels, labels = first if number == 0 else next(self.loader)  # type: ignore[arg-type]  # there is a loader by now
-            unreadable += [index for (_, index), label in zip(samples, labels.tolist(), strict=True) if label == UNREADABLE]
+            unreadable += [
+                index for (_, index), label in zip(samples, labels.tolist(), strict=True) if label == UNREADABLE
+            ]
             if len(unreadable) > self.max_unreadable:
                 raise _too_many(self.images, np.array(unreadable), self.max_unreadable)
             with torch.inference_mode():
@@ -279,7 +303,9 @@ def _write_shard(folder: Path, shard: int, tensors: dict[str, torch.Tensor], lef
     content = save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()})
     free = shutil.disk_usage(folder).free
     if free < left * len(content):
-        raise UserError(f"{folder} needs {left * len(content) / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f}; make room, or choose --out")
+        raise UserError(
+            f"{folder} needs {left * len(content) / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f}; make room, or choose --out"
+        )
     _write(folder / f"{shard:05d}.safetensors", content)
     _write(folder / f"{shard:05d}.sha256", hashlib.sha256(content).hexdigest().encode())
 

@@ -33,7 +33,9 @@ class Classifier(nn.Module):
     ``train_positions``; the rest does.
     """
 
-    def __init__(self, encoder: Encoder, classes: int, drop_path_rate: float = 0.0, train_positions: bool = False) -> None:
+    def __init__(
+        self, encoder: Encoder, classes: int, drop_path_rate: float = 0.0, train_positions: bool = False
+    ) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
         self.resnet = encoder.spec.family == "resnet"
@@ -43,7 +45,9 @@ class Classifier(nn.Module):
         trunc_normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
         for name, parameter in self.encoder.model.named_parameters():
-            parameter.requires_grad_((train_positions or name != "pos_embed") and not name.startswith(("norm.", "fc_norm.")))
+            parameter.requires_grad_(
+                (train_positions or name != "pos_embed") and not name.startswith(("norm.", "fc_norm."))
+            )
         if not self.resnet:
             blocks = self.encoder.model.blocks
             for rate, block in zip(torch.linspace(0, drop_path_rate, len(blocks)).tolist(), blocks, strict=True):
@@ -76,9 +80,15 @@ def save(
         "preprocessing": asdict(preprocessing),
         "made": dict(made or {}),
     }
-    metadata = {"about": json.dumps(about)}  # one entry: safetensors writes several in random order, and a record hashes this file
+    metadata = {
+        "about": json.dumps(about)
+    }  # one entry: safetensors writes several in random order, and a record hashes this file
     with atomic_write(path) as written:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()}, written, metadata)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.state_dict().items()},
+            written,
+            metadata,
+        )
 
 
 def load(path: Path, encoder: Encoder) -> tuple[Classifier, tuple[str, ...], CenterCrop]:
@@ -93,7 +103,9 @@ def load(path: Path, encoder: Encoder) -> tuple[Classifier, tuple[str, ...], Cen
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is not a classifier ({error}); {REMEDY}") from error
     if about["encoder"] != encoder.fingerprint:
-        raise UserError(f"{path} was fine-tuned from another encoder; fine-tune this one with python -m evaluate.finetune")
+        raise UserError(
+            f"{path} was fine-tuned from another encoder; fine-tune this one with python -m evaluate.finetune"
+        )
     classes = tuple(about["classes"])
     classifier = Classifier(encoder, len(classes))
     classifier.load_state_dict(state, strict=True)

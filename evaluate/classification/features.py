@@ -75,7 +75,10 @@ def frozen_features(encoder: Encoder, config: ImageConfig, env: Env, train: Imag
     """The features of both sets under a task's config."""
     precision = precisions.resolve(config.precision, env.device)
     crop = test_crop(encoder, config)
-    first, second = (extract(encoder, images, crop, env, precision, max_unreadable=config.max_unreadable_images) for images in (train, val))
+    first, second = (
+        extract(encoder, images, crop, env, precision, max_unreadable=config.max_unreadable_images)
+        for images in (train, val)
+    )
     return FrozenFeatures(first, second, precision)
 
 
@@ -83,7 +86,9 @@ def test_crop(encoder: Encoder, config: ImageConfig) -> CenterCrop:
     """The protocol's test crop. Raises UserError where a ViT's patches do not fill it."""
     patch = encoder.spec.patch_size
     if encoder.spec.family == "vit" and config.img_size % patch:
-        raise UserError(f"img_size {config.img_size} is no multiple of the patch size {patch}; choose another: --set img_size=N")
+        raise UserError(
+            f"img_size {config.img_size} is no multiple of the patch size {patch}; choose another: --set img_size=N"
+        )
     return CenterCrop(config.img_size, config.resize, config.interpolation)
 
 
@@ -115,7 +120,13 @@ def probe_input(encoder: Encoder, kind: str, tokens: torch.Tensor) -> torch.Tens
 
 
 def extract(
-    encoder: Encoder, images: ImageSet, crop: CenterCrop, env: Env, precision: str = "fp32", blocks: int = 4, max_unreadable: int = 0
+    encoder: Encoder,
+    images: ImageSet,
+    crop: CenterCrop,
+    env: Env,
+    precision: str = "fp32",
+    blocks: int = 4,
+    max_unreadable: int = 0,
 ) -> Features:
     """The features of a set: read from ``env.out_dir.parent / "features"``, where missing or damaged computed.
 
@@ -137,7 +148,11 @@ def extract(
             with precisions.autocast(precision, env.device):
                 cls, patches = frozen_tokens(encoder, normalized, blocks)
             tokens = {"cls": cls, "mean": patches} if cls is not None else {"mean": patches}
-            return {f"{kind}{k - blocks}": _shorten(value[:, k], precision) for kind, value in tokens.items() for k in range(blocks)}
+            return {
+                f"{kind}{k - blocks}": _shorten(value[:, k], precision)
+                for kind, value in tokens.items()
+                for k in range(blocks)
+            }
 
         return finite(forward, precision)
 
@@ -152,7 +167,10 @@ def report_fp32(stored: cached_pass.CachedPass, name: str, precision: str, env: 
     again = stored.read(IN_FP32)
     count = int(again.sum()) if again is not None else 0
     if count:
-        print(f"{name}: {count} of {stored.count} images overflowed in {precision} and were computed again in fp32", file=sys.stderr)
+        print(
+            f"{name}: {count} of {stored.count} images overflowed in {precision} and were computed again in fp32",
+            file=sys.stderr,
+        )
         env.report(protocol={f"computed again in fp32, {name}": count})
 
 

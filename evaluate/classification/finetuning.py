@@ -26,14 +26,27 @@ def make_optimizer(model: Classifier, layer_decay: float, weight_decay: float) -
     """AdamW with a learning rate that falls with depth; the loop sets it at every step."""
     depth = model.encoder.spec.depth if model.encoder.spec.family == "vit" else 0
     groups = parameter_groups(model.named_timm_parameters(), depth, layer_decay, weight_decay)
-    return torch.optim.AdamW([{key: group[key] for key in ("params", "weight_decay", "scale")} for group in groups], lr=0.0)
+    return torch.optim.AdamW(
+        [{key: group[key] for key in ("params", "weight_decay", "scale")} for group in groups], lr=0.0
+    )
 
 
-def make_mix(classes: int, device: str, *, mixup: float, cutmix: float, switch_prob: float, label_smoothing: float, erasing_prob: float) -> Mix:
+def make_mix(
+    classes: int,
+    device: str,
+    *,
+    mixup: float,
+    cutmix: float,
+    switch_prob: float,
+    label_smoothing: float,
+    erasing_prob: float,
+) -> Mix:
     """From a normalized batch and its labels to the batch seen, erased and mixed, and its soft targets (B, C)."""
     erase = RandomErasing(erasing_prob, mode="pixel", device=device)
     if mixup or cutmix:
-        mix = Mixup(mixup, cutmix, prob=1.0, switch_prob=switch_prob, label_smoothing=label_smoothing, num_classes=classes)
+        mix = Mixup(
+            mixup, cutmix, prob=1.0, switch_prob=switch_prob, label_smoothing=label_smoothing, num_classes=classes
+        )
         return lambda images, labels: mix(erase(images), labels)
     return lambda images, labels: (erase(images), mixup_target(labels, classes, 1.0, label_smoothing))
 
@@ -70,5 +83,13 @@ def fit(
         return loss
 
     parts = {"model": model, "optimizer": optimizer, "scaler": scaler}
-    loop.train("fine-tuning", setup, env, parts, lambda left: batches(Images(setup.train, augmentation), left, env.workers), rate, step)
+    loop.train(
+        "fine-tuning",
+        setup,
+        env,
+        parts,
+        lambda left: batches(Images(setup.train, augmentation), left, env.workers),
+        rate,
+        step,
+    )
     distributed.broadcast(list(model.buffers()))  # a ResNet's batch norm: each process has its own running statistics

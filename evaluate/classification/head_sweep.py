@@ -44,7 +44,9 @@ class HeadInputs:
             return {f"{count} blocks, mean": torch.cat(means[-count:], dim=1).float() for count in self.blocks}
         classes, mean = [self._norm(block.cls) for block in tokens], self._norm(tokens[-1].patches).mean(dim=1)
         return {
-            f"{count} blocks, {kind}": torch.cat(classes[-count:] + ([mean] if kind == "cls+mean" else []), dim=1).float()
+            f"{count} blocks, {kind}": torch.cat(
+                classes[-count:] + ([mean] if kind == "cls+mean" else []), dim=1
+            ).float()
             for count in self.blocks
             for kind in self.poolings
         }
@@ -73,7 +75,9 @@ class HeadInputs:
         return values
 
 
-def fit(heads: StackedHeads, inputs: HeadInputs, setup: Setup, env: Env, rate: Callable[[float], float], momentum: float) -> None:
+def fit(
+    heads: StackedHeads, inputs: HeadInputs, setup: Setup, env: Env, rate: Callable[[float], float], momentum: float
+) -> None:
     """Trains all heads in place to the last epoch; ``rate`` gives the highest learning rate at a fractional epoch."""
     optimizer, sampler = make_optimizer(heads, momentum), setup.sampler
     crop = RandomCropFlip(setup.crop.crop, setup.crop.interpolation, env.seed)
@@ -82,20 +86,32 @@ def fit(heads: StackedHeads, inputs: HeadInputs, setup: Setup, env: Env, rate: C
         if part == 0:
             optimizer.zero_grad(set_to_none=False)
         pixels, labels = batch
-        loss = heads.accumulate(inputs.of_pixels(pixels, setup.precision, env.device), labels.to(env.device), sampler.batch)
+        loss = heads.accumulate(
+            inputs.of_pixels(pixels, setup.precision, env.device), labels.to(env.device), sampler.batch
+        )
         if part == sampler.micro_batches - 1:
             distributed.sum_gradients(list(heads.parameters()))
         return loss
 
     parts = {"heads": heads, "optimizer": optimizer}
-    loop.train("the sweep", setup, env, parts, lambda left: batches(Images(setup.train, crop), left, env.workers), rate, step)
+    loop.train(
+        "the sweep", setup, env, parts, lambda left: batches(Images(setup.train, crop), left, env.workers), rate, step
+    )
 
 
 def accuracies(
     heads: StackedHeads, inputs: HeadInputs, images: ImageSet, setup: Setup, env: Env, max_unreadable: int = 0
 ) -> dict[str, list[float]]:
     """Top-1 in percent of every head on a set: by input, in the order of the rates."""
-    stored = _classes(heads, inputs, images, setup, env, max_unreadable, lambda logits: {name: value.argmax(dim=2) for name, value in logits.items()})
+    stored = _classes(
+        heads,
+        inputs,
+        images,
+        setup,
+        env,
+        max_unreadable,
+        lambda logits: {name: value.argmax(dim=2) for name, value in logits.items()},
+    )
     labels = torch.from_numpy(images.labels[stored.rows])
     found = {}
     for name in heads.weights:
@@ -135,13 +151,20 @@ def _classes(
     digest = hashlib.sha256()
     for parameter in heads.parameters():
         digest.update(parameter.detach().cpu().numpy().tobytes())
-    cache_key = {"encoder": inputs.encoder.fingerprint, "heads": digest.hexdigest(), "head": head, "precision": setup.precision}
+    cache_key = {
+        "encoder": inputs.encoder.fingerprint,
+        "heads": digest.hexdigest(),
+        "head": head,
+        "precision": setup.precision,
+    }
 
     def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         chosen = choose(heads(inputs.of_pixels(pixels, setup.precision, env.device)))
         return {name: classes.to(torch.int32) for name, classes in chosen.items()}
 
-    stored = cached_pass.compute(env.out_dir / "predictions", images, setup.crop, compute, cache_key, env, max_unreadable, BATCH)
+    stored = cached_pass.compute(
+        env.out_dir / "predictions", images, setup.crop, compute, cache_key, env, max_unreadable, BATCH
+    )
     unreadable = [str(images.files[row]) for row in stored.unreadable]
     env.report(images_evaluated={images.name: len(stored.rows)}, unreadable_images={images.name: unreadable})
     return stored

@@ -21,7 +21,9 @@ from evaluate.runtime.seeding import seed_of
 from results.atomic import atomic_write
 
 CELLS = tuple((corruption, severity) for corruption in CORRUPTIONS for severity in SEVERITIES)
-Cell = tuple[str, int, ImageSet, Any]  # corruption, severity, images, their transform; one at a time, for all 3.75 million would take gigabytes
+Cell = tuple[
+    str, int, ImageSet, Any
+]  # corruption, severity, images, their transform; one at a time, for all 3.75 million would take gigabytes
 JPEG_QUALITY = 85  # at which the published images are stored
 
 # AlexNet's top-1 errors, mean over the five severities (Hendrycks and Dietterich; each paired by name, never by position)
@@ -38,7 +40,9 @@ def mean_corruption_error(errors: Mapping[str, float]) -> float:
     The table's IN-C column is 100 minus this. Raises ValueError unless the corruptions are exactly the 15.
     """
     if set(errors) != set(CORRUPTIONS):
-        raise ValueError(f"mCE needs exactly the 15 corruptions, but these differ: {sorted(set(errors) ^ set(CORRUPTIONS))}")
+        raise ValueError(
+            f"mCE needs exactly the 15 corruptions, but these differ: {sorted(set(errors) ^ set(CORRUPTIONS))}"
+        )
     return 100 * sum(errors[name] / ALEXNET_ERROR[name] for name in CORRUPTIONS) / len(CORRUPTIONS)
 
 
@@ -109,13 +113,25 @@ def measure(cells: Iterable[Cell], predict: Callable[..., Predictions], env: Env
         protocol={"corruption_errors": by_corruption, "severity_errors": table},
         standard_error={"imagenet_c": error, "imagenet_c_mce": error},
     )
-    return {"imagenet_c": 100 - mce, "imagenet_c_mce": mce, "imagenet_c_mean_error": float(np.mean(list(by_corruption.values())))}
+    return {
+        "imagenet_c": 100 - mce,
+        "imagenet_c_mce": mce,
+        "imagenet_c_mean_error": float(np.mean(list(by_corruption.values()))),
+    }
 
 
 def _write_table(path: Path, table: dict[str, dict[str, float]], means: dict[str, float]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["corruption", *(f"severity_{severity}" for severity in SEVERITIES), "mean_error", "alexnet_error", "corruption_error"])
+    writer.writerow(
+        [
+            "corruption",
+            *(f"severity_{severity}" for severity in SEVERITIES),
+            "mean_error",
+            "alexnet_error",
+            "corruption_error",
+        ]
+    )
     for name, row in table.items():
         alexnet = 100 * ALEXNET_ERROR[name]
         values = [*(row[str(severity)] for severity in SEVERITIES), means[name], alexnet, 100 * means[name] / alexnet]

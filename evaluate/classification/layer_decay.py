@@ -17,7 +17,9 @@ def layer_of(name: str, depth: int) -> int:
     return 0 if name.split(".")[0] in INPUT_NAMES else depth + 1
 
 
-def parameter_groups(named: list[tuple[str, nn.Parameter]], depth: int, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    named: list[tuple[str, nn.Parameter]], depth: int, rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
     """AdamW groups with ``scale`` = rate ** (depth + 1 - layer), which multiplies the schedule's rate at every step.
 
     Parameters without gradient are left out. Weight decay is 0 for vectors, biases, extra tokens and positions
@@ -30,7 +32,9 @@ def parameter_groups(named: list[tuple[str, nn.Parameter]], depth: int, rate: fl
             continue
         layer = layer_of(name, depth)
         decay = 0.0 if parameter.ndim == 1 or name.split(".")[-1] in NEVER_DECAYED else weight_decay
-        group = groups.setdefault((layer, decay), {"params": [], "names": [], "weight_decay": decay, "scale": rate ** (depth + 1 - layer)})
+        group = groups.setdefault(
+            (layer, decay), {"params": [], "names": [], "weight_decay": decay, "scale": rate ** (depth + 1 - layer)}
+        )
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())

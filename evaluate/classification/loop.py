@@ -61,7 +61,9 @@ def train(
         if (number + 1) % sampler.steps_per_epoch == 0:
             if not torch.isfinite(total):
                 remedy = "lower --set base_lr, or --set precision=fp32 if it was fp16"
-                raise UserError(f"{label} diverged: the loss is not finite in epoch {number // sampler.steps_per_epoch}; {remedy}")
+                raise UserError(
+                    f"{label} diverged: the loss is not finite in epoch {number // sampler.steps_per_epoch}; {remedy}"
+                )
             if sampler.rank == 0:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 training_state.save(env.out_dir, setup.identity, {**states, "step": number + 1})

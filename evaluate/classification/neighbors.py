@@ -15,8 +15,14 @@ def unit_features(found: features.Features, encoder: Encoder, kind: str, device:
     """(m, D) what a linear head would take, over its own L2 norm, on the device."""
     tokens = found.require_tokens(kind)
     with torch.inference_mode():
-        for part in tokens.split(65536):  # in place: a second copy of the train set's features would be four gigabytes more
-            part.copy_(torch.nn.functional.normalize(require_finite(features.probe_input(encoder, kind, part.to(device))), dim=1))
+        for part in tokens.split(
+            65536
+        ):  # in place: a second copy of the train set's features would be four gigabytes more
+            part.copy_(
+                torch.nn.functional.normalize(
+                    require_finite(features.probe_input(encoder, kind, part.to(device))), dim=1
+                )
+            )
     return tokens.to(device)
 
 

@@ -57,7 +57,9 @@ class Predictor:
     counts: dict[str, list[int]] = field(default_factory=dict)
     """By set: images asked for and evaluated."""
 
-    def __call__(self, images: ImageSet, transform: Transform, subsets: Mapping[str, Sequence[int]] | None = None) -> Predictions:
+    def __call__(
+        self, images: ImageSet, transform: Transform, subsets: Mapping[str, Sequence[int]] | None = None
+    ) -> Predictions:
         """What is right, from one reading of the images; counts and unreadable images go into the record, by the set's name up to a slash.
 
         Args:
@@ -86,7 +88,9 @@ class Predictor:
         whole_set = images.name.partition("/")[0]
         unreadable = self.unreadable.setdefault(whole_set, [])
         left = self.max_unreadable - len(unreadable)
-        stored = cached_pass.compute(self.env.out_dir / "predictions", images, transform, compute, cache_key, self.env, left, BATCH)
+        stored = cached_pass.compute(
+            self.env.out_dir / "predictions", images, transform, compute, cache_key, self.env, left, BATCH
+        )
         report_fp32(stored, whole_set, self.precision, self.env)
         labels = images.labels[stored.rows]
         correct = {}
@@ -99,5 +103,9 @@ class Predictor:
         counts = self.counts.setdefault(whole_set, [0, 0])
         counts[:] = counts[0] + images.asked, counts[1] + len(labels)
         self.env.report(sizes={whole_set: size(counts[0], len(images.scored))})
-        self.env.report(images_asked={whole_set: counts[0]}, images_evaluated={whole_set: counts[1]}, unreadable_images={whole_set: unreadable})
+        self.env.report(
+            images_asked={whole_set: counts[0]},
+            images_evaluated={whole_set: counts[1]},
+            unreadable_images={whole_set: unreadable},
+        )
         return Predictions(correct, labels, tuple(images.files[row].stem for row in stored.rows))

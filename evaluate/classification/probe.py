@@ -29,10 +29,14 @@ def make_head(width: int, classes: int, batch_norm: bool = True) -> nn.Sequentia
     linear = nn.Linear(width, classes)
     trunc_normal_(linear.weight, std=HEAD_STD)
     nn.init.zeros_(linear.bias)
-    return nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS) if batch_norm else nn.Identity(), linear)
+    return nn.Sequential(
+        nn.BatchNorm1d(width, affine=False, eps=BATCH_NORM_EPS) if batch_norm else nn.Identity(), linear
+    )
 
 
-def make_optimizer(head: nn.Module, name: str, momentum: float, weight_decay: float, trust: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    head: nn.Module, name: str, momentum: float, weight_decay: float, trust: float
+) -> torch.optim.Optimizer:
     """LARS, LARC (LARS on every tensor) or SGD; the loop sets the rate at every step."""
     if name == "sgd":
         return torch.optim.SGD(head.parameters(), lr=0.0, momentum=momentum, weight_decay=weight_decay)
@@ -87,7 +91,9 @@ class FrozenInputs:
 
     def correct(self, head: nn.Module, max_unreadable: int = 0) -> dict[str, torch.Tensor]:
         """Whether the head is right on each image of val, bool (n,), by metric."""
-        found = features.extract(self.encoder, self.setup.val, self.setup.crop, self.env, self.setup.precision, max_unreadable=max_unreadable)
+        found = features.extract(
+            self.encoder, self.setup.val, self.setup.crop, self.env, self.setup.precision, max_unreadable=max_unreadable
+        )
         tokens, labels = found.require_tokens(self.pooling), torch.from_numpy(found.labels)
         self.env.report(unreadable_images={"val": found.unreadable})
         with torch.inference_mode():

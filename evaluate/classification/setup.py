@@ -52,10 +52,14 @@ def make_setup(encoder: Encoder, config: TrainingConfig, env: Env, train: ImageS
     rank, world_size = distributed.rank(), distributed.world_size()
     resolved = precision.resolve(config.precision, env.device)
     try:
-        sampler = BatchSampler(len(train), config.batch_size, config.micro_batch, config.epochs, env.seed, rank, world_size)
+        sampler = BatchSampler(
+            len(train), config.batch_size, config.micro_batch, config.epochs, env.seed, rank, world_size
+        )
     except ValueError as error:
         raise UserError(f"{error}; raise --limit or --set batch_size, or start fewer processes") from error
-    identity = json.dumps([as_json(config), encoder.fingerprint, train.fingerprint, env.seed, world_size, resolved, *also])
+    identity = json.dumps(
+        [as_json(config), encoder.fingerprint, train.fingerprint, env.seed, world_size, resolved, *also]
+    )
     return Setup(train, val, test_crop(encoder, config), sampler, resolved, identity)
 
 
@@ -75,7 +79,9 @@ def hold_out(train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageS
         members = draw.permutation(np.flatnonzero(train.labels == label))
         held[members[: min(round(share * len(members)), len(members) - 1)]] = True
     if not held.any():
-        raise UserError(f"the classes of train are too small to hold out {share:.0%} of each; raise --limit or --set held_out")
+        raise UserError(
+            f"the classes of train are too small to hold out {share:.0%} of each; raise --limit or --set held_out"
+        )
     return subsets.part("train", train, np.flatnonzero(~held)), subsets.part("held_out", train, np.flatnonzero(held))
 
 
@@ -99,7 +105,9 @@ def report(
     return result
 
 
-def report_training(env: Env, setup: Setup, correct: Mapping[str, torch.Tensor | np.ndarray], **protocol: Any) -> dict[str, float]:
+def report_training(
+    env: Env, setup: Setup, correct: Mapping[str, torch.Tensor | np.ndarray], **protocol: Any
+) -> dict[str, float]:
     """``report`` of a task that trains on a setup's images and is tested on its val."""
     common = {
         "batch": setup.sampler.batch,

@@ -31,11 +31,17 @@ def fit(rows: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int = 1
 
     solver = LogisticRegression(C=1 / l2, fit_intercept=False, tol=TOLERANCE, max_iter=max_iterations, warm_start=True)
     with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # what it reached is judged below
-        for dtype, tolerance in ((np.float32, 10 * TOLERANCE), (np.float64, TOLERANCE)):  # most of the way at half the cost
+        for dtype, tolerance in (
+            (np.float32, 10 * TOLERANCE),
+            (np.float64, TOLERANCE),
+        ):  # most of the way at half the cost
             solver.set_params(tol=tolerance).fit(rows.astype(dtype), labels)
     weights = torch.from_numpy(solver.coef_).requires_grad_()
     targets = torch.from_numpy(np.searchsorted(solver.classes_, labels))
-    objective = torch.nn.functional.cross_entropy(torch.from_numpy(rows) @ weights.T, targets) + l2 / len(rows) / 2 * weights.square().sum()
+    objective = (
+        torch.nn.functional.cross_entropy(torch.from_numpy(rows) @ weights.T, targets)
+        + l2 / len(rows) / 2 * weights.square().sum()
+    )
     (gradient,) = torch.autograd.grad(objective, weights)
     gap = float(gradient.square().sum()) / (2 * l2 / len(rows))
     if gap > GAP:

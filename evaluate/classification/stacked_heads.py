@@ -23,7 +23,9 @@ class StackedHeads(nn.Module):
         super().__init__()
         self.base_lrs, self.classes = tuple(base_lrs), classes
         rows = len(base_lrs) * classes
-        self.weights = nn.ParameterDict({name: nn.Parameter(torch.randn(rows, width) * HEAD_STD) for name, width in widths.items()})
+        self.weights = nn.ParameterDict(
+            {name: nn.Parameter(torch.randn(rows, width) * HEAD_STD) for name, width in widths.items()}
+        )
         self.biases = nn.ParameterDict({name: nn.Parameter(torch.zeros(rows)) for name in widths})
         self.shares: Tensor
         self.register_buffer("shares", torch.tensor(self.base_lrs) / max(self.base_lrs), persistent=False)
@@ -44,7 +46,10 @@ class StackedHeads(nn.Module):
             logits = logits.flatten(0, 1)
             with torch.enable_grad():
                 logits.requires_grad_()
-                losses = nn.functional.cross_entropy(logits, repeated, reduction="none").view(len(labels), -1).sum(dim=0) / count
+                losses = (
+                    nn.functional.cross_entropy(logits, repeated, reduction="none").view(len(labels), -1).sum(dim=0)
+                    / count
+                )
                 (gradient,) = torch.autograd.grad(losses @ self.shares, logits)
             gradient = gradient.view(len(labels), -1)
             self.weights[name].grad.addmm_(gradient.T, inputs[name])

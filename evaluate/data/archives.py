@@ -65,7 +65,10 @@ def folders(archive: Path) -> dict[PurePosixPath, list[Member]]:
             found.setdefault(member.path.rpartition("/")[0], []).append(member)
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(f"the archive {archive} is damaged or cut short ({error}); fetch it again") from error
-    visible = {PurePosixPath(name): [member for member in files if not member.name.startswith(".")] for name, files in found.items()}
+    visible = {
+        PurePosixPath(name): [member for member in files if not member.name.startswith(".")]
+        for name, files in found.items()
+    }
     return {folder: sorted(files, key=lambda member: member.path) for folder, files in visible.items() if files}
 
 

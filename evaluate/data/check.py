@@ -74,8 +74,12 @@ def _imagenet(data_root: Path, samples: int) -> str:
         _expect("imagenet/val", len(val), VAL)
         counts = np.bincount(val.labels)
         if counts.min() != VAL_PER_CLASS or counts.max() != VAL_PER_CLASS:
-            raise UserError(f"imagenet/val should have {VAL_PER_CLASS} images a class; {val.classes[int(counts.argmin())]} has {counts.min()}")
-    return f"train {_read_some(train.files, samples)}, val {_read_some(val.files, samples)}, {len(train.classes)} classes"
+            raise UserError(
+                f"imagenet/val should have {VAL_PER_CLASS} images a class; {val.classes[int(counts.argmin())]} has {counts.min()}"
+            )
+    return (
+        f"train {_read_some(train.files, samples)}, val {_read_some(val.files, samples)}, {len(train.classes)} classes"
+    )
 
 
 def _listed(name: str) -> Callable[[Path, int], str]:
@@ -105,7 +109,9 @@ def _corrupted(data_root: Path, samples: int) -> str:
             found = set(zip(images.labels.tolist(), (file.stem for file in images.files), strict=True))
             expected = expected or found
             if found != expected:
-                raise UserError(f"{part} holds other images than {CORRUPTIONS[0]}/1: {len(found)}, {len(found & expected)} of them the same")
+                raise UserError(
+                    f"{part} holds other images than {CORRUPTIONS[0]}/1: {len(found)}, {len(found & expected)} of them the same"
+                )
             if _is_full(images):
                 _expect(part, len(images), VAL)
             _read_some(images.files, each, PUBLISHED_SIDE if _is_full(images) else None)
@@ -122,7 +128,9 @@ def _instances(name: str) -> Callable[[Path, int], str]:
             files = [data_root / "coco" / coco.file_name(image, f"{split}2017") for image in content["images"]]
             absent = [file for file in files if not file.is_file()]
             if absent:
-                raise UserError(f"{listing} lists {len(absent)} images that are not there, for example {absent[0]}; unpack coco in full")
+                raise UserError(
+                    f"{listing} lists {len(absent)} images that are not there, for example {absent[0]}; unpack coco in full"
+                )
             if len(content["categories"]) == classes:
                 _expect(str(listing), len(files), count)
             parts.append(f"{split} {_read_some(files, samples)}")
@@ -135,10 +143,15 @@ def _ade20k(data_root: Path, samples: int) -> str:
     parts = []
     for split, count in ADE20K.items():
         folders = [data_root / "ade20k" / kind / split for kind in ("images", "annotations")]
-        images, labels = ({path.stem: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")} for folder in folders)
+        images, labels = (
+            {path.stem: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+            for folder in folders
+        )
         if images.keys() != labels.keys():
             odd = min(images.keys() ^ labels.keys())
-            raise UserError(f"of {odd} in ade20k/{split} there is only the image or only the annotation; unpack the set again")
+            raise UserError(
+                f"of {odd} in ade20k/{split} there is only the image or only the annotation; unpack the set again"
+            )
         if not (data_root / "world.json").is_file():
             _expect(f"ade20k/images/{split}", len(images), count)
         _read_some(list(labels.values()), samples)
@@ -154,7 +167,9 @@ def _voc(data_root: Path, samples: int) -> str:
         for kind, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
             absent = [name for name in names if not (folder / kind / f"{name}{suffix}").is_file()]
             if absent:
-                raise UserError(f"{folder / kind} lacks {len(absent)} of the files of {split}.txt, for example {absent[0]}{suffix}")
+                raise UserError(
+                    f"{folder / kind} lacks {len(absent)} of the files of {split}.txt, for example {absent[0]}{suffix}"
+                )
         parts.append(f"{year} {split} {_read_some([folder / 'JPEGImages' / f'{name}.jpg' for name in names], samples)}")
     return ", ".join(parts)
 
@@ -185,5 +200,7 @@ def _read_some(files: list[File] | list[Path] | tuple[File, ...], samples: int, 
     for file in chosen:
         size = read_image(file).size
         if side is not None and size != (side, side):
-            raise UserError(f"{file} is {size[0]} x {size[1]} px; ImageNet-C as published is {side} px (a set made at full size is another set)")
+            raise UserError(
+                f"{file} is {size[0]} x {size[1]} px; ImageNet-C as published is {side} px (a set made at full size is another set)"
+            )
     return f"{len(files)} images ({len(chosen)} read)"

@@ -11,7 +11,11 @@ ANNOTATIONS = {  # of train and of val, below the data root
     "lvis": ("lvis/lvis_v1_train.json", "lvis/lvis_v1_val.json"),
     "voc": ("VOCdevkit", "VOCdevkit"),
 }
-IMAGES = {"coco": "coco", "lvis": "coco", "voc": "VOCdevkit"}  # the folder below the data root that picture paths start from
+IMAGES = {
+    "coco": "coco",
+    "lvis": "coco",
+    "voc": "VOCdevkit",
+}  # the folder below the data root that picture paths start from
 FIELDS = ("id", "image_id", "category_id", "bbox", "segmentation")  # of an annotation
 
 
@@ -35,11 +39,17 @@ def read_annotations(path: Path) -> dict[str, Any]:
     for annotation in annotations:
         for field in FIELDS:
             if field not in annotation:
-                raise UserError(f"{path}: annotation {annotation.get('id', '(without id)')} has no {field}; fetch the file again")
+                raise UserError(
+                    f"{path}: annotation {annotation.get('id', '(without id)')} has no {field}; fetch the file again"
+                )
         if annotation["image_id"] not in images:
-            raise UserError(f"{path}: annotation {annotation['id']} is of image {annotation['image_id']}, which the file does not list")
+            raise UserError(
+                f"{path}: annotation {annotation['id']} is of image {annotation['image_id']}, which the file does not list"
+            )
         if annotation["category_id"] not in categories:
-            raise UserError(f"{path}: annotation {annotation['id']} has category {annotation['category_id']}, which the file does not list")
+            raise UserError(
+                f"{path}: annotation {annotation['id']} has category {annotation['category_id']}, which the file does not list"
+            )
     return content
 
 
@@ -52,11 +62,15 @@ def require_scorable(path: Path, content: dict[str, Any], limit: int | None) -> 
     tested = set(sorted(image["id"] for image in content["images"])[:limit])
     objects = [a for a in content["annotations"] if a["image_id"] in tested]
     if all(annotation.get("iscrowd", 0) for annotation in objects):
-        raise UserError(f"{path} has no image with an object that can be scored among the {len(tested)} read; fetch it again")
+        raise UserError(
+            f"{path} has no image with an object that can be scored among the {len(tested)} read; fetch it again"
+        )
     for annotation in objects:
         outline = annotation["segmentation"]
         if not isinstance(outline, dict) and (not outline or len(outline[0]) < 6):
-            raise UserError(f"{path}: annotation {annotation['id']} has an outline of fewer than three points; fetch the file again")
+            raise UserError(
+                f"{path}: annotation {annotation['id']} has an outline of fewer than three points; fetch the file again"
+            )
     return len(tested)
 
 

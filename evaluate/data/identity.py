@@ -143,7 +143,12 @@ def _identity(path: Path, part: str, store: Path, verify: bool) -> str:
     for manifest in sorted(store.glob(f"{slug}-*.npz")):
         try:
             with np.load(manifest, allow_pickle=False) as kept:
-                structure, identity, contents, times = str(kept["structure"]), str(kept["identity"]), str(kept["sample"]), kept["times"]
+                structure, identity, contents, times = (
+                    str(kept["structure"]),
+                    str(kept["identity"]),
+                    str(kept["sample"]),
+                    kept["times"],
+                )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue  # half a manifest is none
         if structure != now.structure or times.shape[-1] != len(now.times):
@@ -156,7 +161,9 @@ def _identity(path: Path, part: str, store: Path, verify: bool) -> str:
                 _write(manifest, structure, identity, contents, np.concatenate([np.atleast_2d(times), now.times[None]]))
                 return identity
     sample = sample or _digest(path, now, _sampled(len(now.names)))
-    identity = hashlib.sha256(f"{now.structure} {hashlib.sha256(now.times.tobytes()).hexdigest()}".encode()).hexdigest()[:16]
+    identity = hashlib.sha256(
+        f"{now.structure} {hashlib.sha256(now.times.tobytes()).hexdigest()}".encode()
+    ).hexdigest()[:16]
     store.mkdir(parents=True, exist_ok=True)
     _write(store / f"{slug}-{identity}.npz", now.structure, identity, sample, now.times[None])
     return identity

@@ -87,9 +87,13 @@ def robustness_set(
     if len(classes) == FULL_CLASSES:
         official = tuple(json.loads(OFFICIAL_CLASSES.read_text()).get(name, classes))
         if found != official:
-            raise UserError(f"{folder} should hold the {len(official)} classes of {name}: {_difference(found, official)}")
+            raise UserError(
+                f"{folder} should hold the {len(official)} classes of {name}: {_difference(found, official)}"
+            )
     elif set(found) - set(classes):
-        raise UserError(f"{folder} holds classes that imagenet/train lacks: {', '.join(sorted(set(found) - set(classes))[:3])}")
+        raise UserError(
+            f"{folder} holds classes that imagenet/train lacks: {', '.join(sorted(set(found) - set(classes))[:3])}"
+        )
     return _image_set(name, data_root, part, images, classes, limit, identities)
 
 
@@ -97,14 +101,18 @@ def class_names(folder: Path) -> tuple[str, ...]:
     """The sorted names of the folders inside ``folder``; raises UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; it should hold one folder a class, named by its wnid")
-    names = tuple(sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")))
+    names = tuple(
+        sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    )
     if not names:
         raise UserError(f"{folder} holds no class folders; it should hold one folder a class, named by its wnid")
     return names
 
 
 def _is_flat(folder: Path) -> bool:
-    return folder.is_dir() and not any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+    return folder.is_dir() and not any(
+        entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)
+    )
 
 
 def _folder(folder: Path) -> dict[str, list[File]]:
@@ -113,7 +121,9 @@ def _folder(folder: Path) -> dict[str, list[File]]:
     for wnid in class_names(folder):
         names = sorted(name for name in os.listdir(folder / wnid) if not name.startswith("."))
         if not names:
-            raise UserError(f"the class folder {folder / wnid} is empty; unpack it again, or remove the class from every set")
+            raise UserError(
+                f"the class folder {folder / wnid} is empty; unpack it again, or remove the class from every set"
+            )
         images[wnid] = [folder / wnid / name for name in names]
     return images
 
@@ -124,7 +134,9 @@ def _flat(folder: Path, wnid_of: dict[str, str]) -> dict[str, list[File]]:
     for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
         wnid = wnid_of.get(Path(name).stem)
         if wnid is None:
-            raise UserError(f"{folder / name} is of no known class; {val_labels.source(folder.parent)} does not list it")
+            raise UserError(
+                f"{folder / name} is of no known class; {val_labels.source(folder.parent)} does not list it"
+            )
         images.setdefault(wnid, []).append(folder / name)
     if not images:
         raise UserError(f"{folder} is empty; it should hold one folder a class, named by its wnid, or all images")

@@ -11,7 +11,10 @@ CORRUPTIONS = (
     "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
 )  # fmt: skip
 SEVERITIES = (1, 2, 3, 4, 5)  # of each corruption
-OWN_GENERATOR = ("impulse_noise", "glass_blur")  # of the package imagecorruptions: the ones that numpy's global seed does not reach
+OWN_GENERATOR = (
+    "impulse_noise",
+    "glass_blur",
+)  # of the package imagecorruptions: the ones that numpy's global seed does not reach
 
 # name: the paths that must exist below the data root
 LAYOUTS: dict[str, tuple[str, ...]] = {
@@ -60,7 +63,9 @@ def locate(data_root: Path, part: str) -> Path | None:
 def root(path: Path) -> Path:
     """The data root itself; raises UserError if it is no folder."""
     if not path.is_dir():
-        raise UserError(f"the data root {path} is not a folder; it should hold imagenet/, coco/, lvis/, ade20k/, imagenet-a/ …")
+        raise UserError(
+            f"the data root {path} is not a folder; it should hold imagenet/, coco/, lvis/, ade20k/, imagenet-a/ …"
+        )
     return path
 
 
@@ -69,7 +74,9 @@ def require(data_root: Path, name: str) -> None:
     missing = [part for part in LAYOUTS[name] if locate(data_root, part) is None]
     if missing:
         archives = "".join(f" or {archive}" for archive in ARCHIVES.get(missing[0], ()))
-        raise Skip(f"{name} is not under {data_root}: {missing[0]}{archives} is missing; expected {', '.join(LAYOUTS[name][:4])}")
+        raise Skip(
+            f"{name} is not under {data_root}: {missing[0]}{archives} is missing; expected {', '.join(LAYOUTS[name][:4])}"
+        )
 
 
 def is_toy(data_root: Path) -> bool:

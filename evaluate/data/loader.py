@@ -17,7 +17,9 @@ from evaluate.runtime.errors import UserError
 UNREADABLE = -1  # the label of an image that could not be read, where such are kept
 LOADING_SECONDS = 600  # that a data loading process may take for one batch
 KEPT_BYTES = 256 * 1024**2  # a set that decodes to less than this is decoded once and kept in memory
-Sample = tuple[int, int]  # (epoch, index of the image): all that a random transform may depend on, besides the run's seed
+Sample = tuple[
+    int, int
+]  # (epoch, index of the image): all that a random transform may depend on, besides the run's seed
 
 
 def read_image(file: File) -> Image.Image:
@@ -26,7 +28,9 @@ def read_image(file: File) -> Image.Image:
         with Image.open(io.BytesIO(file.read()) if isinstance(file, archives.Member) else file) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"the image {file} cannot be read ({error}); fetch it again: no image is left out unless allowed") from error
+        raise UserError(
+            f"the image {file} cannot be read ({error}); fetch it again: no image is left out unless allowed"
+        ) from error
 
 
 class Images(Dataset):
@@ -69,7 +73,9 @@ class Images(Dataset):
         return image
 
 
-def batches(dataset: Images, sampler: Iterable[list[Sample]], workers: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    dataset: Images, sampler: Iterable[list[Sample]], workers: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Images uint8 (B, 3, H, W) and labels int64 (B,), one batch for each list of samples; raises UserError for an unreadable image."""
     loader = DataLoader(
         dataset,
@@ -87,7 +93,9 @@ def batches(dataset: Images, sampler: Iterable[list[Sample]], workers: int = 0) 
             if not str(error).startswith("DataLoader"):
                 raise
             reason = str(error).splitlines()[0]
-            raise UserError(f"a data loading process is stuck or was ended ({reason}); see to memory and /dev/shm, or take fewer --workers") from error
+            raise UserError(
+                f"a data loading process is stuck or was ended ({reason}); see to memory and /dev/shm, or take fewer --workers"
+            ) from error
         if batch is None:
             return
         if isinstance(batch, UserError):

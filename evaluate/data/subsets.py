@@ -34,20 +34,29 @@ def listed_set(name: str, data_root: Path, limit: int | None = None, identities:
     position = {file.name: index for index, file in enumerate(train.files)}
     absent = [file for file in names if file not in position]
     if absent:
-        raise UserError(f"{listing} names {len(absent)} files that imagenet/train lacks, for example {absent[0]}; unpack train in full")
+        raise UserError(
+            f"{listing} names {len(absent)} files that imagenet/train lacks, for example {absent[0]}; unpack train in full"
+        )
     return part(name, train, np.array([position[file] for file in names]), limit)
 
 
 def check_published(name: str, names: list[str], listing: Path) -> None:
     """Raises UserError unless the sorted names are those of the published list."""
     if len(names) != LISTS[name]:
-        raise UserError(f"{listing} has {len(names)} names, the published list of ImageNet-1k {LISTS[name]}; fetch it again")
+        raise UserError(
+            f"{listing} has {len(names)} names, the published list of ImageNet-1k {LISTS[name]}; fetch it again"
+        )
     if name != "1percent":
         return
     text = "\n".join(names)
     digests = {hashlib.md5(form.encode(), usedforsecurity=False).hexdigest() for form in (text, text + "\n")}
-    if Counter(Counter(name.rpartition("_")[0] for name in names).values()) != ONE_PERCENT_CLASSES or ONE_PERCENT_MD5 not in digests:
-        raise UserError(f"{listing} has as many names as the published list and not the same ones (md5 of the sorted names); fetch it again")
+    if (
+        Counter(Counter(name.rpartition("_")[0] for name in names).values()) != ONE_PERCENT_CLASSES
+        or ONE_PERCENT_MD5 not in digests
+    ):
+        raise UserError(
+            f"{listing} has as many names as the published list and not the same ones (md5 of the sorted names); fetch it again"
+        )
 
 
 def drawn_rows(train: ImageSet, shots: int | None, fraction: float | None, seed: int, draw: int) -> np.ndarray:
@@ -60,7 +69,9 @@ def drawn_rows(train: ImageSet, shots: int | None, fraction: float | None, seed:
         own = np.flatnonzero(train.labels == label)
         count = shots if shots is not None else max(1, round((fraction or 0) * len(own)))
         if count > len(own):
-            raise UserError(f"the class {train.classes[label]} has {len(own)} train images, fewer than shots={count}; choose fewer")
+            raise UserError(
+                f"the class {train.classes[label]} has {len(own)} train images, fewer than shots={count}; choose fewer"
+            )
         generator = np.random.default_rng(seed_of(seed, draw, train.classes[label]))
         rows.append(generator.choice(own, count, replace=False))
     return np.sort(np.concatenate(rows))

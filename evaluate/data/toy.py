@@ -127,15 +127,29 @@ def _make_imagenet(root: Path, world: World) -> None:
     val: dict[str, list[np.ndarray]] = {}
     for index, wnid in enumerate(WNIDS):
         names = [f"{wnid}_{i}" for i in range(world.train_per_class)]
-        _save(root / "imagenet/train" / wnid, names, (paint(index, world.size, generator(0, index, i)) for i in range(len(names))))
+        _save(
+            root / "imagenet/train" / wnid,
+            names,
+            (paint(index, world.size, generator(0, index, i)) for i in range(len(names))),
+        )
         with (root / "imagenet/1percent.txt").open("a") as file:
             file.writelines(f"{name}.JPEG\n" for name in names[: world.list_per_class])
         val[wnid] = [paint(index, world.size, generator(1, index, i)) for i in range(world.val_per_class)]
-        _save(root / "imagenet/val" / wnid, [f"ILSVRC2012_val_{index}_{i:05d}" for i in range(world.val_per_class)], val[wnid])
-        shifts = {"imagenet-a": (_adversarial, index % 2 == 0), "imagenet-r": (_rendition, index >= 4), "imagenet-sketch": (_sketch, True)}
+        _save(
+            root / "imagenet/val" / wnid,
+            [f"ILSVRC2012_val_{index}_{i:05d}" for i in range(world.val_per_class)],
+            val[wnid],
+        )
+        shifts = {
+            "imagenet-a": (_adversarial, index % 2 == 0),
+            "imagenet-r": (_rendition, index >= 4),
+            "imagenet-sketch": (_sketch, True),
+        }
         for number, (name, (render, present)) in enumerate(shifts.items(), 2):
             if present:  # IN-A and IN-R hold only some of the classes
-                pictures = (render(index, world.size, generator(number, index, i)) for i in range(world.shifted_per_class))
+                pictures = (
+                    render(index, world.size, generator(number, index, i)) for i in range(world.shifted_per_class)
+                )
                 _save(root / name / wnid, [f"{wnid}_{i}" for i in range(world.shifted_per_class)], pictures)
     _make_corrupted(root, world, {wnid: pictures[: world.corrupted_per_class] for wnid, pictures in val.items()})
 
@@ -143,7 +157,9 @@ def _make_imagenet(root: Path, world: World) -> None:
 def _make_corrupted(root: Path, world: World, pictures: dict[str, list[np.ndarray]]) -> None:
     from imagecorruptions import corrupt, corruptions  # seconds of imports that only making the world needs
 
-    shuffle = corruptions._shuffle_pixels_njit_glass_blur  # compiling this loop takes longer than running it on pictures this small
+    shuffle = (
+        corruptions._shuffle_pixels_njit_glass_blur
+    )  # compiling this loop takes longer than running it on pictures this small
     corruptions._shuffle_pixels_njit_glass_blur = getattr(shuffle, "py_func", shuffle)
     np.random.seed(world.seed)  # the package draws from numpy's global generator
     for corruption in CORRUPTIONS:
@@ -205,7 +221,9 @@ def contact_sheet(root: Path, out: Path, cell: int = 96) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Makes the world and says where it lies."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.data.toy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluate.data.toy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, nargs="?", help="where the world is made")
     parser.add_argument("--out", type=Path, dest="folder_by_name", help="the same, by name")
     parser.add_argument("--seed", type=int, default=0)

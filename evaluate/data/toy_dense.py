@@ -20,7 +20,14 @@ VERSION = 1  # raise it when a change of this file changes a file it writes
 COLOURS = ((215, 60, 55), (60, 90, 220), (60, 190, 75), (225, 205, 60), (200, 70, 205), (60, 200, 205))
 CORNERS = (24, 4, 3, 24, 4, 3)  # a round, a square, a triangle, and again
 COCO_CATEGORIES = ((1, "ball"), (3, "box"), (8, "tent"), (15, "coin"))  # (id, name) of the kinds 0 to 3
-LVIS_CATEGORIES = ((1, "ball", "f"), (2, "box", "f"), (3, "tent", "c"), (4, "coin", "c"), (5, "tile", "r"), (6, "sail", "r"))
+LVIS_CATEGORIES = (
+    (1, "ball", "f"),
+    (2, "box", "f"),
+    (3, "tent", "c"),
+    (4, "coin", "c"),
+    (5, "tile", "r"),
+    (6, "sail", "r"),
+)
 ADE20K_CLASSES = ("ball", "box", "tent", "coin", "tile", "sail", "field")  # labels 1 to 7
 GROUNDS = ((120, 120, 120), (70, 75, 70))  # the upper and the lower part of a picture
 SIZE = 96  # pixels of the longer side
@@ -86,7 +93,11 @@ def scene(kinds: list[int], generator: np.random.Generator) -> tuple[np.ndarray,
     height, width = (SIZE, int(generator.integers(SIZE * 3 // 4, SIZE + 1)))[:: generator.choice((-1, 1))]
     horizon = int(height * generator.uniform(0.3, 0.7))
     labels = np.full((height, width), 7, np.uint8)
-    picture = np.where((np.arange(height) < horizon)[:, None, None], *GROUNDS) + np.zeros((1, width, 1)) + generator.normal(0, 10, 3)
+    picture = (
+        np.where((np.arange(height) < horizon)[:, None, None], *GROUNDS)
+        + np.zeros((1, width, 1))
+        + generator.normal(0, 10, 3)
+    )
     drawn: list[tuple[int, np.ndarray, np.ndarray]] = []
     for kind in generator.permutation(kinds).tolist():
         polygon, mask = _shape(kind, height, width, [other for _, _, other in drawn], generator)
@@ -97,13 +108,19 @@ def scene(kinds: list[int], generator: np.random.Generator) -> tuple[np.ndarray,
     picture = picture + generator.normal(0, 8, picture.shape)
     visible = []
     for position, (kind, polygon, mask) in enumerate(drawn):
-        hidden = np.any([other for _, _, other in drawn[position + 1 :]], axis=0) if drawn[position + 1 :] else np.zeros_like(mask)
+        hidden = (
+            np.any([other for _, _, other in drawn[position + 1 :]], axis=0)
+            if drawn[position + 1 :]
+            else np.zeros_like(mask)
+        )
         if (mask & ~hidden).sum() >= 0.5 * mask.sum():
             visible.append(Thing(kind, polygon, mask))
     return picture.clip(0, 255).astype(np.uint8), labels, visible
 
 
-def _shape(kind: int, height: int, width: int, others: list[np.ndarray], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _shape(
+    kind: int, height: int, width: int, others: list[np.ndarray], generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """A polygon and its mask, at the place of five tries where it covers least of what is there."""
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     for _ in range(5):
@@ -127,7 +144,10 @@ def _coco(images: list[dict], things: list[list[Thing]]) -> dict:
     for number, (image, found) in enumerate(zip(images, things, strict=True)):
         for thing in found:
             if thing.kind < len(COCO_CATEGORIES):
-                annotations.append(_annotation(len(annotations) + 1, image["id"], COCO_CATEGORIES[thing.kind][0], thing) | {"iscrowd": 0})
+                annotations.append(
+                    _annotation(len(annotations) + 1, image["id"], COCO_CATEGORIES[thing.kind][0], thing)
+                    | {"iscrowd": 0}
+                )
         if number % 20 == 7:
             region = np.zeros((image["height"], image["width"]), bool)
             region[4:14, 4:24] = True
@@ -154,7 +174,8 @@ def _lvis(images: list[dict], things: list[list[Thing]]) -> dict:
         not_exhaustive = sorted(present)[:1] if number % 10 == 3 else []
         entries.append({**image, "neg_category_ids": absent, "not_exhaustive_category_ids": not_exhaustive})
         annotations += [
-            _annotation(len(annotations) + 1 + k, image["id"], LVIS_CATEGORIES[thing.kind][0], thing) for k, thing in enumerate(found)
+            _annotation(len(annotations) + 1 + k, image["id"], LVIS_CATEGORIES[thing.kind][0], thing)
+            for k, thing in enumerate(found)
         ]
     categories = []
     for category, name, frequency in LVIS_CATEGORIES:
@@ -163,7 +184,13 @@ def _lvis(images: list[dict], things: list[list[Thing]]) -> dict:
             "id": category, "name": name, "synset": f"{name}.n.01", "def": name, "synonyms": [name], "frequency": frequency,
             "image_count": len({a["image_id"] for a in owned}), "instance_count": len(owned),
         })  # fmt: skip
-    return {"info": {"description": "toy world"}, "licenses": [], "images": entries, "annotations": annotations, "categories": categories}
+    return {
+        "info": {"description": "toy world"},
+        "licenses": [],
+        "images": entries,
+        "annotations": annotations,
+        "categories": categories,
+    }
 
 
 def _annotation(number: int, image_id: int, category: int, thing: Thing) -> dict:
@@ -192,7 +219,9 @@ def _make_ade20k(root: Path, seed: int, splits: dict[str, int]) -> None:
         annotations.mkdir(parents=True, exist_ok=True)
         for index in range(count):
             generator = np.random.default_rng([seed, 20 + number, index])
-            picture, labels, _ = scene(generator.choice(6, int(generator.integers(2, 5)), replace=False).tolist(), generator)
+            picture, labels, _ = scene(
+                generator.choice(6, int(generator.integers(2, 5)), replace=False).tolist(), generator
+            )
             name = f"ADE_{'train' if split == 'training' else 'val'}_{index + 1:08d}"
             Image.fromarray(picture).save(images / f"{name}.jpg", quality=95)
             Image.fromarray(labels).save(annotations / f"{name}.png")

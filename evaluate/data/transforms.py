@@ -37,13 +37,17 @@ class CenterCrop:
 
     def __post_init__(self) -> None:
         if self.resize is not None and self.resize < self.crop:
-            raise UserError(f"a crop of {self.crop} px does not fit images resized to {self.resize} px; choose img_size and resize that do")
+            raise UserError(
+                f"a crop of {self.crop} px does not fit images resized to {self.resize} px; choose img_size and resize that do"
+            )
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> Image.Image:
         if self.resize is not None:
             image = F.resize(image, [self.resize], INTERPOLATIONS[self.interpolation])
         elif min(image.size) < self.crop:  # torchvision would pad it with black
-            raise UserError(f"an image of {image.width} x {image.height} px cannot be cropped to {self.crop} px without resizing")
+            raise UserError(
+                f"an image of {image.width} x {image.height} px cannot be cropped to {self.crop} px without resizing"
+            )
         return image if image.size == (self.crop, self.crop) else F.center_crop(image, [self.crop, self.crop])
 
 
@@ -64,7 +68,9 @@ class SingleDrawCropFlip:
     def __call__(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
         draw = random.Random(seed_of(self.seed, epoch, index))
         top, left, height, width = single_draw_box(image.width, image.height, self.scale, self.ratio, draw)
-        image = F.resized_crop(image, top, left, height, width, [self.size, self.size], INTERPOLATIONS[self.interpolation])
+        image = F.resized_crop(
+            image, top, left, height, width, [self.size, self.size], INTERPOLATIONS[self.interpolation]
+        )
         return F.hflip(image) if draw.random() < 0.5 else image
 
 
@@ -102,7 +108,12 @@ class FinetuneAugmentation:
 
         # mean is the colour RandAugment fills with where it moves an image's border inwards
         first, second, _ = transforms_imagenet_train(
-            size, interpolation=interpolation, auto_augment=rand_augment, mean=tuple(mean), separate=True, color_jitter=None  # type: ignore[arg-type]  # None is what its own default recipe passes
+            size,
+            interpolation=interpolation,
+            auto_augment=rand_augment,
+            mean=tuple(mean),
+            separate=True,
+            color_jitter=None,  # type: ignore[arg-type]  # None is what its own default recipe passes
         )
         for operation in second.transforms[0].ops:
             if operation.name.startswith("Posterize"):
@@ -126,7 +137,9 @@ def posterize(image: Image.Image, bits: int, **_unused: object) -> Image.Image:
     return image.point(lambda value: value & -(1 << (8 - bits))) if bits < 8 else image
 
 
-def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: str | torch.device) -> torch.Tensor:
+def normalize(
+    images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: str | torch.device
+) -> torch.Tensor:
     """uint8 (B, 3, H, W) to float32 on the device: value / 255, minus ``mean``, over ``std`` (on the 0..1 scale)."""
     shift = torch.tensor(mean, device=device).view(3, 1, 1)
     scale = torch.tensor(std, device=device).view(3, 1, 1)

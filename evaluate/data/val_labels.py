@@ -45,7 +45,9 @@ def read(imagenet: Path, classes: tuple[str, ...]) -> dict[str, str]:
             return {Path(name).stem: classes[int(label)] if label.isdecimal() else label for name, label in pairs}
         wnids = path.read_text().split() if path.name == SOURCES[3] else _devkit(path)
     except (OSError, ValueError, KeyError, IndexError, tarfile.TarError) as error:
-        raise UserError(f"{path} does not say the classes of imagenet/val ({type(error).__name__}: {error}); fetch it again") from error
+        raise UserError(
+            f"{path} does not say the classes of imagenet/val ({type(error).__name__}: {error}); fetch it again"
+        ) from error
     return {f"ILSVRC2012_val_{number:08d}": wnid for number, wnid in enumerate(wnids, 1)}
 
 
@@ -62,5 +64,7 @@ def _devkit(path: Path) -> list[str]:
     else:
         files = {name: path.with_name(name).read_bytes() for name in (path.name, "meta.mat")}
     synsets = loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)["synsets"]
-    wnid_of = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets if int(synset["num_children"]) == 0}
+    wnid_of = {
+        int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets if int(synset["num_children"]) == 0
+    }
     return [wnid_of[int(line)] for line in files["ILSVRC2012_validation_ground_truth.txt"].split()]

@@ -39,9 +39,17 @@ def read_voc(root: Path, parts: Sequence[str]) -> dict[str, Any]:
         for name in names:
             image_id = len(images)
             width, height, objects = _read(folder / "Annotations" / f"{name}.xml")
-            images.append({"id": image_id, "file_name": f"VOC{year}/JPEGImages/{name}.jpg", "width": width, "height": height})
-            annotations += [{"id": len(annotations) + k, "image_id": image_id, **entry} for k, entry in enumerate(objects)]
-    return {"images": images, "annotations": annotations, "categories": [{"id": k, "name": name} for k, name in enumerate(CLASSES)]}
+            images.append(
+                {"id": image_id, "file_name": f"VOC{year}/JPEGImages/{name}.jpg", "width": width, "height": height}
+            )
+            annotations += [
+                {"id": len(annotations) + k, "image_id": image_id, **entry} for k, entry in enumerate(objects)
+            ]
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": k, "name": name} for k, name in enumerate(CLASSES)],
+    }
 
 
 def _read(path: Path) -> tuple[int, int, list[dict[str, Any]]]:
@@ -58,5 +66,7 @@ def _read(path: Path) -> tuple[int, int, list[dict[str, Any]]]:
                 "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
             })  # fmt: skip
     except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise UserError(f"{path} is not an annotation of VOC ({type(error).__name__}: {error}); unpack it again") from error
+        raise UserError(
+            f"{path} is not an annotation of VOC ({type(error).__name__}: {error}); unpack it again"
+        ) from error
     return width, height, objects

@@ -18,7 +18,9 @@ KINDS = {  # pattern below OUT: what it is, and what it would cost to lack it
 def main(out: Path, remove: bool) -> int:
     """Prints a line for each kind of thing that could go, or removes it; the exit status."""
     if not (out / "records").is_dir():
-        raise UserError(f"{out} is no output folder of run_all.py: it has no records/; give the folder that was given as --out")
+        raise UserError(
+            f"{out} is no output folder of run_all.py: it has no records/; give the folder that was given as --out"
+        )
     total = 0
     for pattern, meaning in KINDS.items():
         paths = [path for path in out.glob(pattern) if not path.is_symlink()]
@@ -28,7 +30,9 @@ def main(out: Path, remove: bool) -> int:
             print(f"{size / 1e6:10.1f} MB  {out.name}/{pattern} ({len(paths)}): {meaning}")
         for path in paths if remove else []:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    print(f"{total / 1e6:10.1f} MB  {'removed' if remove else 'in all; --yes removes it'}. Records, tables, encoders and classifiers stay.")
+    print(
+        f"{total / 1e6:10.1f} MB  {'removed' if remove else 'in all; --yes removes it'}. Records, tables, encoders and classifiers stay."
+    )
     return 0
 
 

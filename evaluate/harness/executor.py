@@ -99,13 +99,17 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = (), silence_minut
                         break  # its dependants may be ready now, and come first
                     slot = free.pop(0)
                     print(f"{job.name}: started (log: {job.log})", flush=True)
-                    running[slot] = Running(job, _start(job, gpus[slot % len(gpus)] if gpus else None), time.monotonic())
+                    running[slot] = Running(
+                        job, _start(job, gpus[slot % len(gpus)] if gpus else None), time.monotonic()
+                    )
                 for slot, one in list(running.items()):
                     if one.process.poll() is None:
                         if silence_minutes and one.silent_seconds() > 60 * silence_minutes:
                             _end([one.process])
                             with one.job.log.open("a") as log:
-                                log.write(f"\nended: it wrote nothing for {silence_minutes:g} minutes (--task-timeout)\n")
+                                log.write(
+                                    f"\nended: it wrote nothing for {silence_minutes:g} minutes (--task-timeout)\n"
+                                )
                         continue
                     del running[slot]
                     free.append(slot)
@@ -169,11 +173,15 @@ def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
     with job.log.open("wb") as log:
         # a session of its own: a job is ended with all that it started, and Ctrl-C reaches it through this process alone
-        return subprocess.Popen(job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True)
+        return subprocess.Popen(
+            job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
+        )
 
 
 def last_line(log: Path, most: int = 300) -> str:
     """The last line of a log that says something; not the one that names the record."""
     text = log.read_text(errors="replace") if log.is_file() else ""
-    lines = [line.strip() for line in text.splitlines() if any(map(str.isalnum, line)) and not line.startswith("record: ")]
+    lines = [
+        line.strip() for line in text.splitlines() if any(map(str.isalnum, line)) and not line.startswith("record: ")
+    ]
     return lines[-1][:most] if lines else "no output yet"

@@ -54,7 +54,15 @@ def measuring(
     log = run.out / "logs" / f"{row}-convert.log"
 
     def convert() -> list[str]:
-        command = [sys.executable, "-m", "evaluate.convert", str(checkpoint), "--out", str(run.encoder(row)), "--if-needed"]
+        command = [
+            sys.executable,
+            "-m",
+            "evaluate.convert",
+            str(checkpoint),
+            "--out",
+            str(run.encoder(row)),
+            "--if-needed",
+        ]
         return command + (["--branch", run.branch] if run.branch else [])
 
     def is_converted() -> bool:
@@ -72,7 +80,9 @@ def measuring(
             run.refused.add(row)
         else:
             rows.seal_encoder(run.folders[row])
-        print(f"{row}/convert: {log.read_text(errors='replace').strip()}", flush=True)  # the certificate, or what is wrong
+        print(
+            f"{row}/convert: {log.read_text(errors='replace').strip()}", flush=True
+        )  # the certificate, or what is wrong
 
     jobs = [Job(f"{row}/convert", convert, log, after, is_converted, converted)]
     for node in nodes:
@@ -93,15 +103,32 @@ def measuring(
 
 
 def _command(row: str, node: Node, run: suite.Suite) -> list[str]:
-    command = [sys.executable, "-m", f"evaluate.{node.task}", "--ckpt", str(run.encoder(row)), f"--name={row}", "--data-root", str(run.identities.data_root)]
-    settings = {"out": run.out, "config": run.write_config(row, node), "seed": run.seed, "device": run.device, "workers": run.workers}
+    command = [
+        sys.executable,
+        "-m",
+        f"evaluate.{node.task}",
+        "--ckpt",
+        str(run.encoder(row)),
+        f"--name={row}",
+        "--data-root",
+        str(run.identities.data_root),
+    ]
+    settings = {
+        "out": run.out,
+        "config": run.write_config(row, node),
+        "seed": run.seed,
+        "device": run.device,
+        "workers": run.workers,
+    }
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     command += ["--limit", str(run.limit)] if run.limit else []
     command += [part for name, path in run.inputs(row, node).items() for part in ("--input", f"{name}={path}")]
     return command
 
 
-def _note(row: str, node: Node, status: int, log: Path, run: suite.Suite, table_rows: Sequence[str], nodes: Sequence[Node]) -> None:
+def _note(
+    row: str, node: Node, status: int, log: Path, run: suite.Suite, table_rows: Sequence[str], nodes: Sequence[Node]
+) -> None:
     """After a task: says how it ended, writes its record if it could not, and renders the table again."""
     word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
     reason = last_line(log) if status > 0 else f"its process ended with status {status}; its log is {log}"

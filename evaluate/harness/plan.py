@@ -87,11 +87,15 @@ def choose(names: Sequence[str]) -> tuple[Node, ...]:
 def from_preset(module: Any, preset: str) -> Settings:
     """A preset of a task. Raises UserError listing the presets that there are."""
     if preset not in module.PRESETS:
-        raise UserError(f"there is no preset {preset!r} of {module.__name__}; the presets are {', '.join(module.PRESETS)}")
+        raise UserError(
+            f"there is no preset {preset!r} of {module.__name__}; the presets are {', '.join(module.PRESETS)}"
+        )
     return module.PRESETS[preset]
 
 
-def configure(nodes: Sequence[Node], preset: str, overrides: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, Settings]]:
+def configure(
+    nodes: Sequence[Node], preset: str, overrides: Mapping[str, Mapping[str, str]]
+) -> dict[str, tuple[str, Settings]]:
     """The preset's name and the config of each node, by the node's name; ``TASK.preset=NAME`` chooses another preset for one task.
 
     Raises UserError for an override of an unknown task or setting, or an illegal value.

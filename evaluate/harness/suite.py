@@ -144,10 +144,15 @@ class Suite:
         for entry in record.read_all(self.out / "records"):
             if entry["encoder"] != row or entry["task"] != node.name or entry["status"] != "ok":
                 continue
-            if entry.get("encoder_fingerprint") != identity["encoder_fingerprint"] or entry.get("config") != identity["config"]:
+            if (
+                entry.get("encoder_fingerprint") != identity["encoder_fingerprint"]
+                or entry.get("config") != identity["config"]
+            ):
                 continue
             now = self.data(node)
-            changed = sorted(part for part, value in entry.get("data", {}).items() if part in now and now[part] != value)
+            changed = sorted(
+                part for part, value in entry.get("data", {}).items() if part in now and now[part] != value
+            )
             if changed:
                 self._say(f"{row}/{node.name}: {', '.join(changed)} changed since this was measured: measured again")
 

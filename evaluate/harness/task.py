@@ -140,7 +140,9 @@ def _main(task: str, argv: list[str] | None) -> int:
             print(f"record: {record.path_of(out / 'records', name, identity)} stands already")
             return 0
         status = measure(module, encoder, config, env, entry)
-        entry["files"] = {file: sha256(env.out_dir / file) for file in made_for_others(node) if (env.out_dir / file).is_file()}
+        entry["files"] = {
+            file: sha256(env.out_dir / file) for file in made_for_others(node) if (env.out_dir / file).is_file()
+        }
         written = record.write(out / "records", entry, replace=standing is not None)
         if status:
             print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
@@ -151,7 +153,9 @@ def _main(task: str, argv: list[str] | None) -> int:
     return status
 
 
-def _prepare(arguments: argparse.Namespace, out: Path, name: str, node: Node, config: Settings) -> tuple[Path, dict[str, str]]:
+def _prepare(
+    arguments: argparse.Namespace, out: Path, name: str, node: Node, config: Settings
+) -> tuple[Path, dict[str, str]]:
     """The row's encoder file, converted if need be, and the identities of the data: what one process does for all."""
     from evaluate.checkpoints import conversion
 
@@ -214,7 +218,9 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
         entry["metrics"] = {key: float(value) for key, value in module.run(encoder, config, env).items()}
         strange = [key for key, value in entry["metrics"].items() if not math.isfinite(value)]
         if strange:
-            raise UserError(f"{strange[0]} is not a finite number; the encoder's features are too large, or the training diverged")
+            raise UserError(
+                f"{strange[0]} is not a finite number; the encoder's features are too large, or the training diverged"
+            )
         entry["status"], status = "ok", 0
     except Skip as error:
         entry["status"], entry["reason"], status = "skipped", str(error), EXIT_SKIPPED
@@ -248,21 +254,43 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         epilog=f"settings for --set, with the paper's values:\n{help_text(module.PRESETS['paper'])}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ckpt", type=Path, required=True, help="a checkpoint of any known format, or an encoder.safetensors")
-    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds imagenet/, coco/, … (README, data layout)")
-    parser.add_argument("--out", type=Path, default=Path("out"), help="records go to OUT/records, work files to OUT/NAME (default: out)")
+    parser.add_argument(
+        "--ckpt", type=Path, required=True, help="a checkpoint of any known format, or an encoder.safetensors"
+    )
+    parser.add_argument(
+        "--data-root", type=Path, required=True, help="folder that holds imagenet/, coco/, … (README, data layout)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("out"), help="records go to OUT/records, work files to OUT/NAME (default: out)"
+    )
     parser.add_argument("--name", help="name of the row (default: the checkpoint's file name)")
     parser.add_argument("--preset", choices=sorted(module.PRESETS), help="where the settings begin (default: paper)")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="take the settings of a record, or of a file that run_all.py wrote")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="take the settings of a record, or of a file that run_all.py wrote"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--workers", type=at_least_zero, help="data loading processes (default: the cores' share of a GPU, none on a CPU)")
+    parser.add_argument(
+        "--workers",
+        type=at_least_zero,
+        help="data loading processes (default: the cores' share of a GPU, none on a CPU)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
-    parser.add_argument("--limit", type=at_least_one, help="read at most so many images of each set; marked in the record")
+    parser.add_argument(
+        "--limit", type=at_least_one, help="read at most so many images of each set; marked in the record"
+    )
     named = sorted({name for node in NODES if node.task == task for name in node.inputs})
     if named:
-        parser.add_argument("--input", action="append", default=[], metavar="NAME=FILE", help=f"a file that another task made: {', '.join(named)}")
+        parser.add_argument(
+            "--input",
+            action="append",
+            default=[],
+            metavar="NAME=FILE",
+            help=f"a file that another task made: {', '.join(named)}",
+        )
     for name in named:
-        parser.add_argument(f"--{name}", action="append", dest="input", type=f"{name}={{}}".format, help=argparse.SUPPRESS)
+        parser.add_argument(
+            f"--{name}", action="append", dest="input", type=f"{name}={{}}".format, help=argparse.SUPPRESS
+        )
     parser.set_defaults(input=[])
     return parser

@@ -90,7 +90,9 @@ class PreciseBN(Hook):
         model.train()
         count = 0
         runner.train_dataloader.sampler.skip(0)
-        with torch.random.fork_rng(devices=[]):  # a new iterator draws from torch's generator; one of lasting workers does not
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a new iterator draws from torch's generator; one of lasting workers does not
             batches = iter(runner.train_dataloader)
         with torch.no_grad():
             for batch in islice(batches, self.batches):

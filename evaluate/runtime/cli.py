@@ -48,5 +48,7 @@ def make_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):  # a name of its own: any number of processes may ask at once
             pass
     except OSError as error:
-        raise UserError(f"the output folder {path} cannot be written ({error.strerror}); choose another with --out") from error
+        raise UserError(
+            f"the output folder {path} cannot be written ({error.strerror}); choose another with --out"
+        ) from error
     return path

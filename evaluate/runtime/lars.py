@@ -24,7 +24,9 @@ class LARS(torch.optim.Optimizer):
         trust: float = 0.001,
         vectors: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust, "vectors": vectors})
+        super().__init__(
+            params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust, "vectors": vectors}
+        )
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]

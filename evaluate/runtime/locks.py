@@ -27,7 +27,9 @@ def exclusive(path: Path, purpose: str) -> Iterator[None]:
             except BlockingIOError:
                 if not said or time.monotonic() - said > SECONDS_BETWEEN_LINES:
                     said = time.monotonic()
-                    print(f"waiting for process {_holder(path)}, which is at {purpose} too", file=sys.stderr, flush=True)
+                    print(
+                        f"waiting for process {_holder(path)}, which is at {purpose} too", file=sys.stderr, flush=True
+                    )
                 time.sleep(POLL_SECONDS)
                 continue
             except OSError:

@@ -29,4 +29,8 @@ def autocast(precision: str, device: str) -> contextlib.AbstractContextManager:
     """The context of a forward pass in a resolved precision."""
     import torch  # here, so that a config can name its precision without torch
 
-    return torch.autocast(device.split(":")[0], getattr(torch, DTYPES[precision])) if precision in DTYPES else contextlib.nullcontext()
+    return (
+        torch.autocast(device.split(":")[0], getattr(torch, DTYPES[precision]))
+        if precision in DTYPES
+        else contextlib.nullcontext()
+    )

@@ -68,7 +68,9 @@ def read_config(path: Path, kind: type[Config]) -> tuple[str, Config]:
         content = json.loads(path.read_text())
         preset, values = content["preset"], content["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--config {path} holds no settings ({type(error).__name__}: {error}); give a record, or a file that has preset and config") from error
+        raise UserError(
+            f"--config {path} holds no settings ({type(error).__name__}: {error}); give a record, or a file that has preset and config"
+        ) from error
     if not isinstance(values, dict) or not isinstance(preset, str):
         raise UserError(f"--config {path} holds no settings: config must be an object and preset a name; give a record")
     return preset, from_json(kind, values)
@@ -133,7 +135,12 @@ def _legal_option(hint: Any, plural: bool = False) -> str:
     if origin is tuple:
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} "
         return f"a list of {count}{_legal_option(arguments[0], plural=True)}"
-    names = {int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), bool: ("true or false", "true or false"), str: ("text", "texts")}
+    names = {
+        int: ("a whole number", "whole numbers"),
+        float: ("a number", "numbers"),
+        bool: ("true or false", "true or false"),
+        str: ("text", "texts"),
+    }
     return names[hint][plural] + bounds
 
 

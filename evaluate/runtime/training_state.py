@@ -37,7 +37,9 @@ def load(out_dir: Path, identity: str) -> dict[str, Any] | None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         return state if state["identity"] == identity else None
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
-        raise UserError(f"the training state {path} is damaged ({type(error).__name__}); remove it, and training starts again") from error
+        raise UserError(
+            f"the training state {path} is damaged ({type(error).__name__}); remove it, and training starts again"
+        ) from error
 
 
 def clear(out_dir: Path) -> None:

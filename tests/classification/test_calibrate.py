@@ -25,7 +25,10 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, floa
     model = classifier.load(env.out_dir / "classifier.safetensors", vit())[0]
     path = env.out_dir / "mae_finetuned_vit_base.pth"
     said = {"num_heads": 2, "mean": [0.5] * 3, "std": [0.25] * 3}
-    torch.save({"model": {name: value.detach() for name, value in model.named_timm_parameters()}, "epoch": 99, "config": said}, path)
+    torch.save(
+        {"model": {name: value.detach() for name, value in model.named_timm_parameters()}, "epoch": 99, "config": said},
+        path,
+    )
     return root, path, top1
 
 
@@ -33,7 +36,9 @@ def run(released: tuple[Path, Path, float], *options: str, ckpt: Path | None = N
     return calibrate.main(["--ckpt", str(ckpt or released[1]), "--data-root", str(released[0]), *SIZE, *options])
 
 
-def test_the_same_weights_on_the_same_data_are_reproduced(released: tuple[Path, Path, float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_weights_on_the_same_data_are_reproduced(
+    released: tuple[Path, Path, float], capsys: pytest.CaptureFixture[str]
+) -> None:
     top1 = released[2]
     assert run(released, "--expected", str(top1)) == 0
     text = capsys.readouterr().out
@@ -45,7 +50,9 @@ def test_the_same_weights_on_the_same_data_are_reproduced(released: tuple[Path, 
     assert json.loads(capsys.readouterr().out)["measured"] == pytest.approx(top1)
 
 
-def test_the_expected_number_goes_by_the_name(released: tuple[Path, Path, float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_expected_number_goes_by_the_name(
+    released: tuple[Path, Path, float], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(released) == 1
     assert "expected 83.664" in capsys.readouterr().out
 
@@ -65,7 +72,9 @@ def test_other_weights_and_other_pixels_are_not_reproduced(
     assert capsys.readouterr().out.startswith("NOT REPRODUCED")
 
 
-def test_a_part_of_val_widens_the_tolerance_and_says_so(released: tuple[Path, Path, float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_part_of_val_widens_the_tolerance_and_says_so(
+    released: tuple[Path, Path, float], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(released, "--expected", str(released[2]), "--limit", "20") == 0
     assert "only a part of val" in capsys.readouterr().out
 
@@ -75,10 +84,15 @@ def test_a_part_of_val_widens_the_tolerance_and_says_so(released: tuple[Path, Pa
     [
         (lambda model: model.pop("head.weight"), "lacks fc_norm or head"),
         (lambda model: model.update({"head.bias": torch.zeros(7)}), r"head.bias has shape (7,), expected (4,)"),
-        (lambda model: model.update({"head.weight": torch.zeros(9, 24), "head.bias": torch.zeros(9)}), "tells 9 classes apart"),
+        (
+            lambda model: model.update({"head.weight": torch.zeros(9, 24), "head.bias": torch.zeros(9)}),
+            "tells 9 classes apart",
+        ),
     ],
 )
-def test_files_that_are_refused(change, says: str, released: tuple[Path, Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_that_are_refused(
+    change, says: str, released: tuple[Path, Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content = torch.load(released[1], weights_only=True)
     change(content["model"])
     torch.save(content, tmp_path / "other.pth")
@@ -87,7 +101,9 @@ def test_files_that_are_refused(change, says: str, released: tuple[Path, Path, f
     assert says in error and error.count("\n") == 1
 
 
-def test_an_unknown_name_needs_the_expected_number(released: tuple[Path, Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_name_needs_the_expected_number(
+    released: tuple[Path, Path, float], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(released, ckpt=tmp_path / "mine.pth") == 2
     assert "--expected" in capsys.readouterr().err
     assert run(released, "--expected", "80", ckpt=tmp_path / "mine.pth") == 2

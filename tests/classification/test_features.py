@@ -38,7 +38,10 @@ def env(data: Path, tmp_path: Path) -> Env:
 
 def files_of(env: Env) -> dict[Path, tuple[int, bytes]]:
     """Time of the last change and content of every shard."""
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(env.out_dir.parent.glob("features/*/*.safetensors"))}
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(env.out_dir.parent.glob("features/*/*.safetensors"))
+    }
 
 
 def test_every_block_and_token_is_what_the_encoder_gives(data: Path, env: Env) -> None:
@@ -54,7 +57,9 @@ def test_every_block_and_token_is_what_the_encoder_gives(data: Path, env: Env) -
     assert found.tokens("cls", -3) is None  # the encoder has two blocks
 
 
-def test_features_are_kept_and_a_damaged_shard_alone_is_made_again(data: Path, env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_kept_and_a_damaged_shard_alone_is_made_again(
+    data: Path, env: Env, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = knn.run(class_token_vit(), knn.PRESETS["demo"], env)
     before = files_of(env)
     assert len(before) == 3 + 2  # batches of 64 of 160 and of 80 images
@@ -65,7 +70,9 @@ def test_features_are_kept_and_a_damaged_shard_alone_is_made_again(data: Path, e
         damaged.write_bytes(content)
         assert knn.run(class_token_vit(), knn.PRESETS["demo"], env) == first
         after = files_of(env)
-        assert {path for path in before if after[path] != before[path]} == {damaged} and after[damaged][1] == before[damaged][1]
+        assert {path for path in before if after[path] != before[path]} == {damaged} and after[damaged][1] == before[
+            damaged
+        ][1]
         before = after
     sorted(before)[0].write_bytes(b"")
     assert knn.run(class_token_vit(), knn.PRESETS["demo"], env) == first
@@ -82,7 +89,9 @@ def test_what_can_change_a_feature_has_features_of_its_own(data: Path, env: Env,
         return features.extract(encoder, imagenet.val_set(data, limit), crop, env, precision).stored.folder
 
     before = folder(class_token_vit())
-    assert folder(class_token_vit(pooling="mean", source_format="another", epoch=3)) == before, "provenance changes no feature"
+    assert folder(class_token_vit(pooling="mean", source_format="another", epoch=3)) == before, (
+        "provenance changes no feature"
+    )
     match change:
         case "encoder":
             after = folder(class_token_vit(seed=1))
@@ -122,7 +131,9 @@ def test_a_killed_pass_goes_on_with_the_next_shard(data: Path, env: Env, monkeyp
     read = loader.read_image
     monkeypatch.setattr(loader, "read_image", lambda path: opened.update([path.name]) or read(path))
     features.extract(encoder, train, CROP, env)
-    assert {path: content for path, (_, content) in files_of(env).items()} == {path: content for path, (_, content) in expected.items()}
+    assert {path: content for path, (_, content) in files_of(env).items()} == {
+        path: content for path, (_, content) in expected.items()
+    }
     assert sorted(opened) == sorted(path.name for path in train.files[128:]) and set(opened.values()) == {1}
 
 
@@ -144,7 +155,10 @@ def test_an_unreadable_image_fails_the_pass_unless_allowed(data: Path, env: Env)
         with pytest.raises(UserError, match=path.name):
             knn.run(class_token_vit(), strict, env)
     result = knn.run(class_token_vit(), lenient, env)
-    assert env.notes["images_evaluated"] == {"train": 160, "val": 79} and env.notes["unreadable_images"] == {"train": [], "val": [str(path)]}
+    assert env.notes["images_evaluated"] == {"train": 160, "val": 79} and env.notes["unreadable_images"] == {
+        "train": [],
+        "val": [str(path)],
+    }
     assert (result["top1"] * 79 / 100) == pytest.approx(round(result["top1"] * 79 / 100))
     with pytest.raises(UserError, match=path.name):
         knn.run(class_token_vit(), strict, env)  # its shard is there, and knows of the hole
@@ -161,7 +175,9 @@ def test_an_unreadable_image_fails_the_pass_unless_allowed(data: Path, env: Env)
     knn.run(class_token_vit(), lenient, env)
     before = files_of(env)
     path.write_bytes(content)
-    knn.run(class_token_vit(), lenient, env)  # the set is another one now: it gets features of its own, and the old ones stay
+    knn.run(
+        class_token_vit(), lenient, env
+    )  # the set is another one now: it gets features of its own, and the old ones stay
     assert env.notes["unreadable_images"]["val"] == [] and env.notes["images_evaluated"]["val"] == 80
     assert all(files_of(env)[file] == before[file] for file in before) and len(files_of(env)) == len(before) + 2
 
@@ -186,4 +202,10 @@ def test_a_disk_too_full_is_said_before_it_is_full(data: Path, env: Env, monkeyp
 
 
 def test_the_limits_of_shards_depend_on_the_set_alone() -> None:
-    assert [cached_pass.shard_size(count, 64) for count in (1, 1000, 12_811, 50_000, 3_750_000)] == [64, 64, 768, 1024, 1024]
+    assert [cached_pass.shard_size(count, 64) for count in (1, 1000, 12_811, 50_000, 3_750_000)] == [
+        64,
+        64,
+        768,
+        1024,
+        1024,
+    ]

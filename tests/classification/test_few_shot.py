@@ -31,13 +31,17 @@ def env(tmp_path: Path) -> Env:
 def problem(count: int = 240, width: int = 40, classes: int = 6) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = np.arange(count) % classes
-    return softmax_regression.centre_rows(rng.normal(size=(count, width)) + 0.4 * rng.normal(size=(classes, width))[labels]), labels
+    return softmax_regression.centre_rows(
+        rng.normal(size=(count, width)) + 0.4 * rng.normal(size=(classes, width))[labels]
+    ), labels
 
 
 def test_equals_scikit_learn_at_c_10_and_no_other_solver_finds_a_lower_objective() -> None:
     rows, labels = problem()
     weights, objective = softmax_regression.fit(rows, labels, l2=0.1)
-    reference = LogisticRegression(C=10, fit_intercept=False, solver="newton-cg", tol=1e-10, max_iter=10_000).fit(rows, labels)
+    reference = LogisticRegression(C=10, fit_intercept=False, solver="newton-cg", tol=1e-10, max_iter=10_000).fit(
+        rows, labels
+    )
     np.testing.assert_allclose(weights, reference.coef_, atol=1e-5)
     assert np.array_equal((rows @ weights.T).argmax(1), reference.predict(rows))
 
@@ -47,7 +51,9 @@ def test_equals_scikit_learn_at_c_10_and_no_other_solver_finds_a_lower_objective
 
     assert objective == pytest.approx(float(value(torch.from_numpy(weights))), abs=1e-12)
     parameters = torch.zeros(6, 40, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([parameters], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS(
+        [parameters], max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-16, line_search_fn="strong_wolfe"
+    )
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
@@ -68,7 +74,11 @@ def test_draws_are_of_every_class_differ_by_seed_and_repeat(env: Env) -> None:
     train = imagenet.train_set(env.data_root)
     rows = [subsets.drawn_rows(train, 5, None, seed, draw) for seed, draw in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert all(np.bincount(train.labels[part]).tolist() == [5] * 4 and len(set(part)) == 20 for part in rows)
-    assert np.array_equal(rows[0], rows[3]) and not np.array_equal(rows[0], rows[1]) and not np.array_equal(rows[0], rows[2])
+    assert (
+        np.array_equal(rows[0], rows[3])
+        and not np.array_equal(rows[0], rows[1])
+        and not np.array_equal(rows[0], rows[2])
+    )
     assert np.bincount(train.labels[subsets.drawn_rows(train, None, 0.1, 0, 0)]).tolist() == [4] * 4
     with pytest.raises(UserError, match="has 40 train images, fewer than shots=41"):
         subsets.drawn_rows(train, 41, None, 0, 0)
@@ -77,7 +87,10 @@ def test_draws_are_of_every_class_differ_by_seed_and_repeat(env: Env) -> None:
 def test_several_draws_give_mean_and_deviation_of_separate_runs(env: Env) -> None:
     result = few_shot.run(class_token_vit(), replace(DEMO, shots=3, seeds=3), env)
     accuracies = env.notes["protocol"]["labels"]["accuracies"]
-    assert result == {"top1": pytest.approx(np.mean(accuracies)), "top1_deviation": pytest.approx(np.std(accuracies, ddof=1))}
+    assert result == {
+        "top1": pytest.approx(np.mean(accuracies)),
+        "top1_deviation": pytest.approx(np.std(accuracies, ddof=1)),
+    }
     assert env.notes["standard_error"]["top1"] == pytest.approx(result["top1_deviation"] / 3**0.5)
     assert env.notes["images_evaluated"] == {"drawn": 12, "val": 60}
     single = few_shot.run(class_token_vit(), replace(DEMO, shots=3), env)
@@ -88,7 +101,10 @@ def test_ten_percent_is_a_list_or_a_fraction(env: Env) -> None:
     names = sorted(file.name for file in imagenet.train_set(env.data_root).files)[::10]
     (env.data_root / "imagenet/10percent.txt").write_text("\n".join(names))
     assert set(few_shot.run(class_token_vit(), replace(DEMO, subset="10percent"), env)) == {"top1"}
-    assert env.notes["images_evaluated"]["10percent"] == 16 and few_shot.reads(replace(DEMO, subset="10percent"))[1] == "imagenet_10percent"
+    assert (
+        env.notes["images_evaluated"]["10percent"] == 16
+        and few_shot.reads(replace(DEMO, subset="10percent"))[1] == "imagenet_10percent"
+    )
     few_shot.run(class_token_vit(), replace(DEMO, fraction=0.1, seeds=2), env)
     assert env.notes["images_evaluated"]["drawn"] == 16 and few_shot.reads(replace(DEMO, fraction=0.1)) == ("imagenet",)
 
@@ -110,7 +126,9 @@ def test_settings_that_make_no_sense(settings: dict[str, str], says: str) -> Non
 
 
 def test_the_published_list_is_known_by_count_and_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = sorted(f"n{number:08d}_{image}.JPEG" for number in range(1000) for image in range(13 if number < 811 else 12))
+    names = sorted(
+        f"n{number:08d}_{image}.JPEG" for number in range(1000) for image in range(13 if number < 811 else 12)
+    )
     path = tmp_path / "1percent.txt"
     with pytest.raises(UserError, match="not the same ones"):
         subsets.check_published("1percent", names, path)

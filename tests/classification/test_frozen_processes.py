@@ -27,7 +27,9 @@ TASKS = {
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"), train=40, val=70)  # several shards, and two blocks of neighbors
+    return write_world(
+        tmp_path_factory.mktemp("world"), train=40, val=70
+    )  # several shards, and two blocks of neighbors
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,9 @@ def randn(key: str, *shape: int) -> torch.Tensor:
 def test_lars_after_each_step() -> None:
     golden = GOLDEN["lars"]
     weight, bias = torch.nn.Parameter(randn("lars/weight", 5, 7)), torch.nn.Parameter(randn("lars/bias", 5))
-    optimizer = LARS([weight, bias], golden["lr"], golden["weight_decay"], golden["momentum"], golden["trust_coefficient"])
+    optimizer = LARS(
+        [weight, bias], golden["lr"], golden["weight_decay"], golden["momentum"], golden["trust_coefficient"]
+    )
     for step, expected in enumerate(golden["after_step"]):
         weight.grad, bias.grad = randn(f"lars/grad_weight/{step}", 5, 7), randn(f"lars/grad_bias/{step}", 5)
         optimizer.step()
@@ -87,7 +89,9 @@ def test_neighbors_equal_a_naive_loop() -> None:
     predicted = classify(train, labels, test, (1, 5, 100), 0.07)
     for k, classes in predicted.items():
         for row, image in enumerate(test):
-            cosines = sorted(((float(image @ other), int(label)) for other, label in zip(train, labels, strict=True)), reverse=True)[:k]
+            cosines = sorted(
+                ((float(image @ other), int(label)) for other, label in zip(train, labels, strict=True)), reverse=True
+            )[:k]
             votes = [sum(np.exp(cosine / 0.07) for cosine, label in cosines if label == wanted) for wanted in range(3)]
             assert int(classes[row]) == int(np.argmax(votes))
 
@@ -97,13 +101,17 @@ def test_single_draw_box_is_clamped_not_drawn_again() -> None:
     boxes = [single_draw_box(200, 50, (0.9, 1.0), (3 / 4, 4 / 3), draw) for _ in range(200)]
     for top, left, height, width in boxes:
         assert 0 <= top <= 50 - height and 0 <= left <= 200 - width
-        assert height == 50  # a square of nine tenths of the area is 95 px high: torchvision would fall back to its centre crop
+        assert (
+            height == 50
+        )  # a square of nine tenths of the area is 95 px high: torchvision would fall back to its centre crop
     assert len({width for _, _, _, width in boxes}) > 10
 
 
 @pytest.mark.parametrize(("world", "micro_batch"), [(1, 64), (1, 16), (2, 16), (2, 64), (3, 16), (3, 64), (5, 7)])
 def test_draws_cover_the_same_batches_on_any_number_of_processes(world: int, micro_batch: int) -> None:
-    shares = [BatchSampler(201, 64, micro_batch, epochs=2, seed=3, rank=rank, world_size=world) for rank in range(world)]
+    shares = [
+        BatchSampler(201, 64, micro_batch, epochs=2, seed=3, rank=rank, world_size=world) for rank in range(world)
+    ]
     chunks = [list(share) for share in shares]
     assert all(len(chunk) == len(share) for chunk, share in zip(chunks, shares, strict=True))
     assert all(len(part) <= micro_batch and len(part) % 2 == 0 for share in chunks for part in share)
@@ -111,7 +119,9 @@ def test_draws_cover_the_same_batches_on_any_number_of_processes(world: int, mic
     whole = list(BatchSampler(201, 64, 64, epochs=2, seed=3))
     assert len(whole) == 2 * 3
     for step, batch in enumerate(whole):
-        together = [draw for share in chunks for part in share[step * per_step : (step + 1) * per_step] for draw in part]
+        together = [
+            draw for share in chunks for part in share[step * per_step : (step + 1) * per_step] for draw in part
+        ]
         assert sorted(together) == sorted(batch)
     resumed = BatchSampler(201, 64, micro_batch, epochs=2, seed=3, rank=0, world_size=world, first_step=4)
     assert list(resumed) == chunks[0][4 * per_step :]

@@ -44,7 +44,9 @@ def test_finetune_learns(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["finetune", "linear_probe"])
-def test_killed_run_continues_to_the_same_bits(data: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_run_continues_to_the_same_bits(
+    data: Path, tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module, config = (finetune, FINETUNE) if task == "finetune" else (linear_probe, PROBE)
     whole = environment(data, tmp_path / "whole", task)
     expected = module.run(vit(), config, whole)
@@ -74,7 +76,9 @@ def test_killed_run_continues_to_the_same_bits(data: Path, tmp_path: Path, task:
 def test_state_of_another_config_is_not_continued(data: Path, tmp_path: Path) -> None:
     env = environment(data, tmp_path, "linear_probe")
     training_state.save(env.out_dir, "another", {"step": 10**6})
-    assert linear_probe.run(vit(), PROBE, env) == linear_probe.run(vit(), PROBE, environment(data, tmp_path / "b", "linear_probe"))
+    assert linear_probe.run(vit(), PROBE, env) == linear_probe.run(
+        vit(), PROBE, environment(data, tmp_path / "b", "linear_probe")
+    )
 
 
 def test_few_shot_and_knn(data: Path, tmp_path: Path) -> None:
@@ -95,8 +99,16 @@ def test_robustness(data: Path, tmp_path: Path, tuned: tuple[Path, dict[str, flo
     assert result["imagenet_a_top1"] >= result["imagenet_a_top1_all_classes"]
     assert result["imagenet_c"] == 100 - result["imagenet_c_mce"]
     assert set(env.notes["protocol"]["corruption_errors"]) == set(CORRUPTIONS)
-    assert env.notes["images_evaluated"] == {"val": 60, "imagenet_a": 6, "imagenet_r": 9, "imagenet_sketch": 8, "imagenet_c": 300}
-    assert np.mean(list(env.notes["protocol"]["corruption_errors"].values())) == pytest.approx(result["imagenet_c_mean_error"])
+    assert env.notes["images_evaluated"] == {
+        "val": 60,
+        "imagenet_a": 6,
+        "imagenet_r": 9,
+        "imagenet_sketch": 8,
+        "imagenet_c": 300,
+    }
+    assert np.mean(list(env.notes["protocol"]["corruption_errors"].values())) == pytest.approx(
+        result["imagenet_c_mean_error"]
+    )
 
 
 def test_robustness_without_some_sets(tmp_path: Path, tuned: tuple[Path, dict[str, float]]) -> None:
@@ -105,18 +117,26 @@ def test_robustness_without_some_sets(tmp_path: Path, tuned: tuple[Path, dict[st
     (root / "imagenet-c/fog").rename(root / "fog")
     env = environment(root, tmp_path, "robustness", inputs={"classifier": tuned[0] / "classifier.safetensors"})
     result = robustness.run(vit(), robustness.PRESETS["demo"], env)
-    assert {"imagenet_r_top1", "imagenet_sketch_top1"} < set(result) and not {"imagenet_a_top1", "imagenet_c"} & set(result)
+    assert {"imagenet_r_top1", "imagenet_sketch_top1"} < set(result) and not {"imagenet_a_top1", "imagenet_c"} & set(
+        result
+    )
     assert set(env.notes["skipped"]) == {"imagenet_a", "imagenet_c"} and "fog" in env.notes["skipped"]["imagenet_c"]
 
 
-def test_robustness_refuses_a_wrong_classifier(data: Path, tmp_path: Path, tuned: tuple[Path, dict[str, float]]) -> None:
+def test_robustness_refuses_a_wrong_classifier(
+    data: Path, tmp_path: Path, tuned: tuple[Path, dict[str, float]]
+) -> None:
     path = tuned[0] / "classifier.safetensors"
     with pytest.raises(UserError, match="another encoder"):
-        robustness.run(vit(seed=5), robustness.Config(), environment(data, tmp_path, "robustness", inputs={"classifier": path}))
+        robustness.run(
+            vit(seed=5), robustness.Config(), environment(data, tmp_path, "robustness", inputs={"classifier": path})
+        )
     damaged = tmp_path / "classifier.safetensors"
     damaged.write_bytes(path.read_bytes()[:500])
     with pytest.raises(UserError, match="not a classifier"):
-        robustness.run(vit(), robustness.Config(), environment(data, tmp_path, "robustness", inputs={"classifier": damaged}))
+        robustness.run(
+            vit(), robustness.Config(), environment(data, tmp_path, "robustness", inputs={"classifier": damaged})
+        )
     with pytest.raises(Skip, match="evaluate.finetune"):
         robustness.run(vit(), robustness.Config(), environment(data, tmp_path, "robustness"))
 

@@ -27,9 +27,25 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def start(task: str, inputs: tuple[Path, Path], out: Path) -> subprocess.Popen:
-    options = ["--ckpt", str(inputs[0]), "--data-root", str(inputs[1]), "--out", str(out), "--preset", "demo", "--device", "cpu"]
+    options = [
+        "--ckpt",
+        str(inputs[0]),
+        "--data-root",
+        str(inputs[1]),
+        "--out",
+        str(out),
+        "--preset",
+        "demo",
+        "--device",
+        "cpu",
+    ]
     options += ["--set", f"epochs={EPOCHS[task]}", "--set", "batch_size=16", "--set", "micro_batch=8"]
-    return subprocess.Popen([sys.executable, "-m", f"evaluate.{task}", *options], cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [sys.executable, "-m", f"evaluate.{task}", *options],
+        cwd=HERE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
 
 def record_of(out: Path) -> dict:

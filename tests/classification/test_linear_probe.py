@@ -31,14 +31,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "peak", "at_61", "epochs"), [("moco", 30.0, 3.0, 100), ("simsiam", 1.6, None, 90), ("moco_v3", 0.4, None, 90), ("moco_v3_vit", 12.0, None, 90)]
+    ("name", "peak", "at_61", "epochs"),
+    [("moco", 30.0, 3.0, 100), ("simsiam", 1.6, None, 90), ("moco_v3", 0.4, None, 90), ("moco_v3_vit", 12.0, None, 90)],
 )
-def test_protocols_of_other_papers(name: str, peak: float, at_61: float | None, epochs: int, data: Path, tmp_path: Path) -> None:
+def test_protocols_of_other_papers(
+    name: str, peak: float, at_61: float | None, epochs: int, data: Path, tmp_path: Path
+) -> None:
     config = linear_probe.PRESETS[name]
     assert config.base_lr * config.batch_size / 256 == pytest.approx(peak) and config.epochs == epochs
     assert linear_probe.learning_rate(0.7, config, peak) == peak, "the rate changes once an epoch"
     if at_61:
-        assert linear_probe.learning_rate(61.0, config, peak) == pytest.approx(at_61) and linear_probe.learning_rate(59.99, config, peak) == peak
+        assert (
+            linear_probe.learning_rate(61.0, config, peak) == pytest.approx(at_61)
+            and linear_probe.learning_rate(59.99, config, peak) == peak
+        )
     else:
         assert linear_probe.learning_rate(45.9, config, peak) == pytest.approx(peak / 2)
     assert not any(isinstance(layer, torch.nn.BatchNorm1d) for layer in probe.make_head(8, 3, config.batch_norm))
@@ -49,7 +55,9 @@ def test_protocols_of_other_papers(name: str, peak: float, at_61: float | None, 
 
 
 def test_steps_of_the_rate() -> None:
-    assert [step_decay(epoch, (60, 80), 30.0) for epoch in (0, 59.9, 60, 80, 99)] == pytest.approx([30, 30, 3, 0.3, 0.3])
+    assert [step_decay(epoch, (60, 80), 30.0) for epoch in (0, 59.9, 60, 80, 99)] == pytest.approx(
+        [30, 30, 3, 0.3, 0.3]
+    )
 
 
 def test_larc_scales_vectors_too() -> None:
@@ -69,12 +77,19 @@ def test_torchvision_crop_depends_on_seed_epoch_and_index_alone() -> None:
     first = np.array(crop(image, 1, 2))
     torch.rand(5)
     assert first.shape == (16, 16, 3) and np.array_equal(first, np.array(crop(image, 1, 2)))
-    others = [np.array(RandomCropFlip(16, "bilinear", seed)(image, *draw)) for seed, *draw in ((4, 1, 2), (3, 2, 2), (3, 1, 3))]
+    others = [
+        np.array(RandomCropFlip(16, "bilinear", seed)(image, *draw))
+        for seed, *draw in ((4, 1, 2), (3, 2, 2), (3, 1, 3))
+    ]
     assert not any(np.array_equal(first, other) for other in others)
 
 
 def test_bad_settings() -> None:
-    for change, says in (("optimizer=adam", "optimizer"), ("schedule=steps", "milestones"), ("milestones=[3]", "milestones")):
+    for change, says in (
+        ("optimizer=adam", "optimizer"),
+        ("schedule=steps", "milestones"),
+        ("milestones=[3]", "milestones"),
+    ):
         with pytest.raises(UserError, match=says):
             settings.override(PROBE, dict([change.split("=")]))
 
@@ -92,17 +107,34 @@ def test_lin_fast_takes_each_feature_once(data: Path, tmp_path: Path, monkeypatc
     assert linear_probe.run(vit(), config, environment(data, tmp_path, "again")) == result
 
 
-def test_lin_fast_has_a_column_and_a_footnote_of_its_own(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lin_fast_has_a_column_and_a_footnote_of_its_own(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"model": mae_state()}, tmp_path / "mine.pth")
-    common = ["--ckpt", str(tmp_path / "mine.pth"), "--data-root", str(data), "--out", str(tmp_path / "out"), "--preset", "demo", "--device", "cpu"]
+    common = [
+        "--ckpt",
+        str(tmp_path / "mine.pth"),
+        "--data-root",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+        "--preset",
+        "demo",
+        "--device",
+        "cpu",
+    ]
     small = ["--set", "epochs=2", "--set", "batch_size=32"]
     assert task.main("linear_probe", [*common, *small]) == 0
     assert task.main("linear_probe", [*common, *small, "--set", "views=cached"]) == 0
-    assert not list((tmp_path / "out").glob("mine/linear_fast-*/training_state.pt")), "a training state stayed after its record"
+    assert not list((tmp_path / "out").glob("mine/linear_fast-*/training_state.pt")), (
+        "a training state stayed after its record"
+    )
     entries = sorted(record.read_all(tmp_path / "out/records"), key=lambda entry: entry["task"], reverse=True)
     assert [entry["task"] for entry in entries] == ["linear_probe", "linear_fast"]
     table, notes = tables.cells(entries, ["mine"])
-    assert table.loc["mine", "LIN fast"] != table.loc["mine", "LIN"] and any(note.startswith("LIN fast: on features") for note in notes)
+    assert table.loc["mine", "LIN fast"] != table.loc["mine", "LIN"] and any(
+        note.startswith("LIN fast: on features") for note in notes
+    )
     assert "LIN fast" not in tables.cells(entries[:1], ["mine"])[0].columns, "a column that nothing fills"
     text = tables.render(tmp_path, ["mine"], entries)
     assert "LIN fast" in text and "nan" not in text
@@ -126,8 +158,16 @@ def test_extra_nodes_run_only_when_they_are_asked_for() -> None:
 
 def test_maes_fine_tuning_trains_the_position_embedding() -> None:
     mae, large = finetune.PRESETS["mae"], finetune.PRESETS["mae_large"]
-    assert mae.base_lr * mae.batch_size / 256 == pytest.approx(2e-3) and (mae.epochs, mae.layer_decay, mae.drop_path_rate) == (100, 0.65, 0.1)
-    assert large.base_lr * large.batch_size / 256 == pytest.approx(4e-3) and (large.epochs, large.layer_decay, large.drop_path_rate) == (50, 0.75, 0.2)
+    assert mae.base_lr * mae.batch_size / 256 == pytest.approx(2e-3) and (
+        mae.epochs,
+        mae.layer_decay,
+        mae.drop_path_rate,
+    ) == (100, 0.65, 0.1)
+    assert large.base_lr * large.batch_size / 256 == pytest.approx(4e-3) and (
+        large.epochs,
+        large.layer_decay,
+        large.drop_path_rate,
+    ) == (50, 0.75, 0.2)
     assert mae.train_positions and not finetune.PRESETS["paper"].train_positions
     model = classifier.Classifier(vit(), 4, train_positions=True)
     model(torch.randn(2, 3, 32, 32)).sum().backward()
@@ -163,7 +203,12 @@ def test_an_unreadable_image_of_val_fails_the_column_unless_allowed(tmp_path: Pa
         assert env.notes["images_evaluated"]["val"] == 59 and env.notes["unreadable_images"]["val"] == [str(victim)]
 
 
-@pytest.mark.parametrize(("change", "limit", "says"), [({}, 1, "1 images a step are too few"), ({"micro_batch": 1}, None, "at least 2 images")])
-def test_steps_that_cannot_be_shared_out(change: dict, limit: int | None, says: str, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "limit", "says"),
+    [({}, 1, "1 images a step are too few"), ({"micro_batch": 1}, None, "at least 2 images")],
+)
+def test_steps_that_cannot_be_shared_out(
+    change: dict, limit: int | None, says: str, data: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=says):
         linear_probe.run(vit(), replace(PROBE, **change), environment(data, tmp_path, "linear_probe", limit=limit))

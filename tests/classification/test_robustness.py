@@ -60,13 +60,19 @@ def test_scores_among_own_classes_over_all_and_clean(env: Env) -> None:
         masked[:, others], masked_clean[:, others] = -torch.inf, -torch.inf
         same = torch.isin(labels, torch.tensor(own))
         assert result[f"{name}_top1"] == pytest.approx(100 * (masked.argmax(1) == answers).double().mean().item())
-        assert result[f"{name}_top1_all_classes"] == pytest.approx(100 * (logits.argmax(1) == answers).double().mean().item())
-        assert result[f"{name}_clean_top1"] == pytest.approx(100 * (masked_clean.argmax(1) == labels)[same].double().mean().item())
+        assert result[f"{name}_top1_all_classes"] == pytest.approx(
+            100 * (logits.argmax(1) == answers).double().mean().item()
+        )
+        assert result[f"{name}_clean_top1"] == pytest.approx(
+            100 * (masked_clean.argmax(1) == labels)[same].double().mean().item()
+        )
     assert set(env.notes["standard_error"]) == set(result) - {"imagenet_c_mean_error"}
 
 
 def test_a_limit_does_not_make_the_question_easier(env: Env) -> None:
-    env = replace(env, limit=1)  # one image of IN-R is left; it is scored among the three classes of the set, not among its own
+    env = replace(
+        env, limit=1
+    )  # one image of IN-R is left; it is scored among the three classes of the set, not among its own
     robustness.run(class_token_vit(), DEMO, env)
     identity = (next(env.out_dir.glob("predictions/imagenet_r-*")) / "identity.json").read_text()
     assert '"imagenet_r": [\n   0,\n   1,\n   2\n  ]' in identity
@@ -89,7 +95,10 @@ def test_the_table_of_corruptions_and_mce(env: Env) -> None:
         assert list(env.notes["protocol"]["severity_errors"][name].values()) == pytest.approx(own)
         ratios.append(np.mean(own) / (100 * imagenet_c.ALEXNET_ERROR[name]))
         assert float(rows[name]["corruption_error"]) == pytest.approx(100 * ratios[-1], abs=1e-3)
-    assert result["imagenet_c_mce"] == pytest.approx(100 * np.mean(ratios)) and result["imagenet_c"] == 100 - result["imagenet_c_mce"]
+    assert (
+        result["imagenet_c_mce"] == pytest.approx(100 * np.mean(ratios))
+        and result["imagenet_c"] == 100 - result["imagenet_c_mce"]
+    )
     assert "estimates" not in env.notes["protocol"]
 
 
@@ -103,7 +112,9 @@ def test_the_standard_error_is_the_deviation_over_draws_of_images(tmp_path: Path
         hardness = rng.uniform(0, 1, count)
 
         def outcome(_cell: object, _transform: object, hardness: np.ndarray = hardness) -> Predictions:
-            return Predictions({"top1": rng.uniform(0, 1, count) > hardness}, np.zeros(count, int), tuple(map(str, range(count))))
+            return Predictions(
+                {"top1": rng.uniform(0, 1, count) > hardness}, np.zeros(count, int), tuple(map(str, range(count)))
+            )
 
         env = Env(tmp_path, tmp_path)
         found.append(imagenet_c.measure(cells, outcome, env)["imagenet_c"])
@@ -122,7 +133,9 @@ def test_a_part_of_the_images_is_an_estimate_and_says_so(env: Env) -> None:
 
 
 def test_corrupted_here(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
-    shuffle = corruptions._shuffle_pixels_njit_glass_blur  # compiling this loop takes longer than running it on pictures this small
+    shuffle = (
+        corruptions._shuffle_pixels_njit_glass_blur
+    )  # compiling this loop takes longer than running it on pictures this small
     monkeypatch.setattr(corruptions, "_shuffle_pixels_njit_glass_blur", getattr(shuffle, "py_func", shuffle))
     (env.data_root / "imagenet-c").rename(env.data_root / "away")
     assert "imagenet_c" not in robustness.run(class_token_vit(), DEMO, env)
@@ -133,7 +146,10 @@ def test_corrupted_here(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "imagenet_c" in result and "imagenet_c" not in robustness.reads(config)
     crop, image = CenterCrop(32, 32, "bicubic"), loader.read_image(imagenet.val_set(env.data_root).files[0])
     for name in ("gaussian_noise", "impulse_noise", "glass_blur", "frost"):
-        views = [np.asarray(imagenet_c.Corrupt(crop, name, 3, seed)(image, 0, index)) for seed, index in ((0, 0), (0, 1), (1, 0), (0, 0))]
+        views = [
+            np.asarray(imagenet_c.Corrupt(crop, name, 3, seed)(image, 0, index))
+            for seed, index in ((0, 0), (0, 1), (1, 0), (0, 0))
+        ]
         assert views[0].shape == (32, 32, 3) and np.array_equal(views[0], views[3])
         assert not np.array_equal(views[0], views[1]) and not np.array_equal(views[0], views[2])
 
@@ -189,7 +205,12 @@ def test_every_image_is_read_once_and_a_few_may_be_unreadable(env: Env, monkeypa
 def test_sets_are_read_from_the_published_archives(env: Env) -> None:
     expected = robustness.run(class_token_vit(), DEMO, env)
     root = env.data_root
-    groups = {"noise": CORRUPTIONS[:3], "blur": CORRUPTIONS[3:7], "weather": CORRUPTIONS[7:11], "digital": CORRUPTIONS[11:]}
+    groups = {
+        "noise": CORRUPTIONS[:3],
+        "blur": CORRUPTIONS[3:7],
+        "weather": CORRUPTIONS[7:11],
+        "digital": CORRUPTIONS[11:],
+    }
     archives = {name: [name] for name in ("imagenet-a", "imagenet-r", "imagenet-sketch")} | {
         f"imagenet-c/{group}": [f"imagenet-c/{name}" for name in names] for group, names in groups.items()
     }

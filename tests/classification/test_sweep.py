@@ -71,7 +71,11 @@ def test_the_head_is_chosen_on_held_out_train_images(data: Path, tmp_path: Path)
     assert all(set(values) == {"0.0001", "0.3"} for values in accuracies.values())
     assert result["held_out_top1"] == max(value for values in accuracies.values() for value in values.values())
     assert accuracies[told["pooling"]][str(told["base_lr"])] == result["held_out_top1"]
-    assert told["other_protocol"] and env.notes["images_evaluated"] == env.notes["images_asked"] == {"train": 144, "held_out": 16, "val": 60}
+    assert told["other_protocol"] and env.notes["images_evaluated"] == env.notes["images_asked"] == {
+        "train": 144,
+        "held_out": 16,
+        "val": 60,
+    }
     correct = np.load(env.out_dir / "predictions.npz")["correct"]
     assert 100 * correct.mean() == pytest.approx(result["top1"])
     # val has no say in the choice: with all its labels wrong the same head is chosen, and gets nothing right
@@ -85,7 +89,9 @@ def test_the_head_is_chosen_on_held_out_train_images(data: Path, tmp_path: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(setup, "val_set", wrong_val)
         sweep.run(vit(), SWEEP, other)
-    assert other.notes["protocol"]["held_out_top1"] == accuracies and other.notes["protocol"]["base_lr"] == told["base_lr"]
+    assert (
+        other.notes["protocol"]["held_out_top1"] == accuracies and other.notes["protocol"]["base_lr"] == told["base_lr"]
+    )
 
 
 def test_the_split_holds_out_a_tenth_of_every_class_and_overlaps_in_nothing(data: Path) -> None:
@@ -108,12 +114,22 @@ def test_inputs_are_normed_tokens_of_the_last_blocks() -> None:
     torch.testing.assert_close(found["2 blocks, cls"], torch.cat([norm(first.cls), norm(second.cls)], dim=1))
     torch.testing.assert_close(found["2 blocks, cls+mean"][:, 48:], norm(second.patches).mean(dim=1))
     inputs = HeadInputs(encoder, SWEEP.blocks, SWEEP.poolings)
-    assert inputs.widths(32) == {"1 blocks, cls": 24, "1 blocks, cls+mean": 48, "2 blocks, cls": 48, "2 blocks, cls+mean": 72}
-    assert HeadInputs(vit(class_token=False), SWEEP.blocks, SWEEP.poolings).widths(32) == {"1 blocks, mean": 24, "2 blocks, mean": 48}
+    assert inputs.widths(32) == {
+        "1 blocks, cls": 24,
+        "1 blocks, cls+mean": 48,
+        "2 blocks, cls": 48,
+        "2 blocks, cls+mean": 72,
+    }
+    assert HeadInputs(vit(class_token=False), SWEEP.blocks, SWEEP.poolings).widths(32) == {
+        "1 blocks, mean": 24,
+        "2 blocks, mean": 48,
+    }
     assert HeadInputs(resnet(), SWEEP.blocks, SWEEP.poolings).widths(32) == {"mean": 512}
 
 
-def test_a_killed_sweep_continues_to_the_same_record(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_sweep_continues_to_the_same_record(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, broken = environment(data, tmp_path / "whole", "sweep"), environment(data, tmp_path / "broken", "sweep")
     expected = sweep.run(vit(), SWEEP, whole)
     accumulate, calls = StackedHeads.accumulate, []
@@ -136,4 +152,7 @@ def test_bad_settings() -> None:
     for change, says in (("base_lrs=[]", "base_lrs"), ('poolings=["max"]', "poolings"), ("held_out=1.0", "held_out")):
         with pytest.raises(UserError, match=says):
             override(SWEEP, dict([change.split("=")]))
-    assert len(sweep.PRESETS["paper"].base_lrs) * len(sweep.PRESETS["paper"].blocks) * len(sweep.PRESETS["paper"].poolings) == 52
+    assert (
+        len(sweep.PRESETS["paper"].base_lrs) * len(sweep.PRESETS["paper"].blocks) * len(sweep.PRESETS["paper"].poolings)
+        == 52
+    )

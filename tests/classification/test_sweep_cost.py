@@ -37,7 +37,9 @@ def seconds_of(model: str, images: int, device: str) -> dict[str, float]:
     labels = torch.randint(CLASSES, (images,), device=device)
     values = inputs.of_pixels(pixels, "fp32", device)
     first = next(iter(values))
-    everything = StackedHeads({name: value.shape[1] for name, value in values.items()}, PAPER.base_lrs, CLASSES).to(device)
+    everything = StackedHeads({name: value.shape[1] for name, value in values.items()}, PAPER.base_lrs, CLASSES).to(
+        device
+    )
     single = StackedHeads({first: values[first].shape[1]}, PAPER.base_lrs[-1:], CLASSES).to(device)
 
     def training(heads: StackedHeads) -> Callable[[], None]:
@@ -51,7 +53,11 @@ def seconds_of(model: str, images: int, device: str) -> dict[str, float]:
 
         return step
 
-    parts = {"pass": lambda: inputs.of_pixels(pixels, "fp32", device), "all_heads": training(everything), "one_head": training(single)}
+    parts = {
+        "pass": lambda: inputs.of_pixels(pixels, "fp32", device),
+        "all_heads": training(everything),
+        "one_head": training(single),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for step in range(STEPS + 1):
         for name, part in parts.items():
@@ -66,7 +72,8 @@ def seconds_of(model: str, images: int, device: str) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("model", "images"), [("vit_tiny_patch16_224", 2), pytest.param("vit_base_patch16_224", IMAGES, marks=pytest.mark.slow)]
+    ("model", "images"),
+    [("vit_tiny_patch16_224", 2), pytest.param("vit_base_patch16_224", IMAGES, marks=pytest.mark.slow)],
 )
 def test_all_heads_beside_one(model: str, images: int) -> None:
     measured = seconds_of(model, images, os.environ.get("SWEEP_COST_DEVICE", "cpu"))

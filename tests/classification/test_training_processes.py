@@ -1,6 +1,6 @@
 """FT, LIN and the sweep by one, two and three processes: a measurement is the same to the last digit, a training to rounding.
 
-    python -m torch.distributed.run --nproc-per-node 3 -m tests.classification.test_training_processes DATA FOLDER      what the test below starts
+python -m torch.distributed.run --nproc-per-node 3 -m tests.classification.test_training_processes DATA FOLDER      what the test below starts
 """
 
 import os
@@ -25,7 +25,17 @@ from tests.worlds import write_world
 
 HERE = Path(__file__).parents[2]
 # nothing that draws by process, and no statistics of a process's own share of a batch
-TUNE = replace(FINETUNE, epochs=1, warmup_epochs=0, mixup=0.0, cutmix=0.0, random_erasing_prob=0.0, drop_path_rate=0.0, batch_size=40, micro_batch=8)
+TUNE = replace(
+    FINETUNE,
+    epochs=1,
+    warmup_epochs=0,
+    mixup=0.0,
+    cutmix=0.0,
+    random_erasing_prob=0.0,
+    drop_path_rate=0.0,
+    batch_size=40,
+    micro_batch=8,
+)
 LINEAR = replace(PROBE, epochs=1, warmup_epochs=0, batch_norm=False, batch_size=40, micro_batch=8)
 SWEEP = replace(sweep.PRESETS["demo"], epochs=1, batch_size=40, micro_batch=8, base_lrs=(1e-3, 1e-1))
 
@@ -36,7 +46,9 @@ def measure(root: Path, folder: Path) -> None:
     env.out_dir.mkdir(parents=True, exist_ok=True)
     encoder = vit()
     made = setup.make_setup(encoder, TUNE, env, *setup.train_and_val(env))
-    assert (made.sampler.batch, made.sampler.world_size) == (40, int(os.environ.get("WORLD_SIZE", "1"))), "another batch than the paper's"
+    assert (made.sampler.batch, made.sampler.world_size) == (40, int(os.environ.get("WORLD_SIZE", "1"))), (
+        "another batch than the paper's"
+    )
     found = {}
 
     def fixed(module: nn.Module) -> nn.Module:
@@ -57,13 +69,20 @@ def measure(root: Path, folder: Path) -> None:
     inputs = head_sweep.HeadInputs(encoder, SWEEP.blocks, SWEEP.poolings)
     heads = fixed(StackedHeads(inputs.widths(32), SWEEP.base_lrs, 4))
     found["sweep"] = head_sweep.accuracies(heads, inputs, made.train, made, env)
-    for name, module, config in (("finetune", finetune, TUNE), ("linear_probe", linear_probe, LINEAR), ("sweep", sweep, SWEEP)):
+    for name, module, config in (
+        ("finetune", finetune, TUNE),
+        ("linear_probe", linear_probe, LINEAR),
+        ("sweep", sweep, SWEEP),
+    ):
         task = Env(root, folder / name)
         task.out_dir.mkdir(exist_ok=True)
         module.run(encoder, config, task)
         assert task.notes["protocol"]["processes"] == made.sampler.world_size and task.notes["protocol"]["batch"] == 40
     if distributed.rank() == 0:
-        as_tensors = {name: torch.from_numpy(right) if isinstance(right, np.ndarray) else right for name, right in found["FT"].items()}
+        as_tensors = {
+            name: torch.from_numpy(right) if isinstance(right, np.ndarray) else right
+            for name, right in found["FT"].items()
+        }
         torch.save({**found, "FT": as_tensors}, folder / "measured.pt")
 
 
@@ -85,7 +104,9 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_any_number_of_processes_measures_the_same(count: int, single: tuple[Path, Path], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command += ["-m", "tests.classification.test_training_processes"]
-    done = subprocess.run([*command, str(single[0]), str(tmp_path)], cwd=HERE, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, str(single[0]), str(tmp_path)], cwd=HERE, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     one, several = (torch.load(folder / "measured.pt", weights_only=True) for folder in (single[1], tmp_path))
     for task in ("FT", "LIN"):
@@ -95,7 +116,9 @@ def test_any_number_of_processes_measures_the_same(count: int, single: tuple[Pat
             assert torch.equal(right, several[task][name]), f"{task} {name}"
     assert one["sweep"] == several["sweep"]
     for name in ("finetune", "linear_probe", "sweep"):
-        trained = [torch.load(folder / name / "training_state.pt", weights_only=True) for folder in (single[1], tmp_path)]
+        trained = [
+            torch.load(folder / name / "training_state.pt", weights_only=True) for folder in (single[1], tmp_path)
+        ]
         for ours, theirs in zip(*map(leaves, trained), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-4)
 

@@ -46,7 +46,11 @@ def test_a_whole_world_passes(world: Path, capsys: pytest.CaptureFixture[str]) -
         ("imagenet", f"imagenet/train/{WNIDS[3]}", "3 missing|1 missing|1 too many"),
         ("imagenet_1percent", f"imagenet/train/{WNIDS[0]}/{WNIDS[0]}_2.png", "names 1 files that imagenet/train lacks"),
         ("imagenet_r", f"imagenet-r/{WNIDS[1]}/{WNIDS[1]}_0.png", "cannot be read"),
-        ("imagenet_c", f"imagenet-c/snow/4/{WNIDS[1]}/{WNIDS[1]}_0.png", "snow/4 holds other images than gaussian_noise/1: 4, 3 of them the same"),
+        (
+            "imagenet_c",
+            f"imagenet-c/snow/4/{WNIDS[1]}/{WNIDS[1]}_0.png",
+            "snow/4 holds other images than gaussian_noise/1: 4, 3 of them the same",
+        ),
         ("imagenet_c", f"imagenet-c/snow/4/{WNIDS[1]}", "holds other images"),
     ],
 )
@@ -120,7 +124,10 @@ def test_published_imagenet_c_is_224_px(data: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_command_says_bad_input_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    for options, says in ((["--data-root", "nowhere"], "is not a folder"), (["--data-root", ".", "--tasks", "juggling"], "there is no task")):
+    for options, says in (
+        (["--data-root", "nowhere"], "is not a folder"),
+        (["--data-root", ".", "--tasks", "juggling"], "there is no task"),
+    ):
         assert run_all.main(["--check-data", *options]) == EXIT_USER
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1

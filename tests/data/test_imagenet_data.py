@@ -24,7 +24,9 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(images: imagenet.ImageSet, workers: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    parts = list(loader.batches(loader.Images(images, CenterCrop(32, None, "bicubic")), in_order(len(images), 3), workers))
+    parts = list(
+        loader.batches(loader.Images(images, CenterCrop(32, None, "bicubic")), in_order(len(images), 3), workers)
+    )
     return torch.cat([pixels for pixels, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
@@ -139,7 +141,9 @@ def test_strongest_augmentation_runs(root: Path) -> None:
 def flatten_val(root: Path) -> dict[str, str]:
     """Renames val's images as published and moves them out of their class folders; the wnid of each by its name without suffix."""
     val, wnid_of = root / "imagenet/val", {}
-    for number, path in enumerate(sorted(val.glob("*/*"), key=lambda path: path.stem[::-1]), 1):  # classes mixed, as they come
+    for number, path in enumerate(
+        sorted(val.glob("*/*"), key=lambda path: path.stem[::-1]), 1
+    ):  # classes mixed, as they come
         wnid_of[f"ILSVRC2012_val_{number:08d}"] = path.parent.name
         path.rename(val / f"ILSVRC2012_val_{number:08d}.JPEG")
     for wnid in WNIDS:
@@ -159,9 +163,14 @@ def write_devkit(folder: Path, wnids: list[str]) -> None:
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{numbers[wnid]}\n" for wnid in wnids))
 
 
-@pytest.mark.parametrize("source", ["LOC_val_solution.csv", "val_map.txt", "val.txt", "synset labels", "devkit", "devkit.tar.gz"])
+@pytest.mark.parametrize(
+    "source", ["LOC_val_solution.csv", "val_map.txt", "val.txt", "synset labels", "devkit", "devkit.tar.gz"]
+)
 def test_val_without_class_folders(root: Path, source: str) -> None:
-    expected = {file.read_bytes(): label for file, label in zip(imagenet.val_set(root).files, imagenet.val_set(root).labels, strict=True)}
+    expected = {
+        file.read_bytes(): label
+        for file, label in zip(imagenet.val_set(root).files, imagenet.val_set(root).labels, strict=True)
+    }
     wnid_of, folder = flatten_val(root), root / "imagenet"
     with pytest.raises(UserError, match="nothing says which image is of which class; put one of LOC_val_solution.csv"):
         imagenet.val_set(root)
@@ -172,7 +181,9 @@ def test_val_without_class_folders(root: Path, source: str) -> None:
         case "val_map.txt":
             (folder / source).write_text("".join(f"{name}.JPEG {wnid}\n" for name, wnid in wnid_of.items()))
         case "val.txt":
-            (folder / source).write_text("".join(f"{name}.JPEG {WNIDS.index(wnid)}\n" for name, wnid in wnid_of.items()))
+            (folder / source).write_text(
+                "".join(f"{name}.JPEG {WNIDS.index(wnid)}\n" for name, wnid in wnid_of.items())
+            )
         case "synset labels":
             (folder / "imagenet_2012_validation_synset_labels.txt").write_text("\n".join(wnid_of.values()))
         case "devkit" | "devkit.tar.gz":
@@ -190,7 +201,9 @@ def test_a_map_that_does_not_fit_val_is_refused(root: Path) -> None:
     wnid_of = flatten_val(root)
     path = root / "imagenet/val_map.txt"
     path.write_text("".join(f"{name}.JPEG {wnid}\n" for name, wnid in list(wnid_of.items())[:-1]))
-    with pytest.raises(UserError, match="ILSVRC2012_val_00000008.JPEG is of no known class; .*val_map.txt does not list it"):
+    with pytest.raises(
+        UserError, match="ILSVRC2012_val_00000008.JPEG is of no known class; .*val_map.txt does not list it"
+    ):
         imagenet.val_set(root)
     before = DataIdentities(root, root / "manifests").of_sets(("imagenet",))
     path.write_text("".join(f"{name}.JPEG {WNIDS[0]}\n" for name in wnid_of))

@@ -19,11 +19,19 @@ def made(folder, world):
     """In a process of its own: random states must not be inherited."""
     values = [str(value) for value in vars(world).values()]
     command = [sys.executable, "-W", "ignore", "-c", MAKE, str(folder), *values]
-    return Path(subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]).stdout.strip())
+    return Path(
+        subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        ).stdout.strip()
+    )
 
 
 def content(root):
-    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,9 @@ def test_a_task_says_what_it_is(node: plan.Node) -> None:
     assert re.search(r"Protocol", text) and re.search(r"Metric", text) and re.search(r"Cost", text)
     assert f"python -m evaluate.{node.task} --ckpt FILE" in text
     assert issubclass(module.Config, Settings) and module.Config.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    assert {"paper", "demo"} <= set(module.PRESETS) and all(type(preset) is module.Config for preset in module.PRESETS.values())
+    assert {"paper", "demo"} <= set(module.PRESETS) and all(
+        type(preset) is module.Config for preset in module.PRESETS.values()
+    )
     config = override(module.PRESETS["paper"], node.overrides)
     assert plan.node_of(node.task, config) is node
     assert set(plan.data_sets(node, config)) <= set(layouts.LAYOUTS)
@@ -58,16 +60,32 @@ def test_a_task_says_what_it_is(node: plan.Node) -> None:
 
 
 @pytest.mark.parametrize("node", plan.NODES, ids=lambda node: node.name)
-def test_a_task_measures_and_leaves_a_whole_record(node: plan.Node, world: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_a_task_measures_and_leaves_a_whole_record(
+    node: plan.Node, world: Path, checkpoint: Path, tmp_path: Path, capsys
+) -> None:
     settings = {**node.overrides, **SHORT.get(node.task, {})}
     resnet = node.name == "detection_voc"  # there are recipes of VOC for ResNets alone
-    options = ["--ckpt", str(checkpoint), "--data-root", str(world), "--out", str(tmp_path), "--preset", "demo", "--device", "cpu"]
+    options = [
+        "--ckpt",
+        str(checkpoint),
+        "--data-root",
+        str(world),
+        "--out",
+        str(tmp_path),
+        "--preset",
+        "demo",
+        "--device",
+        "cpu",
+    ]
     options += [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     if node.inputs:
         assert task.main(node.task, options) == 3 and "evaluate.finetune" in capsys.readouterr().err
         (out := next((tmp_path / "records").iterdir())).unlink()
         assert out.name.startswith(f"mine-{node.name}-")
-        fine_tuned = [*options, *(part for name, value in SHORT["finetune"].items() for part in ("--set", f"{name}={value}"))]
+        fine_tuned = [
+            *options,
+            *(part for name, value in SHORT["finetune"].items() for part in ("--set", f"{name}={value}")),
+        ]
         assert task.main("finetune", fine_tuned) == 0
         options += ["--input", f"classifier={next(tmp_path.glob('mine/finetune-*/classifier.safetensors'))}"]
     status = task.main(node.task, options)
@@ -78,7 +96,9 @@ def test_a_task_measures_and_leaves_a_whole_record(node: plan.Node, world: Path,
     (path,) = (tmp_path / "records").glob(f"mine-{node.name}-*.json")
     entry = json.loads(path.read_text())
     assert set(get_type_hints(Record)) <= set(entry)
-    assert entry["status"] == "ok" and all(0 <= value <= 100 or "mce" in name for name, value in entry["metrics"].items())
+    assert entry["status"] == "ok" and all(
+        0 <= value <= 100 or "mce" in name for name, value in entry["metrics"].items()
+    )
     metrics = {metric for _, name, metric in (*COLUMNS, *EXTRA_COLUMNS) if name == node.name}
     assert metrics <= set(entry["metrics"]), "a column of it stays empty"
     assert (tmp_path / entry["work"]).is_dir()
@@ -88,5 +108,3 @@ def test_a_task_measures_and_leaves_a_whole_record(node: plan.Node, world: Path,
     assert task.main(node.task, repeated) == 0, "a record's settings do not run again"
     (second,) = (again / "records").glob(f"mine-{node.name}-*.json")
     assert second.name == path.name and json.loads(second.read_text())["metrics"] == entry["metrics"]
-
-

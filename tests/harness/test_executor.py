@@ -38,7 +38,12 @@ def test_each_job_sees_one_gpu_also_with_more_slots_than_gpus(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("", "no output yet"), ("half done\n\n", "half done"), ('{\n  "top1": 28.9\n}\nrecord: a.json\n', '"top1": 28.9'), ("x" * 400, "x" * 300)],
+    [
+        ("", "no output yet"),
+        ("half done\n\n", "half done"),
+        ('{\n  "top1": 28.9\n}\nrecord: a.json\n', '"top1": 28.9'),
+        ("x" * 400, "x" * 300),
+    ],
 )
 def test_the_line_that_is_shown_says_something(text, says, tmp_path):
     (tmp_path / "log").write_text(text)
@@ -62,15 +67,21 @@ except executor.Stopped as stop:
 
 def alive(tmp_path):
     """The processes that are at work in a folder, by its marker in their command line."""
-    listed = subprocess.run(["ps", "-wweo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        ["ps", "-wweo", "pid,stat,args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return [line for line in listed if str(tmp_path) in line and line.split()[1][0] != "Z"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name
+)
 @pytest.mark.parametrize("stubborn", [False, True])
 def test_no_job_outlives_the_run(number, stubborn, tmp_path):
     parent = "from evaluate.runtime.processes import end_with_parent; end_with_parent()\n"
-    code = parent + (STUBBORN if stubborn else "print('up', flush=True); import time; time.sleep(60)") + f"\n# {tmp_path}"
+    code = (
+        parent + (STUBBORN if stubborn else "print('up', flush=True); import time; time.sleep(60)") + f"\n# {tmp_path}"
+    )
     process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), code], cwd=executor.ROOT)
     deadline = time.monotonic() + 60
     while sum("up" in path.read_text() for path in tmp_path.glob("*.log")) < 3 and time.monotonic() < deadline:

@@ -27,8 +27,19 @@ WAYS = {"SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP, "SIGINT": signal.SIG
 def command(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("faults")
     world = toy.make(folder / "world", SMALL)
-    assert train.main(["--preset", "demo", "--data", str(world / "imagenet/train"), "--out", str(folder), "--init-only"]) == 0
-    return [sys.executable, "run_all.py", "--ckpt", f"mine={folder / 'checkpoint.pth'}", "--data-root", str(world), *OPTIONS]
+    assert (
+        train.main(["--preset", "demo", "--data", str(world / "imagenet/train"), "--out", str(folder), "--init-only"])
+        == 0
+    )
+    return [
+        sys.executable,
+        "run_all.py",
+        "--ckpt",
+        f"mine={folder / 'checkpoint.pth'}",
+        "--data-root",
+        str(world),
+        *OPTIONS,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +52,9 @@ def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def processes_of(out: Path) -> list[int]:
-    listed = subprocess.run(["ps", "-wweo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        ["ps", "-wweo", "pid,stat,args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     return [int(line.split()[0]) for line in listed if f"{out}" in line and line.split()[1][0] != "Z"]
 
 
@@ -63,13 +76,19 @@ def records(out: Path) -> dict[str, bytes]:
         ),
     ],
 )
-def test_stopped_at_random_moments(way: str, target: str, count: int, command: list[str], whole: str, tmp_path: Path) -> None:
+def test_stopped_at_random_moments(
+    way: str, target: str, count: int, command: list[str], whole: str, tmp_path: Path
+) -> None:
     draw = random.Random(f"{way} {target} {count}")
     earned: dict[str, bytes] = {}
     orphans = 0
     for _ in range(count):
         process = subprocess.Popen(
-            [*command, "--out", str(tmp_path)], cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            [*command, "--out", str(tmp_path)],
+            cwd=HERE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         time.sleep(draw.uniform(0.2, 20.0))
         victims = [pid for pid in processes_of(tmp_path) if pid != process.pid]

@@ -19,7 +19,16 @@ def outcomes(tmp_path_factory):
     out = tmp_path_factory.mktemp("learning")
     root = toy.make(out, WORLD)
     for name, options in (("siameseim", ["--set", f"epochs={EPOCHS}"]), ("random", ["--init-only"])):
-        fixed = ["--preset", "demo", "--device", "cpu", "--data", str(root / "imagenet/train"), "--out", str(out / name)]
+        fixed = [
+            "--preset",
+            "demo",
+            "--device",
+            "cpu",
+            "--data",
+            str(root / "imagenet/train"),
+            "--out",
+            str(out / name),
+        ]
         assert train.main([*fixed, *options]) == 0
         for module in (linear_probe, knn):
             task = module.__name__.split(".")[-1]
@@ -41,7 +50,10 @@ def outcomes(tmp_path_factory):
 
 @pytest.mark.parametrize("task", ["linear_probe", "knn"])
 def test_siameseim_is_ahead_of_its_random_start(outcomes, task):
-    first, second = (np.load(next((outcomes / name).glob(f"{task}-*/predictions.npz")))["correct"] for name in ("siameseim", "random"))
+    first, second = (
+        np.load(next((outcomes / name).glob(f"{task}-*/predictions.npz")))["correct"]
+        for name in ("siameseim", "random")
+    )
     difference, half = paired_difference(first, second)
     assert difference - half > 0, f"{difference:.1f} points, interval half width {half:.1f}"
 

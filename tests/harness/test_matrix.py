@@ -31,7 +31,17 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for path in (folder / name / "imagenet/val").rglob("*.png"):  # other pictures under the same names
                 path.write_bytes((folder / "one/imagenet/train" / path.parent.name / path.name).read_bytes())
     for seed, name in enumerate("ab"):
-        options = ["--preset", "demo", "--data", str(folder / "one/imagenet/train"), "--out", str(folder / name), "--init-only", "--set", f"seed={seed}"]
+        options = [
+            "--preset",
+            "demo",
+            "--data",
+            str(folder / "one/imagenet/train"),
+            "--out",
+            str(folder / name),
+            "--init-only",
+            "--set",
+            f"seed={seed}",
+        ]
         assert train.main(options) == 0
         saved = torch.load(folder / name / "checkpoint.pth", weights_only=True)
         generator = torch.Generator().manual_seed(seed)
@@ -45,7 +55,16 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(material: Path, out: Path, invocation: Invocation) -> tuple[int, str, str]:
     """The exit status, the cell of kNN as it is printed, and what was refused."""
     encoder, root, limit, temperature, branch = invocation
-    command = [sys.executable, "run_all.py", "--ckpt", str(material / encoder / "m.pth"), "--data-root", str(material / root), "--out", str(out)]
+    command = [
+        sys.executable,
+        "run_all.py",
+        "--ckpt",
+        str(material / encoder / "m.pth"),
+        "--data-root",
+        str(material / root),
+        "--out",
+        str(out),
+    ]
     command += ["--tasks", "knn", "--preset", "demo", "--device", "cpu", "--jobs", "1", "--branch", branch]
     command += ["--set", f"knn.temperature={temperature}", *(["--limit", str(limit)] if limit else [])]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=300)
@@ -58,7 +77,11 @@ def call(material: Path, out: Path, invocation: Invocation) -> tuple[int, str, s
 def test_every_cell_is_that_of_an_invocation_alone(count: int, seed: int, material: Path, tmp_path: Path) -> None:
     draw = random.Random(seed)
     every = list(itertools.product("ab", ("one", "two"), (None, 40), ("0.07", "5.0"), ("online", "target")))
-    chosen = draw.choices(every, k=count) if count < len(every) - 5 else draw.sample(every, count - 8) + draw.choices(every, k=8)
+    chosen = (
+        draw.choices(every, k=count)
+        if count < len(every) - 5
+        else draw.sample(every, count - 8) + draw.choices(every, k=8)
+    )
     alone = {one: call(material, tmp_path / f"alone{number}", one) for number, one in enumerate(dict.fromkeys(chosen))}
     assert all(status == 0 and text[:1].isdigit() for status, text, _ in alone.values()), alone
     found: list[tuple[Invocation, tuple[int, str, str]]] = []
@@ -69,5 +92,7 @@ def test_every_cell_is_that_of_an_invocation_alone(count: int, seed: int, materi
     refused = [(one, error) for one, (status, _, error) in found if status]
     wrong = [(one, text, alone[one][1]) for one, (status, text, _) in found if not status and text != alone[one][1]]
     numbers = {text for _, text, _ in alone.values()}
-    print(f"{len(found)} cells compared, {len(wrong)} wrong, {len(refused)} refused, {len(numbers)} different numbers among them")
+    print(
+        f"{len(found)} cells compared, {len(wrong)} wrong, {len(refused)} refused, {len(numbers)} different numbers among them"
+    )
     assert not wrong and len(refused) <= count // 10 and len(numbers) > 2, (wrong, refused, numbers)

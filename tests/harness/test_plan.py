@@ -15,7 +15,9 @@ from results import record, tables
 @pytest.fixture
 def run(tmp_path):
     nodes = plan.choose(["knn"])
-    made = suite.Suite(tmp_path, DataIdentities(tmp_path, tmp_path / "manifests"), nodes, plan.configure(nodes, "paper", {}))
+    made = suite.Suite(
+        tmp_path, DataIdentities(tmp_path, tmp_path / "manifests"), nodes, plan.configure(nodes, "paper", {})
+    )
     made.folders["mine"] = tmp_path / "mine"
     certify(tmp_path, "this")
     return made
@@ -42,7 +44,9 @@ def measured(run, value, settings=None):
         inputs={},
     )
     encoder = SimpleNamespace(source={})
-    entry = task.start(identity, "paper", node, encoder, Env(data_root=run.identities.data_root, out_dir=run.out / "mine/knn"))
+    entry = task.start(
+        identity, "paper", node, encoder, Env(data_root=run.identities.data_root, out_dir=run.out / "mine/knn")
+    )
     record.write(run.out / "records", {**entry, "status": "ok", "metrics": {"top1": value}})
 
 

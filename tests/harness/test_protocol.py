@@ -38,8 +38,21 @@ def out(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(folder: Path, world: Path, name: str, *options: str, **settings: str) -> int:
-    common = ["--ckpt", str(folder / "mine.pth"), "--data-root", str(world), "--out", str(folder), "--preset", "demo", "--device", "cpu"]
-    return task.main(name, [*common, *(part for item in settings.items() for part in ("--set", "=".join(item))), *options])
+    common = [
+        "--ckpt",
+        str(folder / "mine.pth"),
+        "--data-root",
+        str(world),
+        "--out",
+        str(folder),
+        "--preset",
+        "demo",
+        "--device",
+        "cpu",
+    ]
+    return task.main(
+        name, [*common, *(part for item in settings.items() for part in ("--set", "=".join(item))), *options]
+    )
 
 
 def record_of(folder: Path, node: str) -> dict[str, Any]:
@@ -59,7 +72,9 @@ def test_robustness_rests_on_the_fine_tuning_and_carries_its_marks(out: Path) ->
     for metric in ("imagenet_a_top1", "imagenet_r_top1", "imagenet_sketch_top1", "imagenet_c"):
         assert own[0] in marks.differences(robust, metric), metric
     assert own[0].startswith("finetune: img_size 32; paper: 224") and "epochs 2; paper: 100" in own[0]
-    assert not any(text.startswith("robustness: ") and "paper:" in text for text in marks.differences(robust, "imagenet_c"))
+    assert not any(
+        text.startswith("robustness: ") and "paper:" in text for text in marks.differences(robust, "imagenet_c")
+    )
 
 
 def test_the_same_classifier_is_written_again_byte_by_byte(out: Path, world: Path, tmp_path: Path) -> None:
@@ -73,7 +88,7 @@ def test_a_classifier_may_not_say_how_it_was_made(tmp_path: Path) -> None:
     path = tmp_path / "classifier.safetensors"
     save_classifier(path)
     assert classifier.how_made(path) == {}
-    for content in (b"", path.read_bytes()[:50], b"\x10\0\0\0\0\0\0\0{\"a\": 1}       "):
+    for content in (b"", path.read_bytes()[:50], b'\x10\0\0\0\0\0\0\0{"a": 1}       '):
         path.write_bytes(content)
         with pytest.raises(UserError, match="is not a classifier"):
             classifier.how_made(path)
@@ -81,7 +96,10 @@ def test_a_classifier_may_not_say_how_it_was_made(tmp_path: Path) -> None:
 
 def test_every_set_is_counted_and_held_against_the_published(out: Path) -> None:
     robust = record_of(out, "robustness")
-    assert robust["sizes"]["imagenet_c"] == {"images": 300, "classes": 4} and robust["sizes"]["val"] == {"images": 24, "classes": 4}
+    assert robust["sizes"]["imagenet_c"] == {"images": 300, "classes": 4} and robust["sizes"]["val"] == {
+        "images": 24,
+        "classes": 4,
+    }
     assert robust["subset"]["imagenet_a"] == "imagenet_a has 6 images; published: 7,500 · 2 classes; published: 200"
     assert set(robust["subset"]) == {"val", "imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c"}
     for name, (images, classes) in published_counts.PUBLISHED.items():
@@ -89,17 +107,23 @@ def test_every_set_is_counted_and_held_against_the_published(out: Path) -> None:
         assert f"{name} has {images - 1:,} images; published: {images:,}" in str(
             published_counts.differences({name: {"images": images - 1, "classes": classes}})
         )
-        assert "classes; published" in str(published_counts.differences({name: {"images": images, "classes": classes - 1}}))
+        assert "classes; published" in str(
+            published_counts.differences({name: {"images": images, "classes": classes - 1}})
+        )
 
 
 def test_a_limit_does_not_change_what_a_set_has(out: Path, world: Path, tmp_path: Path) -> None:
     torch.save({"model": mae_state()}, tmp_path / "mine.pth")
     for name in ("knn", "few_shot", "sweep"):
-        settings = {"epochs": "1", "batch_size": "16", "micro_batch": "16", "held_out": "0.3"} if name == "sweep" else {}
+        settings = (
+            {"epochs": "1", "batch_size": "16", "micro_batch": "16", "held_out": "0.3"} if name == "sweep" else {}
+        )
         assert measure(tmp_path, world, name, "--limit", "20", **settings) == 0
         entry = record_of(tmp_path, name)
         assert entry["sizes"]["val"] == {"images": 24, "classes": 4}
-        assert entry["sizes"]["1percent" if name == "few_shot" else "train"]["images"] == (24 if name == "few_shot" else 48)
+        assert entry["sizes"]["1percent" if name == "few_shot" else "train"]["images"] == (
+            24 if name == "few_shot" else 48
+        )
 
 
 def completed(module: Any, node: str, told: list[str], resolved: str = "fp32", **settings: Any) -> list[str]:
@@ -127,7 +151,9 @@ def completed(module: Any, node: str, told: list[str], resolved: str = "fp32", *
         (linear_probe, "linear_probe", {"epochs": 50}, "fp16", True),
     ],
 )
-def test_the_precision_that_a_protocol_allows_is_no_other(module: Any, node: str, settings: dict, resolved: str, marked: bool) -> None:
+def test_the_precision_that_a_protocol_allows_is_no_other(
+    module: Any, node: str, settings: dict, resolved: str, marked: bool
+) -> None:
     assert bool(completed(module, node, [], resolved, **settings)) == marked
 
 
@@ -137,13 +163,19 @@ def test_the_precision_that_a_protocol_allows_is_no_other(module: Any, node: str
         ("finetune", {**SHORT, "micro_batch": "8"}, True),  # the demo mixes nothing, and a ViT has no BatchNorm
         ("finetune", {**SHORT, "micro_batch": "8", "mixup": "0.8"}, False),
         ("finetune", {**SHORT, "micro_batch": "8", "cutmix": "1.0"}, False),
-        ("finetune", {**SHORT, "micro_batch": "64", "mixup": "0.8"}, True),  # a step of 32 images is cut as little as with the paper's 128
+        (
+            "finetune",
+            {**SHORT, "micro_batch": "64", "mixup": "0.8"},
+            True,
+        ),  # a step of 32 images is cut as little as with the paper's 128
         ("linear_probe", {**SHORT, "micro_batch": "8"}, False),
         ("linear_probe", {**SHORT, "micro_batch": "8", "batch_norm": "false"}, True),
         ("sweep", {"epochs": "1", "batch_size": "32", "micro_batch": "8"}, True),
     ],
 )
-def test_micro_batches_matter_to_batch_norm_and_mixup_alone(name: str, settings: dict, immaterial: bool, world: Path, tmp_path: Path) -> None:
+def test_micro_batches_matter_to_batch_norm_and_mixup_alone(
+    name: str, settings: dict, immaterial: bool, world: Path, tmp_path: Path
+) -> None:
     torch.save({"model": mae_state()}, tmp_path / "mine.pth")
     assert measure(tmp_path, world, name, **settings) == 0
     entry = record_of(tmp_path, name)
@@ -156,4 +188,7 @@ def test_what_is_measured_beside_a_column_does_not_mark_it(world: Path, tmp_path
     assert measure(tmp_path, world, "knn", neighbors="[20, 5]") == 0
     assert measure(tmp_path, world, "few_shot", max_iterations="5000") == 0
     for name in ("knn", "few_shot"):
-        assert not any("neighbors" in text or "max_iterations" in text for text in marks.differences(record_of(tmp_path, name), "top1"))
+        assert not any(
+            "neighbors" in text or "max_iterations" in text
+            for text in marks.differences(record_of(tmp_path, name), "top1")
+        )

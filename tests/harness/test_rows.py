@@ -25,7 +25,10 @@ def files(tmp_path: Path, *names: str) -> list[str]:
         (["run/checkpoint-0399.pth", "run/checkpoint-0799.pth"], ["run-0399", "run-0799"]),
         (["a/model.safetensors", "b/model.safetensors"], ["a", "b"]),
         (["x/m.pth", "y/m.pth"], ["x-m", "y-m"]),
-        (["epoch=9-step=100.ckpt"], ["epoch=9-step=100"]),  # as Lightning writes it: a path that exists wins over NAME=FILE
+        (
+            ["epoch=9-step=100.ckpt"],
+            ["epoch=9-step=100"],
+        ),  # as Lightning writes it: a path that exists wins over NAME=FILE
     ],
 )
 def test_default_names_are_the_shortest_that_tell(names: list[str], expected: list[str], tmp_path: Path) -> None:
@@ -41,7 +44,10 @@ def test_a_name_may_be_given(tmp_path: Path) -> None:
         rows.named_checkpoints([f"m={tmp_path / 'absent.pth'}"])
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "/abs", "records", "logs", "-x", ".hidden", "a\nb", "a\x00", "x" * 200, "a\\b"])
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../x", "a/b", "/abs", "records", "logs", "-x", ".hidden", "a\nb", "a\x00", "x" * 200, "a\\b"],
+)
 def test_a_name_that_leaves_its_folder_is_refused(name: str) -> None:
     with pytest.raises(UserError, match="row") as error:
         rows.check_name(name)
@@ -58,7 +64,11 @@ def test_the_source_is_told_by_contents_branch_and_options(tmp_path: Path) -> No
     one, two = map(Path, files(tmp_path, "a/m.pth", "b/m.pth"))
     base = rows.source_id(one, None, {})
     assert base == rows.source_id(one, None, {})
-    others = {rows.source_id(two, None, {}), rows.source_id(one, "target", {}), rows.source_id(one, None, {"normalize": "half"})}
+    others = {
+        rows.source_id(two, None, {}),
+        rows.source_id(one, "target", {}),
+        rows.source_id(one, None, {"normalize": "half"}),
+    }
     assert len(others | {base}) == 4
     copy = tmp_path / "copy.pth"
     copy.write_text(one.read_text())

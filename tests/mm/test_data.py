@@ -148,7 +148,9 @@ def test_the_stream_goes_on_where_it_was_left() -> None:
 
 
 def test_lvis_pictures_follow_their_url(world: Path) -> None:
-    data = InstanceSet(str(world / "lvis/lvis_v1_val.json"), str(world / "coco"), "nowhere", [LoadImage()], training=False)
+    data = InstanceSet(
+        str(world / "lvis/lvis_v1_val.json"), str(world / "coco"), "nowhere", [LoadImage()], training=False
+    )
     assert data[0]["img"].ndim == 3 and "val2017" in data[0]["img_path"]
 
 

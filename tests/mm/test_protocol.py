@@ -37,7 +37,9 @@ class Enough(Exception):
     """The task has said what it knows before it trains."""
 
 
-def told(module: Any, encoder: Encoder, world: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Env:
+def told(
+    module: Any, encoder: Encoder, world: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> Env:
     def stop(*_: Any) -> None:
         raise Enough
 
@@ -58,7 +60,13 @@ def told(module: Any, encoder: Encoder, world: Path, folder: Path, monkeypatch: 
     ],
 )
 def test_micro_batches_matter_to_batch_norm_alone(
-    module: Any, changes: dict, immaterial: set[str], encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any,
+    changes: dict,
+    immaterial: set[str],
+    encoder: Encoder,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert set(told(module, encoder, world, tmp_path, monkeypatch, **changes).notes["immaterial"][""]) == immaterial
 
@@ -68,7 +76,9 @@ def test_a_resnets_batch_norm_is_trained(world: Path, tmp_path: Path, monkeypatc
     assert env.notes["immaterial"][""] == []
 
 
-def test_what_a_recipe_says_anyway_is_no_change(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_recipe_says_anyway_is_no_change(
+    encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = recipes.read_recipe("mask_rcnn_vitdet_demo_coco")
     same = {"iterations": cfg.train_cfg.max_iters, "batch_size": cfg.batch_size, "lr": cfg.optim_wrapper.optimizer.lr}
     env = told(detection, encoder, world, tmp_path, monkeypatch, **same)
@@ -88,7 +98,13 @@ def test_what_a_recipe_says_anyway_is_no_change(encoder: Encoder, world: Path, t
     ],
 )
 def test_the_whole_set_is_counted_whatever_the_limit(
-    module: Any, changes: dict, sizes: dict[str, int], encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any,
+    changes: dict,
+    sizes: dict[str, int],
+    encoder: Encoder,
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     env = told(module, encoder, world, tmp_path, monkeypatch, **changes)
     assert {name: size["images"] for name, size in env.notes["sizes"].items()} == sizes
@@ -96,5 +112,10 @@ def test_the_whole_set_is_counted_whatever_the_limit(
 
 
 def test_voc_is_counted(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = told(detection, tiny_resnet(), world, tmp_path, monkeypatch, dataset="voc", recipe="faster_rcnn_resnet_c4_24k_voc")
-    assert env.notes["sizes"] == {"voc_trainval": {"images": 12, "classes": 20}, "voc_test": {"images": 6, "classes": 20}}
+    env = told(
+        detection, tiny_resnet(), world, tmp_path, monkeypatch, dataset="voc", recipe="faster_rcnn_resnet_c4_24k_voc"
+    )
+    assert env.notes["sizes"] == {
+        "voc_trainval": {"images": 12, "classes": 20},
+        "voc_test": {"images": 6, "classes": 20},
+    }

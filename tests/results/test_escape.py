@@ -59,7 +59,11 @@ class Page(HTMLParser):
 
 
 def frame(name: str) -> pd.DataFrame:
-    table = pd.DataFrame([["71.3[a][b]", name], ["–", "-14.8"]], index=pd.Index([name, "other"], name="encoder"), columns=["FT", name + "1%"])
+    table = pd.DataFrame(
+        [["71.3[a][b]", name], ["–", "-14.8"]],
+        index=pd.Index([name, "other"], name="encoder"),
+        columns=["FT", name + "1%"],
+    )
     table.index.name = "encoder"
     return table
 
@@ -72,14 +76,30 @@ def test_hostile_text_stays_text(start: int) -> None:
         assert plain.isprintable() and plain.encode() is not None
 
         page = Page(formats.as_html(table, name, notes))
-        assert page.tags == ["meta", "title", "p", "table", *["tr", "th", "th", "th"], *2 * ["tr", "th", "td", "td"], "p", "br"], name
+        assert page.tags == [
+            "meta",
+            "title",
+            "p",
+            "table",
+            *["tr", "th", "th", "th"],
+            *2 * ["tr", "th", "td", "td"],
+            "p",
+            "br",
+        ], name
         assert [cell.strip() for cell in page.cells[3:6]] == [plain.strip(), "71.3[a][b]", plain.strip()]
 
         text = formats.as_markdown(table, name, notes)
-        rendered = commonmark.render(text.split("\n", 2)[2])  # a title of "# h" is ours to choose, and never from outside
+        rendered = commonmark.render(
+            text.split("\n", 2)[2]
+        )  # a title of "# h" is ours to choose, and never from outside
         table_html = Page(rendered.partition("</table>")[0])
-        assert table_html.tags == ["table", "thead", "tr", "th", "th", "th", "tbody", *2 * ["tr", "td", "td", "td"]], (name, rendered)
-        assert [" ".join(cell.split()) for cell in table_html.cells[3:6]] == [" ".join(part.split()) for part in (plain, "71.3[a][b]", plain)]
+        assert table_html.tags == ["table", "thead", "tr", "th", "th", "th", "tbody", *2 * ["tr", "td", "td", "td"]], (
+            name,
+            rendered,
+        )
+        assert [" ".join(cell.split()) for cell in table_html.cells[3:6]] == [
+            " ".join(part.split()) for part in (plain, "71.3[a][b]", plain)
+        ]
         after = rendered.partition("</table>")[2]
         assert set(re.findall(r"<[^>]*>", after)) <= {"<p>", "</p>", "<br />"}, (name, after)
 
@@ -87,7 +107,9 @@ def test_hostile_text_stays_text(start: int) -> None:
         assert len(lines) == 3 + 8 and all(line.startswith("% ") for line in lines[:3])
         for line in lines[5:6] + lines[7:9]:
             body = line.removesuffix(r" \\").replace("$^{a,b}$", "")
-            bare = re.sub(r"\\(textbackslash|textasciicircum|textasciitilde|textless|textgreater)\{\}|\\[{}$&#_%]", "", body)
+            bare = re.sub(
+                r"\\(textbackslash|textasciicircum|textasciitilde|textless|textgreater)\{\}|\\[{}$&#_%]", "", body
+            )
             assert bare.count("&") == 2 and not re.search(r"[\\{}$#^_~%<>]", bare), (name, line)
 
         rows = list(csv.reader(io.StringIO(formats.as_csv(table))))
@@ -109,7 +131,9 @@ def test_words_stay_readable_in_markdown() -> None:
         assert escape.markdown(text) == text
 
 
-@pytest.mark.parametrize("hostile_text", ["<img src=x onerror=alert(1)>", "a\nb | c", "\\input{x}", "=1+1", "\x1b[31m", "\ud800"])
+@pytest.mark.parametrize(
+    "hostile_text", ["<img src=x onerror=alert(1)>", "a\nb | c", "\\input{x}", "=1+1", "\x1b[31m", "\ud800"]
+)
 def test_no_field_of_a_record_is_markup(hostile_text: str, tmp_path: Path) -> None:
     entries = [
         entry("knn", encoder=hostile_text.replace("/", ""), protocol={"other_protocol": hostile_text, "framework": hostile_text}),

@@ -85,7 +85,9 @@ def test_a_training_killed_again_and_again_in_its_saves_leaves_one_half_at_most(
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)])
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)]
+)
 def test_what_is_written_has_the_mode_that_the_umask_gives(umask: int, file: int, folder: int, tmp_path: Path) -> None:
     def write(path: Path) -> object:
         return save_file({"a": torch.zeros(2)}, path)  # which makes a file for its owner alone
@@ -97,13 +99,22 @@ def test_what_is_written_has_the_mode_that_the_umask_gives(umask: int, file: int
 
     before = os.umask(umask)
     try:
-        for name, put in (("a.safetensors", write), ("a.json", lambda path: path.write_text("{}")), ("model", write_folder)):
+        for name, put in (
+            ("a.safetensors", write),
+            ("a.json", lambda path: path.write_text("{}")),
+            ("model", write_folder),
+        ):
             with atomic_write(tmp_path / name) as written:
                 put(written)
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
-    assert modes.pop("model") == folder and set(modes) == {"a.safetensors", "a.json", "model.safetensors", "config.json"}
+    assert modes.pop("model") == folder and set(modes) == {
+        "a.safetensors",
+        "a.json",
+        "model.safetensors",
+        "config.json",
+    }
     assert set(modes.values()) == {file}
 
 
@@ -132,7 +143,9 @@ for number in range(40):
 
 def test_processes_that_save_one_name_leave_each_other_alone(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
-    processes = [subprocess.Popen([sys.executable, "-c", SAVING, str(path), sign], stderr=subprocess.PIPE) for sign in "abc"]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SAVING, str(path), sign], stderr=subprocess.PIPE) for sign in "abc"
+    ]
     errors = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], errors
     content = path.read_text()
@@ -143,7 +156,12 @@ def test_only_what_the_dead_have_left_is_removed(tmp_path: Path, monkeypatch: py
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     here, away = atomic._machine(), "0" * 8
-    owners = {"mine": f"{here}-{os.getpid()}", "dead": f"{here}-{done.pid}", "away": f"{away}-{done.pid}", "long away": f"{away}-1"}
+    owners = {
+        "mine": f"{here}-{os.getpid()}",
+        "dead": f"{here}-{done.pid}",
+        "away": f"{away}-{done.pid}",
+        "long away": f"{away}-1",
+    }
     halves = {name: tmp_path / f".a.json.{owner}-xyz.part" for name, owner in owners.items()}
     for half in halves.values():
         half.mkdir()
@@ -157,7 +175,10 @@ def test_only_what_the_dead_have_left_is_removed(tmp_path: Path, monkeypatch: py
 
 def test_a_zombie_is_dead(tmp_path: Path) -> None:
     zombie = subprocess.Popen([sys.executable, "-c", ""])
-    while Path(f"/proc/{zombie.pid}").is_dir() and "Z" not in Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0]:
+    while (
+        Path(f"/proc/{zombie.pid}").is_dir()
+        and "Z" not in Path(f"/proc/{zombie.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    ):
         time.sleep(0.01)
     assert not atomic._is_alive(zombie.pid)
     zombie.wait()

@@ -15,14 +15,23 @@ SET_COLUMNS = {"IN-A": "imagenet_a", "IN-R": "imagenet_r", "IN-Sketch": "imagene
 
 def made(**changes: Any) -> dict[str, Any]:
     settings = changes.pop("settings", {})
-    return {"config": {**PAPER, **settings}, "paper_config": PAPER, "immaterial": [], "limit": None, "subset": {}, **changes}
+    return {
+        "config": {**PAPER, **settings},
+        "paper_config": PAPER,
+        "immaterial": [],
+        "limit": None,
+        "subset": {},
+        **changes,
+    }
 
 
 def table_of(tmp_path: Path, *entries: dict[str, Any]) -> tuple[pd.DataFrame, str]:
     for one in entries:
         record.write(tmp_path / "records", one)
     assert tables.main([str(tmp_path)]) == 0
-    return pd.read_csv(tmp_path / "table.csv", index_col=0, dtype=str, keep_default_na=False), (tmp_path / "table.md").read_text()
+    return pd.read_csv(tmp_path / "table.csv", index_col=0, dtype=str, keep_default_na=False), (
+        tmp_path / "table.md"
+    ).read_text()
 
 
 def test_the_papers_protocol_has_no_mark(tmp_path: Path) -> None:
@@ -35,7 +44,9 @@ def test_a_footnote_names_the_setting_and_both_values(tmp_path: Path) -> None:
     short = entry(settings={"epochs": 50, "precision": "bf16"})
     assert marks.differences(short, "top1") == ["finetune: epochs 50; paper: 100 · precision bf16; paper: auto"]
     missing = entry(settings={"mixup": None}, paper_config={**PAPER, "erasing": 0.25})
-    assert marks.differences(missing, "top1") == ["finetune: mixup none; paper: no such setting · erasing no such setting; paper: 0.25"]
+    assert marks.differences(missing, "top1") == [
+        "finetune: mixup none; paper: no such setting · erasing no such setting; paper: 0.25"
+    ]
 
 
 def test_a_shortened_fine_tuning_marks_what_is_measured_on_its_classifier(tmp_path: Path) -> None:
@@ -52,10 +63,16 @@ def test_a_shortened_fine_tuning_marks_what_is_measured_on_its_classifier(tmp_pa
         ({}, "rests on a result of finetune that does not say how it was made", False),
         (made(limit=100), "finetune: only 100 images of each set", True),
         (made(toy_data=True), "finetune: trained on toy data", True),
-        (made(subset={"train": "train has 9 images; published: 10"}), "finetune: train has 9 images; published: 10", True),
+        (
+            made(subset={"train": "train has 9 images; published: 10"}),
+            "finetune: train has 9 images; published: 10",
+            True,
+        ),
     ],
 )
-def test_whatever_is_wrong_with_the_classifier_marks_the_cells_on_it(behind: dict, says: str, part: bool, tmp_path: Path) -> None:
+def test_whatever_is_wrong_with_the_classifier_marks_the_cells_on_it(
+    behind: dict, says: str, part: bool, tmp_path: Path
+) -> None:
     table, text = table_of(tmp_path, entry("linear_probe"), entry("robustness", rests_on={"finetune": behind}))
     assert says in text and all(table.loc["mine", heading] == "50.0[a]" for heading in SET_COLUMNS)
     assert table.loc["mine", "LIN"] == "50.0" and table.loc["MAE", "LIN"] == "68.0"
@@ -64,7 +81,11 @@ def test_whatever_is_wrong_with_the_classifier_marks_the_cells_on_it(behind: dic
 
 def test_a_set_marks_its_own_column_alone(tmp_path: Path) -> None:
     sizes = {name: {"images": 1, "classes": 1} for name in ("val", *SET_COLUMNS.values())}
-    robust = entry("robustness", sizes=sizes, subset={"imagenet_r": "imagenet_r has 9 images; published: 30,000", "val": "val has 1 images"})
+    robust = entry(
+        "robustness",
+        sizes=sizes,
+        subset={"imagenet_r": "imagenet_r has 9 images; published: 30,000", "val": "val has 1 images"},
+    )
     table, text = table_of(tmp_path, robust)
     assert [table.loc["mine", heading] for heading in SET_COLUMNS] == ["50.0", "50.0[a]", "50.0", "50.0"]
     assert [bool(table.loc["MAE", heading]) for heading in SET_COLUMNS] == [True, False, True, True]
@@ -100,7 +121,9 @@ def test_images_that_were_left_out_mark_the_cell_and_an_unused_allowance_does_no
 
 
 def test_a_column_that_is_skipped_in_a_task_that_ran_gives_its_reason(tmp_path: Path) -> None:
-    robust = entry("robustness", metrics={"imagenet_a_top1": 1.0}, skipped={"imagenet_c": "imagenet_c is not under DATA"})
+    robust = entry(
+        "robustness", metrics={"imagenet_a_top1": 1.0}, skipped={"imagenet_c": "imagenet_c is not under DATA"}
+    )
     table, text = table_of(tmp_path, robust)
     assert [table.loc["mine", heading] for heading in SET_COLUMNS] == ["1.0", "skipped", "skipped", "skipped"]
     assert "mine, IN-C: skipped: imagenet_c is not under DATA" in text
@@ -108,7 +131,9 @@ def test_a_column_that_is_skipped_in_a_task_that_ran_gives_its_reason(tmp_path: 
 
 
 def test_more_than_26_footnotes_have_names_of_their_own(tmp_path: Path) -> None:
-    entries = [entry("knn", encoder=f"row{n}", encoder_fingerprint=f"{n}" * 8, settings={"epochs": n}) for n in range(60)]
+    entries = [
+        entry("knn", encoder=f"row{n}", encoder_fingerprint=f"{n}" * 8, settings={"epochs": n}) for n in range(60)
+    ]
     table, text = table_of(tmp_path, *entries)
     assert len(set(table.loc[[f"row{n}" for n in range(60)], "kNN"])) == 60
     assert "\n[aa] knn: epochs 26; paper: 100" in text and "\n[bh] knn: epochs 59" in text
@@ -118,7 +143,11 @@ def test_cells_of_other_versions_are_told_apart(tmp_path: Path) -> None:
     def about(torch: str, commit: str, dirty: bool = False) -> dict[str, Any]:
         return {"versions": {"torch": torch, "timm": "1"}, "git": {"commit": commit * 10, "dirty": dirty}}
 
-    entries = [entry("finetune", **about("2.12", "ab", True)), entry("knn", **about("2.13", "ab")), entry("few_shot", **about("2.13", "ab"))]
+    entries = [
+        entry("finetune", **about("2.12", "ab", True)),
+        entry("knn", **about("2.13", "ab")),
+        entry("few_shot", **about("2.13", "ab")),
+    ]
     _, text = table_of(tmp_path, *entries)
     assert "measured with torch 2.12, the others with 2.13: mine FT" in text
     assert "measured with this code abababab with changes, the others with abababab: mine FT" in text

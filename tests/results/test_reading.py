@@ -130,7 +130,9 @@ def fill(out: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_an_odd_file_is_named_and_the_others_are_shown(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_odd_file_is_named_and_the_others_are_shown(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fill(tmp_path)
     ODD[name](tmp_path / "records" / name)
     assert sorted(entry["task"] for entry in record.read_all(tmp_path / "records")) == ["few_shot", "knn"]
@@ -147,7 +149,9 @@ def test_all_at_once_and_a_record_in_the_place_of_each_good_one(tmp_path: Path) 
     fill(tmp_path)
     for name, put in ODD.items():
         put(tmp_path / "records" / name)
-    done = subprocess.run([sys.executable, "-m", "results.tables", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "results.tables", str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and "71.3" in done.stdout and not done.stderr
     assert 5 < len(record.read(tmp_path / "records")[1]) < len(ODD), "faults of one kind are not counted together"
 
@@ -161,7 +165,9 @@ def test_what_lies_in_a_records_place_is_no_record_and_makes_way_for_one(name: s
     assert record.write(folder, good()) == path
     assert record.find(folder, "mine", good()) == {**good(), "key": record.key_of(good())}
     if "folder" in name and "link" not in name:
-        assert [moved.suffix for moved in folder.iterdir() if moved != path] == [".odd"], "a folder of somebody's is gone"
+        assert [moved.suffix for moved in folder.iterdir() if moved != path] == [".odd"], (
+            "a folder of somebody's is gone"
+        )
 
 
 def test_a_record_of_another_identity_is_not_found_under_this_ones_name(tmp_path: Path) -> None:
@@ -170,8 +176,12 @@ def test_a_record_of_another_identity_is_not_found_under_this_ones_name(tmp_path
     assert record.find(tmp_path, "mine", good()) is None
 
 
-@pytest.mark.parametrize("put", [lambda path: path.write_text("x"), lambda path: path.symlink_to("nowhere"), lambda path: None])
-def test_no_folder_of_records(put: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "put", [lambda path: path.write_text("x"), lambda path: path.symlink_to("nowhere"), lambda path: None]
+)
+def test_no_folder_of_records(
+    put: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     put(tmp_path / "records")
     assert record.read_all(tmp_path / "records") == []
     assert tables.main(["--out", str(tmp_path)]) == 2

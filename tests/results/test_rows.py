@@ -15,7 +15,9 @@ def table_of(tmp_path: Path, *entries: dict[str, Any], options: tuple[str, ...] 
     for one in entries:
         record.write(tmp_path / "records", one)
     assert tables.main(["--out", str(tmp_path), *options]) == 0
-    return pd.read_csv(tmp_path / "table.csv", index_col=0, dtype=str, keep_default_na=False), (tmp_path / "table.md").read_text()
+    return pd.read_csv(tmp_path / "table.csv", index_col=0, dtype=str, keep_default_na=False), (
+        tmp_path / "table.md"
+    ).read_text()
 
 
 def of(fingerprint: str, task: str, **changes: Any) -> dict[str, Any]:
@@ -23,7 +25,9 @@ def of(fingerprint: str, task: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_two_encoders_of_one_name_are_two_rows(tmp_path: Path) -> None:
-    table, _ = table_of(tmp_path, of("aaaa", "knn", metrics={"top1": 1.0}), of("bbbb", "few_shot", metrics={"top1": 2.0}))
+    table, _ = table_of(
+        tmp_path, of("aaaa", "knn", metrics={"top1": 1.0}), of("bbbb", "few_shot", metrics={"top1": 2.0})
+    )
     assert list(table.index[-2:]) == ["mine (aaaaaaaa)", "mine (bbbbbbbb)"]
     assert table.loc["mine (aaaaaaaa)", ["kNN", "1%"]].tolist() == ["1.0", "–"]
     assert table.loc["mine (bbbbbbbb)", ["kNN", "1%"]].tolist() == ["–", "2.0"]
@@ -48,7 +52,11 @@ def test_what_tells_them_apart(sources: list[dict], labels: list[str], tmp_path:
 
 
 def test_nobody_takes_a_label_by_calling_an_encoder_so(tmp_path: Path) -> None:
-    entries = [of("aaaa", "knn"), of("bbbb", "knn"), of("cccc", "knn", encoder="mine (aaaaaaaa)", metrics={"top1": 3.0})]
+    entries = [
+        of("aaaa", "knn"),
+        of("bbbb", "knn"),
+        of("cccc", "knn", encoder="mine (aaaaaaaa)", metrics={"top1": 3.0}),
+    ]
     table, _ = table_of(tmp_path, *entries)
     assert len(table) == 6 and table.loc["mine (aaaaaaaa)", "kNN"] == "3.0"
 
@@ -74,7 +82,9 @@ def test_all_images_come_before_a_later_limit_and_the_others_are_named(tmp_path:
 
 
 def test_pairs_are_of_the_same_images_and_a_damaged_file_ends_nothing(tmp_path: Path) -> None:
-    entries = [of(sign, "knn", encoder=name, work=f"{name}/knn-0") for sign, name in (("aaaa", "first"), ("bbbb", "second"))]
+    entries = [
+        of(sign, "knn", encoder=name, work=f"{name}/knn-0") for sign, name in (("aaaa", "first"), ("bbbb", "second"))
+    ]
     for one in entries:
         (tmp_path / one["work"]).mkdir(parents=True)
         np.savez(tmp_path / one["work"] / "predictions.npz", correct=np.array([True, False, True, True]))

@@ -43,7 +43,13 @@ def test_published_rows_are_complete_and_sourced():
 
 def test_the_key_names_what_can_change_the_number_and_nothing_else(tmp_path):
     base = entry(tmp_path)
-    for harmless in ({"seconds": 9.0}, {"versions": {}}, {"started_utc": "later"}, {"device": "cuda"}, {"git": {"commit": "x"}}):
+    for harmless in (
+        {"seconds": 9.0},
+        {"versions": {}},
+        {"started_utc": "later"},
+        {"device": "cuda"},
+        {"git": {"commit": "x"}},
+    ):
         assert record.key_of({**base, **harmless}) == record.key_of(base)
     for telling in (
         {"seed": 1},
@@ -82,9 +88,14 @@ def test_a_table_beside_the_published_rows_marks_what_is_not_the_papers_protocol
 
 def test_an_estimate_marks_its_own_cell_alone(tmp_path):
     metrics = {"imagenet_a_top1": 40.0, "imagenet_c": 57.0}
-    made = entry(tmp_path, task="robustness", metrics=metrics, protocol={"estimates": {"imagenet_c": "IN-C is an estimate"}})
+    made = entry(
+        tmp_path, task="robustness", metrics=metrics, protocol={"estimates": {"imagenet_c": "IN-C is an estimate"}}
+    )
     table, notes = tables.cells([made], ["mine"])
-    assert (table.loc["mine", "IN-A"], table.loc["mine", "IN-C"]) == ("40.0[a]", "57.0[a][b]")  # a: its settings are not the paper's
+    assert (table.loc["mine", "IN-A"], table.loc["mine", "IN-C"]) == (
+        "40.0[a]",
+        "57.0[a][b]",
+    )  # a: its settings are not the paper's
     assert notes[1] == "IN-C is an estimate"
 
 

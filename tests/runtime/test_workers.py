@@ -11,7 +11,14 @@ from pretrain import distributed, train
 
 @pytest.mark.parametrize(
     ("asked", "device", "side_by_side", "found"),
-    [(None, "cuda", 8, 7), (None, "cuda:1", 1, 16), (None, "cuda", 100, 1), (None, "cpu", 1, 0), (5, "cpu", 1, 5), (0, "cuda", 1, 0)],
+    [
+        (None, "cuda", 8, 7),
+        (None, "cuda:1", 1, 16),
+        (None, "cuda", 100, 1),
+        (None, "cpu", 1, 0),
+        (5, "cpu", 1, 5),
+        (0, "cuda", 1, 0),
+    ],
 )
 def test_a_gpu_gets_its_share_of_the_cores_and_a_cpu_keeps_them(asked, device, side_by_side, found, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
@@ -26,7 +33,9 @@ def test_the_processes_of_torchrun_share_the_cores(monkeypatch):
     assert distributed.cores() == 8
 
 
-@pytest.mark.parametrize(("device", "options", "workers"), [("cpu", [], 0), ("cuda", [], 16), ("cuda", ["--workers", "3"], 3)])
+@pytest.mark.parametrize(
+    ("device", "options", "workers"), [("cpu", [], 0), ("cuda", [], 16), ("cuda", ["--workers", "3"], 3)]
+)
 def test_pretraining_takes_them(device, options, workers, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(train, "train", lambda config, data, out, execution: taken.append(execution) or out)
