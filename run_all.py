@@ -4,8 +4,8 @@
     uv run run_all.py --ckpt FILE --data-root DIR        any checkpoint on the real data sets, by the paper's protocols
     uv run run_all.py --ckpt FILE --data-root DIR --dry-run
 
-Each task is a process of its own and leaves one record; the table is rendered again after each. Run again, it does only what is
-missing. Exit status: 0 all done or skipped with a reason, 1 a task failed, 2 bad input.
+Each task is a process of its own and leaves one record; the table is rendered again after each. Run again, it does only
+what is missing. Exit status: 0 all done or skipped with a reason, 1 a task failed, 2 bad input.
 """
 
 import argparse
@@ -120,7 +120,9 @@ def dry_run(
 def examine(
     arguments: argparse.Namespace, nodes: tuple[plan.Node, ...], configs: Mapping[str, tuple[str, Settings]]
 ) -> int:
-    """Looks at the data before hours are spent on them: what the tasks read, or whether a released checkpoint gives its accuracy."""
+    """Looks at the data before hours are spent on them: what the tasks read, or whether a released checkpoint gives its
+    accuracy.
+    """
     from evaluate import calibrate
     from evaluate.data import check
 

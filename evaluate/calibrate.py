@@ -1,12 +1,14 @@
-"""Does this data, decoded and cropped here, give a released fine-tuned checkpoint its published accuracy? Ask before blaming a model.
+"""Does this data, decoded and cropped here, give a released fine-tuned checkpoint its published accuracy? Ask before
+blaming a model.
 
     python -m evaluate.calibrate --ckpt sim_base_1600ep_finetune.pth --data-root DIR      (SiameseIM ViT-B: 84.118)
     python -m evaluate.calibrate --ckpt mae_finetuned_vit_base.pth --data-root DIR        (MAE ViT-B 83.664, ViT-L 85.952, ViT-H 86.928)
     python -m evaluate.calibrate --ckpt FILE --expected 83.1 --data-root DIR              (any other in that layout)
 
-Takes the official fine-tuned layout: {"model": encoder, fc_norm, head}. Nothing is trained: Resize 256 bicubic, CenterCrop 224, mean of
-the patch tokens, fc_norm, head; top-1 over all of val. It is reproduced within 0.1 points: the same weights have given 83.746 for
-83.664 with other versions of the libraries (github.com/facebookresearch/mae/issues/90), while wrong data or preprocessing costs more.
+Takes the official fine-tuned layout: {"model": encoder, fc_norm, head}. Nothing is trained: Resize 256 bicubic,
+CenterCrop 224, mean of the patch tokens, fc_norm, head; top-1 over all of val. It is reproduced within 0.1 points: the
+same weights have given 83.746 for 83.664 with other versions of the libraries
+(github.com/facebookresearch/mae/issues/90), while wrong data or preprocessing costs more.
 Cost: one pass over val, minutes on a GPU. Exit status: 0 reproduced, 1 not reproduced, 2 bad input, 3 no ImageNet.
 """
 
@@ -137,7 +139,10 @@ def calibrate(
     precision: str = "auto",
     crop: CenterCrop | None = None,
 ) -> Verdict:
-    """Measures a fine-tuned checkpoint on val. Raises Skip without ImageNet, UserError where classes and head differ."""
+    """Measures a fine-tuned checkpoint on val.
+
+    Raises Skip without ImageNet, UserError where classes and head differ.
+    """
     layouts.require(env.data_root, "imagenet")
     val = val_set(env.data_root, env.limit, env.identities)
     model = load(path, env.device)

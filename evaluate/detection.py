@@ -1,10 +1,11 @@
-"""Object detection and instance segmentation: COCO box AP and mask AP, and LVIS box AP, mask AP and those of its rare categories.
+"""Object detection and instance segmentation: COCO box AP and mask AP, and LVIS box AP, mask AP and those of its rare
+categories.
 
-Protocol: ViTDet, as the SiameseIM paper; Mask R-CNN on the whole fine-tuned encoder, 100 epochs of large-scale jitter at 1024 pixels,
-layer decay 0.7, single-scale test. LVIS adds repeat factors and the federated loss. All numbers are in mm_configs/; the final
-iteration is what is measured. Metric: AP over IoU 0.5 to 0.95 in percent, by faster-coco-eval.
-Cost: COCO 64 A100 for about half a day (or one for a month); the demo half a minute on one core.
-ResNets are measured by FPN or, as MoCo and SimSiam do, by C4, on PASCAL VOC too (AP by the rules of 2007): mm_configs/README.md.
+Protocol: ViTDet, as the SiameseIM paper; Mask R-CNN on the whole fine-tuned encoder, 100 epochs of large-scale jitter
+at 1024 pixels, layer decay 0.7, single-scale test. LVIS adds repeat factors and the federated loss. All numbers are in
+mm_configs/; the final iteration is what is measured. Metric: AP over IoU 0.5 to 0.95 in percent, by faster-coco-eval.
+Cost: COCO 64 A100 for about half a day (or one for a month); the demo half a minute on one core. ResNets are measured
+by FPN or, as MoCo and SimSiam do, by C4, on PASCAL VOC too (AP by the rules of 2007): mm_configs/README.md.
 
     python -m evaluate.detection --ckpt FILE --data-root DIR [--set dataset=lvis] [--set recipe=NAME]
 """
@@ -60,7 +61,8 @@ def reads(config: Config) -> tuple[str, ...]:
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
-    """Trains a detector; returns ``box_ap`` and ``mask_ap``, each with ``50`` and ``75``, for LVIS ``_rare``, ``_common``, ``_frequent``.
+    """Trains a detector; returns ``box_ap`` and ``mask_ap``, each with ``50`` and ``75``, for LVIS ``_rare``,
+    ``_common``, ``_frequent``.
 
     VOC has boxes only.
 

@@ -1,11 +1,13 @@
-"""Logistic regression on frozen features of 1 % of the labels (column "1%" of the SiameseIM table, there headed "1% FT").
+"""Logistic regression on frozen features of 1 % of the labels (column "1%" of the SiameseIM table, there headed "1%
+FT").
 
-Protocol (SiameseIM's main_logistic.py, after MSN; nothing is fine-tuned): the raw class token of the last block, without any norm;
-each image's features minus their own mean, over their own L2 norm; softmax regression without intercept,
-(1/n) sum cross entropy + (0.1/n)/2 |W|^2, solved to its optimum (scikit-learn's C = 10). Resize 256 bilinear, CenterCrop 224.
-Train images: the 12,811 of 1percent.txt (SimCLR's list). Metric: top1 = accuracy of val, percent.
-Other labels: --set subset=10percent, SimCLR's list of 10 %; --set shots=5 or --set fraction=0.1, so many or such a part of each class,
-drawn at random --set seeds=5 times: top1 is then the mean, top1_deviation the standard deviation over the draws.
+Protocol (SiameseIM's main_logistic.py, after MSN; nothing is fine-tuned): the raw class token of the last block,
+without any norm; each image's features minus their own mean, over their own L2 norm; softmax regression without
+intercept, (1/n) sum cross entropy + (0.1/n)/2 |W|^2, solved to its optimum (scikit-learn's C = 10). Resize 256
+bilinear, CenterCrop 224. Train images: the 12,811 of 1percent.txt (SimCLR's list). Metric: top1 = accuracy of val,
+percent. Other labels: --set subset=10percent, SimCLR's list of 10 %; --set shots=5 or --set fraction=0.1, so many or
+such a part of each class, drawn at random --set seeds=5 times: top1 is then the mean, top1_deviation the standard
+deviation over the draws.
 Cost: one pass over 12,811 + 50,000 images and some 20 s of solver; toy world: seconds.
 
     python -m evaluate.few_shot --ckpt FILE --data-root DIR

@@ -1,9 +1,10 @@
 """End-to-end fine-tuning on ImageNet (column FT of the SiameseIM table).
 
-Protocol (SiameseIM's main_finetune.py, MAE's recipe): 100 epochs of AdamW at batch 1024, layer-wise rate decay 0.65, mixup or cutmix,
-RandAugment, random erasing, stochastic depth; mean of the last block's patch tokens, a fresh LayerNorm, a linear head; position
-embedding frozen; the last epoch counts. Test: Resize 256 bicubic, CenterCrop 224. --preset mae, mae_large and mae_huge are MAE's own
-(FINETUNE.md; it trains the position embedding, and 32 images share a mixup draw); in run_all.py: --set finetune.preset=mae.
+Protocol (SiameseIM's main_finetune.py, MAE's recipe): 100 epochs of AdamW at batch 1024, layer-wise rate decay 0.65,
+mixup or cutmix, RandAugment, random erasing, stochastic depth; mean of the last block's patch tokens, a fresh
+LayerNorm, a linear head; position embedding frozen; the last epoch counts. Test: Resize 256 bicubic, CenterCrop 224.
+--preset mae, mae_large and mae_huge are MAE's own (FINETUNE.md; it trains the position embedding, and 32 images share a
+mixup draw); in run_all.py: --set finetune.preset=mae.
 Metrics: top1 (the column), top5; accuracy of val in percent. Writes classifier.safetensors, which robustness measures.
 Cost: ViT-B, 100 epochs: about 26 hours on 8 V100. Toy world: half a minute.
 

@@ -1,13 +1,15 @@
 """Linear probe on ImageNet (column LIN of the SiameseIM table).
 
-Protocol (SiameseIM's and MAE's main_linprobe.py): the encoder is frozen; single-draw random resized crop and flip; batch norm without
-affine, then a linear layer; LARS at batch 16384, 90 epochs. Read-out: what the encoder's method recommends: mean of patch tokens then a
-LayerNorm without parameters (SiameseIM), or the class token after the final norm (MAE, MoCo-v3, DINO). The last epoch counts.
-Test: Resize 256 bicubic, CenterCrop 224. Metrics: top1 (the column), top5; accuracy of val in percent.
---preset moco, simsiam, moco_v3 (ResNet-50) and moco_v3_vit are the protocols of those papers, mae_large MAE's for ViT-L and ViT-H; in
-run_all.py: --set linear_probe.preset=moco. --set views=cached is LIN fast (task linear_fast of run_all.py), another protocol: the same
-head on features of the test crop, computed once, without augmentation.
-Cost: 90 forward passes over train, about 40 GPU-hours (V100) for ViT-B; cached: one pass, then minutes on a GPU. Toy world: seconds.
+Protocol (SiameseIM's and MAE's main_linprobe.py): the encoder is frozen; single-draw random resized crop and flip;
+batch norm without affine, then a linear layer; LARS at batch 16384, 90 epochs. Read-out: what the encoder's method
+recommends: mean of patch tokens then a LayerNorm without parameters (SiameseIM), or the class token after the final
+norm (MAE, MoCo-v3, DINO). The last epoch counts.
+Test: Resize 256 bicubic, CenterCrop 224. Metrics: top1 (the column), top5; accuracy of val in percent. --preset moco,
+simsiam, moco_v3 (ResNet-50) and moco_v3_vit are the protocols of those papers, mae_large MAE's for ViT-L and ViT-H; in
+run_all.py: --set linear_probe.preset=moco. --set views=cached is LIN fast (task linear_fast of run_all.py), another
+protocol: the same head on features of the test crop, computed once, without augmentation.
+Cost: 90 forward passes over train, about 40 GPU-hours (V100) for ViT-B; cached: one pass, then minutes on a GPU. Toy
+world: seconds.
 
     python -m evaluate.linear_probe --ckpt FILE --data-root DIR
 """

@@ -1,12 +1,12 @@
 """The fine-tuned classifier on four harder test sets (columns IN-A, IN-R, IN-Sketch and IN-C of the SiameseIM table).
 
-Protocol: nothing is trained. IN-A and IN-R: arg-max over their own 200 classes (the sets' authors' code); the score over all classes
-and the clean score of val on the same classes stand beside it. IN-Sketch: all classes. IN-C: top-1 errors of 15 corruptions, mean
-over 5 severities, each over AlexNet's; the column is 100 - mCE. Resize 256 bicubic and CenterCrop 224 as in fine-tuning; IN-C's
-published images are 224 px already and are only cropped. Each set is read once, and a killed run goes on where it was.
-Metrics in percent: imagenet_a_top1, imagenet_r_top1, imagenet_sketch_top1, imagenet_c (100 - mCE).
-Without IN-C: --set corruptions=made corrupts val here, --set corrupted_images=1000 takes so many images of each corruption and
-severity; both give an estimate, marked as one, with its standard error.
+Protocol: nothing is trained. IN-A and IN-R: arg-max over their own 200 classes (the sets' authors' code); the score
+over all classes and the clean score of val on the same classes stand beside it. IN-Sketch: all classes. IN-C: top-1
+errors of 15 corruptions, mean over 5 severities, each over AlexNet's; the column is 100 - mCE. Resize 256 bicubic and
+CenterCrop 224 as in fine-tuning; IN-C's published images are 224 px already and are only cropped. Each set is read
+once, and a killed run goes on where it was. Metrics in percent: imagenet_a_top1, imagenet_r_top1, imagenet_sketch_top1,
+imagenet_c (100 - mCE). Without IN-C: --set corruptions=made corrupts val here, --set corrupted_images=1000 takes so
+many images of each corruption and severity; both give an estimate, marked as one, with its standard error.
 Cost: 3.9 million forward passes, about an hour and a half on one GPU for ViT-B. Toy world: some twenty seconds.
 
     python -m evaluate.robustness --ckpt FILE --input classifier=OUT/NAME/finetune/classifier.safetensors --data-root DIR
@@ -56,7 +56,9 @@ PRESETS = {"paper": Config(), "demo": Config()}
 
 
 def reads(config: Config) -> tuple[str, ...]:
-    """Names of the data sets without which there is nothing to measure: val is the clean score, train names the classes."""
+    """Names of the data sets without which there is nothing to measure: val is the clean score, train names the
+    classes.
+    """
     return ("imagenet",)
 
 
@@ -66,7 +68,8 @@ def reads_if_there(config: Config) -> tuple[str, ...]:
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
-    """The four columns and the numbers beside them, in percent; a set that is absent gives none, and its reason goes into the record.
+    """The four columns and the numbers beside them, in percent; a set that is absent gives none, and its reason goes
+    into the record.
 
     Raises Skip without a classifier, or where all four sets are absent.
     """

@@ -1,9 +1,10 @@
 """Semantic segmentation: mean intersection over union on ADE20k's validation pictures.
 
-Protocol: MAE's, as the SiameseIM paper; UPerNet on the whole fine-tuned encoder, 160,000 iterations of 16 crops of 512 pixels, layer
-decay 0.65, sliding windows at a single scale (miou, the table's column) and, where multi_scale is set, at six scales and mirrored
-(miou_ms). All numbers are in mm_configs/; the final iteration is what is measured.
-Metric: mIoU in percent over the 150 classes that occur. Cost: 8 V100 for about a day and a half; the demo half a minute on one core.
+Protocol: MAE's, as the SiameseIM paper; UPerNet on the whole fine-tuned encoder, 160,000 iterations of 16 crops of 512
+pixels, layer decay 0.65, sliding windows at a single scale (miou, the table's column) and, where multi_scale is set, at
+six scales and mirrored (miou_ms). All numbers are in mm_configs/; the final iteration is what is measured.
+Metric: mIoU in percent over the 150 classes that occur. Cost: 8 V100 for about a day and a half; the demo half a minute
+on one core.
 
     python -m evaluate.segmentation --ckpt FILE --data-root DIR
 """
@@ -57,7 +58,8 @@ def reads(config: Config) -> tuple[str, ...]:
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
-    """Fine-tunes a segmenter and returns ``miou`` and ``aacc`` (pixel accuracy), and both with ``_ms`` at several scales.
+    """Fine-tunes a segmenter and returns ``miou`` and ``aacc`` (pixel accuracy), and both with ``_ms`` at several
+    scales.
 
     Raises:
         Skip: no mm* packages.

@@ -1,11 +1,12 @@
 """Linear probe of many heads at once, as DINOv2 does it (column "LIN sweep"; another protocol than LIN).
 
-Protocol (dinov2/eval/linear.py): the encoder is frozen; random resized crop and flip; 52 linear heads = 13 rates x the class tokens of
-the last 1 or 4 blocks x with or without the last block's mean patch token, all after the final norm; SGD with momentum 0.9, cosine
-without warm-up, 10 epochs at batch 1024. The head is chosen on a tenth of train that none is trained on, never on val (DINOv2 itself
-chooses on val). Test: Resize 256 bicubic, CenterCrop 224. An encoder without final norm gets a LayerNorm without parameters; one
-without class token is read out by mean patch tokens alone.
-Metrics: top1, top5 of the chosen head on val, held_out_top1 of it; percent. The record has every head's held-out accuracy.
+Protocol (dinov2/eval/linear.py): the encoder is frozen; random resized crop and flip; 52 linear heads = 13 rates x the
+class tokens of the last 1 or 4 blocks x with or without the last block's mean patch token, all after the final norm;
+SGD with momentum 0.9, cosine without warm-up, 10 epochs at batch 1024. The head is chosen on a tenth of train that none
+is trained on, never on val (DINOv2 itself chooses on val). Test: Resize 256 bicubic, CenterCrop 224. An encoder without
+final norm gets a LayerNorm without parameters; one without class token is read out by mean patch tokens alone.
+Metrics: top1, top5 of the chosen head on val, held_out_top1 of it; percent. The record has every head's held-out
+accuracy.
 Cost: 10 forward passes over train, about 5 GPU-hours (V100) for ViT-B. Toy world: seconds.
 
     python -m evaluate.sweep --ckpt FILE --data-root DIR

@@ -19,7 +19,9 @@ WIDTH, DEPTH, TOKENS = 128, 3, 17
 
 
 def mae_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A tiny MAE-like ViT's state dict (32 px, patch 8, width 128, 3 blocks, 2 heads), drawn with standard deviation 0.1, norms around 1."""
+    """A tiny MAE-like ViT's state dict (32 px, patch 8, width 128, 3 blocks, 2 heads), drawn with standard deviation
+    0.1, norms around 1.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -54,7 +56,9 @@ PROBE = replace(linear_probe.PRESETS["demo"], epochs=4, batch_size=32, micro_bat
 
 
 def vit(seed: int = 0, class_token: bool = True, **fields: object) -> Encoder:
-    """A random ViT of 32 px, patch 8, width 24 and 2 blocks, read out by its mean patch token; ``fields`` change its spec."""
+    """A random ViT of 32 px, patch 8, width 24 and 2 blocks, read out by its mean patch token; ``fields`` change its
+    spec.
+    """
     torch.manual_seed(seed)
     spec = EncoderSpec(
         **{  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""The plan of the house: a folder imports only from lower levels, mm* stays in the dense room, help and plans do without torch."""
+"""The plan of the house: a folder imports only from lower levels, mm* stays in the dense room, help and plans do
+without torch.
+"""
 
 import ast
 import subprocess

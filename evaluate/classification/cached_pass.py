@@ -1,11 +1,14 @@
-"""A pass over an image set that may be interrupted and shared: what is computed of each image, kept on disk in shards with checksums.
+"""A pass over an image set that may be interrupted and shared: what is computed of each image, kept on disk in shards
+with checksums.
 
-The folder's name is a hash of all that can change a result: what is computed and by what (``cache_key``), the preprocessing, the images
-and their order. A shard's limits depend on the size of the set alone, and so does every batch: a resumed pass, and one by any number of
-processes, computes the very same. A shard that is absent or damaged is made again, the others are not touched.
+The folder's name is a hash of all that can change a result: what is computed and by what (``cache_key``), the
+preprocessing, the images and their order. A shard's limits depend on the size of the set alone, and so does every
+batch: a resumed pass, and one by any number of processes, computes the very same. A shard that is absent or damaged is
+made again, the others are not touched.
 
-Processes that need the same pass at the same time share it, whether torchrun or two commands started them: whoever holds a shard's lock
-computes it, the others take the next one that is missing, and wait for what is still being computed.
+Processes that need the same pass at the same time share it, whether torchrun or two commands started them: whoever
+holds a shard's lock computes it, the others take the next one that is missing, and wait for what is still being
+computed.
 """
 
 import contextlib
@@ -68,7 +71,9 @@ class CachedPass:
         return np.delete(np.arange(self.count), self.unreadable)
 
     def read(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor | None:
-        """(m, …) of the m readable images in the order of the set, as ``dtype``; None where nothing of that name was computed."""
+        """(m, …) of the m readable images in the order of the set, as ``dtype``; None where nothing of that name was
+        computed.
+        """
         values, begin = None, 0
         for shard in range(self.shards):
             part = _tensor(self.folder, shard, name)
@@ -91,7 +96,8 @@ def compute(
     max_unreadable: int = 0,
     batch: int = BATCH,
 ) -> CachedPass:
-    """Computes what is missing of a pass below ``parent``; all processes share it, and it returns on each when all is there.
+    """Computes what is missing of a pass below ``parent``; all processes share it, and it returns on each when all is
+    there.
 
     Args:
         transform: a dataclass; its fields are part of what names the folder.
@@ -238,7 +244,8 @@ def _lock(folder: Path, shard: int) -> IO[bytes] | None:
         file.close()
         return None
     except OSError:
-        pass  # a file system without locks: then two processes may compute the same shard twice, and write the same bytes
+        # a file system without locks: then two processes may compute the same shard twice, and write the same bytes
+        pass
     return file
 
 
@@ -263,7 +270,9 @@ def _is_there(folder: Path, shard: int) -> bool:
 
 
 def _is_intact(folder: Path, shard: int, images: ImageSet) -> bool:
-    """Whether a shard is there, its checksum right, and its unreadable images unreadable still; one that is not is removed."""
+    """Whether a shard is there, its checksum right, and its unreadable images unreadable still; one that is not is
+    removed.
+    """
     path = folder / f"{shard:05d}.safetensors"
     checksum = path.with_suffix(".sha256")
     with contextlib.suppress(OSError):

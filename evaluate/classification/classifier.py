@@ -1,4 +1,6 @@
-"""The fine-tuned classifier: an encoder, mean of its patch tokens, a LayerNorm and a linear head; its file and its evaluation."""
+"""The fine-tuned classifier: an encoder, mean of its patch tokens, a LayerNorm and a linear head; its file and its
+evaluation.
+"""
 
 import copy
 import json
@@ -28,9 +30,9 @@ HEAD_STD = 2e-5  # of SiameseIM's and MAE's fine-tuning
 class Classifier(nn.Module):
     """Logits (B, C) from normalized images (B, 3, H, W).
 
-    Patch tokens of the last block, without class token and final norm -> mean -> LayerNorm (fresh) -> linear. A ResNet: its pooled
-    map -> linear. The encoder's own last norm, which is not used, takes no gradient, nor does the position embedding unless
-    ``train_positions``; the rest does.
+    Patch tokens of the last block, without class token and final norm -> mean -> LayerNorm (fresh) -> linear. A ResNet:
+    its pooled map -> linear. The encoder's own last norm, which is not used, takes no gradient, nor does the position
+    embedding unless ``train_positions``; the rest does.
     """
 
     def __init__(
@@ -130,5 +132,7 @@ def _about(path: Path) -> dict[str, Any]:
 
 
 def predictor(model: Classifier, path: Path, precision: str, env: Env, max_unreadable: int = 0) -> Predictor:
-    """What asks a classifier about each image of a set; ``path`` is its file, whose digest names what is kept of the answers."""
+    """What asks a classifier about each image of a set; ``path`` is its file, whose digest names what is kept of the
+    answers.
+    """
     return Predictor(model.eval(), model.encoder.spec, sha256(path), precision, env, max_unreadable)

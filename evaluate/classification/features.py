@@ -1,4 +1,5 @@
-"""The frozen pass: class token and mean patch token of the last blocks, once for each image set, kept on disk for every task.
+"""The frozen pass: class token and mean patch token of the last blocks, once for each image set, kept on disk for every
+task.
 
     found = features.extract(encoder, images, crop, env, precision)
     found.tokens("mean")          (m, D) float32 of the last block, in the order of the set; "cls" likewise, None where there is none
@@ -6,12 +7,13 @@
     found.labels                  (m,) int64, beside them
     features.probe_input(encoder, "mean", tokens)      what a linear head takes
 
-Features are raw: no norm after the block; ``probe_input`` applies the one a protocol asks for. ``m`` is the number of images, less those
-that could not be read where the task allows such. Kept below OUT/NAME/features, where every task of this encoder finds them: two
-encoders, preprocessings, precisions or image sets never share any (``evaluate.classification.cached_pass``).
+Features are raw: no norm after the block; ``probe_input`` applies the one a protocol asks for. ``m`` is the number of
+images, less those that could not be read where the task allows such. Kept below OUT/NAME/features, where every task of
+this encoder finds them: two encoders, preprocessings, precisions or image sets never share any
+(``evaluate.classification.cached_pass``).
 
-Size: for ViT-B 8 tokens of 768 float32, 25 kB an image, 31 GB for ImageNet's train set; half of that in a shorter precision, which is
-stored as float16: its 11 bits of mantissa are fp16's own and more than bf16's 8.
+Size: for ViT-B 8 tokens of 768 float32, 25 kB an image, 31 GB for ImageNet's train set; half of that in a shorter
+precision, which is stored as float16: its 11 bits of mantissa are fp16's own and more than bf16's 8.
 
 Axes: n images, K blocks (the last K, in order; the final one last), D width.
 """
@@ -46,7 +48,9 @@ class Features:
         return self.images.labels[self.stored.rows]
 
     def tokens(self, kind: str, block: int = -1) -> torch.Tensor | None:
-        """(m, D) float32 of one block, counted from the end, ``kind`` "cls" or "mean"; None for the class token of an encoder without."""
+        """(m, D) float32 of one block, counted from the end, ``kind`` "cls" or "mean"; None for the class token of an
+        encoder without.
+        """
         return self.stored.read(f"{kind}{block}", torch.float32)
 
     def require_tokens(self, kind: str) -> torch.Tensor:
@@ -64,7 +68,9 @@ class Features:
 
 @dataclass(frozen=True)
 class FrozenFeatures:
-    """What a task on frozen features works with: the train and the val set's features, and the precision that they were computed in."""
+    """What a task on frozen features works with: the train and the val set's features, and the precision that they were
+    computed in.
+    """
 
     train: Features
     val: Features
@@ -93,7 +99,9 @@ def test_crop(encoder: Encoder, config: ImageConfig) -> CenterCrop:
 
 
 def frozen_tokens(encoder: Encoder, images: torch.Tensor, blocks: int = 1) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Raw class tokens (B, K, D), or None, and mean patch tokens (B, K, D) of normalized images; of a ResNet, the pooled last map."""
+    """Raw class tokens (B, K, D), or None, and mean patch tokens (B, K, D) of normalized images; of a ResNet, the
+    pooled last map.
+    """
     if encoder.spec.family == "resnet":
         return None, encoder.forward_blocks(images, 1)[-1].pooled()[:, None]
     tokens = encoder.forward_blocks(images, blocks)
@@ -109,8 +117,9 @@ def resolve_pooling(encoder: Encoder, asked: str | None) -> str:
 def probe_input(encoder: Encoder, kind: str, tokens: torch.Tensor) -> torch.Tensor:
     """The linear probe's input from raw tokens (…, D).
 
-    A class token goes through the encoder's own final norm, where it has one (MAE, MoCo-v3, DINO). The mean patch token goes through a
-    LayerNorm without parameters: ``fc_norm`` of SiameseIM's ``--global_pool``, fresh and frozen. A ResNet's pooled map is taken as it is.
+    A class token goes through the encoder's own final norm, where it has one (MAE, MoCo-v3, DINO). The mean patch token
+    goes through a LayerNorm without parameters: ``fc_norm`` of SiameseIM's ``--global_pool``, fresh and frozen. A
+    ResNet's pooled map is taken as it is.
     """
     if encoder.spec.family == "resnet":
         return tokens

@@ -1,4 +1,6 @@
-"""Numbers that are numbers: what overflows in a short precision is computed again in float32, and nothing else that is not finite passes."""
+"""Numbers that are numbers: what overflows in a short precision is computed again in float32, and nothing else that is
+not finite passes.
+"""
 
 from collections.abc import Callable
 
@@ -30,7 +32,10 @@ def finite(forward: Callable[[str], dict[str, torch.Tensor]], precision: str) ->
 
 
 def require_finite(rows: torch.Tensor) -> torch.Tensor:
-    """The rows (n, D) themselves. Raises UserError where one is not finite, or all of it 0, as an overflowing norm leaves it."""
+    """The rows (n, D) themselves.
+
+    Raises UserError where one is not finite, or all of it 0, as an overflowing norm leaves it.
+    """
     if not bool(torch.isfinite(rows).all() and rows.abs().amax(dim=1).gt(0).all()):
         raise UserError(TOO_LARGE)
     return rows

@@ -25,7 +25,9 @@ from evaluate.runtime.env import Env
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """What the heads see: class tokens of the last blocks, with or without the last block's mean patch token, after the final norm."""
+    """What the heads see: class tokens of the last blocks, with or without the last block's mean patch token, after the
+    final norm.
+    """
 
     encoder: Encoder
     blocks: tuple[int, ...]

@@ -26,7 +26,8 @@ Cell = tuple[
 ]  # corruption, severity, images, their transform; one at a time, for all 3.75 million would take gigabytes
 JPEG_QUALITY = 85  # at which the published images are stored
 
-# AlexNet's top-1 errors, mean over the five severities (Hendrycks and Dietterich; each paired by name, never by position)
+# AlexNet's top-1 errors, mean over the five severities (Hendrycks and Dietterich; each paired by name, never by
+# position)
 ALEXNET_ERROR = {
     "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880, "glass_blur": 0.826268,
     "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572, "fog": 0.819324, "brightness": 0.564592,
@@ -35,7 +36,8 @@ ALEXNET_ERROR = {
 
 
 def mean_corruption_error(errors: Mapping[str, float]) -> float:
-    """mCE in percent: 100 * mean over the 15 corruptions of error / AlexNet's error; errors are fractions, means over severities.
+    """mCE in percent: 100 * mean over the 15 corruptions of error / AlexNet's error; errors are fractions, means over
+    severities.
 
     The table's IN-C column is 100 minus this. Raises ValueError unless the corruptions are exactly the 15.
     """
@@ -50,8 +52,8 @@ def mean_corruption_error(errors: Mapping[str, float]) -> float:
 class Corrupt:
     """The test crop, corrupted by the package imagecorruptions and stored as JPEG once, as the published images were.
 
-    Close to the published images, not equal to them: motion blur, snow and frost are made without ImageMagick. The noise depends on the
-    seed, the corruption, the severity and the image's index alone.
+    Close to the published images, not equal to them: motion blur, snow and frost are made without ImageMagick. The
+    noise depends on the seed, the corruption, the severity and the image's index alone.
     """
 
     crop: CenterCrop
@@ -72,7 +74,10 @@ class Corrupt:
 
 
 def published(env: Env, crop: CenterCrop, per_cell: int | None) -> Iterator[Cell]:
-    """The cells as published: cropped already, to the side of the crop. Raises UserError for a folder of images of another size."""
+    """The cells as published: cropped already, to the side of the crop.
+
+    Raises UserError for a folder of images of another size.
+    """
     for corruption, severity in CELLS:
         images = robustness_set("imagenet_c", env.data_root, imagenet_c(corruption, severity), per_cell, env.identities)
         size = read_image(images.files[0]).size

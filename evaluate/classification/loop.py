@@ -25,14 +25,14 @@ def train(
     rate: Callable[[float], float],
     step: Callable[[int, int, Batch], torch.Tensor],
 ) -> None:
-    """Trains in place to the last epoch; goes on from the last finished epoch of an interrupted run of the same identity.
+    """Trains in place to the last epoch; goes on from the last finished epoch of an interrupted run of the same
+    identity.
 
-    Args:
-        label: what is trained, for the progress and for errors.
-        parts: what has a ``state_dict`` and is saved, by name; ``optimizer`` is one of them, ``scaler`` may be.
-        batches: the micro-batches of all steps that a sampler still has.
-        rate: the learning rate at a fractional epoch; a parameter group's ``scale`` multiplies it.
-        step: from the step's number, the micro-batch's number in it and the micro-batch to its loss, after the backward pass. It clears
+    Args: label: what is trained, for the progress and for errors. parts: what has a ``state_dict`` and is saved, by
+        name; ``optimizer`` is one of them, ``scaler`` may be. batches: the micro-batches of all steps that a sampler
+        still has. rate: the learning rate at a fractional epoch; a parameter group's ``scale`` multiplies it. step:
+        from the step's number, the micro-batch's number in it and the micro-batch to its loss, after the backward pass.
+        It clears
             the gradients at micro-batch 0 and adds them up over processes at the last one.
 
     Raises:

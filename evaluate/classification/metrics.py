@@ -10,7 +10,9 @@ from results.atomic import atomic_write
 
 
 def topk_correct(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
-    """Whether the label is among the k highest logits: bool (B,) from (B, C) and (B,); k is cut to the number of classes."""
+    """Whether the label is among the k highest logits: bool (B,) from (B, C) and (B,); k is cut to the number of
+    classes.
+    """
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (best == labels[:, None]).any(dim=1)
 

@@ -31,8 +31,9 @@ def classify(
 ) -> dict[int, torch.Tensor]:
     """Predicted classes (n_test,) for each k, from unit features (n_train, D) and (n_test, D).
 
-    One top-k for the largest k serves all; where train has fewer images than k, all vote. The processes take blocks of BLOCK test
-    images in turn: what is multiplied with what does not depend on how many they are, so neither does a bit of the result.
+    One top-k for the largest k serves all; where train has fewer images than k, all vote. The processes take blocks of
+    BLOCK test images in turn: what is multiplied with what does not depend on how many they are, so neither does a bit
+    of the result.
     """
     most = min(max(neighbors), len(train))
     classes = int(train_labels.max()) + 1

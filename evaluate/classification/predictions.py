@@ -60,7 +60,8 @@ class Predictor:
     def __call__(
         self, images: ImageSet, transform: Transform, subsets: Mapping[str, Sequence[int]] | None = None
     ) -> Predictions:
-        """What is right, from one reading of the images; counts and unreadable images go into the record, by the set's name up to a slash.
+        """What is right, from one reading of the images; counts and unreadable images go into the record, by the set's
+        name up to a slash.
 
         Args:
             subsets: class indices by name; for each, the arg-max is also taken over these alone.

@@ -53,7 +53,9 @@ class FrozenInputs:
     env: Env
 
     def augmented(self, crop: str) -> Callable[[BatchSampler], Iterator[tuple[torch.Tensor, torch.Tensor]]]:
-        """What the head sees, (B, D), and labels (B,), a micro-batch at a time, of crops that are drawn anew each epoch."""
+        """What the head sees, (B, D), and labels (B,), a micro-batch at a time, of crops that are drawn anew each
+        epoch.
+        """
         spec, env = self.encoder.spec, self.env
         transform = CROPS[crop](self.setup.crop.crop, self.setup.crop.interpolation, env.seed)
 

@@ -13,9 +13,10 @@ from evaluate.runtime.seeding import seed_of
 class BatchSampler:
     """Which images each optimizer step sees, for one of ``world_size`` processes, in micro-batches.
 
-    The batch is the paper's whatever the number of processes: it is shared out in pairs (mixup pairs images) over as many micro-batches
-    of each process as it needs, all of one size but for a pair. The last images of an epoch that do not fill a batch are left for
-    another epoch, as in the official code (``drop_last``). Raises ValueError if there are too few images for one step.
+    The batch is the paper's whatever the number of processes: it is shared out in pairs (mixup pairs images) over as
+    many micro-batches of each process as it needs, all of one size but for a pair. The last images of an epoch that do
+    not fill a batch are left for another epoch, as in the official code (``drop_last``). Raises ValueError if there are
+    too few images for one step.
     """
 
     images: int

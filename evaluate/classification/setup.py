@@ -72,7 +72,10 @@ def cuts_alike(setup: Setup, paper: TrainingConfig) -> bool:
 
 
 def hold_out(train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Train without, and only, a seeded ``share`` of each class, rounded, but never all of it. Raises UserError where that is none."""
+    """Train without, and only, a seeded ``share`` of each class, rounded, but never all of it.
+
+    Raises UserError where that is none.
+    """
     draw = np.random.default_rng(seed_of(seed, "held out"))
     held = np.zeros(len(train), dtype=bool)
     for label in train.present:
@@ -92,7 +95,9 @@ def report(
     images_evaluated: Mapping[str, int],
     protocol: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Metrics in percent from ``correct``, bool (n,) by metric in the order of val; completes the record, keeps the outcome of top1."""
+    """Metrics in percent from ``correct``, bool (n,) by metric in the order of val; completes the record, keeps the
+    outcome of top1.
+    """
     result = {name: metrics.percent(outcome) for name, outcome in correct.items()}
     if distributed.rank() == 0:
         metrics.save_predictions(env.out_dir, correct["top1"])

@@ -7,7 +7,8 @@ import torch
 
 from evaluate.runtime.errors import UserError
 
-TOLERANCE = 1e-8  # largest entry of the objective's gradient at which the solver stops; leads to a gap of some 1e-8 on 1 % of ImageNet
+# largest entry of the objective's gradient at which the solver stops; leads to a gap of some 1e-8 on 1 % of ImageNet
+TOLERANCE = 1e-8
 GAP = 1e-6  # the objective is at most so far above its optimum; proved at each fit
 
 
@@ -18,10 +19,11 @@ def centre_rows(values: np.ndarray) -> np.ndarray:
 
 
 def fit(rows: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int = 1000) -> tuple[np.ndarray, float]:
-    """Weights (C, D) of the classes present, in order, and the objective (1/n) sum CE + (l2/n)/2 |W|^2 there; three classes or more.
+    """Weights (C, D) of the classes present, in order, and the objective (1/n) sum CE + (l2/n)/2 |W|^2 there; three
+    classes or more.
 
-    scikit-learn minimises C sum CE + |W|^2 / 2, which has the same optimum at C = 1 / l2. The objective is strongly convex with
-    modulus l2/n, so it lies at most |gradient|^2 / (2 l2/n) above its optimum.
+    scikit-learn minimises C sum CE + |W|^2 / 2, which has the same optimum at C = 1 / l2. The objective is strongly
+    convex with modulus l2/n, so it lies at most |gradient|^2 / (2 l2/n) above its optimum.
 
     Raises:
         UserError: that bound is above GAP.

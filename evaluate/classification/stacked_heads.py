@@ -1,7 +1,7 @@
 """Many linear heads on the same frozen features, trained at once.
 
-Axes: B images, H heads of one input, C classes, D width of an input. The heads of an input are one matrix (H C, D): their logits are
-one matrix product, and so are their gradients; nothing loops over heads.
+Axes: B images, H heads of one input, C classes, D width of an input. The heads of an input are one matrix (H C, D):
+their logits are one matrix product, and so are their gradients; nothing loops over heads.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,9 @@ HEAD_STD = 0.01
 class StackedHeads(nn.Module):
     """For each input (by name, of some width) one linear head a rate; every head learns as it would alone.
 
-    SGD with momentum and without weight decay is linear in the loss: a head whose loss is weighted by w moves exactly as one whose
-    rate is w times as high. So one optimizer at the highest rate trains all heads, each with its loss weighted by its share of that rate.
+    SGD with momentum and without weight decay is linear in the loss: a head whose loss is weighted by w moves exactly
+    as one whose rate is w times as high. So one optimizer at the highest rate trains all heads, each with its loss
+    weighted by its share of that rate.
     """
 
     def __init__(self, widths: Mapping[str, int], base_lrs: Sequence[float], classes: int) -> None:
@@ -39,7 +40,9 @@ class StackedHeads(nn.Module):
 
     @torch.no_grad()
     def accumulate(self, inputs: Mapping[str, Tensor], labels: Tensor, count: int) -> Tensor:
-        """Adds the gradient of every head's cross entropy, over ``count`` images in all, times its share of the rate; returns their sum."""
+        """Adds the gradient of every head's cross entropy, over ``count`` images in all, times its share of the rate;
+        returns their sum.
+        """
         total = torch.zeros((), device=labels.device)
         repeated = labels.repeat_interleave(len(self.base_lrs))
         for name, logits in self(inputs).items():
@@ -59,7 +62,10 @@ class StackedHeads(nn.Module):
 
 
 def make_optimizer(heads: StackedHeads, momentum: float = 0.9) -> torch.optim.SGD:
-    """SGD for all heads; its rate is that of the head with the highest one. Gradients are kept from step to step, and zeroed."""
+    """SGD for all heads; its rate is that of the head with the highest one.
+
+    Gradients are kept from step to step, and zeroed.
+    """
     for parameter in heads.parameters():
         parameter.grad = torch.zeros_like(parameter)  # a new one a step would cost as much as the product that fills it
     return torch.optim.SGD(heads.parameters(), lr=0.0, momentum=momentum, fused=True)

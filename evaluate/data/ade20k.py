@@ -8,7 +8,8 @@ CLASSES = 150
 
 
 def class_names(root: Path) -> tuple[str, ...]:
-    """The names in ``objectInfo150.txt``, which the publisher's archive has beside its folders; 150 numbers where it is missing.
+    """The names in ``objectInfo150.txt``, which the publisher's archive has beside its folders; 150 numbers where it is
+    missing.
 
     Raises:
         UserError: a file of another form.
@@ -23,7 +24,10 @@ def class_names(root: Path) -> tuple[str, ...]:
 
 
 def paired_files(root: Path, split: str) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The pictures and the label maps of one split by name. Raises UserError where one is without the other, or there are none."""
+    """The pictures and the label maps of one split by name.
+
+    Raises UserError where one is without the other, or there are none.
+    """
     pictures = {path.stem: path for path in sorted((root / "images" / split).glob("*.jpg"))}
     labels = {path.stem: path for path in sorted((root / "annotations" / split).glob("*.png"))}
     odd = sorted(set(pictures) ^ set(labels))

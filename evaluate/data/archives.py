@@ -1,8 +1,8 @@
 """Images inside a tar or zip archive, read in place: nothing is unpacked.
 
-An archive is indexed once a process (11,000 members a second measured: a minute and a half for the largest of ImageNet-C), then each
-image is one read at its place. A tar that is compressed as a whole has no places; it is unpacked into memory, for which IN-A and IN-R
-are small enough.
+An archive is indexed once a process (11,000 members a second measured: a minute and a half for the largest of
+ImageNet-C), then each image is one read at its place. A tar that is compressed as a whole has no places; it is unpacked
+into memory, for which IN-A and IN-R are small enough.
 """
 
 import functools
@@ -58,7 +58,10 @@ class Member:
 
 @functools.lru_cache(maxsize=1)  # sets are read one after the other, and the largest index takes half a gigabyte
 def folders(archive: Path) -> dict[PurePosixPath, list[Member]]:
-    """The files inside an archive by their folder, sorted by name, without hidden ones. Raises UserError for one that is damaged."""
+    """The files inside an archive by their folder, sorted by name, without hidden ones.
+
+    Raises UserError for one that is damaged.
+    """
     found: dict[str, list[Member]] = {}
     try:
         for member in _zip_members(archive) if archive.suffix == ".zip" else _tar_members(archive):

@@ -1,9 +1,11 @@
-"""Whether the data sets are what they should be, before hours are spent on them: counts, classes, and some images of each, read in full.
+"""Whether the data sets are what they should be, before hours are spent on them: counts, classes, and some images of
+each, read in full.
 
     uv run run_all.py --check-data --data-root DIR [--tasks knn,robustness]
 
-Sets with ImageNet-1k's, COCO's or LVIS's number of classes, and ADE20k, are held against the published counts; others (a made world,
-a subset) only against themselves. Exit status: 0 all there and right, 2 something is wrong, 3 nothing is wrong but a set is absent.
+Sets with ImageNet-1k's, COCO's or LVIS's number of classes, and ADE20k, are held against the published counts; others
+(a made world, a subset) only against themselves. Exit status: 0 all there and right, 2 something is wrong, 3 nothing is
+wrong but a set is absent.
 """
 
 import json
@@ -55,7 +57,9 @@ def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES) -> list
 
 
 def report(data_root: Path, names: Iterable[str], samples: int = SAMPLES) -> int:
-    """Prints a line a set; the exit status: 0, EXIT_USER where one is wrong, EXIT_SKIPPED where none is wrong and one absent."""
+    """Prints a line a set; the exit status: 0, EXIT_USER where one is wrong, EXIT_SKIPPED where none is wrong and one
+    absent.
+    """
     found = check(layouts.root(data_root), names, samples)
     for finding in found:
         print(finding, file=sys.stderr if finding.status == "wrong" else sys.stdout)
@@ -195,7 +199,10 @@ def _expect(what: str, count: int, published: int) -> None:
 
 
 def _read_some(files: list[File] | list[Path] | tuple[File, ...], samples: int, side: int | None = None) -> str:
-    """Reads evenly spaced files in full. Raises UserError naming one that is unreadable or not ``side`` pixels wide and high."""
+    """Reads evenly spaced files in full.
+
+    Raises UserError naming one that is unreadable or not ``side`` pixels wide and high.
+    """
     chosen = [files[index * len(files) // samples] for index in range(samples)] if samples < len(files) else files
     for file in chosen:
         size = read_image(file).size

@@ -75,5 +75,7 @@ def require_scorable(path: Path, content: dict[str, Any], limit: int | None) -> 
 
 
 def file_name(image: dict[str, Any], folder: str) -> str:
-    """The picture's path below ``coco/``: LVIS has no ``file_name``, and its val set lies partly in train2017, as ``coco_url`` says."""
+    """The picture's path below ``coco/``: LVIS has no ``file_name``, and its val set lies partly in train2017, as
+    ``coco_url`` says.
+    """
     return f"{folder}/{image['file_name']}" if "file_name" in image else "/".join(image["coco_url"].split("/")[-2:])

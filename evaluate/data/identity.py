@@ -1,9 +1,10 @@
 """Which data these are: an identity of every set that follows what lies on the disk, not where it lies.
 
-A part of the data root (``imagenet/val``, an annotation file, an archive) has an identity made of the names and sizes of its files, of
-the contents of its lists and annotations, and of the files' times of change. A file that changed alone gives another identity. Where the
-times of all files are others than before, the data were copied or mounted elsewhere: then the contents of a sample decide, so that weeks
-of work are not run again. ``python run_all.py --verify-data`` digests every file instead.
+A part of the data root (``imagenet/val``, an annotation file, an archive) has an identity made of the names and sizes
+of its files, of the contents of its lists and annotations, and of the files' times of change. A file that changed alone
+gives another identity. Where the times of all files are others than before, the data were copied or mounted elsewhere:
+then the contents of a sample decide, so that weeks of work are not run again. ``python run_all.py --verify-data``
+digests every file instead.
 
 What is known of a part is kept in a manifest below OUT, one file an identity.
 """
@@ -80,7 +81,10 @@ def fingerprint(parts: Mapping[str, str]) -> str:
 
 
 def snapshot(path: Path) -> Snapshot:
-    """Names, sizes and times of all files of a part, links followed. Raises UserError for a folder that cannot be read."""
+    """Names, sizes and times of all files of a part, links followed.
+
+    Raises UserError for a folder that cannot be read.
+    """
     if path.is_file():
         facts = [("", path.stat())]
     else:

@@ -1,8 +1,9 @@
-"""Readers of ImageNet and of its look-alikes: train and val, IN-A, IN-R, IN-Sketch and IN-C, in folders or as published.
+"""Readers of ImageNet and of its look-alikes: train and val, IN-A, IN-R, IN-Sketch and IN-C, in folders or as
+published.
 
-Class indices always go by wnid: the class list is the sorted names of ``imagenet/train``, and a folder of any other set counts as
-the class it is named after. Nothing is ever dropped silently: a stray file, a class too many or too few and an image that cannot
-be read are errors that name what was found.
+Class indices always go by wnid: the class list is the sorted names of ``imagenet/train``, and a folder of any other set
+counts as the class it is named after. Nothing is ever dropped silently: a stray file, a class too many or too few and
+an image that cannot be read are errors that name what was found.
 """
 
 import hashlib
@@ -56,7 +57,8 @@ def train_set(data_root: Path, limit: int | None = None, identities: Identities 
 
 
 def val_set(data_root: Path, limit: int | None = None, identities: Identities = NONE) -> ImageSet:
-    """``imagenet/val/<wnid>/*``, or ``imagenet/val/*`` beside a file that says the classes (``evaluate.data.val_labels``).
+    """``imagenet/val/<wnid>/*``, or ``imagenet/val/*`` beside a file that says the classes
+    (``evaluate.data.val_labels``).
 
     Raises UserError unless its classes are exactly those of train.
     """
@@ -144,7 +146,9 @@ def _flat(folder: Path, wnid_of: dict[str, str]) -> dict[str, list[File]]:
 
 
 def _archived(data_root: Path, part: str) -> dict[str, list[File]]:
-    """The images of each class from the archive that holds ``part``: those whose path goes on from the part's last names."""
+    """The images of each class from the archive that holds ``part``: those whose path goes on from the part's last
+    names.
+    """
     archive = layouts.locate(data_root, part) or layouts.locate(data_root, str(PurePosixPath(part).parent))
     if archive is None or archive.is_dir():
         raise UserError(f"{data_root / part} is missing; unpack the set in full")
@@ -185,7 +189,9 @@ def _image_set(
 
 
 def _facts(file: File) -> str:
-    """Size and time of change of a file, or of the archive that holds it, where nobody has found out the set's identity."""
+    """Size and time of change of a file, or of the archive that holds it, where nobody has found out the set's
+    identity.
+    """
     about = (file.archive if isinstance(file, archives.Member) else file).stat()
     return f"\0{about.st_size}\0{about.st_mtime_ns}"
 

@@ -1,4 +1,6 @@
-"""Where each data set lies below the data root, exactly as its publisher unpacks it, and a fingerprint of what lies there."""
+"""Where each data set lies below the data root, exactly as its publisher unpacks it, and a fingerprint of what lies
+there.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -36,8 +36,9 @@ def read_image(file: File) -> Image.Image:
 class Images(Dataset):
     """Decoded and transformed images, uint8 (3, H, W), with their labels, by ``(epoch, index)``.
 
-    An unreadable file comes out as its UserError, not as an exception: a data loading process would wrap that in a traceback. With
-    ``keep_unreadable`` it comes out as a black image labelled ``UNREADABLE``, for whoever counts and leaves out such.
+    An unreadable file comes out as its UserError, not as an exception: a data loading process would wrap that in a
+    traceback. With ``keep_unreadable`` it comes out as a black image labelled ``UNREADABLE``, for whoever counts and
+    leaves out such.
     """
 
     def __init__(self, images: ImageSet, transform: Transform, keep_unreadable: bool = False) -> None:
@@ -76,7 +77,9 @@ class Images(Dataset):
 def batches(
     dataset: Images, sampler: Iterable[list[Sample]], workers: int = 0
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Images uint8 (B, 3, H, W) and labels int64 (B,), one batch for each list of samples; raises UserError for an unreadable image."""
+    """Images uint8 (B, 3, H, W) and labels int64 (B,), one batch for each list of samples; raises UserError for an
+    unreadable image.
+    """
     loader = DataLoader(
         dataset,
         batch_sampler=sampler,  # type: ignore[arg-type]  # an iterable of lists serves; torch asks for a Sampler

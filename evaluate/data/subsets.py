@@ -21,8 +21,8 @@ ONE_PERCENT_MD5 = "cdd642290a5eef5cd87e8546a3177b92"  # of the sorted names of 1
 def listed_set(name: str, data_root: Path, limit: int | None = None, identities: Identities = NONE) -> ImageSet:
     """The train images that ``imagenet/<name>.txt`` names, one ``<wnid>_<id>.JPEG`` a line; ``name`` is a key of LISTS.
 
-    Raises:
-        UserError: a listed file is absent from train, or twice in the list, or the list is not the published one of ImageNet-1k.
+    Raises: UserError: a listed file is absent from train, or twice in the list, or the list is not the published one of
+        ImageNet-1k.
     """
     layouts.require(data_root, f"imagenet_{name}")
     listing, train = data_root / f"imagenet/{name}.txt", train_set(data_root, identities=identities)
@@ -60,9 +60,11 @@ def check_published(name: str, names: list[str], listing: Path) -> None:
 
 
 def drawn_rows(train: ImageSet, shots: int | None, fraction: float | None, seed: int, draw: int) -> np.ndarray:
-    """Sorted indices into ``train``: of each class ``shots`` images, or the ``fraction`` of its images (at least one), at random.
+    """Sorted indices into ``train``: of each class ``shots`` images, or the ``fraction`` of its images (at least one),
+    at random.
 
-    A class's images depend on the seed, the draw and the class alone. Raises UserError for a class with fewer than ``shots`` images.
+    A class's images depend on the seed, the draw and the class alone. Raises UserError for a class with fewer than
+    ``shots`` images.
     """
     rows = []
     for label in train.present:

@@ -1,10 +1,12 @@
-"""A small world made from a seed, in the exact layouts of the real sets, so that everything can be seen to work without a download.
+"""A small world made from a seed, in the exact layouts of the real sets, so that everything can be seen to work without
+a download.
 
     python -m evaluate.data.toy FOLDER
 
-The classes are ten textures under strong noise. Phase, scale, rotation, polarity and brightness vary inside a class, so raw pixels and
-random features say little about it, while what two crops of one image share says much: pretraining can show itself in minutes. (Strong
-colours would spoil that: they are shared by the crops too, and easier to predict than the texture.)
+The classes are ten textures under strong noise. Phase, scale, rotation, polarity and brightness vary inside a class, so
+raw pixels and random features say little about it, while what two crops of one image share says much: pretraining can
+show itself in minutes. (Strong colours would spoil that: they are shared by the crops too, and easier to predict than
+the texture.)
 """
 
 import argparse

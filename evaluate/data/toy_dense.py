@@ -1,8 +1,9 @@
-"""The dense part of the toy world: COCO 2017, LVIS v1 on the same images, and ADE20k, all as their publishers lay them out.
+"""The dense part of the toy world: COCO 2017, LVIS v1 on the same images, and ADE20k, all as their publishers lay them
+out.
 
-Six kinds of things, each of its own hue, lie on a grey background. LVIS knows all six: two are frequent (more than 100 training
-images), two common (11 to 100), two rare (at most 10). COCO labels the first four, under category ids with gaps as in the real file.
-ADE20k labels the six kinds, and the ground as stuff; 0 is "other", which is never scored.
+Six kinds of things, each of its own hue, lie on a grey background. LVIS knows all six: two are frequent (more than 100
+training images), two common (11 to 100), two rare (at most 10). COCO labels the first four, under category ids with
+gaps as in the real file. ADE20k labels the six kinds, and the ground as stuff; 0 is "other", which is never scored.
 """
 
 import hashlib
@@ -39,7 +40,9 @@ FIRST_ID = {"train": 1000, "val": 90000}
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its kind (0 to 5), its polygon (n, 2) as x, y in pixels, and its mask (height, width) of what is visible."""
+    """One object: its kind (0 to 5), its polygon (n, 2) as x, y in pixels, and its mask (height, width) of what is
+    visible.
+    """
 
     kind: int
     polygon: np.ndarray
@@ -88,7 +91,8 @@ def _kinds(split: str, index: int, generator: np.random.Generator) -> list[int]:
 def scene(kinds: list[int], generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, list[Thing]]:
     """A picture with one object of each kind given.
 
-    Returns the picture (height, width, 3) uint8, its labels (height, width) uint8 in the numbers of ADE20k, and the things visible.
+    Returns the picture (height, width, 3) uint8, its labels (height, width) uint8 in the numbers of ADE20k, and the
+    things visible.
     """
     height, width = (SIZE, int(generator.integers(SIZE * 3 // 4, SIZE + 1)))[:: generator.choice((-1, 1))]
     horizon = int(height * generator.uniform(0.3, 0.7))
@@ -165,7 +169,9 @@ def _coco(images: list[dict], things: list[list[Thing]]) -> dict:
 
 
 def _lvis(images: list[dict], things: list[list[Thing]]) -> dict:
-    """LVIS v1's json: no file_name and no iscrowd; each image says which categories are surely absent and which are not fully labelled."""
+    """LVIS v1's json: no file_name and no iscrowd; each image says which categories are surely absent and which are not
+    fully labelled.
+    """
     annotations: list[dict] = []
     entries = []
     for number, (image, found) in enumerate(zip(images, things, strict=True)):

@@ -1,7 +1,9 @@
-"""From a decoded image to the pixels an encoder sees: the evaluation crop, the single-draw crop of LIN, the augmentation of FT.
+"""From a decoded image to the pixels an encoder sees: the evaluation crop, the single-draw crop of LIN, the
+augmentation of FT.
 
-Transforms take and return PIL images; ``normalize`` finishes a batch on the device. Each random one draws from a seed made of
-(seed, epoch, index), so that an image's view depends on neither the number of processes nor on where a run was taken up again.
+Transforms take and return PIL images; ``normalize`` finishes a batch on the device. Each random one draws from a seed
+made of (seed, epoch, index), so that an image's view depends on neither the number of processes nor on where a run was
+taken up again.
 """
 
 import math
@@ -55,8 +57,8 @@ class CenterCrop:
 class SingleDrawCropFlip:
     """Random resized crop with one draw, clamped to the image, then a flip with probability 1/2.
 
-    torchvision tries up to ten draws until one fits; the linear probe of MAE and SiameseIM takes the first and clamps it, as the
-    TensorFlow code of BYOL does (recipes of their ``util/crop.py``).
+    torchvision tries up to ten draws until one fits; the linear probe of MAE and SiameseIM takes the first and clamps
+    it, as the TensorFlow code of BYOL does (recipes of their ``util/crop.py``).
     """
 
     size: int
@@ -77,7 +79,9 @@ class SingleDrawCropFlip:
 def single_draw_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], draw: random.Random
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width in pixels: area uniform in ``scale``, aspect ratio log-uniform in ``ratio``, sides clamped."""
+    """Top, left, height and width in pixels: area uniform in ``scale``, aspect ratio log-uniform in ``ratio``, sides
+    clamped.
+    """
     area = width * height * draw.uniform(*scale)
     aspect = math.exp(draw.uniform(math.log(ratio[0]), math.log(ratio[1])))
     crop_width = min(round(math.sqrt(area * aspect)), width)
@@ -87,7 +91,9 @@ def single_draw_box(
 
 @dataclass(frozen=True)
 class RandomCropFlip:
-    """torchvision's RandomResizedCrop and a flip with probability 1/2: the linear probes of MoCo, SimSiam, MoCo-v3 and DINOv2."""
+    """torchvision's RandomResizedCrop and a flip with probability 1/2: the linear probes of MoCo, SimSiam, MoCo-v3 and
+    DINOv2.
+    """
 
     size: int
     interpolation: str
@@ -131,8 +137,8 @@ class FinetuneAugmentation:
 def posterize(image: Image.Image, bits: int, **_unused: object) -> Image.Image:
     """Keeps the highest ``bits`` of each channel; 0 gives black.
 
-    RandAugment at magnitude 10 asks for 0 bits, which Pillow took as black until it began to refuse it: timm's own would end a
-    fine-tuning with the paper's magnitude 9 and deviation 0.5 within the first few thousand images.
+    RandAugment at magnitude 10 asks for 0 bits, which Pillow took as black until it began to refuse it: timm's own
+    would end a fine-tuning with the paper's magnitude 9 and deviation 0.5 within the first few thousand images.
     """
     return image.point(lambda value: value & -(1 << (8 - bits))) if bits < 8 else image
 

@@ -1,4 +1,6 @@
-"""The classes of ``imagenet/val`` where it comes as published, without class folders: from any of the files that are passed around."""
+"""The classes of ``imagenet/val`` where it comes as published, without class folders: from any of the files that are
+passed around.
+"""
 
 import csv
 import io
@@ -52,7 +54,9 @@ def read(imagenet: Path, classes: tuple[str, ...]) -> dict[str, str]:
 
 
 def _devkit(path: Path) -> list[str]:
-    """Wnids in the order of the images: the devkit numbers the classes its own way, and meta.mat says which number is which."""
+    """Wnids in the order of the images: the devkit numbers the classes its own way, and meta.mat says which number is
+    which.
+    """
     from scipy.io import loadmat  # slow to import
 
     files: dict[str, bytes] = {}

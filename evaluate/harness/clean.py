@@ -1,4 +1,6 @@
-"""What lies in an output folder and no row of the table needs: caches and states, listed with their sizes and removed when told to."""
+"""What lies in an output folder and no row of the table needs: caches and states, listed with their sizes and removed
+when told to.
+"""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""Runs commands side by side on this machine: each job is a subprocess that holds one slot (a core, or a GPU) while it runs."""
+"""Runs commands side by side on this machine: each job is a subprocess that holds one slot (a core, or a GPU) while it
+runs.
+"""
 
 import contextlib
 import os
@@ -65,16 +67,17 @@ class Running:
 
 
 def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = (), silence_minutes: float = 0.0) -> None:
-    """Runs all jobs, up to ``slots`` at a time, in their order as far as their needs allow; sets their status and seconds.
+    """Runs all jobs, up to ``slots`` at a time, in their order as far as their needs allow; sets their status and
+    seconds.
 
-    A job whose need ended with another status than 0 does not run: it takes over that status, and its log says why. With GPUs, each
-    running job sees one of them alone (two share one where there are more slots than GPUs).
+    A job whose need ended with another status than 0 does not run: it takes over that status, and its log says why.
+    With GPUs, each running job sees one of them alone (two share one where there are more slots than GPUs).
 
     Args:
         silence_minutes: a job that writes nothing for so long is ended; 0 for never.
 
-    Raises:
-        Stopped: on SIGINT, SIGTERM or SIGHUP, after every job has been asked to end and, GRACE_SECONDS later, been ended.
+    Raises: Stopped: on SIGINT, SIGTERM or SIGHUP, after every job has been asked to end and, GRACE_SECONDS later, been
+        ended.
     """
     waiting, free = list(jobs), list(range(slots))
     running: dict[int, Running] = {}
@@ -172,7 +175,8 @@ def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
     with job.log.open("wb") as log:
-        # a session of its own: a job is ended with all that it started, and Ctrl-C reaches it through this process alone
+        # a session of its own: a job is ended with all that it started, and Ctrl-C reaches it through this process
+        # alone
         return subprocess.Popen(
             job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
         )

@@ -71,7 +71,8 @@ def data_sets(node: Node, config: Settings) -> tuple[str, ...]:
 
 
 def choose(names: Sequence[str]) -> tuple[Node, ...]:
-    """Nodes by name or by task ("detection" is both of its nodes); all but the extra ones for no names. A node brings what it needs.
+    """Nodes by name or by task ("detection" is both of its nodes); all but the extra ones for no names. A node brings
+    what it needs.
 
     Raises UserError listing the legal names.
     """
@@ -96,7 +97,8 @@ def from_preset(module: Any, preset: str) -> Settings:
 def configure(
     nodes: Sequence[Node], preset: str, overrides: Mapping[str, Mapping[str, str]]
 ) -> dict[str, tuple[str, Settings]]:
-    """The preset's name and the config of each node, by the node's name; ``TASK.preset=NAME`` chooses another preset for one task.
+    """The preset's name and the config of each node, by the node's name; ``TASK.preset=NAME`` chooses another preset
+    for one task.
 
     Raises UserError for an override of an unknown task or setting, or an illegal value.
     """

@@ -43,8 +43,8 @@ def check_name(name: str) -> str:
 def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
     """Checkpoints by the name of their row, from ``FILE`` or ``NAME=FILE``; a path that exists as it stands is a file.
 
-    Default names are the shortest that tell the files apart: their stem, that of their folder where the stem says nothing or others
-    have it too, and so on.
+    Default names are the shortest that tell the files apart: their stem, that of their folder where the stem says
+    nothing or others have it too, and so on.
 
     Raises:
         UserError: an absent file, two rows of one name, or a name that cannot be one.
@@ -98,7 +98,9 @@ def _telling_parts(path: Path, generic: Sequence[str]) -> list[str]:
 
 
 def source_id(checkpoint: Path, branch: str | None, options: Mapping[str, object]) -> str:
-    """What an encoder is made from, and how: 16 hexadecimal digits of the source's contents, the branch and the conversion's options."""
+    """What an encoder is made from, and how: 16 hexadecimal digits of the source's contents, the branch and the
+    conversion's options.
+    """
     made_from = [*digests(weights_file(checkpoint)), branch, dict(options)]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -121,9 +121,11 @@ class Suite:
         return entry
 
     def entries(self, shown_rows: Sequence[str], nodes: Sequence[Node]) -> list[dict[str, Any]]:
-        """The records that this invocation's table may show: of these very encoders and, for the nodes it runs, of these settings.
+        """The records that this invocation's table may show: of these very encoders and, for the nodes it runs, of
+        these settings.
 
-        Another checkpoint of the same name, or an earlier run with other settings, may have left records in the same folder.
+        Another checkpoint of the same name, or an earlier run with other settings, may have left records in the same
+        folder.
         """
         fingerprints = {row: self.encoder_fingerprint(row) for row in shown_rows}
         wanted = {(row, node.name): self.identity(row, node) for row in shown_rows for node in nodes}

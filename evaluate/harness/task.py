@@ -1,7 +1,8 @@
 """What a task is, and what makes any task a command: its command line, its environment and its record.
 
-A task is a module ``evaluate/<name>.py`` as ``Task`` below describes it, with a docstring that says protocol, paper column, metric and
-unit, rough cost and command. Its node in ``evaluate.harness.plan`` and its column in ``results.columns`` bring it into the table.
+A task is a module ``evaluate/<name>.py`` as ``Task`` below describes it, with a docstring that says protocol, paper
+column, metric and unit, rough cost and command. Its node in ``evaluate.harness.plan`` and its column in
+``results.columns`` bring it into the table.
 """
 
 import argparse
@@ -54,14 +55,18 @@ class Task(Protocol):
 
     @staticmethod
     def reads(config: Any) -> tuple[str, ...]:
-        """Names of the data sets (keys of ``evaluate.data.layouts.LAYOUTS``) that must be there; without one the task is skipped.
+        """Names of the data sets (keys of ``evaluate.data.layouts.LAYOUTS``) that must be there; without one the task
+        is skipped.
 
         A task may also have ``reads_if_there(config)``: the sets of which each fills a column of its own.
         """
 
     @staticmethod
     def run(encoder: "Encoder", config: Any, env: Env) -> dict[str, float]:
-        """The metrics in percent. It writes only below ``env.out_dir`` and the caches beside it, and tells the rest by ``env.report``."""
+        """The metrics in percent.
+
+        It writes only below ``env.out_dir`` and the caches beside it, and tells the rest by ``env.report``.
+        """
 
 
 def main(task: str, argv: list[str] | None = None) -> int:

@@ -33,7 +33,8 @@ def _whole_number(text: str, least: int) -> int:
 def loading_processes(asked: int | None, device: str, side_by_side: int) -> int:
     """Data loading processes of one of ``side_by_side`` processes of this machine: as asked, or what suits.
 
-    A GPU is given this process's share of the cores but one, at most MAX_WORKERS; a CPU none, which needs its cores for the training.
+    A GPU is given this process's share of the cores but one, at most MAX_WORKERS; a CPU none, which needs its cores for
+    the training.
     """
     if asked is not None:
         return asked

@@ -1,7 +1,7 @@
 """The only place of evaluate/ with collectives; each is the identity in a single process.
 
-A task started by ``torchrun`` shares its images out by index and puts the answers together in order: no padding duplicates, so a
-metric is the same to the last digit on any number of processes.
+A task started by ``torchrun`` shares its images out by index and puts the answers together in order: no padding
+duplicates, so a metric is the same to the last digit on any number of processes.
 """
 
 import os

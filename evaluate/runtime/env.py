@@ -10,7 +10,8 @@ from typing import Any
 class Env:
     """The data, the output folder, the device and the like of one task.
 
-    A task writes only below ``out_dir`` and the caches beside it. What it learns besides its metrics goes into the record through ``report``.
+    A task writes only below ``out_dir`` and the caches beside it. What it learns besides its metrics goes into the
+    record through ``report``.
     """
 
     data_root: Path
@@ -21,14 +22,18 @@ class Env:
     limit: int | None = None
     """At most so many images of each set; the record says so."""
     identities: Mapping[str, str] = field(default_factory=dict)
-    """Of the parts of the data sets that are read (``evaluate.data.identity``); what is kept of images is named by them."""
+    """Of the parts of the data sets that are read (``evaluate.data.identity``); what is kept of images is named by
+    them.
+    """
     inputs: dict[str, Path] = field(default_factory=dict)
     """Files that another task made, by the names that the task's node gives them."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What ``report`` has collected."""
 
     def report(self, **fields: Any) -> None:
-        """Adds to the record: ``protocol`` (dict), ``images_asked``, ``images_evaluated`` (dicts by set), ``standard_error`` (dict by metric)."""
+        """Adds to the record: ``protocol`` (dict), ``images_asked``, ``images_evaluated`` (dicts by set),
+        ``standard_error`` (dict by metric).
+        """
         for name, value in fields.items():
             if isinstance(value, dict):
                 self.notes.setdefault(name, {}).update(value)

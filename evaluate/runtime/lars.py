@@ -6,9 +6,11 @@ import torch
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose step on a matrix is scaled to ``trust * |w| / |g + wd w|``; vectors get plain momentum SGD.
+    """SGD with momentum whose step on a matrix is scaled to ``trust * |w| / |g + wd w|``; vectors get plain momentum
+    SGD.
 
-    With ``vectors`` these are scaled and decayed too: apex's LARC with ``clip=False``, which SimSiam's linear probe uses.
+    With ``vectors`` these are scaled and decayed too: apex's LARC with ``clip=False``, which SimSiam's linear probe
+    uses.
 
     With d = g + wd w for tensors of two or more axes and d = g otherwise:
     d <- d * (trust |w| / |d|, or 1 where either norm is 0; matrices only);  m <- momentum m + d;  w <- w - lr m.

@@ -1,4 +1,7 @@
-"""Locks between processes: whoever holds one works, the others wait and say so. A lock ends with the process that holds it."""
+"""Locks between processes: whoever holds one works, the others wait and say so.
+
+A lock ends with the process that holds it.
+"""
 
 import contextlib
 import fcntl
@@ -16,7 +19,8 @@ SECONDS_BETWEEN_LINES = 60.0
 def exclusive(path: Path, purpose: str) -> Iterator[None]:
     """Holds the lock file ``path`` while the block runs; waits for another process that holds it, and says what for.
 
-    On a file system without locks the block runs at once: then two processes may do the same work, and each writes atomically.
+    On a file system without locks the block runs at once: then two processes may do the same work, and each writes
+    atomically.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:

@@ -1,6 +1,7 @@
 """The arithmetic of a forward pass: float32, or autocast to a shorter type.
 
-bf16 is fast on GPUs and on CPUs with AMX, and four times slower than float32 on others; docs/imagenet.md has what it changes.
+bf16 is fast on GPUs and on CPUs with AMX, and four times slower than float32 on others; docs/imagenet.md has what it
+changes.
 """
 
 import contextlib

@@ -13,7 +13,9 @@ WATCH_SECONDS = 1.0
 
 
 def end_with_parent() -> None:
-    """Ends this process soon after the one that started it, however that one ends; does nothing in a command that a person started."""
+    """Ends this process soon after the one that started it, however that one ends; does nothing in a command that a
+    person started.
+    """
     parent = os.environ.pop(PARENT, "")
     if not parent.isdigit():
         return

@@ -1,7 +1,8 @@
 """Settings: the fields of a frozen dataclass, read strictly from text or JSON, and described for ``--help``.
 
-Every config of this project derives from ``Settings``. Bounds and choices stand in the annotations (``PositiveInt``, ``Literal``), the
-meaning of a field in the string below it. Types are strict: 2.7 is no number of epochs, ``true`` is no seed, infinity no learning rate.
+Every config of this project derives from ``Settings``. Bounds and choices stand in the annotations (``PositiveInt``,
+``Literal``), the meaning of a field in the string below it. Types are strict: 2.7 is no number of epochs, ``true`` is
+no seed, infinity no learning rate.
 """
 
 import ast

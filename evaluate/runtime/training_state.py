@@ -1,6 +1,7 @@
 """Training state on disk, so that a task killed in the middle goes on where it was.
 
-It stays until the record is written (``evaluate.harness.task``): a task killed between its last step and its record only evaluates again.
+It stays until the record is written (``evaluate.harness.task``): a task killed between its last step and its record
+only evaluates again.
 """
 
 import pickle

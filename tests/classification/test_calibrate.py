@@ -1,4 +1,6 @@
-"""Calibration: a fine-tuned checkpoint in the official layout gives what it gave, and a changed one, or other pixels, do not."""
+"""Calibration: a fine-tuned checkpoint in the official layout gives what it gave, and a changed one, or other pixels,
+do not.
+"""
 
 import json
 from dataclasses import replace

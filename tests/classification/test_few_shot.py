@@ -173,7 +173,9 @@ def test_unreadable_images_are_left_out_of_both_sides(env: Env) -> None:
 
 @pytest.mark.slow
 def test_the_papers_size_is_solved_in_twenty_seconds() -> None:
-    """12,811 x 768 features of 1,000 classes; ``fit`` itself refuses an objective that is not within 1e-6 of the optimum."""
+    """12,811 x 768 features of 1,000 classes; ``fit`` itself refuses an objective that is not within 1e-6 of the
+    optimum.
+    """
     generator = np.random.default_rng(0)
     labels = np.sort(np.arange(12_811) % 1000)
     features = generator.normal(size=(len(labels), 768)) + generator.normal(size=(1000, 768))[labels]

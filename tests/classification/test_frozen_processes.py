@@ -1,4 +1,6 @@
-"""The tasks that train nothing: one, two and three gloo processes give the same numbers to the last digit, and stop together."""
+"""The tasks that train nothing: one, two and three gloo processes give the same numbers to the last digit, and stop
+together.
+"""
 
 import multiprocessing
 import traceback
@@ -52,7 +54,8 @@ def measure(data: Path, out: Path, tuned: Path) -> dict[str, Any]:
 def together(size: int, work: Callable[[], Any], folder: Path) -> list[Any]:
     """What ``work`` returns, or the UserError it raises, in each of so many gloo processes.
 
-    They are forked: all imports are done, and one thread a process (conftest.py) leaves nothing that a fork could break.
+    They are forked: all imports are done, and one thread a process (conftest.py) leaves nothing that a fork could
+    break.
     """
     context = multiprocessing.get_context("fork")
     queue = context.Queue()

@@ -1,4 +1,6 @@
-"""LARS, schedules, layer decay, the few-shot objective and mCE against numbers computed by the reference implementations."""
+"""LARS, schedules, layer decay, the few-shot objective and mCE against numbers computed by the reference
+implementations.
+"""
 
 import json
 import random

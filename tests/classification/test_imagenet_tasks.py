@@ -1,4 +1,6 @@
-"""The five ImageNet tasks on a small world: they learn, they are repeatable, and a killed one gives what an unbroken one does."""
+"""The five ImageNet tasks on a small world: they learn, they are repeatable, and a killed one gives what an unbroken
+one does.
+"""
 
 from dataclasses import replace
 from pathlib import Path

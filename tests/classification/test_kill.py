@@ -1,4 +1,6 @@
-"""A task's own command, killed by SIGKILL in the middle of an epoch and started again, gives the record of an unbroken one."""
+"""A task's own command, killed by SIGKILL in the middle of an epoch and started again, gives the record of an unbroken
+one.
+"""
 
 import json
 import os

@@ -1,4 +1,6 @@
-"""The linear probe's other protocols (MoCo, SimSiam, MoCo-v3, LIN fast), and what happens to a training that cannot go on."""
+"""The linear probe's other protocols (MoCo, SimSiam, MoCo-v3, LIN fast), and what happens to a training that cannot go
+on.
+"""
 
 import re
 from dataclasses import replace

@@ -103,7 +103,9 @@ def test_the_table_of_corruptions_and_mce(env: Env) -> None:
 
 
 def test_the_standard_error_is_the_deviation_over_draws_of_images(tmp_path: Path) -> None:
-    """All versions of an image go wrong together here, as they do: a binomial over 75 n images would be several times too small."""
+    """All versions of an image go wrong together here, as they do: a binomial over 75 n images would be several times
+    too small.
+    """
     rng, count = np.random.default_rng(0), 60
     images = imagenet.ImageSet("imagenet_c", (), np.zeros(0, np.int64), (), "", 0, ())
     cells = [(*cell, images, None) for cell in imagenet_c.CELLS]

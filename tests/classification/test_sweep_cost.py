@@ -1,10 +1,11 @@
-"""What the sweep's 52 heads cost beside a single one, on the same frozen pass of a randomly initialized ViT. Prints the seconds (`pytest -s`).
+"""What the sweep's 52 heads cost beside a single one, on the same frozen pass of a randomly initialized ViT. Prints the
+seconds (`pytest -s`).
 
     uv run pytest -s -m slow tests/classification/test_sweep_cost.py                 ViT-B, 32 images a step, fp32
     SWEEP_COST_DEVICE=cuda uv run pytest -s -m slow tests/classification/test_sweep_cost.py
 
-One run times, step by step in turn, the frozen pass over a batch, the training of all heads on it and that of one head; it prints the
-medians and the ratio (pass + all heads) / (pass + one head).
+One run times, step by step in turn, the frozen pass over a batch, the training of all heads on it and that of one head;
+it prints the medians and the ratio (pass + all heads) / (pass + one head).
 """
 
 import json

@@ -1,6 +1,8 @@
-"""FT, LIN and the sweep by one, two and three processes: a measurement is the same to the last digit, a training to rounding.
+"""FT, LIN and the sweep by one, two and three processes: a measurement is the same to the last digit, a training to
+rounding.
 
-python -m torch.distributed.run --nproc-per-node 3 -m tests.classification.test_training_processes DATA FOLDER      what the test below starts
+python -m torch.distributed.run --nproc-per-node 3 -m tests.classification.test_training_processes DATA FOLDER      what
+the test below starts
 """
 
 import os
@@ -87,7 +89,9 @@ def measure(root: Path, folder: Path) -> None:
 
 
 def leaves(state: dict) -> list[torch.Tensor]:
-    """The trained tensors of a saved state, in order; without the keys' bias, whose gradient is rounding alone, which Adam enlarges."""
+    """The trained tensors of a saved state, in order; without the keys' bias, whose gradient is rounding alone, which
+    Adam enlarges.
+    """
     parts = (state.get(part, {}) for part in ("model", "head", "heads"))
     return [value for part in parts for name, value in sorted(part.items()) if not name.endswith("qkv.bias")]
 

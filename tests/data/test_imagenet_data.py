@@ -139,7 +139,9 @@ def test_strongest_augmentation_runs(root: Path) -> None:
 
 
 def flatten_val(root: Path) -> dict[str, str]:
-    """Renames val's images as published and moves them out of their class folders; the wnid of each by its name without suffix."""
+    """Renames val's images as published and moves them out of their class folders; the wnid of each by its name without
+    suffix.
+    """
     val, wnid_of = root / "imagenet/val", {}
     for number, path in enumerate(
         sorted(val.glob("*/*"), key=lambda path: path.stem[::-1]), 1
@@ -152,7 +154,9 @@ def flatten_val(root: Path) -> dict[str, str]:
 
 
 def write_devkit(folder: Path, wnids: list[str]) -> None:
-    """The two files that matter, numbered in an order of their own, with an inner node of the hierarchy among the synsets."""
+    """The two files that matter, numbered in an order of their own, with an inner node of the hierarchy among the
+    synsets.
+    """
     from scipy.io import savemat
 
     folder.mkdir(parents=True)

@@ -1,4 +1,7 @@
-"""A run that is stopped again and again, at random moments and in every way, loses nothing and leaves nobody behind. In full: -m slow."""
+"""A run that is stopped again and again, at random moments and in every way, loses nothing and leaves nobody behind.
+
+In full: -m slow.
+"""
 
 import json
 import os

@@ -1,6 +1,8 @@
-"""Whose number is it? Many invocations into one output folder, in random orders and some at once: each prints what it prints alone.
+"""Whose number is it? Many invocations into one output folder, in random orders and some at once: each prints what it
+prints alone.
 
-Two encoders of one file name x two data roots of the same names x two limits x two settings x two branches. In full: -m slow.
+Two encoders of one file name x two data roots of the same names x two limits x two settings x two branches. In full: -m
+slow.
 """
 
 import itertools
@@ -23,7 +25,9 @@ Invocation = tuple[str, str, int | None, str, str]  # encoder, data root, limit,
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """a/m.pth and b/m.pth, each with an online and another target branch; one/ and two/, whose files have the same names."""
+    """a/m.pth and b/m.pth, each with an online and another target branch; one/ and two/, whose files have the same
+    names.
+    """
     folder = tmp_path_factory.mktemp("matrix")
     for number, name in enumerate(("one", "two")):
         write_world(folder / name, train=20, val=12)
