@@ -1,6 +1,6 @@
 """From a checkpoint to the paper's whole table.
 
-    uv run run_all.py                                    the demo: data, two checkpoints and every column, made here in minutes
+    uv run run_all.py                                    the demo: data, two checkpoints and every column, in minutes
     uv run run_all.py --ckpt FILE --data-root DIR        any checkpoint on the real data sets, by the paper's protocols
     uv run run_all.py --ckpt FILE --data-root DIR --dry-run
 
@@ -61,7 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
         return clean.main(Path(os.path.abspath(arguments.clean)), remove=arguments.yes)
     if not demo and not arguments.data_root:
         raise UserError(
-            "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … (README, data layout)"
+            "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … "
+            "(README, data layout)"
         )
     if arguments.dry_run:
         return dry_run(checkpoints, nodes, configs)

@@ -2,7 +2,9 @@
 blaming a model.
 
     python -m evaluate.calibrate --ckpt sim_base_1600ep_finetune.pth --data-root DIR      (SiameseIM ViT-B: 84.118)
-    python -m evaluate.calibrate --ckpt mae_finetuned_vit_base.pth --data-root DIR        (MAE ViT-B 83.664, ViT-L 85.952, ViT-H 86.928)
+    python -m evaluate.calibrate --ckpt mae_finetuned_vit_base.pth --data-root DIR
+
+MAE's finetuned files give 83.664 (ViT-B), 85.952 (ViT-L) and 86.928 (ViT-H).
     python -m evaluate.calibrate --ckpt FILE --expected 83.1 --data-root DIR              (any other in that layout)
 
 Takes the official fine-tuned layout: {"model": encoder, fc_norm, head}. Nothing is trained: Resize 256 bicubic,
@@ -70,7 +72,10 @@ class Verdict:
 
     def __str__(self) -> str:
         difference = self.measured - self.expected
-        found = f"top-1 {self.measured:.3f} on {self.images} images of val, expected {self.expected:.3f}: {difference:+.3f} points"
+        found = (
+            f"top-1 {self.measured:.3f} on {self.images} images of val, expected {self.expected:.3f}: "
+            f"{difference:+.3f} points"
+        )
         within = f"within {self.tolerance:.2f}"
         part = "" if self.whole else "; only a part of val was read, which shows gross faults alone"
         if self.reproduced:
@@ -79,10 +84,19 @@ class Verdict:
 
     def _likely(self) -> str:
         if self.measured < min(5.0, self.expected / 2):
-            return "So low a number means labels: check that val's images lie in the folders of their own classes, named by wnid"
+            return (
+                "So low a number means labels: check that val's images lie in the folders of their own classes, "
+                "named by wnid"
+            )
         if self.measured > self.expected:
-            return "More than published means that it is another checkpoint or another set of images than --expected is for"
-        return "Check that val is complete and original (no resized copies), and the versions of Pillow, torchvision and torch"
+            return (
+                "More than published means that it is another checkpoint or another set of images than --expected "
+                "is for"
+            )
+        return (
+            "Check that val is complete and original (no resized copies), and the versions of Pillow, torchvision "
+            "and torch"
+        )
 
 
 def load(path: Path, device: str) -> Classifier:
@@ -95,7 +109,8 @@ def load(path: Path, device: str) -> Classifier:
     wanted = {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
     if group is None or not wanted <= content.groups[group].keys():
         raise UserError(
-            f"{path} is not a fine-tuned classifier in the official layout: it lacks fc_norm or head; give a fine-tuned checkpoint"
+            f"{path} is not a fine-tuned classifier in the official layout: it lacks fc_norm or head; give a "
+            f"fine-tuned checkpoint"
         )
     state = content.groups[group]
     with TemporaryDirectory() as folder:
@@ -150,7 +165,8 @@ def calibrate(
         raise UserError(f"imagenet/val holds {val.asked} images, ImageNet-1k's has {VAL_IMAGES}; unpack it again")
     if model.head.out_features != len(val.classes):
         raise UserError(
-            f"{path} tells {model.head.out_features} classes apart, imagenet/train has {len(val.classes)}; give the full ImageNet-1k"
+            f"{path} tells {model.head.out_features} classes apart, imagenet/train has {len(val.classes)}; give the "
+            f"full ImageNet-1k"
         )
     crop = crop or CenterCrop(224, 256, "bicubic")
     right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).correct["top1"]
@@ -167,7 +183,8 @@ def main(argv: list[str] | None = None) -> int:
         expected = arguments.expected if arguments.expected is not None else expected_of(arguments.ckpt)
         if not 0 < expected <= 100 or arguments.tolerance < 0:
             raise UserError(
-                f"--expected {expected} and --tolerance {arguments.tolerance} are percent and points; give positive numbers up to 100"
+                f"--expected {expected} and --tolerance {arguments.tolerance} are percent and points; give positive "
+                f"numbers up to 100"
             )
         crop = CenterCrop(arguments.img_size, arguments.resize, "bicubic")
         workers = loading_processes(arguments.workers, device, side_by_side=1)

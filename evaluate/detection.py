@@ -44,7 +44,8 @@ class Config(Settings):
     def __post_init__(self) -> None:
         if self.recipe not in ("paper", "demo") and not self.recipe.endswith(f"_{self.dataset}"):
             raise ValueError(
-                f"recipe {self.recipe!r} is not for {self.dataset}: give paper, demo or a file of mm_configs/ that ends in it"
+                f"recipe {self.recipe!r} is not for {self.dataset}: give paper, demo or a file of mm_configs/ that "
+                f"ends in it"
             )
 
 

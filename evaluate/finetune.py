@@ -8,7 +8,8 @@ mixup draw); in run_all.py: --set finetune.preset=mae.
 Metrics: top1 (the column), top5; accuracy of val in percent. Writes classifier.safetensors, which robustness measures.
 Cost: ViT-B, 100 epochs: about 26 hours on 8 V100. Toy world: half a minute.
 
-    python -m evaluate.finetune --ckpt FILE --data-root DIR          (several GPUs: torchrun --nproc-per-node 8 -m evaluate.finetune …)
+    python -m evaluate.finetune --ckpt FILE --data-root DIR
+    torchrun --nproc-per-node 8 -m evaluate.finetune --ckpt FILE --data-root DIR          (several GPUs)
 """
 
 import sys

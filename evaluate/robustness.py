@@ -9,7 +9,8 @@ imagenet_c (100 - mCE). Without IN-C: --set corruptions=made corrupts val here, 
 many images of each corruption and severity; both give an estimate, marked as one, with its standard error.
 Cost: 3.9 million forward passes, about an hour and a half on one GPU for ViT-B. Toy world: some twenty seconds.
 
-    python -m evaluate.robustness --ckpt FILE --input classifier=OUT/NAME/finetune/classifier.safetensors --data-root DIR
+    python -m evaluate.robustness --ckpt FILE --data-root DIR \\
+        --input classifier=OUT/NAME/finetune-KEY/classifier.safetensors
 """
 
 import sys
@@ -78,7 +79,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     path = env.inputs.get("classifier")
     if path is None or not path.is_file():
         raise Skip(
-            "robustness measures a fine-tuned classifier and there is none; run evaluate.finetune, then give --input classifier=FILE"
+            "robustness measures a fine-tuned classifier and there is none; run evaluate.finetune, then give --input "
+            "classifier=FILE"
         )
     skipped = layouts.absent(env.data_root, reads_if_there(config))
     if len(skipped) == len(SETS):

@@ -1,7 +1,7 @@
 """Checkpoints that survive a kill at any moment, a full disk and damage: written whole or not at all, with a checksum;
 the last few are kept.
 
-``checkpoint.pth`` is the newest; ``checkpoint.1.pth``, ``checkpoint.2.pth``, … are the ones before it. The checksum is
+``checkpoint.pth`` is the newest; ``checkpoint.1.pth``, ``checkpoint.2.pth``, … came before it. The checksum is
 a CRC-32 of every byte of the file, kept as the comment that a zip archive (what torch.save writes) may end with: other
 readers pass over it.
 """

@@ -122,10 +122,21 @@ def tiny_encoder(seed: int = 0, **changes) -> Encoder:
     """A randomly initialized ViT of the demo's size; norms, biases and scales are drawn too, so that each shows."""
     from evaluate.encoder.model import build
 
-    spec = EncoderSpec(**{
-        "family": "vit", "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "mean": MEAN, "std": STD,
-        "class_token": True, "final_norm": True, **changes,
-    })  # fmt: skip
+    spec = EncoderSpec(
+        **{
+            "family": "vit",
+            "img_size": 32,
+            "patch_size": 8,
+            "embed_dim": 48,
+            "depth": 3,
+            "num_heads": 3,
+            "mean": MEAN,
+            "std": STD,
+            "class_token": True,
+            "final_norm": True,
+            **changes,
+        }
+    )
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, value in build(spec).state_dict().items():

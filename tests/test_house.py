@@ -116,7 +116,10 @@ def test_help_and_plans_do_without_torch(command: str) -> None:
     code = "import sys, runpy; from unittest import mock\n"
     script, *options = command.split()
     if script == "-m":
-        code += f"sys.argv = {options!r}\nrun = lambda: runpy.run_module({options[0]!r}, run_name='__main__', alter_sys=True)\n"
+        code += (
+            f"sys.argv = {options!r}\nrun = lambda: runpy.run_module({options[0]!r}, run_name='__main__', "
+            f"alter_sys=True)\n"
+        )
     else:
         code += f"sys.argv = {[script, *options]!r}\nrun = lambda: runpy.run_path({script!r}, run_name='__main__')\n"
     code += "try:\n    run()\nexcept SystemExit as ended:\n    assert not ended.code, ended.code\n"

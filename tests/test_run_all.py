@@ -161,8 +161,14 @@ def test_a_node_brings_what_it_needs():
 
 
 def test_importing_pretrain_and_the_imagenet_tasks_leaves_mm_alone():
-    names = "pretrain.train, evaluate.finetune, evaluate.linear_probe, evaluate.few_shot, evaluate.knn, evaluate.robustness, run_all"
-    code = f"import sys, {names}; print([m for m in sys.modules if m.split('.')[0] in ('mmengine', 'mmcv', 'mmdet', 'mmseg')])"
+    names = (
+        "pretrain.train, evaluate.finetune, evaluate.linear_probe, evaluate.few_shot, evaluate.knn, "
+        "evaluate.robustness, run_all"
+    )
+    code = (
+        f"import sys, {names}; print([m for m in sys.modules if m.split('.')[0] in ('mmengine', 'mmcv', 'mmdet', "
+        f"'mmseg')])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=True

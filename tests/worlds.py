@@ -49,11 +49,12 @@ def write_world(root: Path, train: int = 40, val: int = 15, corrupted: int = 1) 
 
 def xml(width: int, height: int, objects: list[tuple[str, int, tuple]]) -> str:
     entries = "".join(
-        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax>"
-        f"<ymax>{y2}</ymax></bndbox></object>"
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin>"
+        f"<xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
         for name, difficult, (x1, y1, x2, y2) in objects
     )
-    return f"<annotation><size><width>{width}</width><height>{height}</height><depth>3</depth></size>{entries}</annotation>"
+    size = f"<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"
+    return f"<annotation>{size}{entries}</annotation>"
 
 
 def make_voc(root: Path, world: Path, count: int = 6) -> Path:

@@ -60,7 +60,7 @@ class CachedPass:
 
     @cached_property
     def unreadable(self) -> np.ndarray:
-        """Sorted indices of the images that could not be read: their rows hold nothing, and ``read`` leaves them out."""
+        """Sorted indices of the images that could not be read; ``read`` leaves their empty rows out."""
         return np.concatenate(
             [np.empty(0, np.int64), *(_unreadable(self.folder, shard) for shard in range(self.shards))]
         )
@@ -218,7 +218,7 @@ class _Pass:
         parts: list[dict[str, torch.Tensor]] = []
         unreadable: list[int] = []
         for number, samples in enumerate(self._batches(shard)):
-            pixels, labels = first if number == 0 else next(self.loader)  # type: ignore[arg-type]  # there is a loader by now
+            pixels, labels = first if number == 0 else next(self.loader)  # type: ignore[arg-type]  # made by now
             unreadable += [
                 index for (_, index), label in zip(samples, labels.tolist(), strict=True) if label == UNREADABLE
             ]
@@ -236,7 +236,7 @@ def shard_size(count: int, batch: int) -> int:
 
 
 def _lock(folder: Path, shard: int) -> IO[bytes] | None:
-    """An open file that holds the shard's lock, or None where another process holds it; the lock ends with its process."""
+    """An open file that holds the shard's lock until its process ends, or None where another process holds it."""
     file = (folder / f"{shard:05d}.lock").open("wb")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -313,7 +313,8 @@ def _write_shard(folder: Path, shard: int, tensors: dict[str, torch.Tensor], lef
     free = shutil.disk_usage(folder).free
     if free < left * len(content):
         raise UserError(
-            f"{folder} needs {left * len(content) / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f}; make room, or choose --out"
+            f"{folder} needs {left * len(content) / 1e9:.1f} GB more, and the disk has {free / 1e9:.1f}; make room, "
+            f"or choose --out"
         )
     _write(folder / f"{shard:05d}.safetensors", content)
     _write(folder / f"{shard:05d}.sha256", hashlib.sha256(content).hexdigest().encode())

@@ -2,7 +2,7 @@
 task.
 
     found = features.extract(encoder, images, crop, env, precision)
-    found.tokens("mean")          (m, D) float32 of the last block, in the order of the set; "cls" likewise, None where there is none
+    found.tokens("mean")          (m, D) float32 of the last block, in the order of the set; "cls" likewise or None
     found.tokens("cls", -4)       of the fourth last
     found.labels                  (m,) int64, beside them
     features.probe_input(encoder, "mean", tokens)      what a linear head takes

@@ -74,7 +74,7 @@ def fit(
         images, targets = mix(normalize(pixels, spec.mean, spec.std, env.device), labels.to(env.device))
         last = part == sampler.micro_batches - 1
         waits = sampler.world_size > 1 and not last
-        with parallel.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # DDP's, where there are several
+        with parallel.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # DDP's
             with precision.autocast(setup.precision, env.device):
                 logits = parallel(images)
             # the mean over the step's whole batch: DDP divides by the number of processes

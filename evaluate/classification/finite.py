@@ -9,7 +9,10 @@ import torch
 from evaluate.runtime.errors import UserError
 
 IN_FP32 = "in_fp32"  # bool (B,): whether an image was computed again
-TOO_LARGE = "the encoder's features are not finite, or too large for float32; the checkpoint diverged, or its mean and std are wrong"
+TOO_LARGE = (
+    "the encoder's features are not finite, or too large for float32; the checkpoint diverged, or its mean "
+    "and std are wrong"
+)
 
 
 def finite(forward: Callable[[str], dict[str, torch.Tensor]], precision: str) -> dict[str, torch.Tensor]:

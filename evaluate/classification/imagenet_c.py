@@ -29,10 +29,22 @@ JPEG_QUALITY = 85  # at which the published images are stored
 # AlexNet's top-1 errors, mean over the five severities (Hendrycks and Dietterich; each paired by name, never by
 # position)
 ALEXNET_ERROR = {
-    "gaussian_noise": 0.886428, "shot_noise": 0.894468, "impulse_noise": 0.922640, "defocus_blur": 0.819880, "glass_blur": 0.826268,
-    "motion_blur": 0.785948, "zoom_blur": 0.798360, "snow": 0.866816, "frost": 0.826572, "fog": 0.819324, "brightness": 0.564592,
-    "contrast": 0.853204, "elastic_transform": 0.646056, "pixelate": 0.717840, "jpeg_compression": 0.606500,
-}  # fmt: skip
+    "gaussian_noise": 0.886428,
+    "shot_noise": 0.894468,
+    "impulse_noise": 0.922640,
+    "defocus_blur": 0.819880,
+    "glass_blur": 0.826268,
+    "motion_blur": 0.785948,
+    "zoom_blur": 0.798360,
+    "snow": 0.866816,
+    "frost": 0.826572,
+    "fog": 0.819324,
+    "brightness": 0.564592,
+    "contrast": 0.853204,
+    "elastic_transform": 0.646056,
+    "pixelate": 0.717840,
+    "jpeg_compression": 0.606500,
+}
 
 
 def mean_corruption_error(errors: Mapping[str, float]) -> float:
@@ -83,7 +95,8 @@ def published(env: Env, crop: CenterCrop, per_cell: int | None) -> Iterator[Cell
         size = read_image(images.files[0]).size
         if crop.resize is None and size != (crop.crop, crop.crop):
             raise UserError(
-                f"{images.files[0]} is {size[0]} x {size[1]} px, the classifier takes {crop.crop}: ImageNet-C as published is 224 px and only "
+                f"{images.files[0]} is {size[0]} x {size[1]} px, the classifier takes {crop.crop}: ImageNet-C as "
+                f"published is 224 px and only "
                 "cropped; for a set made at full size give --set corrupted_resize=256"
             )
         yield corruption, severity, images, crop

@@ -10,7 +10,7 @@ NEVER_DECAYED = ("cls_token", "reg_token", "pos_embed", "relative_position_bias_
 
 
 def layer_of(name: str, depth: int) -> int:
-    """0 for what precedes the blocks, i + 1 for block i, ``depth + 1`` for the rest (norm, head, and all of a ResNet)."""
+    """0 before the blocks, i + 1 for block i, ``depth + 1`` for the rest (norm, head, and all of a ResNet)."""
     block = re.match(r"blocks\.(\d+)\.", name)
     if block:
         return int(block.group(1)) + 1

@@ -36,7 +36,8 @@ class BatchSampler:
             raise ValueError(f"micro_batch must be at least 2 images, not {self.micro_batch}")
         if self.batch < 2 * self.world_size * self.micro_batches or self.batch == 0:
             raise ValueError(
-                f"{min(self.images, self.batch_size)} images a step are too few for {self.world_size} processes to train on"
+                f"{min(self.images, self.batch_size)} images a step are too few for {self.world_size} processes to "
+                f"train on"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""ADE20k in its own layout (ADEChallengeData2016): the pairs of pictures and label maps, and the names of the classes."""
+"""ADE20k in its own layout (ADEChallengeData2016): pairs of picture and label map, and the names of the classes."""
 
 from pathlib import Path
 
@@ -33,6 +33,7 @@ def paired_files(root: Path, split: str) -> tuple[dict[str, Path], dict[str, Pat
     odd = sorted(set(pictures) ^ set(labels))
     if odd or not pictures:
         raise UserError(
-            f"{root}: images/{split} and annotations/{split} must hold the same names; {odd[0] if odd else 'any picture'} is not in both"
+            f"{root}: images/{split} and annotations/{split} must hold the same names; "
+            f"{odd[0] if odd else 'any picture'} is not in both"
         )
     return pictures, labels

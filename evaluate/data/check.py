@@ -79,7 +79,8 @@ def _imagenet(data_root: Path, samples: int) -> str:
         counts = np.bincount(val.labels)
         if counts.min() != VAL_PER_CLASS or counts.max() != VAL_PER_CLASS:
             raise UserError(
-                f"imagenet/val should have {VAL_PER_CLASS} images a class; {val.classes[int(counts.argmin())]} has {counts.min()}"
+                f"imagenet/val should have {VAL_PER_CLASS} images a class; {val.classes[int(counts.argmin())]} has "
+                f"{counts.min()}"
             )
     return (
         f"train {_read_some(train.files, samples)}, val {_read_some(val.files, samples)}, {len(train.classes)} classes"
@@ -114,7 +115,8 @@ def _corrupted(data_root: Path, samples: int) -> str:
             expected = expected or found
             if found != expected:
                 raise UserError(
-                    f"{part} holds other images than {CORRUPTIONS[0]}/1: {len(found)}, {len(found & expected)} of them the same"
+                    f"{part} holds other images than {CORRUPTIONS[0]}/1: {len(found)}, {len(found & expected)} of "
+                    f"them the same"
                 )
             if _is_full(images):
                 _expect(part, len(images), VAL)
@@ -133,7 +135,8 @@ def _instances(name: str) -> Callable[[Path, int], str]:
             absent = [file for file in files if not file.is_file()]
             if absent:
                 raise UserError(
-                    f"{listing} lists {len(absent)} images that are not there, for example {absent[0]}; unpack coco in full"
+                    f"{listing} lists {len(absent)} images that are not there, for example {absent[0]}; unpack coco "
+                    f"in full"
                 )
             if len(content["categories"]) == classes:
                 _expect(str(listing), len(files), count)
@@ -208,6 +211,7 @@ def _read_some(files: list[File] | list[Path] | tuple[File, ...], samples: int, 
         size = read_image(file).size
         if side is not None and size != (side, side):
             raise UserError(
-                f"{file} is {size[0]} x {size[1]} px; ImageNet-C as published is {side} px (a set made at full size is another set)"
+                f"{file} is {size[0]} x {size[1]} px; ImageNet-C as published is {side} px (a set made at full size "
+                f"is another set)"
             )
     return f"{len(files)} images ({len(chosen)} read)"

@@ -44,11 +44,13 @@ def read_annotations(path: Path) -> dict[str, Any]:
                 )
         if annotation["image_id"] not in images:
             raise UserError(
-                f"{path}: annotation {annotation['id']} is of image {annotation['image_id']}, which the file does not list"
+                f"{path}: annotation {annotation['id']} is of image {annotation['image_id']}, which the file does not "
+                f"list"
             )
         if annotation["category_id"] not in categories:
             raise UserError(
-                f"{path}: annotation {annotation['id']} has category {annotation['category_id']}, which the file does not list"
+                f"{path}: annotation {annotation['id']} has category {annotation['category_id']}, which the file does "
+                f"not list"
             )
     return content
 

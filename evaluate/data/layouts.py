@@ -9,9 +9,22 @@ from evaluate.data import coco
 from evaluate.runtime.errors import Skip, UserError
 
 CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-    "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression",
-)  # fmt: skip
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "defocus_blur",
+    "glass_blur",
+    "motion_blur",
+    "zoom_blur",
+    "snow",
+    "frost",
+    "fog",
+    "brightness",
+    "contrast",
+    "elastic_transform",
+    "pixelate",
+    "jpeg_compression",
+)
 SEVERITIES = (1, 2, 3, 4, 5)  # of each corruption
 OWN_GENERATOR = (
     "impulse_noise",
@@ -30,15 +43,24 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "coco": (*coco.ANNOTATIONS["coco"], "coco/train2017", "coco/val2017"),
     "lvis": (*coco.ANNOTATIONS["lvis"], "coco/train2017", "coco/val2017"),
     "voc": tuple(
-        f"VOCdevkit/{part}" for part in (
-            "VOC2007/ImageSets/Main/trainval.txt", "VOC2007/ImageSets/Main/test.txt", "VOC2007/JPEGImages", "VOC2007/Annotations",
-            "VOC2012/ImageSets/Main/trainval.txt", "VOC2012/JPEGImages", "VOC2012/Annotations",
+        f"VOCdevkit/{part}"
+        for part in (
+            "VOC2007/ImageSets/Main/trainval.txt",
+            "VOC2007/ImageSets/Main/test.txt",
+            "VOC2007/JPEGImages",
+            "VOC2007/Annotations",
+            "VOC2012/ImageSets/Main/trainval.txt",
+            "VOC2012/JPEGImages",
+            "VOC2012/Annotations",
         )
     ),
     "ade20k": (
-        "ade20k/images/training", "ade20k/images/validation", "ade20k/annotations/training", "ade20k/annotations/validation",
+        "ade20k/images/training",
+        "ade20k/images/validation",
+        "ade20k/annotations/training",
+        "ade20k/annotations/validation",
     ),
-}  # fmt: skip
+}
 
 # the archives as published, any of which may lie there instead of the unpacked folder
 ARCHIVES: dict[str, tuple[str, ...]] = {
@@ -77,7 +99,8 @@ def require(data_root: Path, name: str) -> None:
     if missing:
         archives = "".join(f" or {archive}" for archive in ARCHIVES.get(missing[0], ()))
         raise Skip(
-            f"{name} is not under {data_root}: {missing[0]}{archives} is missing; expected {', '.join(LAYOUTS[name][:4])}"
+            f"{name} is not under {data_root}: {missing[0]}{archives} is missing; expected "
+            f"{', '.join(LAYOUTS[name][:4])}"
         )
 
 

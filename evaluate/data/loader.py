@@ -97,7 +97,8 @@ def batches(
                 raise
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"a data loading process is stuck or was ended ({reason}); see to memory and /dev/shm, or take fewer --workers"
+                f"a data loading process is stuck or was ended ({reason}); see to memory and /dev/shm, or take fewer "
+                f"--workers"
             ) from error
         if batch is None:
             return

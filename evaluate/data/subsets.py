@@ -35,7 +35,8 @@ def listed_set(name: str, data_root: Path, limit: int | None = None, identities:
     absent = [file for file in names if file not in position]
     if absent:
         raise UserError(
-            f"{listing} names {len(absent)} files that imagenet/train lacks, for example {absent[0]}; unpack train in full"
+            f"{listing} names {len(absent)} files that imagenet/train lacks, for example {absent[0]}; unpack train in "
+            f"full"
         )
     return part(name, train, np.array([position[file] for file in names]), limit)
 
@@ -55,7 +56,8 @@ def check_published(name: str, names: list[str], listing: Path) -> None:
         or ONE_PERCENT_MD5 not in digests
     ):
         raise UserError(
-            f"{listing} has as many names as the published list and not the same ones (md5 of the sorted names); fetch it again"
+            f"{listing} has as many names as the published list and not the same ones (md5 of the sorted names); "
+            f"fetch it again"
         )
 
 

@@ -155,17 +155,24 @@ def _coco(images: list[dict], things: list[list[Thing]]) -> dict:
         if number % 20 == 7:
             region = np.zeros((image["height"], image["width"]), bool)
             region[4:14, 4:24] = True
-            annotations.append({
-                "id": len(annotations) + 1, "image_id": image["id"], "category_id": COCO_CATEGORIES[0][0], "iscrowd": 1,
-                "bbox": [4.0, 4.0, 20.0, 10.0], "area": 200.0,
-                "segmentation": {"size": [image["height"], image["width"]], "counts": run_lengths(region)},
-            })  # fmt: skip
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image["id"],
+                    "category_id": COCO_CATEGORIES[0][0],
+                    "iscrowd": 1,
+                    "bbox": [4.0, 4.0, 20.0, 10.0],
+                    "area": 200.0,
+                    "segmentation": {"size": [image["height"], image["width"]], "counts": run_lengths(region)},
+                }
+            )
     return {
-        "info": {"description": "toy world"}, "licenses": [],
+        "info": {"description": "toy world"},
+        "licenses": [],
         "images": [{**image, "file_name": image["coco_url"].rsplit("/", 1)[1]} for image in images],
         "annotations": annotations,
         "categories": [{"id": i, "name": name, "supercategory": "toy"} for i, name in COCO_CATEGORIES],
-    }  # fmt: skip
+    }
 
 
 def _lvis(images: list[dict], things: list[list[Thing]]) -> dict:
@@ -186,10 +193,18 @@ def _lvis(images: list[dict], things: list[list[Thing]]) -> dict:
     categories = []
     for category, name, frequency in LVIS_CATEGORIES:
         owned = [a for a in annotations if a["category_id"] == category]
-        categories.append({
-            "id": category, "name": name, "synset": f"{name}.n.01", "def": name, "synonyms": [name], "frequency": frequency,
-            "image_count": len({a["image_id"] for a in owned}), "instance_count": len(owned),
-        })  # fmt: skip
+        categories.append(
+            {
+                "id": category,
+                "name": name,
+                "synset": f"{name}.n.01",
+                "def": name,
+                "synonyms": [name],
+                "frequency": frequency,
+                "image_count": len({a["image_id"] for a in owned}),
+                "instance_count": len(owned),
+            }
+        )
     return {
         "info": {"description": "toy world"},
         "licenses": [],
@@ -202,10 +217,13 @@ def _lvis(images: list[dict], things: list[list[Thing]]) -> dict:
 def _annotation(number: int, image_id: int, category: int, thing: Thing) -> dict:
     low, high = thing.polygon.min(0), thing.polygon.max(0)
     return {
-        "id": number, "image_id": image_id, "category_id": category, "area": float(thing.mask.sum()),
+        "id": number,
+        "image_id": image_id,
+        "category_id": category,
+        "area": float(thing.mask.sum()),
         "bbox": [round(float(v), 2) for v in (*low, *(high - low))],
         "segmentation": [thing.polygon.ravel().tolist()],
-    }  # fmt: skip
+    }
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:

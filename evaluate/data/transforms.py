@@ -40,7 +40,8 @@ class CenterCrop:
     def __post_init__(self) -> None:
         if self.resize is not None and self.resize < self.crop:
             raise UserError(
-                f"a crop of {self.crop} px does not fit images resized to {self.resize} px; choose img_size and resize that do"
+                f"a crop of {self.crop} px does not fit images resized to {self.resize} px; choose img_size and "
+                f"resize that do"
             )
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> Image.Image:

@@ -11,9 +11,27 @@ from typing import Any
 from evaluate.runtime.errors import UserError
 
 CLASSES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
 
 
 def read_voc(root: Path, parts: Sequence[str]) -> dict[str, Any]:
@@ -61,10 +79,14 @@ def _read(path: Path) -> tuple[int, int, list[dict[str, Any]]]:
         for entry in tree.findall("object"):
             x1, y1, x2, y2 = (float(entry.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax"))
             x1, y1 = x1 - 1, y1 - 1
-            objects.append({
-                "category_id": CLASSES.index(entry.findtext("name", "")), "difficult": entry.findtext("difficult", "0").strip() == "1",
-                "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
-            })  # fmt: skip
+            objects.append(
+                {
+                    "category_id": CLASSES.index(entry.findtext("name", "")),
+                    "difficult": entry.findtext("difficult", "0").strip() == "1",
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]],
+                }
+            )
     except (OSError, ElementTree.ParseError, ValueError) as error:
         raise UserError(
             f"{path} is not an annotation of VOC ({type(error).__name__}: {error}); unpack it again"

@@ -33,7 +33,8 @@ def main(out: Path, remove: bool) -> int:
         for path in paths if remove else []:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     print(
-        f"{total / 1e6:10.1f} MB  {'removed' if remove else 'in all; --yes removes it'}. Records, tables, encoders and classifiers stay."
+        f"{total / 1e6:10.1f} MB  {'removed' if remove else 'in all; --yes removes it'}. Records, tables, encoders "
+        f"and classifiers stay."
     )
     return 0
 

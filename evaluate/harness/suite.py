@@ -59,7 +59,7 @@ class Suite:
         return self.folders[row] / rows.ENCODER
 
     def encoder_fingerprint(self, row: str) -> str | None:
-        """None where there is no whole and certified encoder, or where the checkpoint given now could not be converted."""
+        """None without a whole and certified encoder, or where the checkpoint given now could not be converted."""
         if row in self.refused or row not in self.folders:
             return None
         return rows.fingerprint_of(self.folders[row])
@@ -106,7 +106,7 @@ class Suite:
         return path
 
     def find(self, row: str, node: Node) -> dict[str, Any] | None:
-        """The ``ok`` record of a node that could only be repeated, or None; says once why an older number is not taken."""
+        """The ``ok`` record that a run could only repeat, or None; says once why an older number is not taken."""
         identity = self.identity(row, node)
         if identity is None:
             return None

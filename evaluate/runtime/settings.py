@@ -70,7 +70,8 @@ def read_config(path: Path, kind: type[Config]) -> tuple[str, Config]:
         preset, values = content["preset"], content["config"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"--config {path} holds no settings ({type(error).__name__}: {error}); give a record, or a file that has preset and config"
+            f"--config {path} holds no settings ({type(error).__name__}: {error}); give a record, or a file that has "
+            f"preset and config"
         ) from error
     if not isinstance(values, dict) or not isinstance(preset, str):
         raise UserError(f"--config {path} holds no settings: config must be an object and preset a name; give a record")
@@ -107,7 +108,7 @@ def field_docs(kind: type) -> dict[str, str]:
     for cls in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(cls):
             continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]  # it is a class
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]  # a class
         for field, below in zip(body, body[1:], strict=False):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
                 found[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())

@@ -1,7 +1,7 @@
 """MAE: reconstruct the pixels of masked patches from the visible ones (He et al., arXiv 2111.06377, Section 3).
 
     visible patches ─ encoder ─ norm ─ linear ─┐
-                    mask tokens elsewhere ─────┴─ decoder ─ norm ─ linear ─▶ pixels ─ squared error on masked patches
+                    mask tokens elsewhere ─────┴─ decoder ─ norm ─ linear ─▶ pixels ─ squared error, masked only
 
 The module carries the official names, so its state dict is the official one. Axes: B batch, N patches, V visible
 patches, D width, P = 3 * patch_size ** 2 pixel values of a patch.

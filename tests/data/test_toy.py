@@ -12,7 +12,10 @@ import pytest
 from evaluate.data import layouts, toy
 
 TINY = toy.World(train_per_class=3, val_per_class=2, list_per_class=2, shifted_per_class=1, corrupted_per_class=1)
-MAKE = "import sys; from pathlib import Path; from evaluate.data import toy; print(toy.make(Path(sys.argv[1]), toy.World(*map(int, sys.argv[2:]))))"
+MAKE = (
+    "import sys; from pathlib import Path; from evaluate.data import toy; print(toy.make(Path(sys.argv[1]), "
+    "toy.World(*map(int, sys.argv[2:]))))"
+)
 
 
 def made(folder, world):

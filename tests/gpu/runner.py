@@ -60,8 +60,12 @@ class Run:
         with log.open("w") as file:
             process = subprocess.Popen(
                 [sys.executable, *map(str, command)],
-                stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, start_new_session=True,
-            )  # fmt: skip
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=environment,
+                start_new_session=True,
+            )
             try:
                 status: int | str = process.wait(limit)
             except subprocess.TimeoutExpired:

@@ -97,6 +97,7 @@ def test_every_cell_is_that_of_an_invocation_alone(count: int, seed: int, materi
     wrong = [(one, text, alone[one][1]) for one, (status, text, _) in found if not status and text != alone[one][1]]
     numbers = {text for _, text, _ in alone.values()}
     print(
-        f"{len(found)} cells compared, {len(wrong)} wrong, {len(refused)} refused, {len(numbers)} different numbers among them"
+        f"{len(found)} cells compared, {len(wrong)} wrong, {len(refused)} refused, {len(numbers)} different numbers "
+        f"among them"
     )
     assert not wrong and len(refused) <= count // 10 and len(numbers) > 2, (wrong, refused, numbers)

@@ -1,4 +1,4 @@
-"""What records say beside their numbers, from whole runs of tasks, so that tables mark the right cells and no others."""
+"""What records say beside their numbers, from whole runs of tasks, so that tables mark the right cells only."""
 
 import json
 from dataclasses import replace
@@ -130,9 +130,14 @@ def completed(module: Any, node: str, told: list[str], resolved: str = "fp32", *
     """The marks of a full measurement with these settings."""
     paper = plan.paper_config(next(known for known in plan.NODES if known.name == node))
     entry = {
-        "task": node, "config": as_json(replace(paper, **settings)), "paper_config": as_json(paper), "limit": None, "sizes": {},
-        "protocol": {"precision": resolved}, "immaterial": {"": told},
-    }  # fmt: skip
+        "task": node,
+        "config": as_json(replace(paper, **settings)),
+        "paper_config": as_json(paper),
+        "limit": None,
+        "sizes": {},
+        "protocol": {"precision": resolved},
+        "immaterial": {"": told},
+    }
     protocol.complete(entry)
     return marks.differences(entry, "top1")
 

@@ -187,10 +187,15 @@ def test_odd_objects_are_scored_as_cocos_own_tools_do(world: Path) -> None:
         for number, annotation in enumerate(truth["annotations"]):
             mask = theirs.annToMask(annotation)
             box = np.array(annotation["bbox"]) + (number % 3, 0, 0, 0)
-            found.append({
-                "image_id": annotation["image_id"], "category_id": annotation["category_id"], "score": 1 - number / 100,
-                "bbox": box.tolist(), "segmentation": rle.encode(np.asfortranarray(np.roll(mask, number % 3, 1))),
-            })  # fmt: skip
+            found.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": annotation["category_id"],
+                    "score": 1 - number / 100,
+                    "bbox": box.tolist(),
+                    "segmentation": rle.encode(np.asfortranarray(np.roll(mask, number % 3, 1))),
+                }
+            )
         images = [image["id"] for image in truth["images"]]
         ours = average_precision(truth, found, images, lvis=False, max_detections=100)
         for kind, name, field in (("bbox", "box_ap", "bbox"), ("segm", "mask_ap", "segmentation")):

@@ -29,10 +29,17 @@ def random_world(seed: int, lvis: bool = False) -> tuple[dict, list[dict]]:
         for _ in range(generator.integers(0, 6)):
             category = int(generator.choice([c["id"] for c in categories]))
             box = [float(v) for v in (*generator.uniform(0, 40, 2), *generator.uniform(4, 38, 2))]
-            truth.append({
-                "id": len(truth) + 1, "image_id": image["id"], "category_id": category, "bbox": box, "area": box[2] * box[3],
-                "iscrowd": int(not lvis and generator.random() < 0.1), "segmentation": encoded(box),
-            })  # fmt: skip
+            truth.append(
+                {
+                    "id": len(truth) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(not lvis and generator.random() < 0.1),
+                    "segmentation": encoded(box),
+                }
+            )
             for _ in range(generator.integers(0, 3)):
                 moved = [max(v + generator.normal(0, 2.0), 1.0) for v in box]
                 found.append(

@@ -233,9 +233,17 @@ def roi_align_by_loops(
     return torch.stack(output).reshape(len(regions), *size, -1).permute(0, 3, 1, 2)
 
 
-REGIONS = torch.tensor([  # index of the image, corners; maps are 9 by 7 at half of the pixels
-    [0, 1.0, 2.0, 11.3, 9.7], [1, 0.2, 0.4, 2.9, 17.1], [1, -6.0, -7.5, 5.0, 4.0], [0, 8.0, 9.0, 30.0, 41.0], [1, 6.0, 6.0, 6.0, 6.0], [0, 3, 3, 3.4, 3.2],
-], dtype=torch.float64)  # fmt: skip
+REGIONS = torch.tensor(
+    [  # index of the image, corners; maps are 9 by 7 at half of the pixels
+        [0, 1.0, 2.0, 11.3, 9.7],
+        [1, 0.2, 0.4, 2.9, 17.1],
+        [1, -6.0, -7.5, 5.0, 4.0],
+        [0, 8.0, 9.0, 30.0, 41.0],
+        [1, 6.0, 6.0, 6.0, 6.0],
+        [0, 3, 3, 3.4, 3.2],
+    ],
+    dtype=torch.float64,
+)
 
 
 @pytest.mark.parametrize("ratio", [0, 2])

@@ -20,9 +20,18 @@ RECIPES = recipes.names()
 SOURCES = {path.stem: path.read_text() for path in sorted(recipes.RECIPES.glob("*.py"))}
 # what evaluate/ and mmengine's Runner read; all else at top level must be a number that the file itself uses
 READ = {
-    "default_scope", "model", "optim_wrapper", "param_scheduler", "train_dataloader", "test_dataloader", "test_evaluator", "train_cfg",
-    "test_cfg", "batch_size", "precise_bn",
-}  # fmt: skip
+    "default_scope",
+    "model",
+    "optim_wrapper",
+    "param_scheduler",
+    "train_dataloader",
+    "test_dataloader",
+    "test_evaluator",
+    "train_cfg",
+    "test_cfg",
+    "batch_size",
+    "precise_bn",
+}
 
 
 def inherited(name: str) -> set[str]:
@@ -115,9 +124,10 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
 
 # the numbers of mmdet's free-form settings that mmdet reads
 TRAIN_KEYS = {
-    "rpn": {"assigner", "sampler", "allowed_border", "pos_weight"}, "rpn_proposal": {"nms_pre", "max_per_img", "nms", "min_bbox_size"},
+    "rpn": {"assigner", "sampler", "allowed_border", "pos_weight"},
+    "rpn_proposal": {"nms_pre", "max_per_img", "nms", "min_bbox_size"},
     "rcnn": {"assigner", "sampler", "mask_size", "pos_weight"},
-}  # fmt: skip
+}
 TEST_KEYS = {"rpn": TRAIN_KEYS["rpn_proposal"], "rcnn": {"score_thr", "nms", "max_per_img", "mask_thr_binary"}}
 
 

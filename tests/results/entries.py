@@ -20,8 +20,16 @@ def entry(task: str = "finetune", **changes: Any) -> dict[str, Any]:
     )
     metrics = {metric: 50.0 for _, node, metric in COLUMNS if node == task}
     base = {
-        "encoder": encoder, "paper_config": PAPER, "preset": "paper", "status": "ok", "reason": "", "metrics": metrics,
-        "protocol": {}, "toy_data": False, "started_utc": f"2026-01-01T00:00:00.{next(NUMBERS):06}", "work": f"{encoder}/{task}-0",
+        "encoder": encoder,
+        "paper_config": PAPER,
+        "preset": "paper",
+        "status": "ok",
+        "reason": "",
+        "metrics": metrics,
+        "protocol": {},
+        "toy_data": False,
+        "started_utc": f"2026-01-01T00:00:00.{next(NUMBERS):06}",
+        "work": f"{encoder}/{task}-0",
         "immaterial": {"": ["max_unreadable_images"]},
-    }  # fmt: skip
+    }
     return {**known, **base, **changes}

@@ -14,9 +14,19 @@ import pytest
 from results import record, tables
 
 GOOD = {
-    "preset": "paper", "config": {"epochs": 100}, "paper_config": {"epochs": 100}, "status": "ok", "reason": "", "metrics": {"top1": 71.26},
-    "protocol": {}, "toy_data": False, "encoder_source": {"branch": "online"}, "work": "mine/knn-0", "versions": {"torch": "2"}, "git": {},
-}  # fmt: skip
+    "preset": "paper",
+    "config": {"epochs": 100},
+    "paper_config": {"epochs": 100},
+    "status": "ok",
+    "reason": "",
+    "metrics": {"top1": 71.26},
+    "protocol": {},
+    "toy_data": False,
+    "encoder_source": {"branch": "online"},
+    "work": "mine/knn-0",
+    "versions": {"torch": "2"},
+    "git": {},
+}
 
 
 def good(task: str = "knn", **changes: Any) -> dict[str, Any]:
@@ -59,7 +69,10 @@ ODD: dict[str, Callable[[Path], object]] = {
     "device.json": lambda path: path.symlink_to("/dev/zero"),
     "terminal.json": lambda path: path.symlink_to("/dev/tty"),
     "pipe.json": lambda path: os.mkfifo(path),
-    "link to a pipe.json": lambda path: (os.mkfifo(path.with_suffix(".pipe")), path.symlink_to(path.with_suffix(".pipe"))),
+    "link to a pipe.json": lambda path: (
+        os.mkfifo(path.with_suffix(".pipe")),
+        path.symlink_to(path.with_suffix(".pipe")),
+    ),
     "socket.json": bind,
     "empty.json": text(""),
     "blank.json": text(" \n\t"),
@@ -94,10 +107,22 @@ ODD: dict[str, Callable[[Path], object]] = {
     "schema as a list.json": changed(schema=[record.SCHEMA]),
     "schema of before.json": changed(schema=record.SCHEMA - 1),
     "schema to come.json": changed(schema=99, metrics=None),
-    **{f"no {name}.json": without(name) for name in ("schema", "task", "encoder", "status", "metrics", "config", "limit", "started_utc")},
-    **{f"{name} is none.json": changed(**{name: None}) for name in ("task", "encoder", "status", "metrics", "protocol", "started_utc")},
-    **{f"{name} is a list.json": changed(**{name: []}) for name in ("task", "encoder", "status", "metrics", "config", "versions")},
-    **{f"{name} is a number.json": changed(**{name: 7}) for name in ("task", "reason", "protocol", "git", "work", "skipped", "encoder_source")},
+    **{
+        f"no {name}.json": without(name)
+        for name in ("schema", "task", "encoder", "status", "metrics", "config", "limit", "started_utc")
+    },
+    **{
+        f"{name} is none.json": changed(**{name: None})
+        for name in ("task", "encoder", "status", "metrics", "protocol", "started_utc")
+    },
+    **{
+        f"{name} is a list.json": changed(**{name: []})
+        for name in ("task", "encoder", "status", "metrics", "config", "versions")
+    },
+    **{
+        f"{name} is a number.json": changed(**{name: 7})
+        for name in ("task", "reason", "protocol", "git", "work", "skipped", "encoder_source")
+    },
     "another status.json": changed(status="great"),
     "metric is text.json": changed(metrics={"top1": "71"}),
     "metric is none.json": changed(metrics={"top1": None}),
@@ -120,7 +145,7 @@ ODD: dict[str, Callable[[Path], object]] = {
     "\x1b[31mred.json": text("{"),
     "<img src=x onerror=alert(1)>.json": text("{"),
     os.fsdecode(b"\xff\xfe bytes.json"): text("{"),
-}  # fmt: skip
+}
 
 
 def fill(out: Path) -> None:
