@@ -1,7 +1,8 @@
 """Converts a checkpoint of any known format into the canonical encoder file, and certifies it by numbers.
 
     python -m evaluate.convert FILE [--out encoder.safetensors] [--branch target] [--format mae] [--inspect] [--json]
-    python -m evaluate.convert ENCODER_OR_CKPT --to mae|timm|hf|torchvision [--out FILE]     writes it back out (evaluate/checkpoints/export.py)
+    python -m evaluate.convert ENCODER_OR_CKPT --to mae|timm|hf|torchvision [--out FILE]     writes it back out
+    (evaluate/checkpoints/export.py)
 
 Exit status 0: written and certified; 2: one sentence says what is wrong, and nothing was written.
 """
@@ -23,12 +24,25 @@ __all__ = ["convert", "ensure", "inspect"]
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluate.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path, help="a checkpoint file, or a Hugging Face folder")
-    parser.add_argument("--out", type=Path, help="the encoder file to write (default: NAME.encoder.safetensors beside the checkpoint)")
-    parser.add_argument("--branch", help="which encoder of the file (default: the one that the method's own evaluation takes)")
-    parser.add_argument("--format", help=f"one of {', '.join(known.name for known in formats.FORMATS)} (default: recognised by its keys)")
-    parser.add_argument("--to", choices=("mae", "timm", "hf", "torchvision"), help="write the encoder in this format instead of the canonical one")
+    parser.add_argument(
+        "--out", type=Path, help="the encoder file to write (default: NAME.encoder.safetensors beside the checkpoint)"
+    )
+    parser.add_argument(
+        "--branch", help="which encoder of the file (default: the one that the method's own evaluation takes)"
+    )
+    parser.add_argument(
+        "--format",
+        help=f"one of {', '.join(known.name for known in formats.FORMATS)} (default: recognized by its keys)",
+    )
+    parser.add_argument(
+        "--to",
+        choices=("mae", "timm", "hf", "torchvision"),
+        help="write the encoder in this format instead of the canonical one",
+    )
     parser.add_argument("--inspect", action="store_true", help="say what the file holds and write nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
@@ -45,14 +59,25 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if arguments.json:
         spec = json.loads(encoder.read_spec(out).to_json())
-        print(json.dumps({"encoder": str(out), "certificate_file": str(encoder.certificate_path(out)), "spec": spec, "certificate": made.to_dict()}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "encoder": str(out),
+                    "certificate_file": str(encoder.certificate_path(out)),
+                    "spec": spec,
+                    "certificate": made.to_dict(),
+                },
+                indent=1,
+            )
+        )
     else:
         print(f"{made}\nencoder: {out}")
     return 0
 
 
 def _write_out(arguments: argparse.Namespace) -> int:
-    """``--to``: an encoder file is taken with its certificate, any other checkpoint is converted and certified on the way."""
+    """``--to``: an encoder file is taken with its certificate, any other checkpoint is converted and certified on the
+    way."""
     with TemporaryDirectory() as folder:
         path = weights_file(arguments.file)
         if encoder.read_spec(path) is None:
@@ -62,9 +87,21 @@ def _write_out(arguments: argparse.Namespace) -> int:
     out = arguments.out or export.default_out(arguments.file, arguments.to)
     notes = export.export(loaded, arguments.to, out)
     if arguments.json:
-        print(json.dumps({"file": str(out), "format": arguments.to, "fingerprint": loaded.fingerprint, "notes": notes}, indent=1))
+        print(
+            json.dumps(
+                {"file": str(out), "format": arguments.to, "fingerprint": loaded.fingerprint, "notes": notes}, indent=1
+            )
+        )
     else:
-        print("\n".join([f"written as {arguments.to}: {out}", "read back: every tensor and setting equal", *(f"note: {note}" for note in notes)]))
+        print(
+            "\n".join(
+                [
+                    f"written as {arguments.to}: {out}",
+                    "read back: every tensor and setting equal",
+                    *(f"note: {note}" for note in notes),
+                ]
+            )
+        )
     return 0
 
 

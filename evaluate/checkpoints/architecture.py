@@ -1,7 +1,8 @@
 """The spec of an encoder, from its tensors, its format and what the file says of itself.
 
-A file written by ``evaluate.checkpoints.export`` carries ``encoder_spec``: an entry of the checkpoint, of the state dict's ``_metadata``, of
-the safetensors metadata or of ``config.json``. Reading it back, these values win over what the format implies.
+A file written by ``evaluate.checkpoints.export`` carries ``encoder_spec``: an entry of the checkpoint, of the state
+dict's ``_metadata``, of the safetensors metadata or of ``config.json``. Reading it back, these values win over what the
+format implies.
 """
 
 import math
@@ -33,14 +34,21 @@ def check_values(state: dict[str, Tensor], what: str) -> None:
                 raise UserError(f"{what}: {name} is no count of batches ({tensor.dtype}); the file is damaged")
             continue
         if tensor.dtype not in FLOATS:
-            raise UserError(f"{what}: {name} is of type {tensor.dtype}, weights are floating point; the file is damaged or of another format")
+            raise UserError(
+                f"{what}: {name} is of type {tensor.dtype}, weights are floating point; the file is damaged or of "
+                f"another format"
+            )
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{what}: {name} holds NaN or infinite values; take a checkpoint from before the run diverged")
+            raise UserError(
+                f"{what}: {name} holds NaN or infinite values; take a checkpoint from before the run diverged"
+            )
 
 
-def vit(state: dict[str, Tensor], given: dict[str, Any], heads: Any, bare_positions: bool, what: str) -> EncoderSpec:
-    """The spec of a ViT. ``given``: fields known otherwise (semantics, provenance, perhaps ``num_heads``); ``heads``: from the width;
-    ``bare_positions``: the position embedding may lack rows for class token and registers.
+def vit(
+    state: dict[str, Tensor], given: dict[str, Any], heads: Any, pos_embed_may_lack_prefix: bool, what: str
+) -> EncoderSpec:
+    """The spec of a ViT. ``given``: fields known otherwise (semantics, provenance, perhaps ``num_heads``); ``heads``:
+    from the width; ``pos_embed_may_lack_prefix``: the position embedding may lack rows for class token and registers.
 
     Raises:
         UserError: a tensor is absent whose shape is needed, or sizes that contradict each other.
@@ -48,29 +56,42 @@ def vit(state: dict[str, Tensor], given: dict[str, Any], heads: Any, bare_positi
     weight = _needed(state, "patch_embed.proj.weight", 4, what)
     width, channels, rows, columns = weight.shape
     if channels != 3 or rows != columns:
-        raise UserError(f"{what}: patch_embed.proj.weight has shape {tuple(weight.shape)}; square patches of 3 channels are supported")
+        raise UserError(
+            f"{what}: patch_embed.proj.weight has shape {tuple(weight.shape)}; square patches of 3 channels are "
+            f"supported"
+        )
     depth = _count(state, r"blocks\.(\d+)\.", "block", what)
     hidden = _needed(state, "blocks.0.mlp.fc1.weight", 2, what).shape[0]
     ratio = hidden / width
     relative = any("relative_position_bias_table" in name for name in state)
     class_token, registers = "cls_token" in state, state["reg_token"].shape[1] if "reg_token" in state else 0
-    side, with_prefix = _grid(state, int(class_token) + registers, relative, bare_positions, what)
+    side, with_prefix = _grid(state, int(class_token) + registers, relative, pos_embed_may_lack_prefix, what)
     spec = EncoderSpec(
         **{
-            "family": "vit", "embed_dim": width, "depth": depth, "img_size": side * rows, "patch_size": rows,
+            "family": "vit",
+            "embed_dim": width,
+            "depth": depth,
+            "img_size": side * rows,
+            "patch_size": rows,
             "num_heads": _heads(width, heads, what) if given.get("num_heads") is None else given["num_heads"],
             "mlp_ratio": ratio if int(width * ratio) == hidden else (hidden + 0.5) / width,
             "pre_norm": any(name.startswith("norm_pre.") for name in state),
             "final_norm": any(name.startswith("norm.") for name in state),
             "fc_norm": any(name.startswith("fc_norm.") for name in state),
-            "class_token": class_token, "registers": registers, "pos_embed": "pos_embed" in state, "pos_embed_prefix": with_prefix,
+            "class_token": class_token,
+            "registers": registers,
+            "pos_embed": "pos_embed" in state,
+            "pos_embed_prefix": with_prefix,
             "qkv_bias": any(name.endswith((".attn.qkv.bias", ".attn.q_bias")) for name in state),
-            "layer_scale": any(name.endswith((".ls1.gamma", ".gamma_1")) for name in state), "rel_pos_bias": relative,
+            "layer_scale": any(name.endswith((".ls1.gamma", ".gamma_1")) for name in state),
+            "rel_pos_bias": relative,
             **{name: value for name, value in given.items() if name != "num_heads"},
         }
-    )  # fmt: skip
+    )
     if width % spec.num_heads:
-        raise UserError(f"{what}: {spec.num_heads} heads do not divide the width {width}; correct the checkpoint's config")
+        raise UserError(
+            f"{what}: {spec.num_heads} heads do not divide the width {width}; correct the checkpoint's config"
+        )
     if spec.final_norm and spec.fc_norm:
         raise UserError(f"{what}: both norm and fc_norm are there; which one ends the encoder cannot be told")
     return spec
@@ -80,7 +101,10 @@ def resnet(state: dict[str, Tensor], given: dict[str, Any], what: str) -> Encode
     """The spec of a ResNet with torchvision names. Raises UserError as ``vit`` does."""
     stem = _needed(state, "conv1.weight", 4, what)
     if tuple(stem.shape[1:]) != (3, 7, 7):
-        raise UserError(f"{what}: conv1.weight has shape {tuple(stem.shape)}, a 7x7 convolution of 3 channels is expected (CIFAR stems are not supported)")
+        raise UserError(
+            f"{what}: conv1.weight has shape {tuple(stem.shape)}, a 7x7 convolution of 3 channels is expected (CIFAR "
+            f"stems are not supported)"
+        )
     layers = tuple(_count(state, rf"layer{stage}\.(\d+)\.", f"block of layer{stage}", what) for stage in range(1, 5))
     bottleneck = any(name.endswith("conv3.weight") for name in state)
     second = _needed(state, "layer1.0.conv2.weight", 4, what)
@@ -88,12 +112,22 @@ def resnet(state: dict[str, Tensor], given: dict[str, Any], what: str) -> Encode
     last = _needed(state, f"layer4.0.conv{3 if bottleneck else 2}.weight", 4, what)
     return EncoderSpec(
         **{
-            "family": "resnet", "embed_dim": last.shape[0], "depth": sum(layers), "patch_size": 32, "layers": layers,
-            "block": "bottleneck" if bottleneck else "basic", "cardinality": cardinality,
-            "base_width": second.shape[0] // cardinality if bottleneck else 64, "pos_embed": False,
-            **{name: value for name, value in given.items() if name not in ("num_heads", "layer_norm_eps", "activation")},
+            "family": "resnet",
+            "embed_dim": last.shape[0],
+            "depth": sum(layers),
+            "patch_size": 32,
+            "layers": layers,
+            "block": "bottleneck" if bottleneck else "basic",
+            "cardinality": cardinality,
+            "base_width": second.shape[0] // cardinality if bottleneck else 64,
+            "pos_embed": False,
+            **{
+                name: value
+                for name, value in given.items()
+                if name not in ("num_heads", "layer_norm_eps", "activation")
+            },
         }
-    )  # fmt: skip
+    )
 
 
 def complete(state: dict[str, Tensor], spec: EncoderSpec, what: str) -> dict[str, Tensor]:
@@ -112,10 +146,17 @@ def complete(state: dict[str, Tensor], spec: EncoderSpec, what: str) -> dict[str
     left_over = [name for name in state if name not in expected]
     if left_over:
         raise UserError(f"{what}: {_listed(left_over)} has no place in the model that the other tensors describe")
-    wrong = [f"{name} has shape {tuple(state[name].shape)}, expected {shape}" for name, shape in expected.items() if tuple(state[name].shape) != shape]
+    wrong = [
+        f"{name} has shape {tuple(state[name].shape)}, expected {shape}"
+        for name, shape in expected.items()
+        if tuple(state[name].shape) != shape
+    ]
     if wrong:
         raise UserError(f"{what}: {'; '.join(wrong[:8])}" + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""))
-    return {name: _own(state[name].long() if name.endswith("num_batches_tracked") else state[name].float()) for name in expected}
+    return {
+        name: _own(state[name].long() if name.endswith("num_batches_tracked") else state[name].float())
+        for name in expected
+    }
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -139,7 +180,10 @@ def _count(state: dict[str, Tensor], pattern: str, what_is_counted: str, what: s
         raise UserError(f"{what}: there is no {what_is_counted} 0; the file is incomplete")
     gaps = [index for index in range(min(max(there), MAX_BLOCKS)) if index not in there]
     if gaps:
-        raise UserError(f"{what}: {what_is_counted} {gaps[0]} is missing while {what_is_counted} {max(there)} is there; the file is incomplete")
+        raise UserError(
+            f"{what}: {what_is_counted} {gaps[0]} is missing while {what_is_counted} {max(there)} is there; the file "
+            f"is incomplete"
+        )
     if len(there) > MAX_BLOCKS:
         raise UserError(f"{what}: {len(there)} blocks; at most {MAX_BLOCKS} are supported")
     return len(there)
@@ -150,11 +194,16 @@ def _heads(width: int, heads: Any, what: str) -> int:
         return heads(width)
     channels = HEAD_WIDTHS.get(width, 64)
     if width % channels:
-        raise UserError(f"{what}: a head count for width {width} cannot be read from the tensors; the checkpoint must say num_heads in its config")
+        raise UserError(
+            f"{what}: a head count for width {width} cannot be read from the tensors; the checkpoint must say "
+            f"num_heads in its config"
+        )
     return width // channels
 
 
-def _grid(state: dict[str, Tensor], prefix: int, relative: bool, bare_positions: bool, what: str) -> tuple[int, bool]:
+def _grid(
+    state: dict[str, Tensor], prefix: int, relative: bool, pos_embed_may_lack_prefix: bool, what: str
+) -> tuple[int, bool]:
     """Patches a side, and whether class token and registers have position rows of their own."""
     if "pos_embed" not in state:
         if not relative:
@@ -162,16 +211,21 @@ def _grid(state: dict[str, Tensor], prefix: int, relative: bool, bare_positions:
         table = next(tensor for name, tensor in state.items() if name.endswith("relative_position_bias_table"))
         span = math.isqrt(max(0, table.shape[0] - 3))
         if span * span + 3 != table.shape[0] or span % 2 == 0:
-            raise UserError(f"{what}: relative_position_bias_table has {table.shape[0]} rows, which is no square window")
+            raise UserError(
+                f"{what}: relative_position_bias_table has {table.shape[0]} rows, which is no square window"
+            )
         return (span + 1) // 2, True
     rows = state["pos_embed"].shape[1] if state["pos_embed"].dim() == 3 else 0
-    for leading, with_prefix in ((prefix, True), (0, False)) if bare_positions else ((prefix, True),):
+    for leading, with_prefix in ((prefix, True), (0, False)) if pos_embed_may_lack_prefix else ((prefix, True),):
         side = math.isqrt(max(0, rows - leading))
         if side > 0 and side * side == rows - leading:
             return side, with_prefix or prefix == 0
     if prefix == 0 and math.isqrt(max(0, rows - 1)) ** 2 == rows - 1 > 0:
         raise UserError(f"{what}: cls_token is missing, pos_embed has a row for it; the file is incomplete")
-    raise UserError(f"{what}: pos_embed has shape {tuple(state['pos_embed'].shape)}, which is no square grid after {prefix} leading rows")
+    raise UserError(
+        f"{what}: pos_embed has shape {tuple(state['pos_embed'].shape)}, which is no square grid after {prefix} "
+        f"leading rows"
+    )
 
 
 def _listed(names: list[str], most: int = 5) -> str:
@@ -185,18 +239,18 @@ CHOICES = {"activation": tuple(ACTIVATIONS), "pooling": ("cls", "mean"), "interp
 MAX_HEADS = 1024
 
 
-def carried(spec: EncoderSpec) -> dict[str, Any]:
+def to_metadata(spec: EncoderSpec) -> dict[str, Any]:
     """What the tensors of an encoder do not say, as plain values."""
     values = {name: getattr(spec, name) for name in (VIT if spec.family == "vit" else RESNET)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-def obeyed(said: Mapping[str, Any], family: str) -> dict[str, Any]:
+def from_metadata(said: Mapping[str, Any], family: str) -> dict[str, Any]:
     """The fields of ``EncoderSpec`` that an exported file's own words decide; others of its words are ignored."""
     return {name: said[name] for name in (VIT if family == "vit" else RESNET) if name in said}
 
 
-def checked(given: Mapping[str, Any], what: str) -> dict[str, Any]:
+def validated(given: Mapping[str, Any], what: str) -> dict[str, Any]:
     """The same fields with numbers as float and triples as tuples.
 
     Raises:
@@ -230,8 +284,8 @@ def _number(value: Any) -> bool:
 
 def spec_of(state: dict[str, Any], known: Format, checkpoint: Checkpoint, branch: str, what: str) -> EncoderSpec:
     """The spec from the tensors, the format, and what the file says of itself (which wins)."""
-    settings = checkpoint.entries.get("config") if isinstance(checkpoint.entries.get("config"), dict) else {}
-    epoch = checkpoint.entries.get("epoch")
+    settings = checkpoint.top_level.get("config") if isinstance(checkpoint.top_level.get("config"), dict) else {}
+    epoch = checkpoint.top_level.get("epoch")
     given: dict[str, Any] = {
         "mean": known.normalization[0],
         "std": known.normalization[1],
@@ -244,17 +298,22 @@ def spec_of(state: dict[str, Any], known: Format, checkpoint: Checkpoint, branch
         "epoch": epoch if isinstance(epoch, int) and not isinstance(epoch, bool) else None,
         "source_sha256": checkpoint.sha256,
         "source_json_sha256": checkpoint.json_sha256,
-        **(known.adjust(checkpoint) if known.adjust else {}),
+        **(known.read_semantics(checkpoint) if known.read_semantics else {}),
     }
     heads = settings.get("num_heads", checkpoint.settings.get("num_heads"))
-    if known.family == "vit" and ("num_heads" in settings or isinstance(heads, int)):  # args may mean another model's by it
+    if known.family == "vit" and (
+        "num_heads" in settings or isinstance(heads, int)
+    ):  # args may mean another model's by it
         given["num_heads"] = heads
     given.update({name: settings[name] for name in ("mean", "std") if isinstance(settings.get(name), list)})
-    given = checked({**given, **obeyed(checkpoint.said, known.family)}, f"{what}: the file")
+    given = validated({**given, **from_metadata(checkpoint.encoder_spec, known.family)}, f"{what}: the file")
     if known.family == "resnet":
         return resnet(state, given, what)
-    spec = vit(state, given, known.num_heads, known.bare_positions, what)
+    spec = vit(state, given, known.num_heads, known.pos_embed_may_lack_prefix, what)
     for name in ("img_size", "patch_size", "embed_dim", "depth"):
         if isinstance(settings.get(name), int) and settings[name] != getattr(spec, name):
-            raise UserError(f"{what}: its config says {name} {settings[name]}, its tensors {getattr(spec, name)}; the file is inconsistent")
+            raise UserError(
+                f"{what}: its config says {name} {settings[name]}, its tensors {getattr(spec, name)}; the file is "
+                f"inconsistent"
+            )
     return spec

@@ -22,38 +22,40 @@ def convert(path: Path | str, out: Path | str, branch: str | None = None, format
     Args:
         path: a checkpoint file, or a Hugging Face folder.
         branch: for example "target"; None: the one that the method's own evaluation takes.
-        format: a name of ``evaluate.checkpoints.formats.FORMATS``; None: recognised by its keys.
+        format: a name of ``evaluate.checkpoints.formats.FORMATS``; None: recognized by its keys.
 
     Raises:
         UserError: one sentence on what is wrong with the file.
     """
     path, out = Path(path), Path(out)
     checkpoint = read(path)
-    known, group = formats.recognise(checkpoint, format)
+    known, group = formats.recognize(checkpoint, format)
     name, chosen = formats.choose_branch(known, checkpoint, group, branch)
-    where = chosen.group or group
-    source = checkpoint.groups[where]
+    where = chosen.state_dict_path or group
+    source = checkpoint.state_dicts[where]
     what = f"{checkpoint.path} ({known.name})"
     state, used, dropped = rename(source, chosen.rows, what)
     if not used:
         raise UserError(f"{what} holds no tensor of branch {name!r}; choose another with --branch")
     architecture.check_values(state, what)
-    state = known.fix(state) if known.fix else state
+    state = known.transform(state) if known.transform else state
     spec = architecture.spec_of(state, known, checkpoint, name, what)
     state = architecture.complete(state, spec, what)
     place = f"at {where!r}" if where else "at the top level"
     facts = {
-        "recognised": f"{known.name}: {known.description}, state dict {place}",
+        "recognized": f"{known.name}: {known.description}, state dict {place}",
         "used": used,
         "dropped": dropped,
-        "other_entries": sorted({*checkpoint.entries, *checkpoint.groups} - {where, ""}),
-        "notes": [*known.notes, *(f"{entry} holds objects that were not read" for entry in checkpoint.unread)],
+        "other_entries": sorted({*checkpoint.top_level, *checkpoint.state_dicts} - {where, ""}),
+        "notes": [*known.notes, *(f"{entry} holds objects that were not read" for entry in checkpoint.not_restored)],
     }
     meant = Semantics(spec.num_heads, spec.layer_norm_eps, spec.activation, spec.batch_norm_eps)
     return _write(out, state, spec, lambda built: certificate.compare(source, chosen.roles, meant, built), facts, what)
 
 
-def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, facts: dict[str, Any], what: str) -> Certificate:
+def _write(
+    out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, facts: dict[str, Any], what: str
+) -> Certificate:
     """Saves under a temporary name, reads that file back, certifies it, and only then gives it its name."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,12 +64,21 @@ def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, fa
             state.clear()  # half the memory: what is certified is the file, not what was in memory
             built = encoder.load(written, _uncertified=True)
             checks = compare(built)
-            failed = ", ".join(f"{name} by {check['difference']:.1e}" for name, check in checks.items() if not check.get("passed", True))
+            failed = ", ".join(
+                f"{name} by {check['difference']:.1e}"
+                for name, check in checks.items()
+                if not check.get("passed", True)
+            )
             if failed:
-                raise UserError(f"{what} was not converted: the encoder's features differ from the source's own ({failed}); please report the file")
+                raise UserError(
+                    f"{what} was not converted: the encoder's features differ from the source's own ({failed}); "
+                    f"please report the file"
+                )
             certificate_path = encoder.certificate_path(out)
             certificate_path.unlink(missing_ok=True)  # never an old certificate beside a new encoder
-        made = Certificate(True, built.fingerprint, spec.source_format, spec.branch, *spec.source_digests, checks=checks, **facts)
+        made = Certificate(
+            True, built.fingerprint, spec.source_format, spec.branch, *spec.source_digests, checks=checks, **facts
+        )
         made.write(certificate_path)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from error
@@ -75,7 +86,8 @@ def _write(out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, fa
 
 
 def ensure(path: Path | str, out: Path | str) -> Path:
-    """An encoder file with a passing certificate: ``path`` itself if it is one, else its conversion at ``out``, made if need be.
+    """An encoder file with a passing certificate: ``path`` itself if it is one, else its conversion at ``out``, made if
+    need be.
 
     Raises:
         UserError: as ``convert`` and ``evaluate.encoder.file.load`` do.
@@ -98,17 +110,23 @@ def ensure(path: Path | str, out: Path | str) -> Path:
 def inspect(path: Path | str) -> dict[str, Any]:
     """What a file holds, without converting it: groups, prefixes, entries, and the formats that fit."""
     checkpoint = read(Path(path))
-    fitting = [known for known in formats.FORMATS if known.group_in(checkpoint) is not None]
+    fitting = [known for known in formats.FORMATS if known.path_in(checkpoint) is not None]
     return {
         "file": str(checkpoint.path),
         "sha256": checkpoint.sha256,
-        "formats": {known.name: {"description": known.description, "branches": list(known.branches)} for known in fitting},
-        "state_dicts": {
-            group: {"tensors": len(state), "values": sum(tensor.numel() for tensor in state.values()), "prefixes": _prefixes(state)}
-            for group, state in checkpoint.groups.items()
+        "formats": {
+            known.name: {"description": known.description, "branches": list(known.branches)} for known in fitting
         },
-        "entries": checkpoint.entries,
-        "not_read": list(checkpoint.unread),
+        "state_dicts": {
+            group: {
+                "tensors": len(state),
+                "values": sum(tensor.numel() for tensor in state.values()),
+                "prefixes": _prefixes(state),
+            }
+            for group, state in checkpoint.state_dicts.items()
+        },
+        "entries": checkpoint.top_level,
+        "not_read": list(checkpoint.not_restored),
     }
 
 

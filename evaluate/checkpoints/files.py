@@ -28,7 +28,8 @@ def weights_file(path: Path) -> Path:
 
 
 def digests(path: Path) -> tuple[str, str]:
-    """SHA-256 of a weights file (of an index: over its files), and of the JSON files beside it that describe it ("" without any)."""
+    """SHA-256 of a weights file (of an index: over its files), and of the JSON files beside it that describe it (""
+    without any)."""
     shards = list(_shards(path)) if path.name.endswith(INDEX) else []
     described = [file for name in DESCRIPTIONS if (file := path.with_name(name)).is_file()]
     return _over(shards) if shards else sha256(path), _over(described) if described else ""
@@ -42,7 +43,9 @@ def _shards(index: Path) -> dict[Path, set[str]]:
     """The files beside an index and the tensors that each must hold."""
     names = _json_beside(index, index.name).get("weight_map")
     if not isinstance(names, dict) or not names or not all(map(_is_shard, names.values())):
-        raise UserError(f"{index} is not an index of weights: its weight_map must name a file of the same folder for every tensor")
+        raise UserError(
+            f"{index} is not an index of weights: its weight_map must name a file of the same folder for every tensor"
+        )
     shards: dict[Path, set[str]] = {}
     for tensor, name in names.items():
         shards.setdefault(index.with_name(name), set()).add(tensor)
@@ -64,5 +67,8 @@ def _json_beside(path: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}, which describes {path.name}, is not readable JSON ({error}); repair it or move the checkpoint away") from error
+        raise UserError(
+            f"{file}, which describes {path.name}, is not readable JSON ({error}); repair it or move the checkpoint "
+            f"away"
+        ) from error
     return content if isinstance(content, dict) else {}

@@ -1,9 +1,10 @@
 """Reads a checkpoint file of any container without running anything in it: tensors and plain data only.
 
-PyTorch archives and legacy pickles go through ``torch.load(weights_only=True)``, with ``argparse.Namespace`` the one type allowed
-besides. Files that also hold objects of a few well-known packages (numpy scalars, a trainer's configuration), and TorchScript
-archives, go through ``Inert`` below, which rebuilds tensors and puts a placeholder for everything else; no callable that a file
-names is ever looked up. Every fault is a UserError of one sentence naming the file.
+PyTorch archives and legacy pickles go through ``torch.load(weights_only=True)``, with ``argparse.Namespace`` the one
+type allowed besides. Files that also hold objects of a few well-known packages (numpy scalars, a trainer's
+configuration), and TorchScript archives, go through ``evaluate.checkpoints.unpickler``, which rebuilds tensors and puts
+a placeholder for everything else; no callable that a file names is ever looked up. Every fault is a UserError of one
+sentence naming the file.
 """
 
 import argparse
@@ -20,42 +21,49 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from evaluate.checkpoints.files import DESCRIPTIONS, INDEX, _json_beside, _shards, digests, weights_file
-from evaluate.checkpoints.unpickler import INERT_PACKAGES, Inert, _first_line, _flat, _read_inert
+from evaluate.checkpoints.unpickler import (
+    PLACEHOLDER_PACKAGES,
+    Placeholder,
+    _first_line,
+    _flat,
+    _read_with_placeholders,
+)
 from evaluate.encoder.spec import KIND
 from evaluate.runtime.errors import UserError
 
-NOT_WEIGHTS = re.compile(r"(.*optimizer.*|.*scaler.*|.*scheduler.*|amp|callbacks|loops|message_hub|args|config|hyper_parameters)")
+NOT_WEIGHTS = re.compile(
+    r"(.*optimizer.*|.*scaler.*|.*scheduler.*|amp|callbacks|loops|message_hub|args|config|hyper_parameters)"
+)
 MAX_NESTING = 6
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
-
-    Attributes:
-        sha256, json_sha256: as ``digests``.
-        groups: state dicts by their path in the file ("" top level, "model", "teacher", …), keys without ``module.``.
-        entries: plain values at the top level (epoch, arch), ``argparse.Namespace`` as a dict.
-        config: Hugging Face's ``config.json`` beside the file, or {}.
-        preprocessor: Hugging Face's ``preprocessor_config.json`` beside the file, or {}.
-        unread: top-level entries that hold objects which were not read.
-        said: what a file written by ``evaluate.checkpoints.export``, or an encoder file, says of its encoder (fields of ``EncoderSpec``), or {}.
-    """
+    """What a file holds: its tensors and what it says besides, all of it plain data."""
 
     path: Path
+    """The weights file, or the index of several."""
     sha256: str
+    """Of the weights, as ``evaluate.checkpoints.files.digests``."""
     json_sha256: str
-    groups: dict[str, dict[str, torch.Tensor]]
-    entries: dict[str, Any] = field(default_factory=dict)
+    """Of the JSON files beside it that describe it, likewise."""
+    state_dicts: dict[str, dict[str, torch.Tensor]]
+    """By their path in the file ("" top level, "model", "teacher", …), keys without ``module.``."""
+    top_level: dict[str, Any] = field(default_factory=dict)
+    """Plain values at the top level (epoch, arch), ``argparse.Namespace`` as a dict."""
     config: dict[str, Any] = field(default_factory=dict)
+    """Hugging Face's or timm's ``config.json`` beside the file, or {}."""
     preprocessor: dict[str, Any] = field(default_factory=dict)
-    unread: tuple[str, ...] = ()
-    said: dict[str, Any] = field(default_factory=dict)
+    """Hugging Face's ``preprocessor_config.json`` beside the file, or {}."""
+    not_restored: tuple[str, ...] = ()
+    """Top-level entries that hold objects which were not read."""
+    encoder_spec: dict[str, Any] = field(default_factory=dict)
+    """What a file written by ``evaluate.checkpoints.export``, or an encoder file, says of its encoder, or {}."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the file says of its own model: ``args`` and, stronger, ``config``."""
-        places = (self.entries.get("args"), self.entries.get("config"))
+        places = (self.top_level.get("args"), self.top_level.get("config"))
         return {key: value for place in places if isinstance(place, dict) for key, value in place.items()}
 
 
@@ -68,7 +76,10 @@ def read(path: Path) -> Checkpoint:
     path = weights_file(path)
     content = _content(path)
     if isinstance(content, torch.Tensor) or not isinstance(content, dict):
-        raise UserError(f"{path} is not a checkpoint: it holds a single {type(content).__name__}, a dictionary of named tensors is expected")
+        raise UserError(
+            f"{path} is not a checkpoint: it holds a single {type(content).__name__}, a dictionary of named tensors "
+            f"is expected"
+        )
     groups: dict[str, dict[str, torch.Tensor]] = {}
     _collect(content, "", groups, path, 0)
     if not groups:
@@ -78,12 +89,12 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(
         path,
         *digests(path),
-        groups={name: _without_wrapper(state) for name, state in groups.items()},
-        entries=entries,
+        state_dicts={name: _without_wrapper(state) for name, state in groups.items()},
+        top_level=entries,
         config=config,
         preprocessor=preprocessor,
-        unread=tuple(str(key) for key, value in content.items() if _holds_inert(value)),
-        said=_said(content, entries, config),
+        not_restored=tuple(str(key) for key, value in content.items() if _holds_placeholder(value)),
+        encoder_spec=_encoder_spec(content, entries, config),
     )
 
 
@@ -114,7 +125,10 @@ def _content(path: Path) -> Any:
         return _read_zip(path)
     if head[:1] == b"\x80":
         return _torch_load(path, None)
-    raise UserError(f"{path} is not a checkpoint: it is neither a PyTorch archive, a pickle nor a safetensors file; download it again")
+    raise UserError(
+        f"{path} is not a checkpoint: it is neither a PyTorch archive, a pickle nor a safetensors file; download it "
+        f"again"
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -124,7 +138,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
             state._metadata = file.metadata() or {}  # where torch keeps what belongs to a state dict and is no tensor
             return state
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file, it may be truncated ({error}); download or copy it again") from error
+        raise UserError(
+            f"{path} is not a whole safetensors file, it may be truncated ({error}); download or copy it again"
+        ) from error
 
 
 def _read_zip(path: Path) -> Any:
@@ -132,11 +148,13 @@ def _read_zip(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise UserError(f"{path} is a truncated or damaged PyTorch archive ({error}); download or copy it again") from error
+        raise UserError(
+            f"{path} is a truncated or damaged PyTorch archive ({error}); download or copy it again"
+        ) from error
     if not any(name.endswith("data.pkl") for name in names):
         raise UserError(f"{path} is not a checkpoint: it is a zip archive without data.pkl (it holds {_listed(names)})")
     if any(name.endswith("constants.pkl") for name in names):
-        return _flat(_read_inert(path, script=True))
+        return _flat(_read_with_placeholders(path, script=True))
     return _torch_load(path, zipped=True)
 
 
@@ -146,15 +164,17 @@ def _torch_load(path: Path, zipped: bool | None) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=bool(zipped))
     except pickle.UnpicklingError as error:
         foreign = _foreign_globals(path, str(error), bool(zipped))
-        if zipped and foreign and all(name.split(".")[0] in INERT_PACKAGES for name in foreign):
-            return _read_inert(path, script=False)
+        if zipped and foreign and all(name.split(".")[0] in PLACEHOLDER_PACKAGES for name in foreign):
+            return _read_with_placeholders(path, script=False)
         what = f"holds an object of type {foreign[0]}" if foreign else "is not a checkpoint that can be read safely"
         raise UserError(
             f"{path} {what}, which is not restored because doing so may run code;"
             ' save its weights alone, with torch.save({"state_dict": model.state_dict()}, FILE), where it is trusted'
         ) from error
     except Exception as error:  # a damaged file makes torch raise almost anything; each is a fault of the file
-        raise UserError(f"{path} cannot be read as a PyTorch file, it is truncated or damaged ({_first_line(error)})") from error
+        raise UserError(
+            f"{path} cannot be read as a PyTorch file, it is truncated or damaged ({_first_line(error)})"
+        ) from error
 
 
 def _foreign_globals(path: Path, message: str, zipped: bool) -> list[str]:
@@ -162,17 +182,25 @@ def _foreign_globals(path: Path, message: str, zipped: bool) -> list[str]:
     if zipped:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"([\w]+(?:\.[\w]+)+) was not an allowed global", message)
+    found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(
+        r"([\w]+(?:\.[\w]+)+) was not an allowed global", message
+    )
     return [found.group(1)] if found else []
 
 
-def _collect(node: dict[Any, Any], name: str, groups: dict[str, dict[str, torch.Tensor]], path: Path, depth: int) -> None:
-    """Every dictionary that directly holds named tensors, by its path; what training keeps besides the weights is left out."""
+def _collect(
+    node: dict[Any, Any], name: str, groups: dict[str, dict[str, torch.Tensor]], path: Path, depth: int
+) -> None:
+    """Every dictionary that directly holds named tensors, by its path; what training keeps besides the weights is left
+    out."""
     tensors = {key: value for key, value in node.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     for key, value in tensors.items():
         stored = value.untyped_storage().nbytes() if value.layout == torch.strided and not value.is_meta else 0
         if value.layout != torch.strided or value.is_quantized or value.numel() * value.element_size() > stored:
-            raise UserError(f"{path}: tensor {key!r} of shape {tuple(value.shape)} is not stored in full ({stored} bytes); save it dense")
+            raise UserError(
+                f"{path}: tensor {key!r} of shape {tuple(value.shape)} is not stored in full ({stored} bytes); save "
+                f"it dense"
+            )
     if tensors:
         groups[name] = tensors
     for key, value in node.items():
@@ -199,7 +227,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return value if isinstance(value, str | int | float | bool | type(None)) else type(value).__name__
 
 
-def _said(content: dict[Any, Any], entries: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+def _encoder_spec(content: dict[Any, Any], entries: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     """What an exported file or an encoder file says of its encoder, wherever its format has room for it."""
     metadata = getattr(content, "_metadata", None)
     metadata = metadata if isinstance(metadata, dict) else {}
@@ -215,12 +243,14 @@ def _said(content: dict[Any, Any], entries: dict[str, Any], config: dict[str, An
     return {}
 
 
-def _holds_inert(value: Any, depth: int = 0) -> bool:
+def _holds_placeholder(value: Any, depth: int = 0) -> bool:
     if isinstance(value, dict):
-        return depth < MAX_NESTING and any(_holds_inert(item, depth + 1) for item in value.values())
-    return isinstance(value, Inert)
+        return depth < MAX_NESTING and any(_holds_placeholder(item, depth + 1) for item in value.values())
+    return isinstance(value, Placeholder)
 
 
 def _listed(names: Any, most: int = 8) -> str:
     names = [str(name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+    return (
+        ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+    )

@@ -15,7 +15,9 @@ from evaluate.encoder.interpolation import resample_pos_embed
 from evaluate.runtime.errors import UserError
 from tests.factories import mae_state
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "protocols.json").read_text())["pos_embed_interpolation"]["cases"]
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "protocols.json").read_text())["pos_embed_interpolation"][
+    "cases"
+]
 
 
 @pytest.fixture
@@ -27,7 +29,13 @@ def file(tmp_path):
 
 def test_spec_and_features(file) -> None:
     loaded = encoder.load(file)
-    assert (loaded.spec.img_size, loaded.spec.patch_size, loaded.spec.embed_dim, loaded.spec.depth, loaded.spec.num_heads) == (32, 8, 128, 3, 2)
+    assert (
+        loaded.spec.img_size,
+        loaded.spec.patch_size,
+        loaded.spec.embed_dim,
+        loaded.spec.depth,
+        loaded.spec.num_heads,
+    ) == (32, 8, 128, 3, 2)
     assert loaded.spec.epoch == 4 and loaded.spec.source_format == "mae" and not loaded.training
     image = fixed_image(32)
     with torch.no_grad():
@@ -36,7 +44,11 @@ def test_spec_and_features(file) -> None:
         blocks = loaded.forward_blocks(image, 2)
     assert torch.allclose(loaded.model.norm(tokens.cls), timm_tokens[:, 0], atol=1e-5)
     assert torch.allclose(loaded.model.norm(tokens.patches), timm_tokens[:, 1:], atol=1e-5)
-    assert len(blocks) == 2 and torch.equal(blocks[-1].patches, tokens.patches) and not torch.equal(blocks[0].patches, tokens.patches)
+    assert (
+        len(blocks) == 2
+        and torch.equal(blocks[-1].patches, tokens.patches)
+        and not torch.equal(blocks[0].patches, tokens.patches)
+    )
     assert torch.equal(tokens.pooled("cls"), tokens.cls) and torch.equal(tokens.pooled("mean"), tokens.patches.mean(1))
 
 
