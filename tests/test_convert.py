@@ -351,7 +351,7 @@ def test_a_failing_certificate_writes_nothing(tmp_path, monkeypatch) -> None:
 def test_inspect_and_json(tmp_path, capsys) -> None:
     file = tmp_path / "mae.pth"
     torch.save({"model": mae_state(), "epoch": 2}, file)
-    assert convert.main([str(file), "--inspect"]) == 0
+    assert convert.main([str(file), "--inspect", "--json"]) == 0
     seen = json.loads(capsys.readouterr().out)
     assert list(seen["formats"]) == ["mae"] and seen["state_dicts"]["model"]["tensors"] == len(mae_state())
     assert [path.name for path in tmp_path.iterdir()] == ["mae.pth"]

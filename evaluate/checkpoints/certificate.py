@@ -9,6 +9,7 @@ Axes: B batch, N patches, D width, C channels.
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ class Certificate:
     """Keys that a row of the format's name table leaves out."""
     other_entries: list[str]
     """What else the file holds."""
+    assumed: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What nothing in the file or beside it says: name to ``value``, ``option`` (that says otherwise) and ``why``."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers must know."""
     tolerance: float = TOLERANCE
@@ -69,19 +72,34 @@ class Certificate:
         with atomic_write(path) as written:
             written.write_text(json.dumps(self.to_dict(), indent=1))
 
+    def assumptions(self) -> list[str]:
+        """A line for each thing that was assumed."""
+        return [f"assumed: {describe_assumption(name, entry)}" for name, entry in self.assumed.items()]
+
     def __str__(self) -> str:
-        lines = [f"certificate: {'passed' if self.passed else 'FAILED'} ({self.recognized}; branch {self.branch})"]
+        compared = sum("skipped" not in check for check in self.checks.values())
+        verdict = f"{'passed' if self.passed else 'FAILED'}, {compared} of {len(self.checks)} comparisons made"
+        lines = [f"certificate: {verdict} ({self.recognized}; branch {self.branch})"]
         for name, check in self.checks.items():
             if "skipped" in check:
-                lines.append(f"  {name}: skipped: {check['skipped']}")
+                lines.append(f"  {name}: not compared: {check['skipped']}")
             else:
                 verdict = "ok" if check["passed"] else "FAILED"
                 lines.append(
                     f"  {name}: largest difference {check['difference']:.1e} of {check['largest']:.3g} {verdict}"
                 )
         lines.append(f"  tensors: {len(self.used)} used, {len(self.dropped)} dropped" + _families(self.dropped))
+        lines += [f"  {line}" for line in self.assumptions()]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+def describe_assumption(name: str, entry: Mapping[str, Any]) -> str:
+    """One assumption in words, with the option that says otherwise."""
+    value = entry["value"]
+    if name == "normalization":
+        value = ", ".join(f"{key} {tuple(triple)}" for key, triple in value.items())
+    return f"{name} {value} ({entry['why']}); otherwise {entry['option']}"
 
 
 def _families(keys: list[str], most: int = 6) -> str:
@@ -195,23 +213,27 @@ def _compare_resnet(reference: SourceResNet, encoder: Encoder, image: Tensor) ->
 
 
 def _check(expected: Mapping[str, Tensor | None], found: Mapping[str, Tensor | None]) -> dict[str, Any]:
-    """Largest absolute difference over all outputs; one that is there on one side only, or of another shape, is an
-    infinite one."""
+    """Largest absolute difference over all outputs; one that is there on one side only, or of another shape, fails.
+
+    Outputs that are zero everywhere tell nothing apart: they are not compared. What is not finite fails.
+    """
     worst = {"difference": 0.0, "largest": 0.0, "passed": True}
     for name, tensor in expected.items():
         other = found[name]
         if tensor is None and other is None:
             continue
         if tensor is None or other is None or tensor.shape != other.shape:
-            return {
-                "difference": float("inf"),
-                "largest": 0.0,
-                "passed": False,
-                "reason": f"{name} is missing or of another shape",
-            }
+            reason = f"{name} is missing or of another shape"
+            return {"difference": float("inf"), "largest": 0.0, "passed": False, "reason": reason}
         largest = float(tensor.abs().max())
         difference = float((tensor - other).abs().max())
-        passed = difference < TOLERANCE * max(1.0, largest)  # False for NaN
-        if not passed or difference > worst["difference"]:
-            worst = {"difference": difference, "largest": largest, "passed": passed and worst["passed"]}
+        if not math.isfinite(largest) or not math.isfinite(difference):
+            reason = f"{name} is not finite: the weights overflow"
+            return {"difference": float("inf"), "largest": largest, "passed": False, "reason": reason}
+        passed = difference < TOLERANCE * max(1.0, largest) and worst["passed"]
+        if difference > worst["difference"] or worst["largest"] == 0.0:
+            worst |= {"difference": difference, "largest": largest}
+        worst["passed"] = passed
+    if worst["largest"] == 0.0 and worst["passed"]:
+        return {"skipped": "every output is zero, which tells nothing apart"}
     return worst

@@ -58,8 +58,10 @@ class SourceViT:
             positions = positions.reshape(1, -1, width)
             x = x + positions[:, -count:]
             if positions.shape[1] > count:
-                leading = torch.cat(tokens, 1) + positions[:, :-count]
-                tokens = [leading]
+                leading, rows = torch.cat(tokens, 1), positions.shape[1] - count
+                if rows > leading.shape[1]:
+                    raise ValueError(f"{rows} position rows before the patches, {leading.shape[1]} tokens")
+                tokens = [leading[:, :rows] + positions[:, :rows], leading[:, rows:]]  # registers may have none
         if class_token:
             x = torch.cat([*tokens, x], 1)
         return self._norm(x, "pre", 0) if self.get("pre", "weight") is not None else x

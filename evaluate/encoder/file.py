@@ -37,7 +37,7 @@ def load(path: Path | str, device: str = "cpu", *, _uncertified: bool = False) -
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         loaded = Encoder(spec, state)
-    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError, ArithmeticError) as error:
         raise UserError(
             f"the encoder file {path} is damaged ({str(error).splitlines()[0]}); convert its source again"
         ) from error

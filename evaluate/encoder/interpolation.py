@@ -11,7 +11,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, cat
 
-METHODS = ("bicubic", "bicubic_antialias", "dino")
+from evaluate.encoder.spec import METHODS
 
 
 def resample_pos_embed(pos_embed: Tensor, grid: tuple[int, int], prefix: int = 1, method: str = "bicubic") -> Tensor:

@@ -2,20 +2,32 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from evaluate.runtime.errors import UserError
+
 KIND = "siamese-eval encoder 1"
+METHODS = ("bicubic", "bicubic_antialias", "dino")  # of resizing positions: evaluate/encoder/interpolation.py
+# these change no feature: where it came from, and what its method recommends
 PROVENANCE = (
-    "source_format",
-    "branch",
-    "epoch",
-    "source_sha256",
-    "source_json_sha256",
-    "pooling",
-)  # these change no feature
+    "source_format", "branch", "epoch", "source_sha256", "source_json_sha256", "pooling", "assumed", "options",
+)  # fmt: skip
+MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_SIDE, MAX_GRID = 256, 1024, 16_384, 4096, 256
+# by field the least and the largest value that an encoder can have; what is larger is damaged or hostile
+BOUNDS = {
+    "embed_dim": (1, MAX_WIDTH), "depth": (1, 4 * MAX_BLOCKS), "img_size": (1, MAX_SIDE), "patch_size": (1, MAX_SIDE),
+    "num_heads": (0, MAX_HEADS), "mlp_ratio": (1e-3, 64), "layer_norm_eps": (1e-30, 1), "batch_norm_eps": (1e-30, 1),
+    "registers": (0, 1024), "cardinality": (1, MAX_WIDTH), "base_width": (1, MAX_WIDTH),
+}  # fmt: skip
+CHOICES = {
+    "family": ("vit", "resnet"), "activation": ("gelu", "quick_gelu"), "pooling": ("cls", "mean"),
+    "interpolation": METHODS, "block": ("", "basic", "bottleneck"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,18 +101,75 @@ class EncoderSpec:
     source_json_sha256: str = ""
     """Of the JSON files beside them that describe them; "" where there are none."""
 
+    assumed: dict[str, Any] = field(default_factory=dict)
+    """What nothing in the file or beside it says: name to ``value``, ``option`` (that says otherwise) and ``why``."""
+    options: dict[str, Any] | None = None
+    """What the conversion was asked for (branch, format, prefix, assume); None in files from before it was kept."""
+
     @property
     def source_digests(self) -> tuple[str, str]:
         """As ``evaluate.checkpoints.files.digests`` of the source."""
         return self.source_sha256, self.source_json_sha256
 
     def to_json(self) -> str:
+        """The text that stands in the metadata of an encoder file."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "EncoderSpec":
+        """The spec that ``to_json`` wrote. Raises ValueError naming what no encoder can have."""
         values = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        if not isinstance(values, dict):
+            raise ValueError("it is no table of fields")
+        fields = {item.name: item for item in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(fields)):
+            raise ValueError(f"it has the field {unknown[0]!r}, which this version does not know")
+        needed = [name for name, item in fields.items() if item.default is item.default_factory is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in values]:
+            raise ValueError(f"it lacks the field {missing[0]!r}")
+        spec = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        spec.check()
+        return spec
+
+    def check(self) -> None:
+        """Raises ValueError naming a value that no encoder can have, or that only a hostile file would."""
+        for item in dataclasses.fields(self):
+            value, default = getattr(self, item.name), item.default
+            if isinstance(default, bool | str) and type(value) is not type(default):
+                raise ValueError(f"{item.name} is {value!r}")
+            if item.name in CHOICES and value not in CHOICES[item.name]:
+                raise ValueError(f"{item.name} is {value!r}; it is one of {', '.join(map(repr, CHOICES[item.name]))}")
+            if item.name in BOUNDS:
+                least, most = BOUNDS[item.name]
+                whole = item.name not in ("mlp_ratio", "layer_norm_eps", "batch_norm_eps")
+                if not _is_number(value) or whole and not isinstance(value, int) or not least <= value <= most:
+                    raise ValueError(f"{item.name} is {value!r}; {least} to {most} is supported")
+        for name in ("mean", "std"):
+            if len(getattr(self, name) or ()) != 3 or not all(map(_is_number, getattr(self, name))):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; three numbers are expected")
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std!r}; it must be positive")
+        if not isinstance(self.assumed, dict) or not isinstance(self.options, dict | None):
+            raise ValueError("what was assumed, or asked for, is no table")
+        if self.family == "vit":
+            if not self.num_heads or self.embed_dim % self.num_heads:
+                raise ValueError(f"{self.num_heads} heads do not divide the width {self.embed_dim}")
+            if self.depth > MAX_BLOCKS:
+                raise ValueError(f"depth is {self.depth}; at most {MAX_BLOCKS} blocks are supported")
+            if self.img_size % self.patch_size or self.img_size // self.patch_size > MAX_GRID:
+                raise ValueError(f"img_size {self.img_size} and patch_size {self.patch_size} give no supported grid")
+            if self.img_size // self.patch_size > 64 and self.rel_pos_bias:
+                raise ValueError("relative positions are supported up to 64 patches a side")
+        else:
+            blocks = self.layers
+            if len(blocks) != 4 or not all(type(count) is int and 0 < count <= MAX_BLOCKS for count in blocks):
+                raise ValueError(f"layers is {blocks!r}; four counts of blocks are expected")
+            if not self.block:
+                raise ValueError("block is missing")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def certificate_path(path: Path) -> Path:
@@ -109,10 +178,16 @@ def certificate_path(path: Path) -> Path:
 
 
 def read_spec(path: Path) -> EncoderSpec | None:
-    """The spec of an encoder file; None for any other file."""
+    """The spec of an encoder file; None for any other file. Raises UserError where it is damaged."""
     try:
         with safe_open(path, "np") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError):
         return None  # not a safetensors file, so not an encoder file
-    return EncoderSpec.from_json(metadata["spec"]) if metadata.get("kind") == KIND else None
+    if metadata.get("kind") != KIND:
+        return None
+    try:
+        return EncoderSpec.from_json(metadata.get("spec", ""))
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"the encoder file {path} has a damaged spec ({reason}); convert its source again") from error

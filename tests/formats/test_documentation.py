@@ -19,10 +19,11 @@ def row(known: formats.Format) -> str:
     )
     marks = ", ".join(f"`{pattern}`".replace("|", "\\|") for pattern in known.required_keys)
     semantics = f"{known.layer_norm_eps:g}, {known.activation}" if known.family == "vit" else "1e-05 (BatchNorm)"
+    assumed = ", ".join("mean and std" if name == "mean" else name for name in known.assumes) or "–"
     return (
         f"| `{known.name}` | {known.description.replace('|', chr(92) + '|')} | {places} | {marks} | "
         f"{', '.join(known.branches)} | {known.pooling} "
-        f"| {semantics} | {NORMALIZATIONS[known.normalization]} | {known.interpolation} |"
+        f"| {semantics} | {NORMALIZATIONS[known.normalization]} | {known.interpolation} | {assumed} |"
     )
 
 

@@ -11,6 +11,9 @@ EXTRAS = {
     "siameseim": {"mask_token": (1, 1, WIDTH), "decoder_pos_mlp.weight": (WIDTH, 2 * WIDTH)},
     "mae": {"mask_token": (1, 1, WIDTH), "decoder_blocks.0.norm1.weight": (WIDTH,)},
     "finetuned": {"fc_norm.weight": (WIDTH,), "fc_norm.bias": (WIDTH,), "head.weight": (5, WIDTH)},
+    "moco_v3_linear": {"head.weight": (5, WIDTH), "head.bias": (5,)},
+    "dinov2": {"mask_token": (1, WIDTH)},
+    "dinov2_training": {"dino_head.mlp.0.weight": (4, 4), "ibot_head.mlp.0.weight": (4, 4)},
     "deit": {"head.weight": (5, WIDTH), "head.bias": (5,)},
     "ibot": {"backbone.masked_embed": (1, WIDTH)},
     "timm": {"head.weight": (5, WIDTH), "head.bias": (5,)},
@@ -58,6 +61,7 @@ NO_FINAL_NORM = ("siameseim", "finetuned", "mae_no_norm")
 CHARACTERS = {
     "cls": (1, 1, WIDTH),
     "pos": (1, SIDE**2 + 1, WIDTH),
+    "registers": (1, 4, WIDTH),
     "scale1": (WIDTH,),
     "scale2": (WIDTH,),
     "q_bias": (WIDTH,),
@@ -78,7 +82,9 @@ def tiny_vit(known: formats.Format, roles: dict[str, str], seed: int) -> dict[st
     pre_norm = clip
     state: dict[str, torch.Tensor] = {}
     for role, template in roles.items():
-        if role in ("registers", "scale1", "scale2") and "beit" not in known.name:
+        if role in ("scale1", "scale2") and "beit" not in known.name and "dinov2" not in known.name:
+            continue
+        if role == "registers" and "dinov2" not in known.name:
             continue
         if (
             role == "pos"
@@ -140,6 +146,8 @@ def checkpoint_of(known: formats.Format) -> dict[str, object]:
         content.get(name) is not None for name in ("state_dict", "model", "module")
     ):
         content["epoch"] = 7
+    if known.name == "moco_v3_linear":
+        content |= {"arch": "vit_small", "optimizer": {}, "best_acc1": 70.0}
     if known.name == "mae_no_norm":
         content["encoder_spec"] = {"num_heads": WIDTH // 64}
     return content

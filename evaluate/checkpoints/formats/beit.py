@@ -4,7 +4,7 @@ The pretraining file shares one table of biases between all blocks; fine-tuned f
 has, as a rule, no position embedding.
 """
 
-from evaluate.checkpoints.formats.table import HALF, VIT_ROLES, Branch, Format, Rows, State, drop
+from evaluate.checkpoints.formats.table import HALF, IMAGENET, VIT_ROLES, Branch, Format, Rows, State, drop
 
 ROWS: Rows = (
     (r"(cls_token|pos_embed)", r"\1"),
@@ -44,6 +44,15 @@ def share_table(state: State) -> State:
     return {**{name: tensor for name, tensor in state.items() if name != "rel_pos_bias"}, **copies}
 
 
+def read_tables(state: State) -> dict[str, object]:
+    """Heads are the columns of the table of relative positions; only BEiT v2's file has ``cls_pt_layers``."""
+    table = next((tensor for name, tensor in state.items() if name.endswith("relative_position_bias_table")), None)
+    found: dict[str, object] = {"num_heads": table.shape[1]} if table is not None and table.dim() == 2 else {}
+    if any(name.startswith("cls_pt_layers.") for name in state):
+        found |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
+    return found
+
+
 def _format(name: str, description: str, signature: str, roles: dict[str, str]) -> Format:
     return Format(
         name=name,
@@ -53,6 +62,9 @@ def _format(name: str, description: str, signature: str, roles: dict[str, str]) 
         required_keys=(r"blocks\.\d+\.attn\.q_bias", signature),
         branches={"encoder": Branch(ROWS, roles)},
         normalization=HALF,
+        assumes=("mean",),
+        naming="beit",
+        read_semantics=read_tables,
         pooling="mean",
         transform=share_table,
     )

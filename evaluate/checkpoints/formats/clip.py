@@ -68,20 +68,9 @@ def is_openai(checkpoint: Checkpoint, group: str) -> bool:
     return mixed or any(key in state for key in ("input_resolution", "context_length", "vocab_size"))
 
 
-def open_clip_semantics(checkpoint: Checkpoint) -> dict[str, object]:
-    """open_clip's config beside the file may say quick_gelu, mean and std."""
-    places = (checkpoint.config.get(name) for name in ("model_cfg", "preprocess_cfg"))
-    model, preprocess = (place if isinstance(place, dict) else {} for place in places)
-    found: dict[str, object] = {
-        name: tuple(preprocess[name]) for name in ("mean", "std") if isinstance(preprocess.get(name), list)
-    }
-    return {**found, "activation": "quick_gelu"} if model.get("quick_gelu") else found
-
-
-def trunk_semantics(checkpoint: Checkpoint) -> dict[str, object]:
+def read_trunk(state: State) -> dict[str, object]:
     """timm's towers with a norm before the blocks (its CLIP family) have eps 1e-5, the others 1e-6."""
-    pre_norm = any("visual.trunk.norm_pre.weight" in state for state in checkpoint.state_dicts.values())
-    return {**open_clip_semantics(checkpoint), "layer_norm_eps": 1e-5 if pre_norm else 1e-6}
+    return {"layer_norm_eps": 1e-5} if "visual.trunk.norm_pre.weight" in state else {}
 
 
 FORMATS = (
@@ -96,6 +85,7 @@ FORMATS = (
         normalization=CLIP,
         layer_norm_eps=1e-5,
         activation="quick_gelu",
+        naming="open_clip",
         transform=batch_dimension,
     ),
     Format(
@@ -110,11 +100,8 @@ FORMATS = (
         layer_norm_eps=1e-5,
         interpolation="bicubic_antialias",
         transform=batch_dimension,
-        read_semantics=open_clip_semantics,
-        notes=(
-            "the file does not say its activation: GELU unless open_clip's config beside it says quick_gelu; choose "
-            "--format clip_openai for QuickGELU",
-        ),
+        assumes=("num_heads", "activation", "mean"),
+        naming="open_clip",
     ),
     Format(
         name="open_clip_timm",
@@ -125,6 +112,8 @@ FORMATS = (
         branches={"visual": Branch(TRUNK, with_prefix("visual.trunk.", VIT_ROLES))},
         normalization=CLIP,
         interpolation="bicubic_antialias",
-        read_semantics=trunk_semantics,
+        read_semantics=read_trunk,
+        assumes=("num_heads", "layer_norm_eps", "activation", "mean", "pooling"),
+        naming="open_clip",
     ),
 )

@@ -5,13 +5,10 @@ LayerNorm eps is 1e-12 for ViT and 1e-5 for CLIP by default. Query, key and valu
 ``layers.N.attention.q_proj`` where earlier releases write ``encoder.layer.N.attention.attention.query``; both are read.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from evaluate.checkpoints.formats.clip import batch_dimension
 from evaluate.checkpoints.formats.table import CLIP, HALF, Branch, Format, Rows, drop, with_prefix
-from evaluate.checkpoints.reader import Checkpoint
-from evaluate.runtime.errors import UserError
 
 PREFIX = "<prefix>"  # replaced by the model's own: "vit." in a model with a head, nothing in a bare one
 WRITTEN: Rows = (
@@ -112,30 +109,6 @@ TOWER_ROLES = {
     "fc1": TOWER_BLOCK + "mlp.fc1.{p}",
     "fc2": TOWER_BLOCK + "mlp.fc2.{p}",
 }
-ACTIVATIONS = {"gelu": "gelu", "quick_gelu": "quick_gelu"}
-
-
-def hf_semantics(checkpoint: Checkpoint) -> dict[str, Any]:
-    """eps, activation, heads, mean and std from the JSON files beside the weights."""
-    vision = checkpoint.config.get("vision_config")
-    config: Mapping[str, Any] = vision if isinstance(vision, dict) and vision else checkpoint.config
-    found: dict[str, Any] = {}
-    if "layer_norm_eps" in config:
-        found["layer_norm_eps"] = config["layer_norm_eps"]
-    if "hidden_act" in config:
-        if config["hidden_act"] not in tuple(ACTIVATIONS):
-            raise UserError(
-                f"{checkpoint.path}: config.json asks for activation {config['hidden_act']!r}; "
-                f"{', '.join(ACTIVATIONS)} are supported"
-            )
-        found["activation"] = ACTIVATIONS[config["hidden_act"]]
-    if "num_attention_heads" in config:
-        found["num_heads"] = config["num_attention_heads"]
-    for name in ("mean", "std"):
-        value = checkpoint.preprocessor.get(f"image_{name}")
-        if isinstance(value, list) and len(value) == 3:
-            found[name] = tuple(value)
-    return found
 
 
 def _vit(name: str, description: str, prefix: str, **extra: Any) -> tuple[Format, Format]:
@@ -144,7 +117,8 @@ def _vit(name: str, description: str, prefix: str, **extra: Any) -> tuple[Format
         "family": "vit",
         "state_dict_paths": ("", "state_dict", "model"),
         "layer_norm_eps": 1e-12,
-        "read_semantics": hf_semantics,
+        "assumes": ("num_heads", "layer_norm_eps", "activation", "mean"),
+        "naming": "hf",
         **extra,
     }
     required, start = common.pop("required_keys", ()), prefix.replace(".", r"\.")
@@ -194,6 +168,7 @@ FORMATS = (
         layer_norm_eps=1e-5,
         activation="quick_gelu",
         transform=batch_dimension,
-        read_semantics=hf_semantics,
+        assumes=("num_heads", "layer_norm_eps", "activation", "mean"),
+        naming="hf",
     ),
 )

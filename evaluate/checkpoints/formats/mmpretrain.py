@@ -1,7 +1,16 @@
 """mmpretrain and MMSelfSup: {"state_dict": backbone.*}, with neck, head and, for methods with two branches, a target of
 its own."""
 
-from evaluate.checkpoints.formats.table import RESNET_ROLES, Branch, Format, Rows, drop, resnet_rows, with_prefix
+from evaluate.checkpoints.formats.table import (
+    EVERYTHING,
+    RESNET_ROLES,
+    Branch,
+    Format,
+    Rows,
+    drop,
+    resnet_rows,
+    with_prefix,
+)
 
 HEADS = drop(
     r"(neck|head|target_generator|teacher|data_preprocessor|projector|predictor|encoder_k|momentum_encoder|queue.*)\..+",
@@ -43,6 +52,7 @@ FORMATS = (
         state_dict_paths=("state_dict", ""),
         required_keys=(r"backbone\.layers\.\d+\.ffn\.layers\.0\.0\.weight", r"backbone\.layers\.\d+\.ln1\.weight"),
         branches={"backbone": Branch(ROWS, ROLES)},
+        assumes=EVERYTHING,
     ),
     Format(
         name="mmselfsup_vit",
@@ -51,6 +61,7 @@ FORMATS = (
         state_dict_paths=("state_dict", ""),
         required_keys=(r"backbone\.layers\.\d+\.ffn\.layers\.0\.0\.weight", r"backbone\.layers\.\d+\.norm1\.weight"),
         branches={"backbone": Branch(ROWS, OLDER_ROLES)},
+        assumes=EVERYTHING,
     ),
     Format(
         name="mmpretrain_resnet",
@@ -60,5 +71,6 @@ FORMATS = (
         required_keys=(r"backbone\.conv1\.weight", r"(neck|head|data_preprocessor)\..+"),
         branches={"backbone": Branch((*resnet_rows(r"backbone\."), *HEADS), with_prefix("backbone.", RESNET_ROLES))},
         pooling="mean",
+        assumes=("mean",),
     ),
 )

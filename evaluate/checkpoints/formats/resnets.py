@@ -15,7 +15,6 @@ from evaluate.checkpoints.formats.table import (
     resnet_rows,
     with_prefix,
 )
-from evaluate.checkpoints.reader import Checkpoint
 
 
 def sequential_rows(prefix: str) -> Rows:
@@ -42,7 +41,15 @@ def _rows(prefix: str, *patterns: str) -> Rows:
 
 
 def _resnet(name: str, description: str, branches: Mapping[str, Branch], **extra: Any) -> Format:
-    return Format(name=name, description=description, family="resnet", branches=branches, pooling="mean", **extra)
+    return Format(
+        name=name,
+        description=description,
+        family="resnet",
+        branches=branches,
+        pooling="mean",
+        naming="timm",
+        **extra,
+    )
 
 
 def _branch(prefix: str, *patterns: str, group: str | None = None) -> Branch:
@@ -53,11 +60,6 @@ FC = r"fc\.(weight|bias)"
 HEADS = r"((momentum_)?projector|predictor|(momentum_)?classifier|prototypes|(projection|prediction)_head)\..+"
 
 
-def only_weights(checkpoint: Checkpoint, group: str) -> bool:
-    """A converted SimCLR file holds its state dict and nothing else, unlike a training checkpoint."""
-    return set(checkpoint.top_level) == {"state_dict"}
-
-
 FORMATS = (
     _resnet(
         "torchvision",
@@ -66,6 +68,7 @@ FORMATS = (
         state_dict_paths=("", "model"),
         required_keys=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"),
         forbidden_keys=(r"(projection_head|prototypes)\..+",),
+        assumes=("mean",),
     ),
     _resnet(
         "torchvision_training",
@@ -74,7 +77,7 @@ FORMATS = (
         state_dict_paths=("state_dict",),
         required_keys=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"),
         forbidden_keys=(r"(projection_head|prototypes)\..+",),
-        matches=lambda checkpoint, group: not only_weights(checkpoint, group),
+        assumes=("mean",),
     ),
     _resnet(
         "simclr_converted",
@@ -82,7 +85,7 @@ FORMATS = (
         {"encoder": _branch("", FC)},
         state_dict_paths=("state_dict",),
         required_keys=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"),
-        matches=only_weights,
+        matches=lambda checkpoint, path: False,  # nothing in the file tells it: --format simclr_converted
         normalization=UNIT,
         forbidden_keys=(r"(projection_head|prototypes)\..+",),
     ),
@@ -140,6 +143,7 @@ FORMATS = (
         state_dict_paths=("state_dict", ""),
         required_keys=(r"backbone\.conv1\.weight",),
         forbidden_keys=(r"(neck|head|data_preprocessor|classifier|projector|momentum_backbone)\..+",),
+        assumes=("mean",),
     ),
     _resnet(
         "barlow_twins",

@@ -13,14 +13,16 @@ from functools import lru_cache
 from torch import Tensor, cat
 
 from evaluate.checkpoints.reader import Checkpoint
+from evaluate.checkpoints.statements import CLIP, HALF, IMAGENET, UNIT
 from evaluate.runtime.errors import UserError
 
+__all__ = ["CLIP", "HALF", "IMAGENET", "UNIT", "Branch", "Format", "Rows", "State"]
 Rows = tuple[tuple[str, str | None], ...]
 State = dict[str, Tensor]
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-UNIT = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+# what a format's keys leave open, by field of EncoderSpec; "mean" stands for mean and std
+EVERYTHING = ("num_heads", "layer_norm_eps", "activation", "mean", "pooling", "interpolation")
+# keys that belong to no model: AveragedModel's count
+BOOKKEEPING = re.compile(r"n_averaged")
 
 
 @dataclass(frozen=True)
@@ -72,23 +74,35 @@ class Format:
     """The position embedding may lack rows for class token and registers."""
     transform: Callable[[State], State] | None = None
     """The one change to tensors, after renaming."""
-    read_semantics: Callable[[Checkpoint], dict[str, object]] | None = None
-    """What a file's own content says, by field name of ``EncoderSpec``; it wins over the fields above."""
+    read_semantics: Callable[[State], dict[str, object]] | None = None
+    """What the source's tensors themselves say of fields of ``EncoderSpec``; words are read by ``statements``."""
+    assumes: tuple[str, ...] = ()
+    """Fields that keys of this kind do not decide: unless something says them, they are assumed aloud."""
+    marks: tuple[str, ...] = ()
+    """Patterns of keys that only this method has: where one matches, nothing is assumed."""
+    naming: str = ""
+    """Whose names of tensors: "timm", "hf", "open_clip", "beit" or another's; it decides which JSON is meant."""
     notes: tuple[str, ...] = ()
     """What every certificate of this format says besides."""
 
     def path_in(self, checkpoint: Checkpoint) -> str | None:
         """Where this format's tensors lie in the file; None where the file is not of this format."""
         own = [branch.state_dict_path for branch in self.branches.values()]
-        for group in self.state_dict_paths if None in own else own:
-            keys = checkpoint.state_dicts.get(group)
-            if keys is None:
-                continue
-            found = all(any(re.fullmatch(pattern, key) for key in keys) for pattern in self.required_keys)
-            spoiled = any(re.fullmatch(pattern, key) for pattern in self.forbidden_keys for key in keys)
-            if found and not spoiled and (self.matches is None or self.matches(checkpoint, group)):
-                return group
-        return None
+        places = self.state_dict_paths if None in own else own
+        return next((path for path in places if self.fits(checkpoint, path)), None)
+
+    def fits(self, checkpoint: Checkpoint, path: str | None) -> bool:
+        """Whether the state dict at a path has this format's keys, and no other's."""
+        keys = checkpoint.state_dicts.get(path or "")
+        if keys is None or path is None:
+            return False
+        found = all(any(re.fullmatch(pattern, key) for key in keys) for pattern in self.required_keys)
+        spoiled = any(re.fullmatch(pattern, key) for pattern in self.forbidden_keys for key in keys)
+        return found and not spoiled and (self.matches is None or self.matches(checkpoint, path))
+
+    def undecided(self, keys: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """The fields of ``assumes``, none where a key marks the method."""
+        return () if any(re.fullmatch(pattern, key) for pattern in self.marks for key in keys) else self.assumes
 
 
 def vit_rows(prefix: str = "") -> Rows:
@@ -177,6 +191,9 @@ def rename(state: State, rows: Rows, what: str) -> tuple[State, list[str], list[
     renamed: State = {}
     used, left_out, unknown = [], [], []
     for key, tensor in state.items():
+        if BOOKKEEPING.fullmatch(key):
+            left_out.append(key)
+            continue
         matches = [(pattern, name) for pattern, name in rows if _compiled(pattern).fullmatch(key)]
         if not matches:
             unknown.append(key)
