@@ -227,10 +227,15 @@ def complete(state: dict[str, Tensor], spec: EncoderSpec, what: str) -> dict[str
     ]
     if wrong:
         raise UserError(f"{what}: {'; '.join(wrong[:8])}" + (f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""))
-    return {
-        name: _own(state[name].long() if name.endswith("num_batches_tracked") else state[name].float())
-        for name in expected
-    }
+    whole: State = {}
+    places: set[int] = set()
+    for name in expected:
+        tensor = _own(state[name].long() if name.endswith("num_batches_tracked") else state[name].float())
+        if tensor.data_ptr() in places and tensor.numel():  # two names of one tensor: files hold each by itself
+            tensor = tensor.clone()
+        places.add(tensor.data_ptr())
+        whole[name] = tensor
+    return whole
 
 
 def _own(tensor: Tensor) -> Tensor:
@@ -417,6 +422,8 @@ def spec_of(
         spec = resnet(state, given, what)
         statements.compare_shape(found, {"layers": spec.layers}, what)
     else:
+        width, _, _, patch = _needed(state, "patch_embed.proj.weight", 4, what).shape
+        statements.compare_shape(found, {"embed_dim": width, "patch_size": patch}, what)
         may_lack = known.pos_embed_may_lack_prefix or bool(own) or "reg_token" in state
         spec = vit(state, given, None, may_lack, what)
         sizes = {name: getattr(spec, name) for name in ("img_size", "patch_size", "embed_dim", "depth")}

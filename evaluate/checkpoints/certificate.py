@@ -142,7 +142,8 @@ def compare(
             {"cls": tokens.cls, "patches": tokens.patches},
         )
     }
-    small = embedded / embedded.std() * SMALL_STD
+    spread = embedded.std()
+    small = embedded / spread * SMALL_STD if spread > 0 else embedded
     if not encoder.spec.rel_pos_bias:
         small = small[:, :SMALL_TOKENS]  # any tokens will do; BEiT's bias needs the whole grid
     mine = small

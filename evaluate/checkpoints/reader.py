@@ -29,7 +29,7 @@ from evaluate.checkpoints.unpickler import (
     _flat,
     _read_with_placeholders,
 )
-from evaluate.encoder.spec import KIND
+from evaluate.encoder.spec import KIND, read_spec
 from evaluate.runtime.errors import UserError
 
 NOT_WEIGHTS = re.compile(
@@ -172,6 +172,7 @@ def _content(path: Path) -> Any:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    read_spec(path)  # an encoder file of ours whose spec is damaged is refused, not read as another program's
     try:
         with safe_open(path, "pt") as file:
             state = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  (not a dict)

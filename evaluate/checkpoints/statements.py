@@ -295,15 +295,26 @@ def _triple(value: Any) -> tuple[float, ...] | None:
 
 
 def _read_table(
-    found: Statements, table: Mapping[str, Any], place: str, what: str, strict: bool, depth: int = 0
+    found: Statements,
+    table: Mapping[str, Any],
+    place: str,
+    what: str,
+    strict: bool,
+    taken: set[str] | None = None,
+    depth: int = 0,
 ) -> None:
     """Settings of any program. ``strict``: they are this encoder's own, so an odd value is an error and not another
     thing's."""
+    taken = set() if taken is None else taken  # an outer table's word is meant before an inner one's
     for name, aliases in ALIASES.items():
         for alias in aliases:
-            if alias in table and name not in found.said:
+            if alias in table and name not in taken:
+                before = len(found.said.get(name, ()))
                 _take(found, name, table[alias], f"{place}.{alias}", what, strict)
-    if table.get("quick_gelu") is True and "activation" not in found.said:
+                if len(found.said.get(name, ())) > before:
+                    taken.add(name)
+    if table.get("quick_gelu") is True and "activation" not in taken:
+        taken.add("activation")
         found.add("activation", "quick_gelu", f"{place}.quick_gelu")
     if strict and depth == 0:
         for name in ("img_size", "patch_size", "embed_dim", "depth"):
@@ -312,7 +323,7 @@ def _read_table(
     if depth < 2:
         for name in INNER:
             if isinstance(table.get(name), dict):
-                _read_table(found, table[name], f"{place}.{name}", what, strict=False, depth=depth + 1)
+                _read_table(found, table[name], f"{place}.{name}", what, strict=False, taken=taken, depth=depth + 1)
 
 
 def _take(found: Statements, name: str, value: Any, place: str, what: str, strict: bool) -> None:
@@ -418,7 +429,7 @@ def _read_huggingface(found: Statements, config: Mapping[str, Any], what: str) -
         found.add("layer_norm_eps", 1e-5 if clip else 1e-12, "config.json: the default of its class")
     if "num_attention_heads" in own:
         _take(found, "num_heads", own["num_attention_heads"], "config.json: num_attention_heads", what, strict=True)
-    elif kind:
+    elif kind and "hidden_size" in own:
         found.implied["num_heads"] = Statement(12, "config.json: the default of its class")
     for name, size in SIZES.items():
         if isinstance(own.get(name), int) and not isinstance(own[name], bool):
