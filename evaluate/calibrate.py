@@ -105,14 +105,14 @@ def load(path: Path, device: str) -> Classifier:
     Raises UserError for any other file, or a head that does not fit its encoder.
     """
     content = reader.read(path)
-    group = next((name for name in ("model", "") if "fc_norm.weight" in content.groups.get(name, {})), None)
+    group = next((name for name in ("model", "") if "fc_norm.weight" in content.state_dicts.get(name, {})), None)
     wanted = {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
-    if group is None or not wanted <= content.groups[group].keys():
+    if group is None or not wanted <= content.state_dicts[group].keys():
         raise UserError(
             f"{path} is not a fine-tuned classifier in the official layout: it lacks fc_norm or head; give a "
             f"fine-tuned checkpoint"
         )
-    state = content.groups[group]
+    state = content.state_dicts[group]
     with TemporaryDirectory() as folder:
         converted = Path(folder) / "encoder.safetensors"
         conversion.convert(path, converted)

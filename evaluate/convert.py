@@ -1,7 +1,9 @@
 """Converts a checkpoint of any known format into the canonical encoder file, and certifies it by numbers.
 
-    python -m evaluate.convert FILE [--out encoder.safetensors] [--branch target] [--format mae] [--inspect] [--json]
-    python -m evaluate.convert ENCODER_OR_CKPT --to mae|timm|hf|torchvision [--out FILE]     writes it back out (evaluate/checkpoints/export.py)
+    python -m evaluate.convert FILE [--out encoder.safetensors] [--branch target] [--format mae] [--prefix encoder.]
+    python -m evaluate.convert FILE --assume num_heads=12 --normalize imagenet     what no file says
+    python -m evaluate.convert FILE --inspect [--json]                             what it is, and whether it converts
+    python -m evaluate.convert ENCODER_OR_CKPT --to mae|timm|hf|torchvision [--out FILE]     writes it back out
 
 Exit status 0: written and certified; 2: one sentence says what is wrong, and nothing was written.
 """
@@ -11,11 +13,12 @@ import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from evaluate import encoder
 from evaluate.checkpoints import export, formats
 from evaluate.checkpoints.certificate import Certificate
-from evaluate.checkpoints.conversion import convert, default_out, ensure, inspect
+from evaluate.checkpoints.conversion import convert, default_out, ensure, inspect, inspection
 from evaluate.checkpoints.files import weights_file
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.locks import exclusive
@@ -26,55 +29,120 @@ __all__ = ["convert", "ensure", "inspect"]
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="a checkpoint file, or a Hugging Face folder")
-    parser.add_argument("--out", type=Path, help="the encoder file to write (default: NAME.encoder.safetensors beside the checkpoint)")
-    parser.add_argument("--branch", help="which encoder of the file (default: the one that the method's own evaluation takes)")
-    parser.add_argument("--format", help=f"one of {', '.join(known.name for known in formats.FORMATS)} (default: recognised by its keys)")
-    parser.add_argument("--to", choices=("mae", "timm", "hf", "torchvision"), help="write the encoder in this format instead of the canonical one")
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluate.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, nargs="?", help="a checkpoint file, or a folder of Hugging Face or timm")
+    parser.add_argument("--ckpt", type=Path, help="the same")
+    parser.add_argument(
+        "--out", type=Path, help="the encoder file to write (default: NAME.encoder.safetensors beside the checkpoint)"
+    )
+    parser.add_argument(
+        "--branch", help="which encoder of the file (default: the one that the method's own evaluation takes)"
+    )
+    names = ", ".join(known.name for known in formats.FORMATS)
+    parser.add_argument("--format", help=f"one of {names} (default: recognized by its keys)")
+    parser.add_argument("--prefix", help="of the encoder's keys, or the path of its state dict (default: found)")
+    parser.add_argument("--normalize", help="mean and std: imagenet, half, clip or none (default: what is said)")
+    parser.add_argument(
+        "--assume",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what wins over all that is said or assumed, as num_heads=12 or activation=quick_gelu; repeatable",
+    )
+    parser.add_argument(
+        "--to",
+        choices=("mae", "timm", "hf", "torchvision"),
+        help="write the encoder in this format instead of the canonical one",
+    )
     parser.add_argument("--inspect", action="store_true", help="say what the file holds and write nothing")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--if-needed", action="store_true", help="do nothing where OUT already holds this very conversion")
+    parser.add_argument(
+        "--if-needed", action="store_true", help="do nothing where OUT already holds this very conversion"
+    )
     arguments = parser.parse_args(argv)
+    if (arguments.file is None) == (arguments.ckpt is None):
+        parser.error("give one checkpoint, as FILE or as --ckpt FILE")
+    file = arguments.file or arguments.ckpt
     end_with_parent()
     try:
+        options = _options(arguments)
         if arguments.inspect:
-            print(json.dumps(inspect(arguments.file), indent=1))
+            found = inspect(file, **options)
+            print(json.dumps(found, indent=1) if arguments.json else inspection(found))
             return 0
         if arguments.to:
-            return _write_out(arguments)
-        out = arguments.out or default_out(arguments.file)
+            return _write_out(arguments, file, options)
+        out = arguments.out or default_out(file)
         if arguments.if_needed:
-            with exclusive(out.with_name(".lock"), f"converting {arguments.file}"):
-                path = ensure(arguments.file, out, arguments.branch)
+            with exclusive(out.with_name(".lock"), f"converting {file}"):
+                path = ensure(file, out, **options)
             print(f"{Certificate.read(encoder.certificate_path(path))}\nencoder: {path}")
             return 0
-        made = convert(arguments.file, out, arguments.branch, arguments.format)
+        made = convert(file, out, **options)
     except UserError as error:
         print(f"evaluate.convert: {error}", file=sys.stderr)
         return 2
     if arguments.json:
         spec = json.loads(encoder.read_spec(out).to_json())
-        print(json.dumps({"encoder": str(out), "certificate_file": str(encoder.certificate_path(out)), "spec": spec, "certificate": made.to_dict()}, indent=1))
+        print(
+            json.dumps(
+                {
+                    "encoder": str(out),
+                    "certificate_file": str(encoder.certificate_path(out)),
+                    "spec": spec,
+                    "certificate": made.to_dict(),
+                },
+                indent=1,
+            )
+        )
     else:
         print(f"{made}\nencoder: {out}")
     return 0
 
 
-def _write_out(arguments: argparse.Namespace) -> int:
-    """``--to``: an encoder file is taken with its certificate, any other checkpoint is converted and certified on the way."""
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What ``convert`` takes besides its files."""
+    assume: dict[str, str] = {}
+    for text in arguments.assume:
+        name, mark, value = text.partition("=")
+        if not mark or not name or not value:
+            raise UserError(f"--assume takes NAME=VALUE, as num_heads=12, not {text!r}")
+        if name in assume:
+            raise UserError(f"--assume says {name} twice; give it once")
+        assume[name] = value
+    names = ("branch", "format", "prefix", "normalize")
+    return {**{name: getattr(arguments, name) for name in names}, "assume": assume}
+
+
+def _write_out(arguments: argparse.Namespace, file: Path, options: dict[str, Any]) -> int:
+    """``--to``: an encoder file is taken with its certificate, any other checkpoint is converted and certified on the
+    way."""
     with TemporaryDirectory() as folder:
-        path = weights_file(arguments.file)
+        path = weights_file(file)
         if encoder.read_spec(path) is None:
             path = Path(folder) / "encoder.safetensors"
-            convert(arguments.file, path, arguments.branch, arguments.format)
+            convert(file, path, **options)
         loaded = encoder.load(path)
-    out = arguments.out or export.default_out(arguments.file, arguments.to)
+    out = arguments.out or export.default_out(file, arguments.to)
     notes = export.export(loaded, arguments.to, out)
     if arguments.json:
-        print(json.dumps({"file": str(out), "format": arguments.to, "fingerprint": loaded.fingerprint, "notes": notes}, indent=1))
+        print(
+            json.dumps(
+                {"file": str(out), "format": arguments.to, "fingerprint": loaded.fingerprint, "notes": notes}, indent=1
+            )
+        )
     else:
-        print("\n".join([f"written as {arguments.to}: {out}", "read back: every tensor and setting equal", *(f"note: {note}" for note in notes)]))
+        print(
+            "\n".join(
+                [
+                    f"written as {arguments.to}: {out}",
+                    "read back: every tensor and setting equal",
+                    *(f"note: {note}" for note in notes),
+                ]
+            )
+        )
     return 0
 
 

@@ -22,6 +22,7 @@ from evaluate.runtime.errors import UserError
 from pretrain.methods import siameseim
 from pretrain.methods.siameseim import DEMO
 from tests.factories import WIDTH, mae_state
+from tests.formats.tiny_files import tiny_vit
 
 
 def test_our_own_checkpoint_both_branches(tmp_path) -> None:
@@ -31,20 +32,31 @@ def test_our_own_checkpoint_both_branches(tmp_path) -> None:
         for parameter in model.target.parameters():
             parameter.add_(0.05)
     file = tmp_path / "own.pth"
-    content = {"model": siameseim.to_official(model.state_dict()), "epoch": 3, "args": argparse.Namespace(a=1), "config": DEMO.to_json()}
+    content = {
+        "model": siameseim.to_official(model.state_dict()),
+        "epoch": 3,
+        "args": argparse.Namespace(a=1),
+        "config": DEMO.to_json(),
+    }
     torch.save(content, file)
     images = torch.randn(2, 3, DEMO.img_size, DEMO.img_size)
     for name, branch in (("online", model.online), ("target", model.target)):
         out = tmp_path / name / "encoder.safetensors"
         assert conversion.convert(file, out, branch=name).passed
         loaded = encoder.load(out)
-        assert (loaded.spec.num_heads, loaded.spec.patch_size, loaded.spec.final_norm) == (DEMO.num_heads, DEMO.patch_size, False)
+        assert (loaded.spec.num_heads, loaded.spec.patch_size, loaded.spec.final_norm) == (
+            DEMO.num_heads,
+            DEMO.patch_size,
+            False,
+        )
         with torch.inference_mode():
             patches = branch.patch_embed(images) + model.pos_embed[:, 1:]
             cls = (branch.cls_token + model.pos_embed[:, :1]).expand(2, -1, -1)
             expected = branch.blocks(torch.cat([cls, patches], 1))
             tokens = loaded.forward_tokens(images)
-        assert torch.allclose(tokens.cls, expected[:, 0], atol=1e-5) and torch.allclose(tokens.patches, expected[:, 1:], atol=1e-5)
+        assert torch.allclose(tokens.cls, expected[:, 0], atol=1e-5) and torch.allclose(
+            tokens.patches, expected[:, 1:], atol=1e-5
+        )
     del content["config"]
     torch.save(content, file)
     with pytest.raises(UserError, match="num_heads"):
@@ -57,7 +69,9 @@ def test_ensure_converts_once(tmp_path, monkeypatch) -> None:
     assert conversion.ensure(file, out) == out
     stamp = out.stat().st_mtime_ns
     assert conversion.ensure(file, out) == out and out.stat().st_mtime_ns == stamp
-    assert conversion.ensure(out, tmp_path / "other.safetensors") == out and not (tmp_path / "other.safetensors").exists()
+    assert (
+        conversion.ensure(out, tmp_path / "other.safetensors") == out and not (tmp_path / "other.safetensors").exists()
+    )
     torch.save({"model": mae_state(1)}, file)
     conversion.ensure(file, out)
     assert out.stat().st_mtime_ns != stamp
@@ -126,8 +140,16 @@ def _bad_files(path, marker):
         ("bare tensor", lambda: torch.save(torch.zeros(3), path), "not a checkpoint"),
         ("no tensors", lambda: torch.save({"epoch": 3}, path), "no weights"),
         ("code", lambda: torch.save({"model": mae_state(), "x": Touch(marker)}, path), "open"),
-        ("code in args", lambda: torch.save({"model": mae_state(), "args": argparse.Namespace(a=[Touch(marker)])}, path), "open"),
-        ("code in a bare pickle", lambda: path.write_bytes(pickle.dumps({"model": {}, "x": Touch(marker)}, protocol=2)), "open"),
+        (
+            "code in args",
+            lambda: torch.save({"model": mae_state(), "args": argparse.Namespace(a=[Touch(marker)])}, path),
+            "open",
+        ),
+        (
+            "code in a bare pickle",
+            lambda: path.write_bytes(pickle.dumps({"model": {}, "x": Touch(marker)}, protocol=2)),
+            "open",
+        ),
         ("absent class", lambda: _absent_class(path), "absent_package.Config"),
         ("unknown format", lambda: torch.save({"strange.weight": torch.zeros(3)}, path), "strange.weight"),
         ("NaN", state(_changed("norm.bias", nan)), "norm.bias"),
@@ -193,17 +215,25 @@ def test_torchscript_archive_without_running_it(tmp_path) -> None:
         module.register_buffer(name, value)
     torch.jit.save(torch.jit.script(root), tmp_path / "script.pt")
     torch.save(mae_state(), tmp_path / "plain.pth")
-    made = [conversion.convert(tmp_path / name, tmp_path / f"{name}.safetensors", format="dino_backbone") for name in ("script.pt", "plain.pth")]
+    made = [
+        conversion.convert(tmp_path / name, tmp_path / f"{name}.safetensors", format="dino_backbone")
+        for name in ("script.pt", "plain.pth")
+    ]
     assert made[0].fingerprint == made[1].fingerprint
 
 
-def test_huggingface_folder_says_its_eps_and_normalisation(tmp_path) -> None:
-    from tests.formats.test_every_format import tiny_vit
-
+def test_huggingface_folder_says_its_eps_and_normalization(tmp_path) -> None:
     known = formats.by_name("hf_vit")
-    save_file({**tiny_vit(known, dict(known.branches["encoder"].roles), 0), "classifier.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"layer_norm_eps": 1e-3, "num_attention_heads": 4, "hidden_act": "gelu"}))
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
+    save_file(
+        {**tiny_vit(known, dict(known.branches["encoder"].roles), 0), "classifier.weight": torch.zeros(2, 2)},
+        tmp_path / "model.safetensors",
+    )
+    (tmp_path / "config.json").write_text(
+        json.dumps({"layer_norm_eps": 1e-3, "num_attention_heads": 4, "hidden_act": "gelu"})
+    )
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]})
+    )
     conversion.convert(tmp_path, tmp_path / "encoder.safetensors")
     spec = encoder.load(tmp_path / "encoder.safetensors").spec
     assert (spec.layer_norm_eps, spec.num_heads, spec.mean, spec.std) == (1e-3, 4, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
@@ -211,14 +241,16 @@ def test_huggingface_folder_says_its_eps_and_normalisation(tmp_path) -> None:
 
 @pytest.mark.parametrize("changed", ["model.safetensors", "config.json", "preprocessor_config.json"])
 def test_a_huggingface_folder_is_converted_again_when_a_file_of_it_changes(changed, tmp_path) -> None:
-    from tests.formats.test_every_format import tiny_vit
-
     known, folder, out = formats.by_name("hf_vit"), tmp_path / "hf", tmp_path / "encoder.safetensors"
     folder.mkdir()
     state = {**tiny_vit(known, dict(known.branches["encoder"].roles), 0), "classifier.weight": torch.zeros(2, 2)}
     save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"layer_norm_eps": 1e-3, "num_attention_heads": 4, "hidden_act": "gelu"}))
-    (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
+    (folder / "config.json").write_text(
+        json.dumps({"layer_norm_eps": 1e-3, "num_attention_heads": 4, "hidden_act": "gelu"})
+    )
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]})
+    )
     conversion.ensure(folder, out)
     source = rows.source_id(folder, None, {})
     assert source == rows.source_id(folder, None, {}) != rows.source_id(folder, "target", {})
@@ -235,8 +267,6 @@ def test_a_huggingface_folder_is_converted_again_when_a_file_of_it_changes(chang
 
 
 def test_huggingface_folder_in_several_files(tmp_path) -> None:
-    from tests.formats.test_every_format import tiny_vit
-
     known = formats.by_name("hf_vit")
     state = {**tiny_vit(known, dict(known.branches["encoder"].roles), 0), "classifier.weight": torch.zeros(2, 2)}
     (tmp_path / "whole").mkdir()
@@ -246,9 +276,16 @@ def test_huggingface_folder_in_several_files(tmp_path) -> None:
         save_file({key: state[key] for key in state if names[key] == name}, tmp_path / name)
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": names}))
-    made = [conversion.convert(path, tmp_path / "out" / "encoder.safetensors") for path in (tmp_path, tmp_path / "whole")]
+    made = [
+        conversion.convert(path, tmp_path / "out" / "encoder.safetensors") for path in (tmp_path, tmp_path / "whole")
+    ]
     assert made[0].fingerprint == made[1].fingerprint and made[0].source_sha256 != made[1].source_sha256
-    for wrong, says in (("../other.safetensors", "same folder"), (index.name, "same folder"), ("absent.safetensors", "not beside it"), (name, "does not hold")):
+    for wrong, says in (
+        ("../other.safetensors", "same folder"),
+        (index.name, "same folder"),
+        ("absent.safetensors", "not beside it"),
+        (name, "does not hold"),
+    ):
         index.write_text(json.dumps({"weight_map": {**names, "classifier.weight": wrong, "another": wrong}}))
         with pytest.raises(UserError, match=says):
             conversion.convert(tmp_path, tmp_path / "out" / "encoder.safetensors")
@@ -262,7 +299,14 @@ def _swap_q_and_k(state):
 
 FAULTY = {
     "nothing": (lambda state: state, {}, True),
-    "one value": (lambda state: {**state, "blocks.1.mlp.fc1.bias": state["blocks.1.mlp.fc1.bias"].index_fill(0, torch.tensor([5]), 1.0)}, {}, False),
+    "one value": (
+        lambda state: {
+            **state,
+            "blocks.1.mlp.fc1.bias": state["blocks.1.mlp.fc1.bias"].index_fill(0, torch.tensor([5]), 1.0),
+        },
+        {},
+        False,
+    ),
     "q and k": (_swap_q_and_k, {}, False),
     "eps": (lambda state: state, {"layer_norm_eps": 1e-5}, False),
     "eps the other way": (lambda state: state, {"layer_norm_eps": 1e-12}, False),
@@ -270,7 +314,10 @@ FAULTY = {
     "heads": (lambda state: state, {"num_heads": 4}, False),
     "final norm": (lambda state: {**state, "norm.bias": state["norm.bias"] + 0.01}, {}, False),
     "class token": (
-        lambda state: {**{key: value for key, value in state.items() if key != "cls_token"}, "pos_embed": state["pos_embed"][:, 1:]},
+        lambda state: {
+            **{key: value for key, value in state.items() if key != "cls_token"},
+            "pos_embed": state["pos_embed"][:, 1:],
+        },
         {"class_token": False},
         False,
     ),
@@ -292,7 +339,9 @@ def test_the_certificate_can_fail(fault, tmp_path) -> None:
 
 def test_a_failing_certificate_writes_nothing(tmp_path, monkeypatch) -> None:
     torch.save({"model": mae_state()}, tmp_path / "mae.pth")
-    monkeypatch.setattr(certificate, "compare", lambda *_: {"timm": {"difference": 1.0, "largest": 1.0, "passed": False}})
+    monkeypatch.setattr(
+        certificate, "compare", lambda *_: {"timm": {"difference": 1.0, "largest": 1.0, "passed": False}}
+    )
     with pytest.raises(UserError, match="features differ"):
         conversion.convert(tmp_path / "mae.pth", tmp_path / "encoder.safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["mae.pth"]
@@ -301,7 +350,7 @@ def test_a_failing_certificate_writes_nothing(tmp_path, monkeypatch) -> None:
 def test_inspect_and_json(tmp_path, capsys) -> None:
     file = tmp_path / "mae.pth"
     torch.save({"model": mae_state(), "epoch": 2}, file)
-    assert convert.main([str(file), "--inspect"]) == 0
+    assert convert.main([str(file), "--inspect", "--json"]) == 0
     seen = json.loads(capsys.readouterr().out)
     assert list(seen["formats"]) == ["mae"] and seen["state_dicts"]["model"]["tensors"] == len(mae_state())
     assert [path.name for path in tmp_path.iterdir()] == ["mae.pth"]

@@ -1,4 +1,5 @@
-"""What converting and certifying a ViT-B/16 costs besides imports: at most three times the file in memory. Prints the seconds (`pytest -s`)."""
+"""What converting and certifying a ViT-B/16 costs besides imports: at most three times the file in memory. Prints the
+seconds (`pytest -s`)."""
 
 import json
 import subprocess
@@ -20,7 +21,8 @@ import evaluate.mm.backbones.vitdet, evaluate.mm.backbones.segmentation
 peak = lambda: 1024 * next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before, begun = peak(), time.monotonic()
 made = convert.convert(sys.argv[1], sys.argv[2])
-print(json.dumps({"passed": made.passed, "ratio": (peak() - before) / os.path.getsize(sys.argv[1]), "seconds": time.monotonic() - begun}))
+ratio = (peak() - before) / os.path.getsize(sys.argv[1])
+print(json.dumps({"passed": made.passed, "ratio": ratio, "seconds": time.monotonic() - begun}))
 """
 
 

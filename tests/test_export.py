@@ -1,4 +1,5 @@
-"""Written out and read back: the same encoder bit by bit, in files that the other programs load; and what cannot be written is refused."""
+"""Written out and read back: the same encoder bit by bit, in files that the other programs load; and what cannot be
+written is refused."""
 
 import json
 
@@ -12,7 +13,7 @@ from evaluate.checkpoints import conversion, export, formats
 from evaluate.checkpoints.certificate import fixed_image
 from evaluate.runtime.errors import UserError
 from tests.factories import mae_state
-from tests.formats.test_every_format import checkpoint_of, tiny_resnet
+from tests.formats.tiny_files import checkpoint_of, tiny_resnet
 
 REFUSED = {  # format of the source: what cannot be written, and why
     "mae": {"torchvision": "ViT"},
@@ -21,7 +22,18 @@ REFUSED = {  # format of the source: what cannot be written, and why
     "beit": {"mae": "relative position bias", "hf": "layer scale", "torchvision": "ViT"},
     "simclr_converted": {"mae": "ResNet", "hf": "ResNet"},
 }
-SOURCES = ("mae", "siameseim", "finetuned", "dino", "clip_openai", "beit", "hf_vit", "hf_vit_mae", "timm", "simclr_converted")
+SOURCES = (
+    "mae",
+    "siameseim",
+    "finetuned",
+    "dino",
+    "clip_openai",
+    "beit",
+    "hf_vit",
+    "hf_vit_mae",
+    "timm",
+    "simclr_converted",
+)
 
 
 def _encoder(name, tmp_path):
@@ -38,7 +50,10 @@ def test_round_trip_is_bit_identical(name, to, tmp_path, capsys) -> None:
     out = tmp_path / "written" / f"file{export.TARGETS[to].ending}"
     status = convert.main([str(file), "--to", to, "--out", str(out)])
     captured = capsys.readouterr()
-    refused = {**REFUSED.get(name, {}), **({"torchvision": "ViT"} if first.spec.family == "vit" else {"mae": "ResNet", "hf": "ResNet"})}
+    refused = {
+        **REFUSED.get(name, {}),
+        **({"torchvision": "ViT"} if first.spec.family == "vit" else {"mae": "ResNet", "hf": "ResNet"}),
+    }
     if to in refused:
         assert status == 2 and refused[to] in captured.err and captured.err.count("\n") == 1
         assert not out.exists() and not out.parent.exists()
@@ -66,8 +81,23 @@ def test_an_encoder_file_converts_to_itself(tmp_path) -> None:
 def test_branch_and_foreign_checkpoint(tmp_path) -> None:
     torch.save(checkpoint_of(formats.by_name("siameseim")), tmp_path / "source.pth")
     for branch in ("online", "target"):
-        assert convert.main([str(tmp_path / "source.pth"), "--to", "mae", "--branch", branch, "--out", str(tmp_path / f"{branch}.pth")]) == 0
-    online, target = (torch.load(tmp_path / f"{branch}.pth", weights_only=True)["model"] for branch in ("online", "target"))
+        assert (
+            convert.main(
+                [
+                    str(tmp_path / "source.pth"),
+                    "--to",
+                    "mae",
+                    "--branch",
+                    branch,
+                    "--out",
+                    str(tmp_path / f"{branch}.pth"),
+                ]
+            )
+            == 0
+        )
+    online, target = (
+        torch.load(tmp_path / f"{branch}.pth", weights_only=True)["model"] for branch in ("online", "target")
+    )
     assert online.keys() == target.keys() and not torch.equal(online["cls_token"], target["cls_token"])
 
 
@@ -75,7 +105,9 @@ def test_timm_loads_the_timm_file(tmp_path) -> None:
     loaded = encoder.load(_encoder("mae", tmp_path))
     export.export(loaded, "timm", tmp_path / "timm.safetensors")
     arguments = export.timm_arguments(loaded.spec)
-    model = timm.create_model("vit_base_patch16_224", checkpoint_path=str(tmp_path / "timm.safetensors"), **arguments).eval()
+    model = timm.create_model(
+        "vit_base_patch16_224", checkpoint_path=str(tmp_path / "timm.safetensors"), **arguments
+    ).eval()
     image = fixed_image(loaded.spec.img_size)
     with torch.no_grad():
         assert torch.allclose(model.forward_features(image), loaded.model.forward_features(image), atol=1e-6)

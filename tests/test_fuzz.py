@@ -3,8 +3,9 @@
     CONVERT_FUZZ=1000 uv run pytest tests/test_fuzz.py        a thousand mutations; 150 without the variable
     CONVERT_FUZZ_SEED=7                                       others
 
-A mutation changes one key of a tiny file of a random format. The right encoder is that of the untouched file: what the encoder needs
-may not be missing, changed in shape or type, or not finite, and whatever else happens to the file may not change a feature.
+A mutation changes one key of a tiny file of a random format. The right encoder is that of the untouched file: what the
+encoder needs may not be missing, changed in shape or type, or not finite, and whatever else happens to the file may not
+change a feature.
 """
 
 import json
@@ -21,22 +22,61 @@ import torch
 from evaluate import encoder
 from evaluate.checkpoints import conversion, formats
 from evaluate.runtime.errors import UserError
-from tests.formats.test_every_format import GROUPS, checkpoint_of
+from tests.formats.tiny_files import GROUPS, checkpoint_of
 
 MUTATIONS = int(os.environ.get("CONVERT_FUZZ", "150"))
 SEED = int(os.environ.get("CONVERT_FUZZ_SEED", "0"))
 FORMATS = (
-    "siameseim", "mae", "finetuned", "dino", "ibot", "moco_v3_vit", "beit", "beit_blocks", "clip_openai", "open_clip_timm", "hf_vit", "hf_vit_mae",
-    "hf_vit_model", "hf_clip", "mmpretrain_vit", "torchvision", "moco", "simsiam", "byol_sthalles", "vissl",
-)  # fmt: skip
+    "siameseim",
+    "mae",
+    "finetuned",
+    "dino",
+    "ibot",
+    "moco_v3_vit",
+    "beit",
+    "beit_blocks",
+    "clip_openai",
+    "open_clip_timm",
+    "hf_vit",
+    "hf_vit_mae",
+    "hf_vit_model",
+    "hf_clip",
+    "mmpretrain_vit",
+    "torchvision",
+    "moco",
+    "simsiam",
+    "byol_sthalles",
+    "vissl",
+)
 OTHER_TYPES = (torch.int64, torch.bool, torch.complex64, torch.float64, torch.uint8)
-OTHER_THINGS = ("text", None, 3, 2.5, [1, 2], {"a": 1}, {"weight": torch.zeros(2)}, torch.zeros(2, 2).to_sparse(), torch.nn.Parameter(torch.zeros(3)))
+OTHER_THINGS = (
+    "text",
+    None,
+    3,
+    2.5,
+    [1, 2],
+    {"a": 1},
+    {"weight": torch.zeros(2)},
+    torch.zeros(2, 2).to_sparse(),
+    torch.nn.Parameter(torch.zeros(3)),
+)
 State = dict[Any, Any]
 
 
 def rename(state: State, key: str, pick: random.Random) -> None:
     parts = key.split(".")
-    names = (key + "x", "x." + key, key.upper(), parts[-1], "", key.replace("0", "7"), ".".join(parts[1:]), "module." + key, "ключ." + key, "a\n" + key)
+    names = (
+        key + "x",
+        "x." + key,
+        key.upper(),
+        parts[-1],
+        "",
+        key.replace("0", "7"),
+        ".".join(parts[1:]),
+        "module." + key,
+        "ключ." + key,
+        "a\n" + key,
+    )
     name = pick.choice([name for name in names if name != key and name not in state])
     state[name] = state.pop(key)
 
@@ -115,7 +155,7 @@ def untouched(tmp_path_factory) -> dict[str, tuple[dict[str, Any], str]]:
 
 def group_of(name: str) -> str:
     known = formats.by_name(name)
-    return next(iter(known.branches.values())).group or GROUPS.get(name, known.groups[0])
+    return next(iter(known.branches.values())).state_dict_path or GROUPS.get(name, known.state_dict_paths[0])
 
 
 def mutated(content: dict[str, Any], name: str, kind: Any, pick: random.Random) -> dict[str, Any]:
@@ -156,14 +196,21 @@ def test_mutated_files_convert_rightly_or_name_the_fault(untouched, tmp_path) ->
         pick = random.Random(f"{SEED} {index}")
         name, kind = pick.choice(FORMATS), pick.choice((*KINDS, cut))
         content, right = untouched[name]
-        torch.save(content if kind is cut else mutated(content, name, kind, pick), file, _use_new_zipfile_serialization=pick.random() < 0.8)
+        torch.save(
+            content if kind is cut else mutated(content, name, kind, pick),
+            file,
+            _use_new_zipfile_serialization=pick.random() < 0.8,
+        )
         if kind is cut:
             cut(file, pick)
         came = outcome(file, out, right)
         counts[came] += 1
         if came not in ("converted", "refused"):
             faults.append(f"mutation {index} of seed {SEED}, {kind.__name__} in {name}: {came}")
-    print(f"{MUTATIONS} mutations: {counts['converted']} converted into the right encoder, {counts['refused']} refused by name")
+    print(
+        f"{MUTATIONS} mutations: {counts['converted']} converted into the right encoder, {counts['refused']} refused "
+        f"by name"
+    )
     assert not faults, "\n".join(faults)
     assert counts["converted"] and counts["refused"] > MUTATIONS / 2
 

@@ -2,8 +2,9 @@
 
     python -m evaluate.convert ENCODER_OR_CKPT --to mae|timm|hf|torchvision [--out FILE]
 
-Every file also carries ``encoder_spec`` (``evaluate.semantics``), so that it converts back to the same encoder. That is proved before a
-file gets its name: it is converted, and every tensor and every field that can change a feature must be equal, bit by bit.
+Every file also carries ``encoder_spec`` (``evaluate.checkpoints.architecture``), so that it converts back to the same
+encoder. That is proved before a file gets its name: it is converted, and every tensor and every field that can change a
+feature must be equal, bit by bit.
 """
 
 import json
@@ -20,8 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from evaluate.checkpoints import architecture
+from evaluate.checkpoints.conversion import convert
 from evaluate.encoder.model import Encoder
-from evaluate.encoder.spec import EncoderSpec
+from evaluate.encoder.spec import EncoderSpec, read_spec
 from evaluate.runtime.errors import UserError
 from results.atomic import atomic_write
 
@@ -43,18 +45,16 @@ HUGGINGFACE = (
 
 @dataclass(frozen=True)
 class Target:
-    """A format to write.
-
-    Attributes:
-        ending: of the file's name; empty: a folder.
-        refuses: why an encoder cannot be expressed in this format, or an empty text.
-        notes: what a program that loads the file must be told, because the format itself cannot say it.
-    """
+    """A format to write."""
 
     ending: str
+    """Of the file's name; empty: a folder."""
     refuses: Callable[[EncoderSpec], str]
+    """Why an encoder cannot be expressed in this format, or an empty text."""
     write: Callable[[Path, EncoderSpec, State], None]
+    """Writes the state dict to a path."""
     notes: Callable[[EncoderSpec], list[str]]
+    """What a program that loads the file must be told, because the format itself cannot say it."""
 
 
 def export(encoder: Encoder, to: str, out: Path) -> list[str]:
@@ -75,7 +75,11 @@ def export(encoder: Encoder, to: str, out: Path) -> list[str]:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(out) as written:
-            target.write(written, spec, {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.model.state_dict().items()})
+            target.write(
+                written,
+                spec,
+                {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.model.state_dict().items()},
+            )
             _prove(written, encoder, out)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from error
@@ -90,9 +94,6 @@ def default_out(path: Path, to: str) -> Path:
 
 def _prove(written: Path, encoder: Encoder, out: Path) -> None:
     """Converts the file just written and demands the same encoder; the fingerprint covers tensors and semantics."""
-    from evaluate.checkpoints.conversion import convert
-    from evaluate.encoder.file import read_spec
-
     with TemporaryDirectory() as folder:
         again = Path(folder) / "encoder.safetensors"
         made = convert(written, again)
@@ -106,10 +107,14 @@ def _plain_names(spec: EncoderSpec) -> str:
     if spec.family != "vit":
         return "it is a ResNet; choose torchvision or timm"
     faults = {
-        "relative position bias": spec.rel_pos_bias, "layer scale": spec.layer_scale, "register tokens": spec.registers,
-        "a norm before the blocks": spec.pre_norm, "no class token": not spec.class_token, "no position embedding": not spec.pos_embed,
+        "relative position bias": spec.rel_pos_bias,
+        "layer scale": spec.layer_scale,
+        "register tokens": spec.registers,
+        "a norm before the blocks": spec.pre_norm,
+        "no class token": not spec.class_token,
+        "no position embedding": not spec.pos_embed,
         "a class token without position": not spec.pos_embed_prefix,
-    }  # fmt: skip
+    }
     found = [fault for fault, there in faults.items() if there]
     return f"it has {' and '.join(found)}; choose timm" if found else ""
 
@@ -118,16 +123,24 @@ def _refused_by_mae(spec: EncoderSpec) -> str:
     if reason := _plain_names(spec):
         return reason
     if spec.activation != "gelu":
-        return f"its activation is {spec.activation}, which programs that read MAE's files compute as gelu; choose timm or hf"
+        return f"its activation is {spec.activation}, which readers of MAE's files compute as gelu; choose timm or hf"
     return "" if spec.qkv_bias else "its queries, keys and values have no bias; choose timm or hf"
 
 
 def _refused_by_huggingface(spec: EncoderSpec) -> str:
-    return _plain_names(spec) or ("its norm follows the pooling (fc_norm), which ViTModel does not have; choose mae or timm" if spec.fc_norm else "")
+    return _plain_names(spec) or (
+        "its norm follows the pooling (fc_norm), which ViTModel does not have; choose mae or timm"
+        if spec.fc_norm
+        else ""
+    )
 
 
 def _refused_by_torchvision(spec: EncoderSpec) -> str:
-    return "" if spec.family == "resnet" else "it is a ViT, torchvision's names are those of ResNets; choose timm, mae or hf"
+    return (
+        ""
+        if spec.family == "resnet"
+        else "it is a ViT, torchvision's names are those of ResNets; choose timm, mae or hf"
+    )
 
 
 def _refused_by_timm(spec: EncoderSpec) -> str:
@@ -135,33 +148,50 @@ def _refused_by_timm(spec: EncoderSpec) -> str:
 
 
 def _write_mae(path: Path, spec: EncoderSpec, state: State) -> None:
-    torch.save({"model": state, architecture.ENTRY: architecture.carried(spec)}, path)
+    torch.save({"model": state, architecture.ENTRY: architecture.to_metadata(spec)}, path)
 
 
 def _write_timm(path: Path, spec: EncoderSpec, state: State) -> None:
-    save_file(state, path, {"format": "pt", architecture.ENTRY: json.dumps(architecture.carried(spec))})
+    save_file(state, path, {"format": "pt", architecture.ENTRY: json.dumps(architecture.to_metadata(spec))})
 
 
 def _write_torchvision(path: Path, spec: EncoderSpec, state: State) -> None:
     """A flat state dict, as ``load_state_dict`` takes it; what is no tensor goes where torch keeps module versions."""
     flat = OrderedDict(state)
-    flat._metadata = {architecture.ENTRY: architecture.carried(spec)}
+    flat._metadata = {architecture.ENTRY: architecture.to_metadata(spec)}
     torch.save(flat, path)
 
 
 def _write_huggingface(folder: Path, spec: EncoderSpec, state: State) -> None:
     folder.mkdir()
     config = {
-        "architectures": ["ViTModel"], "model_type": "vit", "hidden_size": spec.embed_dim, "num_hidden_layers": spec.depth,
-        "num_attention_heads": spec.num_heads, "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0], "hidden_act": spec.activation,
-        "layer_norm_eps": spec.layer_norm_eps, "image_size": spec.img_size, "patch_size": spec.patch_size, "num_channels": 3,
-        "qkv_bias": spec.qkv_bias, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "torch_dtype": "float32",
-        architecture.ENTRY: architecture.carried(spec),
-    }  # fmt: skip
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        "hidden_size": spec.embed_dim,
+        "num_hidden_layers": spec.depth,
+        "num_attention_heads": spec.num_heads,
+        "intermediate_size": state["blocks.0.mlp.fc1.weight"].shape[0],
+        "hidden_act": spec.activation,
+        "layer_norm_eps": spec.layer_norm_eps,
+        "image_size": spec.img_size,
+        "patch_size": spec.patch_size,
+        "num_channels": 3,
+        "qkv_bias": spec.qkv_bias,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "torch_dtype": "float32",
+        architecture.ENTRY: architecture.to_metadata(spec),
+    }
     preprocessor = {
-        "image_processor_type": "ViTImageProcessor", "do_resize": True, "size": {"height": spec.img_size, "width": spec.img_size},
-        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(spec.mean), "image_std": list(spec.std),
-    }  # fmt: skip
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": {"height": spec.img_size, "width": spec.img_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2))
     save_file(huggingface_names(state), folder / "model.safetensors", {"format": "pt"})
@@ -175,7 +205,12 @@ def huggingface_names(state: State) -> State:
         assert template, f"{name} has no Hugging Face name"
         new = re.sub(pattern, template, name)
         if "{part}" in new:
-            renamed.update({new.format(part=part): piece.clone() for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True)})
+            renamed.update(
+                {
+                    new.format(part=part): piece.clone()
+                    for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True)
+                }
+            )
         else:
             renamed[new] = tensor
     return renamed
@@ -204,22 +239,37 @@ def _timm_notes(spec: EncoderSpec) -> list[str]:
 def timm_arguments(spec: EncoderSpec) -> dict[str, Any]:
     """Arguments of ``timm.create_model`` for a ViT of another shape than the named one."""
     common = {
-        "num_classes": 0, "img_size": spec.img_size, "patch_size": spec.patch_size, "embed_dim": spec.embed_dim, "depth": spec.depth,
-        "num_heads": spec.num_heads, "mlp_ratio": spec.mlp_ratio,
-    }  # fmt: skip
+        "num_classes": 0,
+        "img_size": spec.img_size,
+        "patch_size": spec.patch_size,
+        "embed_dim": spec.embed_dim,
+        "depth": spec.depth,
+        "num_heads": spec.num_heads,
+        "mlp_ratio": spec.mlp_ratio,
+    }
     if spec.rel_pos_bias:
         return {**common, "use_abs_pos_emb": spec.pos_embed, "use_rel_pos_bias": True}
     return {
-        **common, "global_pool": "avg" if spec.fc_norm or not spec.class_token else "token", "class_token": spec.class_token, "pre_norm": spec.pre_norm,
-        "final_norm": spec.final_norm or spec.fc_norm, "fc_norm": spec.fc_norm, "reg_tokens": spec.registers, "qkv_bias": spec.qkv_bias,
-        "init_values": 1.0 if spec.layer_scale else None, "no_embed_class": not spec.pos_embed_prefix,
-    }  # fmt: skip
+        **common,
+        "global_pool": "avg" if spec.fc_norm or not spec.class_token else "token",
+        "class_token": spec.class_token,
+        "pre_norm": spec.pre_norm,
+        "final_norm": spec.final_norm or spec.fc_norm,
+        "fc_norm": spec.fc_norm,
+        "reg_tokens": spec.registers,
+        "qkv_bias": spec.qkv_bias,
+        "init_values": 1.0 if spec.layer_scale else None,
+        "no_embed_class": not spec.pos_embed_prefix,
+    }
 
 
 def _huggingface_notes(spec: EncoderSpec) -> list[str]:
     if spec.final_norm:
         return []
-    return ["the encoder has no final norm: ViTModel warns that layernorm is new; take hidden_states[-1], not last_hidden_state"]
+    return [
+        "the encoder has no final norm: ViTModel warns that layernorm is new; take hidden_states[-1], not "
+        "last_hidden_state"
+    ]
 
 
 TARGETS = {

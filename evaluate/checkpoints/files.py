@@ -9,8 +9,17 @@ from evaluate.runtime.errors import UserError
 from results.atomic import sha256
 
 INDEX = ".index.json"  # of weights in several files: {"weight_map": {tensor: file}}
-DESCRIPTIONS = ("config.json", "preprocessor_config.json")  # Hugging Face's, beside the weights
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.safetensors" + INDEX, "pytorch_model.bin" + INDEX)
+DESCRIPTIONS = ("config.json", "preprocessor_config.json")  # Hugging Face's and timm's, beside the weights
+OPEN_CLIP = "open_clip_config.json"  # open_clip's
+WEIGHT_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model.safetensors" + INDEX,
+    "pytorch_model.bin" + INDEX,
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+MAX_DESCRIPTION = 16 * 2**20  # bytes; a larger JSON file describes no checkpoint
 
 
 def weights_file(path: Path) -> Path:
@@ -28,10 +37,19 @@ def weights_file(path: Path) -> Path:
 
 
 def digests(path: Path) -> tuple[str, str]:
-    """SHA-256 of a weights file (of an index: over its files), and of the JSON files beside it that describe it ("" without any)."""
+    """SHA-256 of a weights file (of an index: over its files), and of the JSON files beside it that describe it (""
+    without any)."""
     shards = list(_shards(path)) if path.name.endswith(INDEX) else []
-    described = [file for name in DESCRIPTIONS if (file := path.with_name(name)).is_file()]
+    described = [file for name in descriptions(path) if (file := path.with_name(name)).is_file()]
     return _over(shards) if shards else sha256(path), _over(described) if described else ""
+
+
+def descriptions(path: Path) -> tuple[str, ...]:
+    """Names of the JSON files that may describe a weights file: never one program's weights by another's
+    description."""
+    if path.name.startswith("open_clip_"):
+        return (OPEN_CLIP,)
+    return DESCRIPTIONS if path.name in WEIGHT_FILES else (*DESCRIPTIONS, OPEN_CLIP)
 
 
 def _over(files: list[Path]) -> str:
@@ -42,7 +60,9 @@ def _shards(index: Path) -> dict[Path, set[str]]:
     """The files beside an index and the tensors that each must hold."""
     names = _json_beside(index, index.name).get("weight_map")
     if not isinstance(names, dict) or not names or not all(map(_is_shard, names.values())):
-        raise UserError(f"{index} is not an index of weights: its weight_map must name a file of the same folder for every tensor")
+        raise UserError(
+            f"{index} is not an index of weights: its weight_map must name a file of the same folder for every tensor"
+        )
     shards: dict[Path, set[str]] = {}
     for tensor, name in names.items():
         shards.setdefault(index.with_name(name), set()).add(tensor)
@@ -62,7 +82,12 @@ def _json_beside(path: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
+        if file.stat().st_size > MAX_DESCRIPTION:
+            raise ValueError("it is larger than 16 MiB")
         content = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}, which describes {path.name}, is not readable JSON ({error}); repair it or move the checkpoint away") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file}, which describes {path.name}, is not readable JSON ({error}); repair it or move the checkpoint "
+            f"away"
+        ) from error
     return content if isinstance(content, dict) else {}

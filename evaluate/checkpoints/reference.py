@@ -1,7 +1,8 @@
 """The forward pass of a source checkpoint in plain functional torch, from its own tensors under its own names.
 
-It shares nothing with timm's modules, with the name tables or with the encoder file: a format says what each of its tensors is (its
-*roles*, templates with ``{i}`` for the block and ``{p}`` for weight or bias), and the arithmetic is written out below.
+It shares nothing with timm's modules, with the name tables or with the encoder file: a format says what each of its
+tensors is (its *roles*, templates with ``{i}`` for the block and ``{p}`` for weight or bias), and the arithmetic is
+written out below.
 Axes: B batch, N tokens, D width, H heads.
 """
 
@@ -24,7 +25,7 @@ class Semantics:
     batch_norm_eps: float = 1e-5
 
 
-class Transformer:
+class SourceViT:
     """A source's ViT by roles; reads tensors in float32 when asked for them."""
 
     def __init__(self, source: Mapping[str, Tensor], roles: Mapping[str, str], semantics: Semantics):
@@ -46,15 +47,21 @@ class Transformer:
         patches = F.unfold(image, size, stride=size).transpose(1, 2) @ weight.reshape(width, -1).T
         bias = self.get("patch", "bias")
         x = patches if bias is None else patches + bias
-        tokens = [t.reshape(1, -1, width).expand(len(x), -1, -1) for t in (self.get("cls"), self.get("registers")) if t is not None]
+        tokens = [
+            t.reshape(1, -1, width).expand(len(x), -1, -1)
+            for t in (self.get("cls"), self.get("registers"))
+            if t is not None
+        ]
         positions = self.get("pos")
         count = x.shape[1]
         if positions is not None:
             positions = positions.reshape(1, -1, width)
             x = x + positions[:, -count:]
             if positions.shape[1] > count:
-                leading = torch.cat(tokens, 1) + positions[:, :-count]
-                tokens = [leading]
+                leading, rows = torch.cat(tokens, 1), positions.shape[1] - count
+                if rows > leading.shape[1]:
+                    raise ValueError(f"{rows} position rows before the patches, {leading.shape[1]} tokens")
+                tokens = [leading[:, :rows] + positions[:, :rows], leading[:, rows:]]  # registers may have none
         if class_token:
             x = torch.cat([*tokens, x], 1)
         return self._norm(x, "pre", 0) if self.get("pre", "weight") is not None else x
@@ -72,9 +79,9 @@ class Transformer:
         return x
 
     def _norm(self, x: Tensor, role: str, block: int) -> Tensor:
-        centred = x - x.mean(-1, keepdim=True)
-        variance = centred.square().mean(-1, keepdim=True)
-        scaled = centred / torch.sqrt(variance + self.semantics.layer_norm_eps)
+        centered = x - x.mean(-1, keepdim=True)
+        variance = centered.square().mean(-1, keepdim=True)
+        scaled = centered / torch.sqrt(variance + self.semantics.layer_norm_eps)
         return scaled * self.get(role, "weight", block) + self.get(role, "bias", block)
 
     def _linear(self, x: Tensor, role: str, block: int) -> Tensor:
@@ -94,12 +101,15 @@ class Transformer:
         if table is not None:
             side = math.isqrt(x.shape[1])
             bias = relative_bias(table, side)
-            scores = scores + (bias[:, 1:, 1:] if side * side == x.shape[1] else bias)  # without class token in the dense backbone's case
+            scores = scores + (
+                bias[:, 1:, 1:] if side * side == x.shape[1] else bias
+            )  # without class token in the dense backbone's case
         return (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
 
 
 def relative_bias(table: Tensor, side: int) -> Tensor:
-    """BEiT's bias (H, 1 + N, 1 + N) from its table ((2 side - 1)^2 + 3, H); the last three rows concern the class token."""
+    """BEiT's bias (H, 1 + N, 1 + N) from its table ((2 side - 1)^2 + 3, H); the last three rows concern the class
+    token."""
     span = 2 * side - 1
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     rows, columns = rows.flatten(), columns.flatten()
@@ -110,7 +120,7 @@ def relative_bias(table: Tensor, side: int) -> Tensor:
     return table[index].permute(2, 0, 1)
 
 
-class Residual:
+class SourceResNet:
     """A source's ResNet by roles (conv1, bn1, layer1 … layer4: the names they have in the source)."""
 
     def __init__(self, source: Mapping[str, Tensor], roles: Mapping[str, str], semantics: Semantics):
@@ -134,7 +144,9 @@ class Residual:
         strided = 2 if convolutions == 3 else 1  # the 3x3 convolution of a bottleneck carries the stride
         y = x
         for number in range(1, convolutions + 1):
-            y = self._norm(self._convolve(y, f"{name}.conv{number}", stride if number == strided else 1), f"{name}.bn{number}")
+            y = self._norm(
+                self._convolve(y, f"{name}.conv{number}", stride if number == strided else 1), f"{name}.bn{number}"
+            )
             y = y.relu() if number < convolutions else y
         if f"{name}.downsample.0.weight" in self.source:
             x = self._norm(self._convolve(x, f"{name}.downsample.0", stride), f"{name}.downsample.1")
@@ -145,6 +157,8 @@ class Residual:
         return F.conv2d(x, weight, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1] // weight.shape[1])
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        mean, variance, weight, bias = (self.source[f"{name}.{p}"].float() for p in ("running_mean", "running_var", "weight", "bias"))
+        mean, variance, weight, bias = (
+            self.source[f"{name}.{p}"].float() for p in ("running_mean", "running_var", "weight", "bias")
+        )
         scale = weight / torch.sqrt(variance + self.eps)
         return x * scale[:, None, None] + (bias - mean * scale)[:, None, None]

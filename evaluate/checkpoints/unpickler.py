@@ -13,18 +13,38 @@ import torch
 from evaluate.runtime.errors import UserError
 
 # Objects of these packages are replaced by placeholders; a file that names anything else is refused.
-INERT_PACKAGES = (
-    "numpy", "_codecs", "collections", "typing", "pathlib", "omegaconf", "pytorch_lightning", "lightning", "lightning_fabric", "yacs",
-    "mmengine", "mmcv", "fvcore", "classy_vision", "vissl",
-)  # fmt: skip
+PLACEHOLDER_PACKAGES = (
+    "numpy",
+    "_codecs",
+    "collections",
+    "typing",
+    "pathlib",
+    "omegaconf",
+    "pytorch_lightning",
+    "lightning",
+    "lightning_fabric",
+    "yacs",
+    "mmengine",
+    "mmcv",
+    "fvcore",
+    "classy_vision",
+    "vissl",
+)
 DTYPES = {
-    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16, "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 
 
-class Inert:
+class Placeholder:
     """A placeholder for an object that was not restored; whatever the pickle does to it has no effect."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -47,7 +67,7 @@ class Inert:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Rebuilds tensors from an archive's storages; names of any other callable or type become ``Inert``."""
+    """Rebuilds tensors from an archive's storages; names of any other callable or type become ``Placeholder``."""
 
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(file)
@@ -63,7 +83,7 @@ class _Unpickler(pickle.Unpickler):
         }
         if module == "torch" and name in DTYPES:
             return name
-        return known.get((module, name), Inert)
+        return known.get((module, name), Placeholder)
 
     def persistent_load(self, pid: Any) -> torch.Tensor:
         _, kind, key, _, count = pid
@@ -77,11 +97,13 @@ class _Unpickler(pickle.Unpickler):
         return self.storages[key]
 
 
-def _rebuild(storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> torch.Tensor:
+def _rebuild(
+    storage: torch.Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> torch.Tensor:
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
-def _read_inert(path: Path, script: bool) -> Any:
+def _read_with_placeholders(path: Path, script: bool) -> Any:
     try:
         with zipfile.ZipFile(path) as archive:
             member = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -100,7 +122,7 @@ def _flat(module: Any, prefix: str = "", depth: int = 0) -> dict[str, torch.Tens
         for name, value in state.items():
             if isinstance(value, torch.Tensor):
                 tensors[prefix + str(name)] = value
-            elif isinstance(value, Inert):
+            elif isinstance(value, Placeholder):
                 tensors.update(_flat(value, f"{prefix}{name}.", depth + 1))
     return tensors
 

@@ -1,4 +1,5 @@
-"""The canonical encoder: one description, one model, one file format. Here is its face; torch is imported when a name first needs it."""
+"""The canonical encoder: one description, one model, one file format. Here is its face; torch is imported when a name
+first needs it."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -8,8 +9,23 @@ if TYPE_CHECKING:
     from evaluate.encoder.model import Encoder, Maps, Tokens, build, fingerprint
     from evaluate.encoder.spec import KIND, EncoderSpec, certificate_path, read_spec
 
-__all__ = ["KIND", "Encoder", "EncoderSpec", "Maps", "Tokens", "build", "certificate_path", "fingerprint", "load", "read_spec", "save"]
-HOMES = {"file": ("load", "save"), "spec": ("KIND", "EncoderSpec", "certificate_path", "read_spec")}  # the others: "model"
+__all__ = [
+    "KIND",
+    "Encoder",
+    "EncoderSpec",
+    "Maps",
+    "Tokens",
+    "build",
+    "certificate_path",
+    "fingerprint",
+    "load",
+    "read_spec",
+    "save",
+]
+HOMES = {
+    "file": ("load", "save"),
+    "spec": ("KIND", "EncoderSpec", "certificate_path", "read_spec"),
+}  # the others: "model"
 
 
 def __getattr__(name: str) -> Any:

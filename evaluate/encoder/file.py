@@ -16,7 +16,11 @@ from results.atomic import atomic_write
 def save(path: Path, state: dict[str, Tensor], spec: EncoderSpec) -> None:
     """Writes an encoder file atomically: float32 tensors under timm names, the spec as JSON in the metadata."""
     with atomic_write(path) as written:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, written, {"kind": KIND, "spec": spec.to_json()})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in state.items()},
+            written,
+            {"kind": KIND, "spec": spec.to_json()},
+        )
 
 
 def load(path: Path | str, device: str = "cpu", *, _uncertified: bool = False) -> Encoder:
@@ -33,8 +37,10 @@ def load(path: Path | str, device: str = "cpu", *, _uncertified: bool = False) -
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
         loaded = Encoder(spec, state)
-    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"the encoder file {path} is damaged ({str(error).splitlines()[0]}); convert its source again") from error
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError, ArithmeticError) as error:
+        raise UserError(
+            f"the encoder file {path} is damaged ({str(error).splitlines()[0]}); convert its source again"
+        ) from error
     if not _uncertified:
         _check_certificate(path, loaded)
     return loaded.eval().to(device)

@@ -1,4 +1,5 @@
-"""Position embeddings at another image size, as each source's own code does it. The class and register rows are never touched.
+"""Position embeddings at another image size, as each source's own code does it. The class and register rows are never
+touched.
 
 ``bicubic``            to the wanted size, align_corners False: MAE, SiameseIM, MoCo-v3, Hugging Face, mmpretrain.
 ``bicubic_antialias``  the same with antialiasing: timm, open_clip.
@@ -10,7 +11,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, cat
 
-METHODS = ("bicubic", "bicubic_antialias", "dino")
+from evaluate.encoder.spec import METHODS
 
 
 def resample_pos_embed(pos_embed: Tensor, grid: tuple[int, int], prefix: int = 1, method: str = "bicubic") -> Tensor:
@@ -36,5 +37,7 @@ def resample_pos_embed(pos_embed: Tensor, grid: tuple[int, int], prefix: int = 1
         factors = [(wanted + 0.1) / side for wanted in grid]
         maps = F.interpolate(maps, scale_factor=factors, mode="bicubic", align_corners=False)
     else:
-        maps = F.interpolate(maps, size=grid, mode="bicubic", align_corners=False, antialias=method == "bicubic_antialias")
+        maps = F.interpolate(
+            maps, size=grid, mode="bicubic", align_corners=False, antialias=method == "bicubic_antialias"
+        )
     return cat([pos_embed[:, :prefix], maps.flatten(2).transpose(1, 2).to(pos_embed.dtype)], dim=1)

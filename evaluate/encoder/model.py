@@ -80,9 +80,11 @@ class Encoder(nn.Module):
         return self.forward_blocks(images, 1)[-1]
 
     def forward_blocks(self, images: Tensor, n: int = 4) -> list[Any]:
-        """The last n blocks of a ViT (list of ``Tokens``), the last n stages of a ResNet (list of ``Maps``); the final one last.
+        """The last n blocks of a ViT (list of ``Tokens``), the last n stages of a ResNet (list of ``Maps``); the final
+        one last.
 
-        Other image sizes than ``spec.img_size`` work; the position embedding is interpolated as ``spec.interpolation`` says.
+        Other image sizes than ``spec.img_size`` work; the position embedding is interpolated as ``spec.interpolation``
+        says.
         """
         if self.spec.family == "resnet":
             return self._stages(images)[-n:]
@@ -100,10 +102,16 @@ class Encoder(nn.Module):
         """Images (B, 3, H, W) to what the first block takes, (B, prefix + N, D)."""
         spec, model = self.spec, self.model
         if images.shape[-2] % spec.patch_size or images.shape[-1] % spec.patch_size:
-            raise ValueError(f"images of {tuple(images.shape[-2:])} px are no multiple of the patch size {spec.patch_size}")
+            raise ValueError(
+                f"images of {tuple(images.shape[-2:])} px are no multiple of the patch size {spec.patch_size}"
+            )
         grid = (images.shape[-2] // spec.patch_size, images.shape[-1] // spec.patch_size)
         x = model.patch_embed.proj(images).flatten(2).transpose(1, 2)
-        extra = [token.expand(len(x), -1, -1) for token in (model.cls_token, getattr(model, "reg_token", None)) if token is not None]
+        extra = [
+            token.expand(len(x), -1, -1)
+            for token in (model.cls_token, getattr(model, "reg_token", None))
+            if token is not None
+        ]
         prefix = int(spec.class_token) + spec.registers
         if not spec.pos_embed:
             x = torch.cat([*extra, x], dim=1)
@@ -114,12 +122,19 @@ class Encoder(nn.Module):
         return model.norm_pre(x) if spec.pre_norm else x
 
     def _blocks_for(self, images: Tensor) -> Any:
-        """The blocks; with relative position bias and another size, those of a copy whose bias tables are interpolated."""
+        """The blocks; with relative position bias and another size, those of a copy whose bias tables are
+        interpolated."""
         size = (images.shape[-2], images.shape[-1])
         if not self.spec.rel_pos_bias or size == (self.spec.img_size, self.spec.img_size):
             return self.model.blocks
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.model.parameters()) and self.training:
-            raise ValueError(f"an encoder with relative position bias trains at its own size, {self.spec.img_size} px, not at {size}")
+        if (
+            torch.is_grad_enabled()
+            and any(parameter.requires_grad for parameter in self.model.parameters())
+            and self.training
+        ):
+            raise ValueError(
+                f"an encoder with relative position bias trains at its own size, {self.spec.img_size} px, not at {size}"
+            )
         if size not in self._other_sizes:
             resized = copy.deepcopy(self.model)
             resized.set_input_size(size)
@@ -140,16 +155,24 @@ def build(spec: EncoderSpec) -> nn.Module:
     """timm's model without weights (on the meta device), in eval mode; ``num_classes`` 0."""
     norm = partial(nn.LayerNorm, eps=spec.layer_norm_eps)
     common: dict[str, Any] = {
-        "img_size": spec.img_size, "patch_size": spec.patch_size, "embed_dim": spec.embed_dim, "depth": spec.depth,
-        "num_heads": spec.num_heads, "mlp_ratio": spec.mlp_ratio, "qkv_bias": spec.qkv_bias, "norm_layer": norm,
-        "init_values": 1.0 if spec.layer_scale else None, "num_classes": 0,
-    }  # fmt: skip
-    model: nn.Module
+        "img_size": spec.img_size,
+        "patch_size": spec.patch_size,
+        "embed_dim": spec.embed_dim,
+        "depth": spec.depth,
+        "num_heads": spec.num_heads,
+        "mlp_ratio": spec.mlp_ratio,
+        "qkv_bias": spec.qkv_bias,
+        "norm_layer": norm,
+        "init_values": 1.0 if spec.layer_scale else None,
+        "num_classes": 0,
+    }
     with torch.device("meta"):
         if spec.family == "resnet":
             block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[spec.block]
             norm_layer = partial(nn.BatchNorm2d, eps=spec.batch_norm_eps)
-            model = ResNet(block, spec.layers, 0, cardinality=spec.cardinality, base_width=spec.base_width, norm_layer=norm_layer)
+            model = ResNet(
+                block, spec.layers, 0, cardinality=spec.cardinality, base_width=spec.base_width, norm_layer=norm_layer
+            )
         elif spec.rel_pos_bias:
             model = Beit(**common, use_abs_pos_emb=spec.pos_embed, use_rel_pos_bias=True, use_fc_norm=spec.fc_norm)
             if not (spec.final_norm or spec.fc_norm):
@@ -177,7 +200,9 @@ def _restore_buffers(model: Any) -> None:
         attention = block.attn
         if attention.k_bias is not None:
             attention.register_buffer("k_bias", torch.zeros_like(attention.q_bias), persistent=False)
-        attention.register_buffer("relative_position_index", gen_relative_position_index(attention.window_size), persistent=False)
+        attention.register_buffer(
+            "relative_position_index", gen_relative_position_index(attention.window_size), persistent=False
+        )
 
 
 def fingerprint(spec: EncoderSpec, state: dict[str, Tensor]) -> str:

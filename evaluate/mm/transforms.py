@@ -31,7 +31,7 @@ def crop_offset(height: int, width: int, target: int, draw: float) -> tuple[int,
 
 
 def tested_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
-    """(height, width) with a shorter side of ``shortest``, or less so that the longer is ``longest``; halves round up."""
+    """(height, width) of which the shorter is ``shortest``, less where the longer would exceed ``longest``."""
     scale = shortest / min(height, width)
     scaled = (shortest, scale * width) if height < width else (scale * height, shortest)
     if max(scaled) > longest:

@@ -6,17 +6,24 @@ from evaluate.checkpoints import formats
 from evaluate.checkpoints.formats.table import CLIP, HALF, IMAGENET, UNIT
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "conversion.md"
-NORMALISATIONS = {IMAGENET: "ImageNet", HALF: "0.5", UNIT: "none", CLIP: "CLIP"}
+NORMALIZATIONS = {IMAGENET: "ImageNet", HALF: "0.5", UNIT: "none", CLIP: "CLIP"}
 
 
 def row(known: formats.Format) -> str:
     """One line of the table."""
-    places = ", ".join(f"`{group}`" if group else "top level" for group in dict.fromkeys(b.group or g for b in known.branches.values() for g in known.groups))
-    marks = ", ".join(f"`{pattern}`".replace("|", "\\|") for pattern in known.has)
+    places = ", ".join(
+        f"`{group}`" if group else "top level"
+        for group in dict.fromkeys(
+            b.state_dict_path or g for b in known.branches.values() for g in known.state_dict_paths
+        )
+    )
+    marks = ", ".join(f"`{pattern}`".replace("|", "\\|") for pattern in known.required_keys)
     semantics = f"{known.layer_norm_eps:g}, {known.activation}" if known.family == "vit" else "1e-05 (BatchNorm)"
+    assumed = ", ".join("mean and std" if name == "mean" else name for name in known.assumes) or "–"
     return (
-        f"| `{known.name}` | {known.description.replace('|', chr(92) + '|')} | {places} | {marks} | {', '.join(known.branches)} | {known.pooling} "
-        f"| {semantics} | {NORMALISATIONS[known.normalization]} | {known.interpolation} |"
+        f"| `{known.name}` | {known.description.replace('|', chr(92) + '|')} | {places} | {marks} | "
+        f"{', '.join(known.branches)} | {known.pooling} "
+        f"| {semantics} | {NORMALIZATIONS[known.normalization]} | {known.interpolation} | {assumed} |"
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from evaluate.checkpoints.formats.beit import ROLES
-from evaluate.checkpoints.reference import Semantics, Transformer
+from evaluate.checkpoints.reference import Semantics, SourceViT
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.segmentation import SegmentationBackbone, out_blocks
 from evaluate.mm.backbones.vitdet import ViTDetBackbone, from_windows, global_blocks, to_windows
@@ -52,7 +52,7 @@ def test_beit_keeps_its_relative_bias_in_detection() -> None:
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     backbone = ViTDetBackbone.from_spec(encoder.spec, state, img_size=32, window=4).eval()
     source = {key: value for key, value in state.items() if key != "cls_token"}
-    reference = Transformer(source, ROLES, Semantics(encoder.spec.num_heads, encoder.spec.layer_norm_eps))
+    reference = SourceViT(source, ROLES, Semantics(encoder.spec.num_heads, encoder.spec.layer_norm_eps))
     with torch.no_grad():
         expected = reference.blocks(reference.embed(image, class_token=False))
         assert (backbone(image)[0] - as_map(expected, 4, 4)).abs().max() < 2e-5

@@ -1,10 +1,10 @@
 """BEiT: relative position bias, layer scale, query and value biases without a key bias, mean and std 0.5.
 
-The pretraining file shares one table of biases between all blocks; fine-tuned files and timm's have one a block. BEiT has, as a rule,
-no position embedding.
+The pretraining file shares one table of biases between all blocks; fine-tuned files and timm's have one a block. BEiT
+has, as a rule, no position embedding.
 """
 
-from evaluate.checkpoints.formats.table import HALF, VIT_ROLES, Branch, Format, Rows, State, dropped
+from evaluate.checkpoints.formats.table import HALF, IMAGENET, VIT_ROLES, Branch, Format, Rows, State, drop
 
 ROWS: Rows = (
     (r"(cls_token|pos_embed)", r"\1"),
@@ -15,13 +15,22 @@ ROWS: Rows = (
     (r"blocks\.(\d+)\.(gamma_1|gamma_2)", r"blocks.\1.\2"),
     (r"rel_pos_bias\.relative_position_bias_table", "rel_pos_bias"),
     (r"(norm|fc_norm)\.(weight|bias)", r"\1.\2"),
-    *dropped(r"(.+\.)?relative_position_index", r"mask_token", r"(lm_)?head\.(weight|bias)", r"cls_pt_layers\..+", r"decoder_.+"),
+    *drop(
+        r"(.+\.)?relative_position_index",
+        r"mask_token",
+        r"(lm_)?head\.(weight|bias)",
+        r"cls_pt_layers\..+",
+        r"decoder_.+",
+    ),
 )
 ROLES = {
     **{role: name for role, name in VIT_ROLES.items() if role not in ("pre", "registers")},
-    "q_bias": "blocks.{i}.attn.q_bias", "v_bias": "blocks.{i}.attn.v_bias", "scale1": "blocks.{i}.gamma_1", "scale2": "blocks.{i}.gamma_2",
+    "q_bias": "blocks.{i}.attn.q_bias",
+    "v_bias": "blocks.{i}.attn.v_bias",
+    "scale1": "blocks.{i}.gamma_1",
+    "scale2": "blocks.{i}.gamma_2",
     "bias_table": "blocks.{i}.attn.relative_position_bias_table",
-}  # fmt: skip
+}
 SHARED = "rel_pos_bias.relative_position_bias_table"
 
 
@@ -35,21 +44,43 @@ def share_table(state: State) -> State:
     return {**{name: tensor for name, tensor in state.items() if name != "rel_pos_bias"}, **copies}
 
 
+def read_tables(state: State) -> dict[str, object]:
+    """Heads are the columns of the table of relative positions; only BEiT v2's file has ``cls_pt_layers``."""
+    table = next((tensor for name, tensor in state.items() if name.endswith("relative_position_bias_table")), None)
+    found: dict[str, object] = {"num_heads": table.shape[1]} if table is not None and table.dim() == 2 else {}
+    if any(name.startswith("cls_pt_layers.") for name in state):
+        found |= {"mean": IMAGENET[0], "std": IMAGENET[1]}
+    return found
+
+
 def _format(name: str, description: str, signature: str, roles: dict[str, str]) -> Format:
     return Format(
         name=name,
         description=description,
         family="vit",
-        groups=("model", "module", "state_dict", ""),
-        has=(r"blocks\.\d+\.attn\.q_bias", signature),
+        state_dict_paths=("model", "module", "state_dict", ""),
+        required_keys=(r"blocks\.\d+\.attn\.q_bias", signature),
         branches={"encoder": Branch(ROWS, roles)},
         normalization=HALF,
+        assumes=("mean",),
+        naming="beit",
+        read_semantics=read_tables,
         pooling="mean",
-        fix=share_table,
+        transform=share_table,
     )
 
 
 FORMATS = (
-    _format("beit", "BEiT with one table of relative positions for all blocks", r"rel_pos_bias\.relative_position_bias_table", {**ROLES, "bias_table": SHARED}),
-    _format("beit_blocks", "BEiT with a table of relative positions in each block", r"blocks\.\d+\.attn\.relative_position_bias_table", ROLES),
+    _format(
+        "beit",
+        "BEiT with one table of relative positions for all blocks",
+        r"rel_pos_bias\.relative_position_bias_table",
+        {**ROLES, "bias_table": SHARED},
+    ),
+    _format(
+        "beit_blocks",
+        "BEiT with a table of relative positions in each block",
+        r"blocks\.\d+\.attn\.relative_position_bias_table",
+        ROLES,
+    ),
 )

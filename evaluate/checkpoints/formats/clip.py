@@ -1,15 +1,15 @@
 """CLIP's visual tower: OpenAI's file (TorchScript archive or state dict), open_clip, and open_clip with a timm trunk.
 
-LayerNorm eps 1e-5, a norm before the blocks, a patch embedding without bias. OpenAI's tower uses QuickGELU; open_clip's uses GELU
-unless its configuration says quick_gelu.
+LayerNorm eps 1e-5, a norm before the blocks, a patch embedding without bias. OpenAI's tower uses QuickGELU; open_clip's
+uses GELU unless its configuration says quick_gelu.
 """
 
 import torch
 
-from evaluate.checkpoints.formats.table import CLIP, VIT_ROLES, Branch, Format, Rows, State, behind, dropped, vit_rows
+from evaluate.checkpoints.formats.table import CLIP, VIT_ROLES, Branch, Format, Rows, State, drop, vit_rows, with_prefix
 from evaluate.checkpoints.reader import Checkpoint
 
-TEXT = dropped(
+TEXT = drop(
     r"(transformer|text|token_embedding|ln_final|text_projection)\..+",
     r"positional_embedding|text_projection|logit_scale|logit_bias|attn_mask|input_resolution|context_length|vocab_size",
 )
@@ -25,17 +25,26 @@ ROWS: Rows = (
     (r"visual\.transformer\.resblocks\.(\d+)\.mlp\.c_proj\.(weight|bias)", r"blocks.\1.mlp.fc2.\2"),
     (r"visual\.transformer\.resblocks\.(\d+)\.ls_([12])\.gamma", r"blocks.\1.ls\2.gamma"),
     (r"visual\.ln_post\.(weight|bias)", r"norm.\1"),
-    *dropped(r"visual\.proj"),
+    *drop(r"visual\.proj"),
     *TEXT,
 )
 BLOCK = "visual.transformer.resblocks.{i}."
 ROLES = {
-    "patch": "visual.conv1.{p}", "cls": "visual.class_embedding", "pos": "visual.positional_embedding", "pre": "visual.ln_pre.{p}",
-    "norm1": BLOCK + "ln_1.{p}", "qkv": BLOCK + "attn.in_proj_{p}", "proj": BLOCK + "attn.out_proj.{p}", "norm2": BLOCK + "ln_2.{p}",
-    "fc1": BLOCK + "mlp.c_fc.{p}", "fc2": BLOCK + "mlp.c_proj.{p}", "scale1": BLOCK + "ls_1.gamma", "scale2": BLOCK + "ls_2.gamma",
+    "patch": "visual.conv1.{p}",
+    "cls": "visual.class_embedding",
+    "pos": "visual.positional_embedding",
+    "pre": "visual.ln_pre.{p}",
+    "norm1": BLOCK + "ln_1.{p}",
+    "qkv": BLOCK + "attn.in_proj_{p}",
+    "proj": BLOCK + "attn.out_proj.{p}",
+    "norm2": BLOCK + "ln_2.{p}",
+    "fc1": BLOCK + "mlp.c_fc.{p}",
+    "fc2": BLOCK + "mlp.c_proj.{p}",
+    "scale1": BLOCK + "ls_1.gamma",
+    "scale2": BLOCK + "ls_2.gamma",
     "norm": "visual.ln_post.{p}",
-}  # fmt: skip
-TRUNK: Rows = (*vit_rows(r"visual\.trunk\."), *dropped(r"visual\.trunk\.(head|attn_pool)\..+", r"visual\.head\..+"), *TEXT)
+}
+TRUNK: Rows = (*vit_rows(r"visual\.trunk\."), *drop(r"visual\.trunk\.(head|attn_pool)\..+", r"visual\.head\..+"), *TEXT)
 SIGNATURE = (r"visual\.class_embedding", r"visual\.transformer\.resblocks\.\d+\.ln_1\.weight")
 
 
@@ -51,23 +60,17 @@ def batch_dimension(state: State) -> State:
 
 def is_openai(checkpoint: Checkpoint, group: str) -> bool:
     """OpenAI's file carries three size entries, or is a model in its mixed precision: half weights, float32 norms."""
-    state = checkpoint.groups[group]
-    mixed = state["visual.class_embedding"].dtype == torch.float32 and state.get("visual.conv1.weight", torch.empty(0)).dtype == torch.float16
+    state = checkpoint.state_dicts[group]
+    mixed = (
+        state["visual.class_embedding"].dtype == torch.float32
+        and state.get("visual.conv1.weight", torch.empty(0)).dtype == torch.float16
+    )
     return mixed or any(key in state for key in ("input_resolution", "context_length", "vocab_size"))
 
 
-def open_clip_semantics(checkpoint: Checkpoint) -> dict[str, object]:
-    """open_clip's config beside the file may say quick_gelu, mean and std."""
-    places = (checkpoint.config.get(name) for name in ("model_cfg", "preprocess_cfg"))
-    model, preprocess = (place if isinstance(place, dict) else {} for place in places)
-    found: dict[str, object] = {name: tuple(preprocess[name]) for name in ("mean", "std") if isinstance(preprocess.get(name), list)}
-    return {**found, "activation": "quick_gelu"} if model.get("quick_gelu") else found
-
-
-def trunk_semantics(checkpoint: Checkpoint) -> dict[str, object]:
+def read_trunk(state: State) -> dict[str, object]:
     """timm's towers with a norm before the blocks (its CLIP family) have eps 1e-5, the others 1e-6."""
-    pre_norm = any("visual.trunk.norm_pre.weight" in state for state in checkpoint.groups.values())
-    return {**open_clip_semantics(checkpoint), "layer_norm_eps": 1e-5 if pre_norm else 1e-6}
+    return {"layer_norm_eps": 1e-5} if "visual.trunk.norm_pre.weight" in state else {}
 
 
 FORMATS = (
@@ -75,39 +78,42 @@ FORMATS = (
         name="clip_openai",
         description="OpenAI CLIP, visual tower",
         family="vit",
-        groups=("", "state_dict", "model"),
-        has=SIGNATURE,
-        test=is_openai,
+        state_dict_paths=("", "state_dict", "model"),
+        required_keys=SIGNATURE,
+        matches=is_openai,
         branches={"visual": Branch(ROWS, ROLES)},
         normalization=CLIP,
         layer_norm_eps=1e-5,
         activation="quick_gelu",
-        fix=batch_dimension,
+        naming="open_clip",
+        transform=batch_dimension,
     ),
     Format(
         name="open_clip",
         description="open_clip, visual tower",
         family="vit",
-        groups=("", "state_dict", "model"),
-        has=SIGNATURE,
-        test=lambda checkpoint, group: not is_openai(checkpoint, group),
+        state_dict_paths=("", "state_dict", "model"),
+        required_keys=SIGNATURE,
+        matches=lambda checkpoint, group: not is_openai(checkpoint, group),
         branches={"visual": Branch(ROWS, ROLES)},
         normalization=CLIP,
         layer_norm_eps=1e-5,
         interpolation="bicubic_antialias",
-        fix=batch_dimension,
-        adjust=open_clip_semantics,
-        notes=("the file does not say its activation: GELU unless open_clip's config beside it says quick_gelu; choose --format clip_openai for QuickGELU",),
+        transform=batch_dimension,
+        assumes=("num_heads", "activation", "mean"),
+        naming="open_clip",
     ),
     Format(
         name="open_clip_timm",
         description="open_clip with a timm trunk as visual tower",
         family="vit",
-        groups=("", "state_dict", "model"),
-        has=(r"visual\.trunk\.blocks\.\d+\.norm1\.weight",),
-        branches={"visual": Branch(TRUNK, behind("visual.trunk.", VIT_ROLES))},
+        state_dict_paths=("", "state_dict", "model"),
+        required_keys=(r"visual\.trunk\.blocks\.\d+\.norm1\.weight",),
+        branches={"visual": Branch(TRUNK, with_prefix("visual.trunk.", VIT_ROLES))},
         normalization=CLIP,
         interpolation="bicubic_antialias",
-        adjust=trunk_semantics,
+        read_semantics=read_trunk,
+        assumes=("num_heads", "layer_norm_eps", "activation", "mean", "pooling"),
+        naming="open_clip",
     ),
 )

@@ -1,8 +1,18 @@
-"""mmpretrain and MMSelfSup: {"state_dict": backbone.*}, with neck, head and, for methods with two branches, a target of its own."""
+"""mmpretrain and MMSelfSup: {"state_dict": backbone.*}, with neck, head and, for methods with two branches, a target of
+its own."""
 
-from evaluate.checkpoints.formats.table import RESNET_ROLES, Branch, Format, Rows, behind, dropped, resnet_rows
+from evaluate.checkpoints.formats.table import (
+    EVERYTHING,
+    RESNET_ROLES,
+    Branch,
+    Format,
+    Rows,
+    drop,
+    resnet_rows,
+    with_prefix,
+)
 
-HEADS = dropped(
+HEADS = drop(
     r"(neck|head|target_generator|teacher|data_preprocessor|projector|predictor|encoder_k|momentum_encoder|queue.*)\..+",
     r"queue|queue_ptr|target_net\..+|target_neck\..+|backbone\.mask_token|backbone\.fc\..+",
 )
@@ -20,10 +30,18 @@ ROWS: Rows = (
 )
 BLOCK = "backbone.layers.{i}."
 ROLES = {
-    "patch": "backbone.patch_embed.projection.{p}", "cls": "backbone.cls_token", "pos": "backbone.pos_embed", "pre": "backbone.pre_norm.{p}",
-    "norm1": BLOCK + "ln1.{p}", "norm2": BLOCK + "ln2.{p}", "qkv": BLOCK + "attn.qkv.{p}", "proj": BLOCK + "attn.proj.{p}",
-    "fc1": BLOCK + "ffn.layers.0.0.{p}", "fc2": BLOCK + "ffn.layers.1.{p}", "norm": "backbone.ln1.{p}",
-}  # fmt: skip
+    "patch": "backbone.patch_embed.projection.{p}",
+    "cls": "backbone.cls_token",
+    "pos": "backbone.pos_embed",
+    "pre": "backbone.pre_norm.{p}",
+    "norm1": BLOCK + "ln1.{p}",
+    "norm2": BLOCK + "ln2.{p}",
+    "qkv": BLOCK + "attn.qkv.{p}",
+    "proj": BLOCK + "attn.proj.{p}",
+    "fc1": BLOCK + "ffn.layers.0.0.{p}",
+    "fc2": BLOCK + "ffn.layers.1.{p}",
+    "norm": "backbone.ln1.{p}",
+}
 OLDER_ROLES = {**ROLES, "norm1": BLOCK + "norm1.{p}", "norm2": BLOCK + "norm2.{p}", "norm": "backbone.norm1.{p}"}
 
 FORMATS = (
@@ -31,25 +49,28 @@ FORMATS = (
         name="mmpretrain_vit",
         description="mmpretrain or MMSelfSup ViT",
         family="vit",
-        groups=("state_dict", ""),
-        has=(r"backbone\.layers\.\d+\.ffn\.layers\.0\.0\.weight", r"backbone\.layers\.\d+\.ln1\.weight"),
+        state_dict_paths=("state_dict", ""),
+        required_keys=(r"backbone\.layers\.\d+\.ffn\.layers\.0\.0\.weight", r"backbone\.layers\.\d+\.ln1\.weight"),
         branches={"backbone": Branch(ROWS, ROLES)},
+        assumes=EVERYTHING,
     ),
     Format(
         name="mmselfsup_vit",
         description="MMSelfSup ViT of an early release (norm1 for ln1)",
         family="vit",
-        groups=("state_dict", ""),
-        has=(r"backbone\.layers\.\d+\.ffn\.layers\.0\.0\.weight", r"backbone\.layers\.\d+\.norm1\.weight"),
+        state_dict_paths=("state_dict", ""),
+        required_keys=(r"backbone\.layers\.\d+\.ffn\.layers\.0\.0\.weight", r"backbone\.layers\.\d+\.norm1\.weight"),
         branches={"backbone": Branch(ROWS, OLDER_ROLES)},
+        assumes=EVERYTHING,
     ),
     Format(
         name="mmpretrain_resnet",
         description="mmpretrain or MMSelfSup ResNet",
         family="resnet",
-        groups=("state_dict",),
-        has=(r"backbone\.conv1\.weight", r"(neck|head|data_preprocessor)\..+"),
-        branches={"backbone": Branch((*resnet_rows(r"backbone\."), *HEADS), behind("backbone.", RESNET_ROLES))},
+        state_dict_paths=("state_dict",),
+        required_keys=(r"backbone\.conv1\.weight", r"(neck|head|data_preprocessor)\..+"),
+        branches={"backbone": Branch((*resnet_rows(r"backbone\."), *HEADS), with_prefix("backbone.", RESNET_ROLES))},
         pooling="mean",
+        assumes=("mean",),
     ),
 )

@@ -1,11 +1,22 @@
-"""MoCo-v3, ViT and ResNet-50: {"state_dict": base_encoder.*, momentum_encoder.*, predictor.*}; the official scripts take the base.
+"""MoCo-v3, ViT and ResNet-50: {"state_dict": base_encoder.*, momentum_encoder.*, predictor.*}; the official scripts
+take the base.
 
-Its ViT-S has 12 heads of 32 channels, unlike everyone else's. The stored sine-cosine positions are rows-first: loaded, never made again.
+Its ViT-S has 12 heads of 32 channels, unlike everyone else's. The stored sine-cosine positions are rows-first: loaded,
+never made again.
 """
 
-from evaluate.checkpoints.formats.table import RESNET_ROLES, VIT_ROLES, Branch, Format, behind, dropped, resnet_rows, vit_rows
+from evaluate.checkpoints.formats.table import (
+    RESNET_ROLES,
+    VIT_ROLES,
+    Branch,
+    Format,
+    drop,
+    resnet_rows,
+    vit_rows,
+    with_prefix,
+)
 
-HEADS = dropped(r"predictor\..+", r"(base|momentum)_encoder\.(head|fc)\..+")
+HEADS = drop(r"predictor\..+", r"(base|momentum)_encoder\.(head|fc)\..+")
 
 
 def moco_v3_heads(width: int) -> int:
@@ -16,7 +27,7 @@ def moco_v3_heads(width: int) -> int:
 def _branch(own: str, other: str, family: str) -> Branch:
     rows, roles = (vit_rows, VIT_ROLES) if family == "vit" else (resnet_rows, RESNET_ROLES)
     unused = tuple((pattern, None) for pattern, _ in rows(other.replace(".", r"\.")))
-    return Branch((*rows(own.replace(".", r"\.")), *unused, *HEADS), behind(own, roles))
+    return Branch((*rows(own.replace(".", r"\.")), *unused, *HEADS), with_prefix(own, roles))
 
 
 def _branches(family: str) -> dict[str, Branch]:
@@ -29,8 +40,8 @@ FORMATS = (
         name="moco_v3_vit",
         description="MoCo-v3 ViT training checkpoint",
         family="vit",
-        groups=("state_dict",),
-        has=(r"base_encoder\.blocks\.\d+\.attn\.qkv\.weight",),
+        state_dict_paths=("state_dict",),
+        required_keys=(r"base_encoder\.blocks\.\d+\.attn\.qkv\.weight",),
         branches=_branches("vit"),
         num_heads=moco_v3_heads,
     ),
@@ -38,8 +49,8 @@ FORMATS = (
         name="moco_v3_resnet",
         description="MoCo-v3 ResNet-50 training checkpoint",
         family="resnet",
-        groups=("state_dict",),
-        has=(r"base_encoder\.conv1\.weight",),
+        state_dict_paths=("state_dict",),
+        required_keys=(r"base_encoder\.conv1\.weight",),
         branches=_branches("resnet"),
         pooling="mean",
     ),

@@ -1,16 +1,29 @@
-"""ResNets of the Siamese and clustering methods: one format a prefix. The MLP that replaces ``fc`` never belongs to the encoder."""
+"""ResNets of the Siamese and clustering methods: one format a prefix. The MLP that replaces ``fc`` never belongs to the
+encoder."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from evaluate.checkpoints.formats.table import RESNET_ROLES, SEQUENTIAL_ROLES, UNIT, Branch, Format, Rows, behind, dropped, resnet_rows
-from evaluate.checkpoints.reader import Checkpoint
+from evaluate.checkpoints.formats.table import (
+    RESNET_ROLES,
+    SEQUENTIAL_ROLES,
+    UNIT,
+    Branch,
+    Format,
+    Rows,
+    drop,
+    resnet_rows,
+    with_prefix,
+)
 
 
 def sequential_rows(prefix: str) -> Rows:
     """``nn.Sequential(*list(resnet.children())[:-1])`` behind a prefix: 0 conv1, 1 bn1, 4 to 7 the stages."""
     tensor = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
-    rows: list[tuple[str, str | None]] = [(prefix + r"0\.weight", "conv1.weight"), (prefix + rf"1\.{tensor}", r"bn1.\1")]
+    rows: list[tuple[str, str | None]] = [
+        (prefix + r"0\.weight", "conv1.weight"),
+        (prefix + rf"1\.{tensor}", r"bn1.\1"),
+    ]
     for stage in range(1, 5):
         start = prefix + rf"{stage + 3}\."
         rows += [
@@ -24,113 +37,161 @@ def sequential_rows(prefix: str) -> Rows:
 
 def _rows(prefix: str, *patterns: str) -> Rows:
     """torchvision's names behind a literal prefix, and what is dropped."""
-    return (*resnet_rows(prefix.replace(".", r"\.")), *dropped(*patterns))
+    return (*resnet_rows(prefix.replace(".", r"\.")), *drop(*patterns))
 
 
 def _resnet(name: str, description: str, branches: Mapping[str, Branch], **extra: Any) -> Format:
-    return Format(name=name, description=description, family="resnet", branches=branches, pooling="mean", **extra)
+    return Format(
+        name=name,
+        description=description,
+        family="resnet",
+        branches=branches,
+        pooling="mean",
+        naming="timm",
+        **extra,
+    )
 
 
 def _branch(prefix: str, *patterns: str, group: str | None = None) -> Branch:
-    return Branch(_rows(prefix, *patterns), behind(prefix, RESNET_ROLES), group)
+    return Branch(_rows(prefix, *patterns), with_prefix(prefix, RESNET_ROLES), group)
 
 
 FC = r"fc\.(weight|bias)"
-HEADS = r"(projector|momentum_projector|predictor|classifier|momentum_classifier|prototypes|projection_head|prediction_head)\..+"
-
-
-def only_weights(checkpoint: Checkpoint, group: str) -> bool:
-    """A converted SimCLR file holds its state dict and nothing else, unlike a training checkpoint."""
-    return set(checkpoint.entries) == {"state_dict"}
+HEADS = r"((momentum_)?projector|predictor|(momentum_)?classifier|prototypes|(projection|prediction)_head)\..+"
 
 
 FORMATS = (
     _resnet(
-        "torchvision", "torchvision ResNet, also Barlow Twins' and VICReg's backbone files", {"encoder": _branch("", FC)},
-        groups=("", "model"), has=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"), lacks=(r"(projection_head|prototypes)\..+",),
+        "torchvision",
+        "torchvision ResNet, also Barlow Twins' and VICReg's backbone files",
+        {"encoder": _branch("", FC)},
+        state_dict_paths=("", "model"),
+        required_keys=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"),
+        forbidden_keys=(r"(projection_head|prototypes)\..+",),
+        assumes=("mean",),
     ),
     _resnet(
-        "torchvision_training", "training checkpoint of torchvision names", {"encoder": _branch("", r"fc\..+")},
-        groups=("state_dict",), has=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"), lacks=(r"(projection_head|prototypes)\..+",),
-        test=lambda checkpoint, group: not only_weights(checkpoint, group),
+        "torchvision_training",
+        "training checkpoint of torchvision names",
+        {"encoder": _branch("", r"fc\..+")},
+        state_dict_paths=("state_dict",),
+        required_keys=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"),
+        forbidden_keys=(r"(projection_head|prototypes)\..+",),
+        assumes=("mean",),
     ),
     _resnet(
-        "simclr_converted", "SimCLR converted from TensorFlow; its pictures are in [0, 1] without mean and std", {"encoder": _branch("", FC)},
-        groups=("state_dict",), has=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"), test=only_weights, normalization=UNIT,
-        lacks=(r"(projection_head|prototypes)\..+",),
+        "simclr_converted",
+        "SimCLR converted from TensorFlow; its pictures are in [0, 1] without mean and std",
+        {"encoder": _branch("", FC)},
+        state_dict_paths=("state_dict",),
+        required_keys=(r"conv1\.weight", r"layer4\.0\.conv1\.weight"),
+        matches=lambda checkpoint, path: False,  # nothing in the file tells it: --format simclr_converted
+        normalization=UNIT,
+        forbidden_keys=(r"(projection_head|prototypes)\..+",),
     ),
     _resnet(
-        "moco", "MoCo v1 or v2 training checkpoint; the query encoder is evaluated",
+        "moco",
+        "MoCo v1 or v2 training checkpoint; the query encoder is evaluated",
         {
             "query": _branch("encoder_q.", r"encoder_q\.fc\..+", r"encoder_k\..+", "queue", "queue_ptr"),
             "key": _branch("encoder_k.", r"encoder_k\.fc\..+", r"encoder_q\..+", "queue", "queue_ptr"),
         },
-        groups=("state_dict",), has=(r"encoder_q\.conv1\.weight",),
+        state_dict_paths=("state_dict",),
+        required_keys=(r"encoder_q\.conv1\.weight",),
     ),
     _resnet(
-        "simsiam", "SimSiam training checkpoint", {"encoder": _branch("encoder.", r"encoder\.fc\..+", r"predictor\..+")},
-        groups=("state_dict",), has=(r"encoder\.conv1\.weight", r"encoder\.fc\..+", r"predictor\..+"), lacks=(r"momentum_.+",),
+        "simsiam",
+        "SimSiam training checkpoint",
+        {"encoder": _branch("encoder.", r"encoder\.fc\..+", r"predictor\..+")},
+        state_dict_paths=("state_dict",),
+        required_keys=(r"encoder\.conv1\.weight", r"encoder\.fc\..+", r"predictor\..+"),
+        forbidden_keys=(r"momentum_.+",),
     ),
     _resnet(
-        "swav", "SwAV or DeepCluster-v2", {"encoder": _branch("", r"projection_head\..+", r"prototypes\..+", FC)},
-        groups=("", "state_dict"), has=(r"conv1\.weight", r"layer4\.0\.conv1\.weight", r"(projection_head|prototypes)\..+"),
+        "swav",
+        "SwAV or DeepCluster-v2",
+        {"encoder": _branch("", r"projection_head\..+", r"prototypes\..+", FC)},
+        state_dict_paths=("", "state_dict"),
+        required_keys=(r"conv1\.weight", r"layer4\.0\.conv1\.weight", r"(projection_head|prototypes)\..+"),
     ),
     _resnet(
-        "solo_learn", "solo-learn, a Lightning checkpoint",
+        "solo_learn",
+        "solo-learn, a Lightning checkpoint",
         {
             "online": _branch("backbone.", r"backbone\.fc\..+", r"momentum_(backbone|encoder)\..+", HEADS, r"queue.*"),
             "momentum": _branch("momentum_backbone.", r"momentum_backbone\.fc\..+", r"backbone\..+", HEADS, r"queue.*"),
         },
-        groups=("state_dict",), has=(r"backbone\.conv1\.weight", r"(classifier|projector|momentum_backbone)\..+"), lacks=(r"(neck|head)\..+",),
+        state_dict_paths=("state_dict",),
+        required_keys=(r"backbone\.conv1\.weight", r"(classifier|projector|momentum_backbone)\..+"),
+        forbidden_keys=(r"(neck|head)\..+",),
     ),
     _resnet(
-        "solo_learn_early", "solo-learn of an early release, a Lightning checkpoint",
+        "solo_learn_early",
+        "solo-learn of an early release, a Lightning checkpoint",
         {
             "online": _branch("encoder.", r"encoder\.fc\..+", r"momentum_encoder\..+", HEADS, r"queue.*"),
             "momentum": _branch("momentum_encoder.", r"momentum_encoder\.fc\..+", r"encoder\..+", HEADS, r"queue.*"),
         },
-        groups=("state_dict",), has=(r"encoder\.conv1\.weight", r"(classifier|projector|momentum_encoder)\..+"), lacks=(r"encoder\.fc\.\d+\..+",),
+        state_dict_paths=("state_dict",),
+        required_keys=(r"encoder\.conv1\.weight", r"(classifier|projector|momentum_encoder)\..+"),
+        forbidden_keys=(r"encoder\.fc\.\d+\..+",),
     ),
     _resnet(
-        "simclr_sthalles", "SimCLR of sthalles, and other files with nothing but a backbone and its fc", {"encoder": _branch("backbone.", r"backbone\.fc\..+")},
-        groups=("state_dict", ""), has=(r"backbone\.conv1\.weight",),
-        lacks=(r"(neck|head|data_preprocessor|classifier|projector|momentum_backbone)\..+",),
+        "simclr_sthalles",
+        "SimCLR of sthalles, and other files with nothing but a backbone and its fc",
+        {"encoder": _branch("backbone.", r"backbone\.fc\..+")},
+        state_dict_paths=("state_dict", ""),
+        required_keys=(r"backbone\.conv1\.weight",),
+        forbidden_keys=(r"(neck|head|data_preprocessor|classifier|projector|momentum_backbone)\..+",),
+        assumes=("mean",),
     ),
     _resnet(
-        "barlow_twins", "Barlow Twins or VICReg training checkpoint", {"encoder": _branch("backbone.", r"backbone\.fc\..+", r"(projector|bn)\..+")},
-        groups=("model",), has=(r"backbone\.conv1\.weight", r"projector\..+"),
+        "barlow_twins",
+        "Barlow Twins or VICReg training checkpoint",
+        {"encoder": _branch("backbone.", r"backbone\.fc\..+", r"(projector|bn)\..+")},
+        state_dict_paths=("model",),
+        required_keys=(r"backbone\.conv1\.weight", r"projector\..+"),
     ),
     _resnet(
-        "byol_sthalles", "BYOL of sthalles",
+        "byol_sthalles",
+        "BYOL of sthalles",
         {
             name: Branch(
-                (*sequential_rows(r"encoder\."), *dropped(r"proj[e]?c?tion\..+")), behind("encoder.", SEQUENTIAL_ROLES), f"{name}_network_state_dict"
+                (*sequential_rows(r"encoder\."), *drop(r"proj[e]?c?tion\..+")),
+                with_prefix("encoder.", SEQUENTIAL_ROLES),
+                f"{name}_network_state_dict",
             )
             for name in ("online", "target")
         },
-        has=(r"encoder\.0\.weight",),
+        required_keys=(r"encoder\.0\.weight",),
     ),
     _resnet(
-        "lightly", "lightly's examples",
+        "lightly",
+        "lightly's examples",
         {
             "online": Branch(
-                (*sequential_rows(r"backbone\."), *dropped(r"(backbone_momentum|projection_head_momentum)\..+", HEADS)),
-                behind("backbone.", SEQUENTIAL_ROLES),
+                (*sequential_rows(r"backbone\."), *drop(r"(backbone_momentum|projection_head_momentum)\..+", HEADS)),
+                with_prefix("backbone.", SEQUENTIAL_ROLES),
             ),
             "momentum": Branch(
-                (*sequential_rows(r"backbone_momentum\."), *dropped(r"(backbone|projection_head_momentum)\..+", HEADS)),
-                behind("backbone_momentum.", SEQUENTIAL_ROLES),
+                (*sequential_rows(r"backbone_momentum\."), *drop(r"(backbone|projection_head_momentum)\..+", HEADS)),
+                with_prefix("backbone_momentum.", SEQUENTIAL_ROLES),
             ),
         },
-        groups=("state_dict", ""), has=(r"backbone\.0\.weight", r"backbone\.4\.0\.conv1\.weight"),
+        state_dict_paths=("state_dict", ""),
+        required_keys=(r"backbone\.0\.weight", r"backbone\.4\.0\.conv1\.weight"),
     ),
     _resnet(
-        "vissl", "VISSL trunk", {"trunk": _branch("_feature_blocks.", r"_feature_blocks\.fc\..+")},
-        groups=("classy_state_dict/base_model/model/trunk", "model_state_dict", "trunk", "state_dict", ""), has=(r"_feature_blocks\.conv1\.weight",),
+        "vissl",
+        "VISSL trunk",
+        {"trunk": _branch("_feature_blocks.", r"_feature_blocks\.fc\..+")},
+        state_dict_paths=("classy_state_dict/base_model/model/trunk", "model_state_dict", "trunk", "state_dict", ""),
+        required_keys=(r"_feature_blocks\.conv1\.weight",),
     ),
     _resnet(
-        "dino_resnet", "DINO ResNet-50 training checkpoint; the teacher is evaluated",
+        "dino_resnet",
+        "DINO ResNet-50 training checkpoint; the teacher is evaluated",
         {name: _branch("backbone.", r"backbone\.fc\..+", r"head\..+", group=name) for name in ("teacher", "student")},
-        has=(r"backbone\.conv1\.weight",),
+        required_keys=(r"backbone\.conv1\.weight",),
     ),
-)  # fmt: skip
+)

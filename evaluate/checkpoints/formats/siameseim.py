@@ -1,12 +1,13 @@
-"""SiameseIM's pretraining checkpoint, the released one and ours: {"model": state dict, "epoch", "args"}, ours with "config".
+"""SiameseIM's pretraining checkpoint, the released one and ours: {"model": state dict, "epoch", "args"}, ours with
+"config".
 
 The target (EMA) branch has no position embedding of its own and uses the online one; neither branch ends in a norm.
 """
 
-from evaluate.checkpoints.formats.table import VIT_ROLES, Branch, Format, Rows, dropped
+from evaluate.checkpoints.formats.table import VIT_ROLES, Branch, Format, Rows, drop
 
 BLOCK = r"blocks\.(\d+)\.(norm1|attn\.qkv|attn\.proj|norm2|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
-HEADS = dropped(
+HEADS = drop(
     r"(mm_)?mask_token",
     r"(mm_)?decoder_embed\.(weight|bias)",
     r"decoder_(pred|pos_mlp)\.(weight|bias|\d\.(weight|bias))",
@@ -40,8 +41,8 @@ FORMATS = (
         name="siameseim",
         description="SiameseIM pretraining checkpoint",
         family="vit",
-        groups=("model", ""),
-        has=(r"mm_blocks\.\d+\.norm1\.weight",),
+        state_dict_paths=("model", ""),
+        required_keys=(r"mm_blocks\.\d+\.norm1\.weight",),
         branches={"online": Branch(ONLINE, VIT_ROLES), "target": Branch(TARGET, {**TARGET_ROLES, "pos": "pos_embed"})},
         pooling="mean",
     ),
