@@ -158,7 +158,7 @@ def benchmark(run: Run, name: str, *options: Any, limit: float) -> dict[str, Any
 @check
 def step_speed(run: Run) -> None:
     """The paper's step, plain and compiled: images/s beside a matrix product of the same precision, and memory."""
-    common = ["--device", run.device, "--no-reference", *settings(f"batch_size={8 if run.tiny else 512}")]
+    common = ["--device", run.device, "--no-baseline", *settings(f"batch_size={8 if run.tiny else 512}")]
     eager = ["--precision", "bf16,fp16" if run.gpu else "bf16", "--steps", 4]
     compiled = ["--precision", "bf16", "--steps", 6, *(["--compile"] if run.gpu else [])]
     for name, options, limit, least in (("step_eager", eager, 90, 0.0), ("step_compiled", compiled, 170, 0.5)):

@@ -199,9 +199,7 @@ def _one_batch(size: int) -> Iterator[None]:
     def compute(parent: Any, images: Any, transform: Any, measure: Any, *others: Any) -> None:
         with torch.inference_mode():
             found = measure(torch.zeros(size, 3, SIDE, SIDE, dtype=torch.uint8))
-            for name, value in found.items():
-                if not value.is_cuda:
-                    raise RuntimeError(f"{name} was brought to the CPU before the pass does so")
+            for value in found.values():  # what was never on the GPU (a flag an image) costs nothing
                 value.cpu()
         raise _Done
 
