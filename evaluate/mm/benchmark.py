@@ -54,11 +54,25 @@ def random_encoder(size: str) -> Encoder:
     """A ViT of noise."""
     width, depth, heads, patch, side = SIZES[size]
     spec = EncoderSpec(
-        family="vit", embed_dim=width, depth=depth, num_heads=heads, patch_size=patch, img_size=side, class_token=True, final_norm=True,
-        mean=(0.5,) * 3, std=(0.25,) * 3,
+        family="vit",
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        patch_size=patch,
+        img_size=side,
+        class_token=True,
+        final_norm=True,
+        mean=(0.5,) * 3,
+        std=(0.25,) * 3,
     )
     generator = torch.Generator().manual_seed(0)
-    return Encoder(spec, {name: 0.02 * torch.randn(value.shape, generator=generator) for name, value in build_vit(spec).state_dict().items()})
+    return Encoder(
+        spec,
+        {
+            name: 0.02 * torch.randn(value.shape, generator=generator)
+            for name, value in build_vit(spec).state_dict().items()
+        },
+    )
 
 
 def build(recipe: str, size: str, device: str, precision: str) -> tuple[Config, BaseModel, OptimWrapper]:
@@ -90,12 +104,18 @@ def batch_of(height: int, width: int, count: int) -> dict[str, list[Any]]:
     samples = []
     for _ in range(count):
         corners = generator.uniform(0, 0.6, (OBJECTS, 2))
-        boxes = np.concatenate([corners, corners + generator.uniform(0.05, 0.35, (OBJECTS, 2))], 1) * np.array([width, height] * 2)
+        boxes = np.concatenate([corners, corners + generator.uniform(0.05, 0.35, (OBJECTS, 2))], 1) * np.array(
+            [width, height] * 2
+        )
         polygons = [[np.array([x1, y1, x2, y1, x2, y2, x1, y2])] for x1, y1, x2, y2 in boxes]
         factors = (width / TESTED_SIZE[1], height / TESTED_SIZE[0])
-        sample = DetDataSample(metainfo={"img_shape": (height, width), "ori_shape": TESTED_SIZE, "scale_factor": factors, "img_id": 0})
+        sample = DetDataSample(
+            metainfo={"img_shape": (height, width), "ori_shape": TESTED_SIZE, "scale_factor": factors, "img_id": 0}
+        )
         sample.gt_instances = InstanceData(
-            bboxes=HorizontalBoxes(boxes.astype(np.float32)), labels=torch.arange(OBJECTS), masks=PolygonMasks(polygons, height, width)
+            bboxes=HorizontalBoxes(boxes.astype(np.float32)),
+            labels=torch.arange(OBJECTS),
+            masks=PolygonMasks(polygons, height, width),
         )
         samples.append(sample)
     pictures = [torch.from_numpy(generator.integers(0, 256, (3, height, width), dtype=np.uint8)) for _ in range(count)]
@@ -123,7 +143,12 @@ def seconds(step: Callable[[], Any], device: str, steps: int) -> float:
 def parts(model: BaseModel, wrapper: OptimWrapper, step: Callable[[], Any], device: str) -> dict[str, float]:
     """Seconds of the parts of one training step, in their order."""
     spent: dict[str, float] = {}
-    places = ((model.backbone, "forward"), (model.neck, "forward"), (model.rpn_head, "loss_and_predict"), (model.roi_head, "loss"))
+    places = (
+        (model.backbone, "forward"),
+        (model.neck, "forward"),
+        (model.rpn_head, "loss_and_predict"),
+        (model.roi_head, "loss"),
+    )
     names = ("backbone", "pyramid", "RPN", "heads")
 
     def timed(call: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -156,11 +181,17 @@ def matmul_rate(device: str, precision: str) -> float:
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status (0, or 2 on bad input)."""
     parser = argparse.ArgumentParser(
-        prog="python -m evaluate.mm.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m evaluate.mm.benchmark",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", default="mask_rcnn_vitdet_100ep_coco", help="a detector of mm_configs/ for ViTs (default: ViTDet's)")
+    parser.add_argument(
+        "--recipe", default="mask_rcnn_vitdet_100ep_coco", help="a detector of mm_configs/ for ViTs (default: ViTDet's)"
+    )
     parser.add_argument("--size", choices=SIZES, default="vit_base", help="default: vit_base")
-    parser.add_argument("--batch", type=int, default=1, help="images a step (default: 1, as detectron2 on each of its GPUs)")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="images a step (default: 1, as detectron2 on each of its GPUs)"
+    )
     parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the median is taken (default: 5)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args(argv)
@@ -194,7 +225,9 @@ def report(recipe: str, size: str, batch: int, steps: int, device: str) -> None:
     for name, value, index in (("training", training, 0), ("testing", testing, 1)):
         line = f"{name}: {value:.3g} s an image"
         if recorded:
-            line += f"; detectron2 on an A100 {recorded[index]}, scaled to here {recorded[index] * A100_FLOPS / rate:.3g}"
+            line += (
+                f"; detectron2 on an A100 {recorded[index]}, scaled to here {recorded[index] * A100_FLOPS / rate:.3g}"
+            )
         print(line)
     print("a training step: " + ", ".join(f"{name} {value / batch:.3g} s" for name, value in spent.items()))
     print(f"detections of a tested image: {detections}")

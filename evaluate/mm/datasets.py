@@ -27,7 +27,9 @@ Pipeline = list[Callable[[Any], Any] | dict[str, Any]]  # steps from sample to s
 def polygons_of(segmentation: Any, height: int, width: int) -> list[np.ndarray]:
     """An annotation's parts as (2 n,) x, y in pixels: run lengths traced, parts of fewer than three points left out."""
     if isinstance(segmentation, dict):
-        encoded = rle.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
+        encoded = (
+            rle.frPyObjects(segmentation, height, width) if isinstance(segmentation["counts"], list) else segmentation
+        )
         contours, _ = cv2.findContours(rle.decode(encoded), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
         # a contour runs through pixel centres
         parts = [contour.reshape(-1).astype(np.float64) + 0.5 for contour in contours]
@@ -121,7 +123,9 @@ class InstanceSet(SampleSet):
         return [
             (self.labels[a["category_id"]], a["segmentation"])
             for a in annotations
-            if not a.get("iscrowd", 0) and min(a["bbox"][2:]) > 0 and polygons_of(a["segmentation"], image["height"], image["width"])
+            if not a.get("iscrowd", 0)
+            and min(a["bbox"][2:]) > 0
+            and polygons_of(a["segmentation"], image["height"], image["width"])
         ]
 
     def categories_of(self, index: int) -> list[int]:

@@ -85,7 +85,9 @@ def fill_data(cfg: Config, dataset: str, env: Env) -> int:
     for loader, annotations in ((cfg.train_dataloader, train), (cfg.test_dataloader, val)):
         loader.num_workers = env.workers
         loader.persistent_workers = env.workers > 0
-        loader.dataset.update(annotations=str(annotations), images=str(env.data_root / IMAGES[dataset]), limit=env.limit, seed=env.seed)
+        loader.dataset.update(
+            annotations=str(annotations), images=str(env.data_root / IMAGES[dataset]), limit=env.limit, seed=env.seed
+        )
     cfg.train_dataloader.sampler.seed = env.seed
     cfg.test_evaluator.update(annotations=str(val), limit=env.limit)
     if dataset == "voc":

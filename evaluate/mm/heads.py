@@ -61,7 +61,11 @@ class MaskHead(FCNMaskHead):
         nn.init.normal_(self.conv_logits.weight, std=0.001)
 
 
-STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (1 / 30, 1 / 30, 1 / 15, 1 / 15))  # of the box deltas, stage by stage
+STAGE_STDS = (
+    (0.1, 0.1, 0.2, 0.2),
+    (0.05, 0.05, 0.1, 0.1),
+    (1 / 30, 1 / 30, 1 / 15, 1 / 15),
+)  # of the box deltas, stage by stage
 LATER_IOUS = (0.6, 0.7)  # from which a region is positive in the second and third stage
 
 
@@ -141,18 +145,24 @@ class CascadeRoIHead(StandardRoIHead):
         boxes = [result.bboxes for result in rpn_results_list]
         counts = [len(part) for part in boxes]
         if not sum(counts):
-            return empty_instances(batch_img_metas, boxes[0].device, task_type="bbox", num_classes=self.bbox_head[0].num_classes)
+            return empty_instances(
+                batch_img_metas, boxes[0].device, task_type="bbox", num_classes=self.bbox_head[0].num_classes
+            )
         mean = torch.zeros((), device=boxes[0].device)
         for head in self.bbox_head:
             rois = bbox2roi(boxes)
             scores, deltas = self.stage(head, x, rois)
-            mean = mean + (head.loss_cls.get_activation(scores) if head.custom_activation else scores.softmax(-1)) / len(self.bbox_head)
+            mean = mean + (
+                head.loss_cls.get_activation(scores) if head.custom_activation else scores.softmax(-1)
+            ) / len(self.bbox_head)
             boxes = self.refine(head, rois, deltas, batch_img_metas)
         results = []
         for refined, scores, meta in zip(boxes, mean.split(counts), batch_img_metas, strict=True):
             if rescale:
                 refined = scale_boxes(refined, [1 / factor for factor in meta["scale_factor"]])
-            kept, labels = multiclass_nms(refined, scores, rcnn_test_cfg.score_thr, rcnn_test_cfg.nms, rcnn_test_cfg.max_per_img)
+            kept, labels = multiclass_nms(
+                refined, scores, rcnn_test_cfg.score_thr, rcnn_test_cfg.nms, rcnn_test_cfg.max_per_img
+            )
             results.append(InstanceData(bboxes=kept[:, :4], scores=kept[:, 4], labels=labels))
         return results
 
@@ -166,4 +176,6 @@ def match_all(boxes: Tensor, truth: InstanceData, matcher: Matcher) -> SamplingR
     """All boxes matched to the true ones, as a sampler that leaves none out would give them."""
     matched = matcher.assign(InstanceData(priors=boxes), truth)
     positive, negative = (torch.nonzero(part).flatten() for part in (matched.gt_inds > 0, matched.gt_inds == 0))
-    return SamplingResult(positive, negative, boxes, truth.bboxes, matched, boxes.new_zeros(len(boxes), dtype=torch.uint8))
+    return SamplingResult(
+        positive, negative, boxes, truth.bboxes, matched, boxes.new_zeros(len(boxes), dtype=torch.uint8)
+    )

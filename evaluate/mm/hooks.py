@@ -92,7 +92,9 @@ class PreciseBN(Hook):
         model.train()
         count = 0
         runner.train_dataloader.sampler.skip(0)
-        with torch.random.fork_rng(devices=[]):  # a new iterator draws from torch's generator, that of lasting workers not
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a new iterator draws from torch's generator, that of lasting workers not
             batches = iter(runner.train_dataloader)
         with torch.no_grad():
             for batch in islice(batches, self.batches):

@@ -23,7 +23,11 @@ FREQUENCIES = {"APr": "rare", "APc": "common", "APf": "frequent"}
 
 
 def average_precision(
-    ground_truth: dict[str, Any], detections: list[dict[str, Any]], image_ids: Sequence[int], lvis: bool, max_detections: int
+    ground_truth: dict[str, Any],
+    detections: list[dict[str, Any]],
+    image_ids: Sequence[int],
+    lvis: bool,
+    max_detections: int,
 ) -> dict[str, float]:
     """AP in percent: ``box_ap`` and ``mask_ap``, each also with ``50`` and ``75`` at the end.
 
@@ -46,7 +50,9 @@ def average_precision(
         # without its box a mask result takes its area from the mask
         field = "bbox" if kind == "bbox" else "segmentation"
         results = [{k: d[k] for k in ("image_id", "category_id", "score", field)} for d in detections]
-        evaluation = COCOeval_faster(truth, truth.loadRes(results), kind, lvis_style=lvis, print_function=lambda *_: None)
+        evaluation = COCOeval_faster(
+            truth, truth.loadRes(results), kind, lvis_style=lvis, print_function=lambda *_: None
+        )
         evaluation.params.imgIds = sorted(image_ids)
         if lvis:
             evaluation.params.maxDets = [max_detections]
@@ -62,7 +68,9 @@ def average_precision(
 def require_each_once(evaluated: Sequence[int], asked: Sequence[int]) -> None:
     """Raises RuntimeError where an image that was asked for is missing or came twice."""
     if sorted(evaluated) != sorted(asked):
-        raise RuntimeError(f"{len(evaluated)} images were evaluated, {len(set(evaluated))} of them distinct, of {len(asked)} asked")
+        raise RuntimeError(
+            f"{len(evaluated)} images were evaluated, {len(set(evaluated))} of them distinct, of {len(asked)} asked"
+        )
 
 
 def _best(detections: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -84,7 +92,14 @@ class InstanceAP(BaseMetric):
 
     default_prefix = ""
 
-    def __init__(self, annotations: str, lvis: bool, max_detections: int, limit: int | None = None, collect_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        annotations: str,
+        lvis: bool,
+        max_detections: int,
+        limit: int | None = None,
+        collect_dir: str | None = None,
+    ) -> None:
         super().__init__(prefix="ap", collect_dir=collect_dir)
         self.annotations = annotations
         self.ground_truth = read_annotations(Path(annotations))
@@ -147,7 +162,10 @@ def class_precision(
     """
     positives = sum(int((~flags).sum()) for flags in difficult.values())
     detections = sorted(detections, key=lambda detection: -detection[1])
-    best = [_overlap(box, truth[image]) if image in truth and len(truth[image]) else (0.0, -1) for image, _, box in detections]
+    best = [
+        _overlap(box, truth[image]) if image in truth and len(truth[image]) else (0.0, -1)
+        for image, _, box in detections
+    ]
     result = []
     for threshold in THRESHOLDS:
         taken = {image: np.zeros(len(boxes), bool) for image, boxes in truth.items()}
@@ -228,7 +246,12 @@ class VOCAP(BaseMetric):
         if not precisions:
             raise UserError("none of the images asked for has an object to find; raise --limit or unpack VOC again")
         table = 100 * np.array(precisions).mean(0)
-        return {"box_ap": float(table.mean()), "box_ap50": float(table[0]), "box_ap75": float(table[5]), "images": len(results)}
+        return {
+            "box_ap": float(table.mean()),
+            "box_ap50": float(table[0]),
+            "box_ap75": float(table[5]),
+            "images": len(results),
+        }
 
 
 IGNORED = 255
@@ -238,7 +261,9 @@ def count_pixels(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """(3, classes) pixels of the intersection, of the prediction and of the truth; ignored pixels count nowhere."""
     kept = labels != IGNORED
     predicted, labels = predicted[kept], labels[kept]
-    return torch.stack([torch.bincount(x, minlength=classes) for x in (predicted[predicted == labels], predicted, labels)])
+    return torch.stack(
+        [torch.bincount(x, minlength=classes) for x in (predicted[predicted == labels], predicted, labels)]
+    )
 
 
 def scores(counts: Tensor) -> dict[str, float]:
@@ -260,7 +285,10 @@ class MeanIoU(BaseMetric):
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
-            predicted, labels = sample["pred_sem_seg"]["data"].squeeze(0).cpu(), sample["gt_sem_seg"]["data"].squeeze(0).cpu()
+            predicted, labels = (
+                sample["pred_sem_seg"]["data"].squeeze(0).cpu(),
+                sample["gt_sem_seg"]["data"].squeeze(0).cpu(),
+            )
             self.results.append(count_pixels(predicted, labels, classes))
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:

@@ -29,7 +29,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     Raises UserError for an ``offset`` of 1, which counts the pixels of both edges.
     """
     if offset != 0:
-        raise UserError(f"nms is torchvision's, which has no offset of {offset}, only 0; set offset=0 in the recipe's nms")
+        raise UserError(
+            f"nms is torchvision's, which has no offset of {offset}, only 0; set offset=0 in the recipe's nms"
+        )
     return torchvision.ops.nms(boxes, scores, iou_threshold)
 
 
@@ -53,7 +55,9 @@ def roi_align_forward(
     """
     _require_average(pool_mode)
     size = (aligned_height, aligned_width)
-    output.copy_(torch.ops.torchvision.roi_align(_wide(images), _wide(regions), spatial_scale, *size, sampling_ratio, aligned))
+    output.copy_(
+        torch.ops.torchvision.roi_align(_wide(images), _wide(regions), spatial_scale, *size, sampling_ratio, aligned)
+    )
 
 
 def roi_align_backward(
@@ -74,12 +78,16 @@ def roi_align_backward(
     _require_average(pool_mode)
     size = (aligned_height, aligned_width)
     backward = torch.ops.torchvision._roi_align_backward
-    grad_input.add_(backward(_wide(grad_output), _wide(regions), spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned))
+    grad_input.add_(
+        backward(_wide(grad_output), _wide(regions), spatial_scale, *size, *grad_input.shape, sampling_ratio, aligned)
+    )
 
 
 def _require_average(pool_mode: int) -> None:
     if pool_mode != 1:
-        raise UserError("RoIAlign is torchvision's, which takes the average only; set pool_mode='avg' in the recipe's RoIAlign")
+        raise UserError(
+            "RoIAlign is torchvision's, which takes the average only; set pool_mode='avg' in the recipe's RoIAlign"
+        )
 
 
 def _wide(tensor: Tensor) -> Tensor:

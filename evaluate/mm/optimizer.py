@@ -68,7 +68,8 @@ def parameter_groups(
             scale = multiplier(name, decay, num_layers, rule)
             decayed = weight_decay_of(name, module, parameter, weight_decay, rule)
             group = groups.setdefault(
-                (scale, decayed), {"params": [], "names": [], "lr_scale": scale, "lr": base_lr * scale, "weight_decay": decayed}
+                (scale, decayed),
+                {"params": [], "names": [], "lr_scale": scale, "lr": base_lr * scale, "weight_decay": decayed},
             )
             group["params"].append(parameter)
             group["names"].append(name)

@@ -91,7 +91,9 @@ def share_out(cfg: "Config", env: Env) -> None:
     """
     size = distributed.world_size()
     if cfg.batch_size % size:
-        raise UserError(f"a batch of {cfg.batch_size} images cannot be shared by {size} processes; set batch_size to a multiple")
+        raise UserError(
+            f"a batch of {cfg.batch_size} images cannot be shared by {size} processes; set batch_size to a multiple"
+        )
     cfg.train_dataloader.batch_size = cfg.batch_size // size
     if size == 1:
         return

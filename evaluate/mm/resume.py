@@ -36,7 +36,11 @@ def save(folder: Path, iteration: int, state: dict[str, Any]) -> None:
 
 def newest_first(folder: Path) -> list[Path]:
     """The states in a folder."""
-    states = {int(match[1]): path for path in folder.glob("iter_*.pt") if (match := re.fullmatch(r"iter_(\d+)\.pt", path.name))}
+    states = {
+        int(match[1]): path
+        for path in folder.glob("iter_*.pt")
+        if (match := re.fullmatch(r"iter_(\d+)\.pt", path.name))
+    }
     return [states[iteration] for iteration in sorted(states, reverse=True)]
 
 
@@ -53,7 +57,10 @@ def load(folder: Path, identity: str) -> dict[str, Any] | None:
             return state
         others = True
     if others:
-        print(f"{folder} holds states of another training (other settings, data or encoder); starting from the beginning", file=sys.stderr)
+        print(
+            f"{folder} holds states of another training (other settings, data or encoder); starting from the beginning",
+            file=sys.stderr,
+        )
     return None
 
 
@@ -79,7 +86,9 @@ class Resume(Hook):
             state = None
         iterations = all_gather_object(state["iteration"] if state else 0)
         if len(set(iterations)) > 1:
-            raise UserError(f"the processes would go on from the iterations {iterations}; give all of them the same output folder")
+            raise UserError(
+                f"the processes would go on from the iterations {iterations}; give all of them the same output folder"
+            )
         if state is None:
             return
         model = getattr(runner.model, "module", runner.model)
@@ -118,9 +127,13 @@ class Resume(Hook):
         if get_rank() != 0:
             return
         state = {
-            "identity": self.identity, "iteration": done, "random": of_all,
+            "identity": self.identity,
+            "iteration": done,
+            "random": of_all,
             "model": getattr(runner.model, "module", runner.model).state_dict(),
             "optimizer": runner.optim_wrapper.state_dict(),
-            "schedulers": [{k: v for k, v in s.state_dict().items() if not callable(v)} for s in runner.param_schedulers],
+            "schedulers": [
+                {k: v for k, v in s.state_dict().items() if not callable(v)} for s in runner.param_schedulers
+            ],
         }
         save(self.folder, done, state)

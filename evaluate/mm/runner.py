@@ -84,7 +84,11 @@ def train_and_test(
     cfg.log_level = "INFO"
     # the log has what it would write, and it outlives the folder of a task
     cfg.visualizer = {"type": Visualizer, "vis_backends": []}
-    cfg.default_hooks = {"runtime_info": {"type": RuntimeInfo}, "logger": {"type": "LoggerHook", "interval": 20}, "checkpoint": None}
+    cfg.default_hooks = {
+        "runtime_info": {"type": RuntimeInfo},
+        "logger": {"type": "LoggerHook", "interval": 20},
+        "checkpoint": None,
+    }
     interval = save_interval(cfg.train_cfg.max_iters, cfg.optim_wrapper.get("accumulative_counts", 1))
     resume = {"type": Resume, "folder": str(env.out_dir / DENSE_STATE), "identity": identity, "interval": interval}
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
@@ -134,7 +138,9 @@ def identity_of(cfg: Config, encoder: Encoder, env: Env) -> str:
     """
     settings = {name: value for name, value in cfg.to_dict().items() if not name.startswith("test_")}
     loader = settings["train_dataloader"]
-    settings["train_dataloader"] = {name: loader[name] for name in loader if name not in ("num_workers", "persistent_workers")}
+    settings["train_dataloader"] = {
+        name: loader[name] for name in loader if name not in ("num_workers", "persistent_workers")
+    }
     whole = [encoder.fingerprint, env.seed, env.limit, env.device.partition(":")[0], settings]
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=_qualified_name).encode()).hexdigest()
 
@@ -161,7 +167,9 @@ def quiet(log: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            loggers = [entry for entry in logging.Logger.manager.loggerDict.values() if isinstance(entry, logging.Logger)]
+            loggers = [
+                entry for entry in logging.Logger.manager.loggerDict.values() if isinstance(entry, logging.Logger)
+            ]
             for logger in loggers:
                 for handler in list(logger.handlers):
                     if getattr(handler, "stream", None) is file:

@@ -26,13 +26,19 @@ def require_two_crops(cfg: Config, micro_batch: int | None, device: str) -> None
     synchronized = size > 1 and device.startswith("cuda")
     share = cfg.batch_size // size
     if min(micro_batch or share, share) == 1 and not synchronized:
-        raise UserError("UPerNet's BatchNorm needs at least two crops at once in a process; set batch_size or micro_batch higher")
+        raise UserError(
+            "UPerNet's BatchNorm needs at least two crops at once in a process; set batch_size or micro_batch higher"
+        )
 
 
 def multi_scale_loader(cfg: Config) -> ConfigDict:
     """The recipe's test data, each picture as its views at the recipe's ratios."""
     loader = copy.deepcopy(cfg.test_dataloader)
-    loader.dataset.pipeline = [{"type": LoadPicture}, {"type": LoadLabels}, {"type": Views, "crop": cfg.crop, "ratios": cfg.ratios}]
+    loader.dataset.pipeline = [
+        {"type": LoadPicture},
+        {"type": LoadLabels},
+        {"type": Views, "crop": cfg.crop, "ratios": cfg.ratios},
+    ]
     return loader
 
 

@@ -58,12 +58,21 @@ class LoadImage:
             with Image.open(path) as file:
                 image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
         except (OSError, ValueError) as error:
-            raise UserError(f"the image {path} named by {sample['annotations']} cannot be read ({error}); restore it") from error
+            raise UserError(
+                f"the image {path} named by {sample['annotations']} cannot be read ({error}); restore it"
+            ) from error
         if image.shape[:2] != (sample["height"], sample["width"]):
             expected = f"{sample['annotations']} says {sample['width']} x {sample['height']}"
             raise UserError(f"{path} is {image.shape[1]} x {image.shape[0]} pixels, but {expected}; fetch both again")
         shape = image.shape[:2]
-        return {**sample, "img": image, "ori_shape": shape, "img_shape": shape, "scale_factor": (1.0, 1.0), "flip": False}
+        return {
+            **sample,
+            "img": image,
+            "ori_shape": shape,
+            "img_shape": shape,
+            "scale_factor": (1.0, 1.0),
+            "flip": False,
+        }
 
 
 class LargeScaleJitter:
@@ -190,4 +199,8 @@ class LoadLabels:
             problem = f"holds label {labels.max()}, but there are {sample['classes']} classes"
             raise UserError(f"the label map {path} {problem}; restore it")
         # uint8 arithmetic on purpose: 0 - 1 is 255, ignored
-        return {**sample, "gt_seg_map": labels.astype(np.uint8) - np.uint8(1), "seg_fields": [*sample["seg_fields"], "gt_seg_map"]}
+        return {
+            **sample,
+            "gt_seg_map": labels.astype(np.uint8) - np.uint8(1),
+            "seg_fields": [*sample["seg_fields"], "gt_seg_map"],
+        }

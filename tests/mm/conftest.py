@@ -22,7 +22,16 @@ def encoder() -> Encoder:
     torch.manual_seed(0)
     model = VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=3, num_classes=0)
     spec = EncoderSpec(
-        family="vit", img_size=32, patch_size=8, embed_dim=48, depth=3, num_heads=3, mean=MEAN, std=STD, class_token=True, final_norm=True
+        family="vit",
+        img_size=32,
+        patch_size=8,
+        embed_dim=48,
+        depth=3,
+        num_heads=3,
+        mean=MEAN,
+        std=STD,
+        class_token=True,
+        final_norm=True,
     )
     return Encoder(spec, model.state_dict())
 

@@ -26,7 +26,9 @@ def as_map(patches: torch.Tensor, h: int, w: int) -> torch.Tensor:
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
 def test_segmentation_backbone_equals_the_encoder(changes: dict) -> None:
     encoder = tiny_encoder(**changes)
-    backbone = SegmentationBackbone.from_spec(encoder.spec, encoder.model.state_dict(), img_size=(32, 32), out_indices=(0, 1, 2)).eval()
+    backbone = SegmentationBackbone.from_spec(
+        encoder.spec, encoder.model.state_dict(), img_size=(32, 32), out_indices=(0, 1, 2)
+    ).eval()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for ours, theirs in zip(backbone(images), encoder.forward_blocks(images, 3), strict=True):
@@ -57,11 +59,18 @@ def test_beit_keeps_its_relative_bias_in_detection() -> None:
         for block in backbone.blocks:
             block.attn.relative_position_bias_table.zero_()
         assert (backbone(image)[0] - as_map(expected, 4, 4)).abs().max() > 1e-2
-    assert ViTDetBackbone.from_spec(encoder.spec, state, img_size=64, window=3)(torch.randn(1, 3, 64, 48))[0].shape == (1, 48, 8, 6)
+    assert ViTDetBackbone.from_spec(encoder.spec, state, img_size=64, window=3)(torch.randn(1, 3, 64, 48))[0].shape == (
+        1,
+        48,
+        8,
+        6,
+    )
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, VARIANTS["clip"], {"layer_scale": True}, {"registers": 2}], ids=["plain", "clip", "scale", "registers"]
+    "changes",
+    [{}, VARIANTS["clip"], {"layer_scale": True}, {"registers": 2}],
+    ids=["plain", "clip", "scale", "registers"],
 )
 def test_vitdet_equals_the_encoder_without_class_token(changes: dict) -> None:
     """One window covers the picture and relative positions begin at zero: only the class token's absence matters."""
@@ -123,4 +132,9 @@ def test_windows_come_back() -> None:
 
 def test_chosen_blocks() -> None:
     assert global_blocks(12) == (2, 5, 8, 11) and global_blocks(24) == (5, 11, 17, 23)
-    assert global_blocks(3)[-1] == 2 and out_blocks(12) == (3, 5, 7, 11) and len(out_blocks(3)) == 4 and out_blocks(3)[-1] == 2
+    assert (
+        global_blocks(3)[-1] == 2
+        and out_blocks(12) == (3, 5, 7, 11)
+        and len(out_blocks(3)) == 4
+        and out_blocks(3)[-1] == 2
+    )

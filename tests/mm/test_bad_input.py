@@ -47,7 +47,9 @@ def changed(world: Path, root: Path, file: str, change: Callable[[dict[str, Any]
 def detect(encoder: Encoder, root: Path, out: Path, **changes: Any) -> tuple[dict[str, float], Env]:
     out.mkdir(parents=True, exist_ok=True)
     env = Env(root, out, limit=changes.pop("limit", None), workers=changes.pop("workers", 0))
-    return detection.run(encoder, dataclasses.replace(detection.PRESETS["demo"], **{"iterations": 2, **changes}), env), env
+    return detection.run(
+        encoder, dataclasses.replace(detection.PRESETS["demo"], **{"iterations": 2, **changes}), env
+    ), env
 
 
 def unlist_image(content: dict[str, Any]) -> None:
@@ -121,7 +123,16 @@ def test_a_picture_that_is_missing(workers: int, encoder: Encoder, world: Path, 
 def test_the_command_says_one_sentence(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = changed(world, tmp_path / "world", COCO_FILES["train"], out_of_range)
     torch.save({"model": mae_state()}, tmp_path / "mae.pth")
-    arguments = ["--ckpt", str(tmp_path / "mae.pth"), "--data-root", str(root), "--out", str(tmp_path / "out"), "--preset", "demo"]
+    arguments = [
+        "--ckpt",
+        str(tmp_path / "mae.pth"),
+        "--data-root",
+        str(root),
+        "--out",
+        str(tmp_path / "out"),
+        "--preset",
+        "demo",
+    ]
     assert main("detection", arguments) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("evaluate.detection")]
     assert len(told) == 1 and COCO_FILES["train"] in told[0] and "9999" in told[0]
@@ -136,7 +147,10 @@ def oddities(content: dict[str, Any], two_points_more: bool) -> None:
     """
     content["images"] = content["images"][:6]
     crowd, bare, tiny, two, mixed, plain = (image["id"] for image in content["images"])
-    owned = {image: [a for a in content["annotations"] if a["image_id"] == image] for image in (crowd, bare, tiny, two, mixed, plain)}
+    owned = {
+        image: [a for a in content["annotations"] if a["image_id"] == image]
+        for image in (crowd, bare, tiny, two, mixed, plain)
+    }
     for annotation in owned[crowd]:
         annotation["iscrowd"] = 1
     owned[bare] = []
@@ -173,14 +187,21 @@ def test_odd_objects_are_scored_as_cocos_own_tools_do(world: Path) -> None:
         for number, annotation in enumerate(truth["annotations"]):
             mask = theirs.annToMask(annotation)
             box = np.array(annotation["bbox"]) + (number % 3, 0, 0, 0)
-            found.append({
-                "image_id": annotation["image_id"], "category_id": annotation["category_id"], "score": 1 - number / 100,
-                "bbox": box.tolist(), "segmentation": rle.encode(np.asfortranarray(np.roll(mask, number % 3, 1))),
-            })  # fmt: skip
+            found.append(
+                {
+                    "image_id": annotation["image_id"],
+                    "category_id": annotation["category_id"],
+                    "score": 1 - number / 100,
+                    "bbox": box.tolist(),
+                    "segmentation": rle.encode(np.asfortranarray(np.roll(mask, number % 3, 1))),
+                }
+            )
         images = [image["id"] for image in truth["images"]]
         ours = average_precision(truth, found, images, lvis=False, max_detections=100)
         for kind, name, field in (("bbox", "box_ap", "bbox"), ("segm", "mask_ap", "segmentation")):
-            results = [{key: d[key] for key in ("image_id", "category_id", "score", field)} for d in copy.deepcopy(found)]
+            results = [
+                {key: d[key] for key in ("image_id", "category_id", "score", field)} for d in copy.deepcopy(found)
+            ]
             evaluation = COCOeval(theirs, theirs.loadRes(results), kind)
             evaluation.evaluate()
             evaluation.accumulate()
@@ -207,9 +228,15 @@ LABELS = {
 
 @pytest.mark.parametrize(
     ("name", "split", "workers"),
-    [*((name, "training", 0) for name in list(LABELS)[:3]), *((name, "validation", 0) for name in LABELS), ("another size", "training", 1)],
+    [
+        *((name, "training", 0) for name in list(LABELS)[:3]),
+        *((name, "validation", 0) for name in LABELS),
+        ("another size", "training", 1),
+    ],
 )
-def test_a_label_map_is_named(name: str, split: str, workers: int, encoder: Encoder, world: Path, tmp_path: Path) -> None:
+def test_a_label_map_is_named(
+    name: str, split: str, workers: int, encoder: Encoder, world: Path, tmp_path: Path
+) -> None:
     change, sentence = LABELS[name]
     root = tmp_path / "world"
     shutil.copytree(world / "ade20k", root / "ade20k")
@@ -225,7 +252,9 @@ def test_a_label_map_is_named(name: str, split: str, workers: int, encoder: Enco
 
 @pytest.mark.parametrize("folder", ["images", "annotations"])
 @pytest.mark.parametrize("split", ["training", "validation"])
-def test_a_picture_without_labels_and_the_reverse(folder: str, split: str, encoder: Encoder, world: Path, tmp_path: Path) -> None:
+def test_a_picture_without_labels_and_the_reverse(
+    folder: str, split: str, encoder: Encoder, world: Path, tmp_path: Path
+) -> None:
     root = tmp_path / "world"
     shutil.copytree(world / "ade20k", root / "ade20k")
     gone = sorted((root / "ade20k" / folder / split).iterdir())[1]

@@ -55,12 +55,19 @@ def test_what_is_learnt(tmp_path: Path) -> None:
     """A crowd, two points and a box without area are left out; run lengths and polygons mix; one pixel is enough."""
     mask = np.zeros((40, 60), bool)
     mask[5:9, 6:12] = True
-    data = opened(written(tmp_path, [
-        annotation(id=1), annotation(id=2, iscrowd=1, segmentation={"size": [40, 60], "counts": run_lengths(mask)}),
-        annotation(id=3, segmentation=[[1, 1, 5, 5]]), annotation(id=4, bbox=[1, 1, 0, 5]),
-        annotation(id=5, segmentation={"size": [40, 60], "counts": run_lengths(mask)}),
-        annotation(id=6, bbox=[3, 3, 1, 1], segmentation=[[3, 3, 4, 3, 4, 4, 3, 4]]),
-    ]))  # fmt: skip
+    data = opened(
+        written(
+            tmp_path,
+            [
+                annotation(id=1),
+                annotation(id=2, iscrowd=1, segmentation={"size": [40, 60], "counts": run_lengths(mask)}),
+                annotation(id=3, segmentation=[[1, 1, 5, 5]]),
+                annotation(id=4, bbox=[1, 1, 0, 5]),
+                annotation(id=5, segmentation={"size": [40, 60], "counts": run_lengths(mask)}),
+                annotation(id=6, bbox=[3, 3, 1, 1], segmentation=[[3, 3, 4, 3, 4, 4, 3, 4]]),
+            ],
+        )
+    )
     sample = data[0]
     assert len(sample["labels"]) == 3
     traced = sample["polygons"][1][0].reshape(-1, 2)
@@ -148,7 +155,9 @@ def test_the_stream_goes_on_where_it_was_left() -> None:
 
 
 def test_lvis_pictures_follow_their_url(world: Path) -> None:
-    data = InstanceSet(str(world / "lvis/lvis_v1_val.json"), str(world / "coco"), "nowhere", [LoadImage()], training=False)
+    data = InstanceSet(
+        str(world / "lvis/lvis_v1_val.json"), str(world / "coco"), "nowhere", [LoadImage()], training=False
+    )
     assert data[0]["img"].ndim == 3 and "val2017" in data[0]["img_path"]
 
 

@@ -18,7 +18,9 @@ from tests.factories import shrink, tiny_encoder, tiny_resnet
 
 def boxes(count: int, generator: np.random.Generator) -> torch.Tensor:
     corners = generator.uniform(0, 40, (count, 2))
-    return torch.tensor(np.concatenate([corners, corners + generator.uniform(4, 30, (count, 2))], 1), dtype=torch.float32)
+    return torch.tensor(
+        np.concatenate([corners, corners + generator.uniform(4, 30, (count, 2))], 1), dtype=torch.float32
+    )
 
 
 def iou(a: list[float], b: list[float]) -> float:
@@ -63,11 +65,19 @@ def test_an_object_smaller_than_all_anchors_is_learnt() -> None:
     anchors = InstanceData(priors=torch.tensor([[0.0, 0.0, 32.0, 32.0], [16.0, 0.0, 48.0, 32.0]]))
     truth = InstanceData(bboxes=torch.tensor([[4.0, 4.0, 12.0, 12.0]]), labels=torch.tensor([0]))
     assert Matcher(0.7, 0.3, True).assign(anchors, truth).gt_inds.tolist() == [1, 0]
-    assert MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.3, iou_calculator={"type": BboxOverlaps2D}).assign(anchors, truth).gt_inds.tolist() == [0, 0]
+    assert MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.3, iou_calculator={"type": BboxOverlaps2D}).assign(
+        anchors, truth
+    ).gt_inds.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
-    "recipe", ["cascade_mask_rcnn_vitdet_100ep_coco", "cascade_mask_rcnn_vitdet_100ep_lvis", "mask_rcnn_resnet_c4_1x_coco", "faster_rcnn_resnet_c4_24k_voc"]
+    "recipe",
+    [
+        "cascade_mask_rcnn_vitdet_100ep_coco",
+        "cascade_mask_rcnn_vitdet_100ep_lvis",
+        "mask_rcnn_resnet_c4_1x_coco",
+        "faster_rcnn_resnet_c4_24k_voc",
+    ],
 )
 def test_a_detector_trains_and_is_tested(recipe: str, world: Path, tmp_path: Path) -> None:
     dataset = recipe.rpartition("_")[2]
@@ -115,7 +125,9 @@ def test_the_cascade_averages_probabilities_and_takes_the_last_boxes(cascade) ->
     cascade.stage = lambda head, x, rois: (next(calls), torch.tensor([[next(moves), 0.0, 0.0, 0.0]]))
     cascade.test_cfg.update(score_thr=0.0)
     meta = {"img_shape": (64, 64), "scale_factor": (2.0, 2.0)}
-    found = cascade.predict_bbox((), [meta], [InstanceData(bboxes=torch.tensor([[10.0, 10.0, 20.0, 20.0]]))], cascade.test_cfg, True)[0]
+    found = cascade.predict_bbox(
+        (), [meta], [InstanceData(bboxes=torch.tensor([[10.0, 10.0, 20.0, 20.0]]))], cascade.test_cfg, True
+    )[0]
     mean = logits.softmax(-1).mean(0)[0, :3]
     assert found.scores.tolist() == pytest.approx(sorted(mean.tolist(), reverse=True))
     assert found.labels[0] == mean.argmax() == 1, "the logits' mean would be the first class"
@@ -158,7 +170,18 @@ def test_the_last_stage_is_the_encoders() -> None:
 
 
 def test_the_benchmark_measures_every_part(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--size", "tiny", "--recipe", "mask_rcnn_vitdet_demo_coco", "--device", "cpu", "--steps", "1", "--batch", "2"]
+    command = [
+        "--size",
+        "tiny",
+        "--recipe",
+        "mask_rcnn_vitdet_demo_coco",
+        "--device",
+        "cpu",
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+    ]
     assert benchmark.main(command) == 0
     text = capsys.readouterr().out
     assert all(f"{name}: " in text for name in ("training", "testing")) and "pixels, 2 images" in text
@@ -193,10 +216,14 @@ def test_precise_statistics_are_the_batches_average() -> None:
 
     batches = Loader(scale * torch.randn(2, 3, 5, 5) + scale for scale in (1.0, 2.0, 3.0, 50.0))
     model, random = Model(), torch.get_rng_state()
-    PreciseBN(3).after_train(SimpleNamespace(model=model, train_dataloader=batches, logger=logging.getLogger("precise")))
+    PreciseBN(3).after_train(
+        SimpleNamespace(model=model, train_dataloader=batches, logger=logging.getLogger("precise"))
+    )
     assert Loader.skipped == 0, "a resumed training would take other batches"
     assert torch.equal(torch.get_rng_state(), random), "proposals would follow from the kind of loader"
-    means, variances = ([f(batch.transpose(0, 1).flatten(1), 1) for batch in batches[:3]] for f in (torch.mean, torch.var))
+    means, variances = (
+        [f(batch.transpose(0, 1).flatten(1), 1) for batch in batches[:3]] for f in (torch.mean, torch.var)
+    )
     assert torch.allclose(model.norm.running_mean, torch.stack(means).mean(0), atol=1e-5)
     assert torch.allclose(model.norm.running_var, torch.stack(variances).mean(0), atol=1e-4)
     assert model.norm.momentum == 0.1 and torch.equal(model.norm.weight, torch.ones(3))

@@ -29,16 +29,27 @@ def random_world(seed: int, lvis: bool = False) -> tuple[dict, list[dict]]:
         for _ in range(generator.integers(0, 6)):
             category = int(generator.choice([c["id"] for c in categories]))
             box = [float(v) for v in (*generator.uniform(0, 40, 2), *generator.uniform(4, 38, 2))]
-            truth.append({
-                "id": len(truth) + 1, "image_id": image["id"], "category_id": category, "bbox": box, "area": box[2] * box[3],
-                "iscrowd": int(not lvis and generator.random() < 0.1), "segmentation": encoded(box),
-            })  # fmt: skip
+            truth.append(
+                {
+                    "id": len(truth) + 1,
+                    "image_id": image["id"],
+                    "category_id": category,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(not lvis and generator.random() < 0.1),
+                    "segmentation": encoded(box),
+                }
+            )
             for _ in range(generator.integers(0, 3)):
                 moved = [max(v + generator.normal(0, 2.0), 1.0) for v in box]
-                found.append(detection(image["id"], category if generator.random() < 0.8 else 3, moved, generator.random()))
+                found.append(
+                    detection(image["id"], category if generator.random() < 0.8 else 3, moved, generator.random())
+                )
     present = {image["id"]: {a["category_id"] for a in truth if a["image_id"] == image["id"]} for image in images}
     for image in images:
-        image["neg_category_ids"] = [c["id"] for c in categories if c["id"] not in present[image["id"]] and c["id"] != 3]
+        image["neg_category_ids"] = [
+            c["id"] for c in categories if c["id"] not in present[image["id"]] and c["id"] != 3
+        ]
         image["not_exhaustive_category_ids"] = sorted(present[image["id"]])[:1]
     return {"info": {}, "images": images, "categories": categories, "annotations": truth}, found
 
@@ -51,7 +62,13 @@ def encoded(box: list[float]) -> dict:
 
 
 def detection(image: int, category: int, box: list[float], score: float) -> dict:
-    return {"image_id": image, "category_id": category, "bbox": box, "score": float(score), "segmentation": encoded(box)}
+    return {
+        "image_id": image,
+        "category_id": category,
+        "bbox": box,
+        "score": float(score),
+        "segmentation": encoded(box),
+    }
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -63,7 +80,10 @@ def test_coco_equals_pycocotools(seed: int) -> None:
         reference.dataset = copy.deepcopy(truth)
         reference.createIndex()
         for kind, name in (("bbox", "box_ap"), ("segm", "mask_ap")):
-            results = [{k: v for k, v in d.items() if k != ("bbox" if kind == "segm" else "segmentation")} for d in copy.deepcopy(found)]
+            results = [
+                {k: v for k, v in d.items() if k != ("bbox" if kind == "segm" else "segmentation")}
+                for d in copy.deepcopy(found)
+            ]
             evaluation = COCOeval(reference, reference.loadRes(results), kind)
             evaluation.evaluate()
             evaluation.accumulate()
@@ -95,13 +115,22 @@ def lvis_reference(truth: dict, found: list[dict], kind: str, most: int) -> dict
             if not own and category not in image["neg_category_ids"]:
                 continue  # not known to be absent: nothing counts
             positives += len(own)
-            detections = sorted((d for d in kept if (d["image_id"], d["category_id"]) == (image["id"], category)), key=lambda d: -d["score"])
-            overlaps = rle.iou([d[field] for d in detections], [a[field] for a in own], [0] * len(own)) if detections and own else None
+            detections = sorted(
+                (d for d in kept if (d["image_id"], d["category_id"]) == (image["id"], category)),
+                key=lambda d: -d["score"],
+            )
+            overlaps = (
+                rle.iou([d[field] for d in detections], [a[field] for a in own], [0] * len(own))
+                if detections and own
+                else None
+            )
             hit = np.zeros((10, len(detections)), bool)
             for t, threshold in enumerate(np.linspace(0.5, 0.95, 10)):
                 taken: set[int] = set()
                 for d in range(len(detections)):
-                    best = [(overlaps[d, a], a) for a in range(len(own)) if a not in taken and overlaps[d, a] >= threshold]
+                    best = [
+                        (overlaps[d, a], a) for a in range(len(own)) if a not in taken and overlaps[d, a] >= threshold
+                    ]
                     if best:
                         taken.add(max(best)[1])
                         hit[t, d] = True
@@ -156,11 +185,18 @@ def test_lvis_ignores_what_is_not_labelled() -> None:
     truth, found = random_world(1, lvis=True)
     ids = [i["id"] for i in truth["images"]]
     before = average_precision(copy.deepcopy(truth), copy.deepcopy(found), ids, True, 300)
-    image = next(i for i in truth["images"] if 3 not in {a["category_id"] for a in truth["annotations"] if a["image_id"] == i["id"]})
+    image = next(
+        i
+        for i in truth["images"]
+        if 3 not in {a["category_id"] for a in truth["annotations"] if a["image_id"] == i["id"]}
+    )
     stray = [detection(image["id"], 3, [5.0, 5.0, 20.0, 20.0], 0.999)]
     assert average_precision(copy.deepcopy(truth), copy.deepcopy(found + stray), ids, True, 300) == before
     image["neg_category_ids"].append(3)
-    assert average_precision(copy.deepcopy(truth), copy.deepcopy(found + stray), ids, True, 300)["box_ap_rare"] < before["box_ap_rare"]
+    assert (
+        average_precision(copy.deepcopy(truth), copy.deepcopy(found + stray), ids, True, 300)["box_ap_rare"]
+        < before["box_ap_rare"]
+    )
 
 
 def test_lvis_cuts_each_image_to_its_best() -> None:

@@ -71,7 +71,9 @@ def trained_and_tested(name: str) -> None:
             cfg.model.backbone.img_size = (96, 96)
         cfg.model.test_cfg.update(crop_size=(96, 96), stride=(96, 96))
         labels = PixelData(data=torch.randint(0, 8, (1, 96, 96)))
-        samples = [SegDataSample(gt_sem_seg=labels, metainfo={"img_shape": (96, 96), "ori_shape": (96, 96)}) for _ in range(2)]
+        samples = [
+            SegDataSample(gt_sem_seg=labels, metainfo={"img_shape": (96, 96), "ori_shape": (96, 96)}) for _ in range(2)
+        ]
         data = {"inputs": [torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8)] * 2, "data_samples": samples}
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         torch.manual_seed(0)
@@ -97,7 +99,12 @@ def test_another_operator_is_one_sentence_with_its_name(touched: set[str]) -> No
     message = r"mmcv's operator softnms is not there, .* only two, nms and roi_align, come from torchvision "
     message += r"[^.]*\.py\); [^.\n]*$"
     with pytest.raises(UserError, match=message):
-        batched_nms(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.ones(1), torch.zeros(1), {"type": "soft_nms", "iou_threshold": 0.5})
+        batched_nms(
+            torch.tensor([[0.0, 0.0, 4.0, 4.0]]),
+            torch.ones(1),
+            torch.zeros(1),
+            {"type": "soft_nms", "iou_threshold": 0.5},
+        )
     with pytest.raises(UserError, match="deform_conv_forward"):
         DeformConv2d(2, 2, 3)(torch.ones(1, 2, 8, 8), torch.zeros(1, 18, 6, 6))
     assert touched == {"softnms", "deform_conv_forward"}, "the lists of the recipes' operators would miss some"
@@ -114,9 +121,15 @@ def test_what_torchvision_does_not_do_is_refused() -> None:
 
 def test_mmcv_carries_no_compiled_extension() -> None:
     folder = Path(mmcv.__file__).parent
-    assert [str(path) for pattern in ("_ext*", "**/*.so", "**/*.pyd", "**/*.dylib") for path in folder.glob(pattern)] == []
+    assert [
+        str(path) for pattern in ("_ext*", "**/*.so", "**/*.pyd", "**/*.dylib") for path in folder.glob(pattern)
+    ] == []
     importlib.import_module("mmcv.ops")
-    assert sys.modules["mmcv.ops.nms"].ext_module is sys.modules["mmcv.ops.roi_align"].ext_module is sys.modules[operators.NAME]
+    assert (
+        sys.modules["mmcv.ops.nms"].ext_module
+        is sys.modules["mmcv.ops.roi_align"].ext_module
+        is sys.modules[operators.NAME]
+    )
 
 
 def test_the_module_answers_like_any_other() -> None:
@@ -124,7 +137,9 @@ def test_the_module_answers_like_any_other() -> None:
     module = sys.modules[operators.NAME]
     operators.provide()
     assert sys.modules[operators.NAME] is module, "modules of mmcv.ops hold the first"
-    assert hasattr(module, "carafe_forward") and not any(hasattr(module, name) for name in ("__file__", "__path__", "__wrapped__", "_private"))
+    assert hasattr(module, "carafe_forward") and not any(
+        hasattr(module, name) for name in ("__file__", "__path__", "__wrapped__", "_private")
+    )
     assert inspect.getmodule(operators.nms) is operators and "_ext" in repr(module)
     assert importlib.util.find_spec(operators.NAME).name == operators.NAME
     with pytest.raises(TypeError, match="pickle"):
@@ -150,7 +165,9 @@ ENTRIES = {  # all else that imports mmcv.ops comes by one of these
 
 
 @pytest.mark.parametrize("entry", ENTRIES.values(), ids=ENTRIES)
-def test_every_entry_provides_the_operators(entry: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_entry_provides_the_operators(
+    entry: Callable[[Path], Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delitem(sys.modules, operators.NAME)
     monkeypatch.delitem(sys.modules, "mmcv.ops", raising=False)
     with contextlib.suppress(UserError):
@@ -192,7 +209,9 @@ def bilinear(image: Tensor, y: float, x: float) -> Tensor:
     return upper * (1 - (y - top)) + lower * (y - top)
 
 
-def roi_align_by_loops(images: Tensor, regions: Tensor, size: tuple[int, int], scale: float, ratio: int, aligned: bool) -> Tensor:
+def roi_align_by_loops(
+    images: Tensor, regions: Tensor, size: tuple[int, int], scale: float, ratio: int, aligned: bool
+) -> Tensor:
     """Mask R-CNN's RoIAlign (arXiv 1703.06870), a sample at a time: (K, C, h, w)."""
     output = []
     for index, *box in regions.tolist():
@@ -205,15 +224,26 @@ def roi_align_by_loops(images: Tensor, regions: Tensor, size: tuple[int, int], s
                 total = torch.zeros_like(images[0, :, 0, 0])
                 for row in range(rows):
                     for column in range(columns):
-                        y, x = y1 + (i + (row + 0.5) / rows) * bin_height, x1 + (j + (column + 0.5) / columns) * bin_width
+                        y, x = (
+                            y1 + (i + (row + 0.5) / rows) * bin_height,
+                            x1 + (j + (column + 0.5) / columns) * bin_width,
+                        )
                         total = total + bilinear(images[int(index)], y, x)
                 output.append(total / max(rows * columns, 1))
     return torch.stack(output).reshape(len(regions), *size, -1).permute(0, 3, 1, 2)
 
 
-REGIONS = torch.tensor([  # index of the image, corners; maps are 9 by 7 at half of the pixels
-    [0, 1.0, 2.0, 11.3, 9.7], [1, 0.2, 0.4, 2.9, 17.1], [1, -6.0, -7.5, 5.0, 4.0], [0, 8.0, 9.0, 30.0, 41.0], [1, 6.0, 6.0, 6.0, 6.0], [0, 3, 3, 3.4, 3.2],
-], dtype=torch.float64)  # fmt: skip
+REGIONS = torch.tensor(
+    [  # index of the image, corners; maps are 9 by 7 at half of the pixels
+        [0, 1.0, 2.0, 11.3, 9.7],
+        [1, 0.2, 0.4, 2.9, 17.1],
+        [1, -6.0, -7.5, 5.0, 4.0],
+        [0, 8.0, 9.0, 30.0, 41.0],
+        [1, 6.0, 6.0, 6.0, 6.0],
+        [0, 3, 3, 3.4, 3.2],
+    ],
+    dtype=torch.float64,
+)
 
 
 @pytest.mark.parametrize("ratio", [0, 2])
@@ -297,7 +327,9 @@ def test_nms_keeps_an_overlap_of_exactly_the_threshold_and_the_earlier_of_equals
     from mmcv.ops import nms
 
     half = torch.tensor([[0.0, 0.0, 4.0, 4.0], [0.0, 0.0, 4.0, 2.0]])
-    assert nms(half, torch.tensor([0.1, 0.9]), 0.5)[1].tolist() == [1, 0] and nms(half, torch.tensor([0.1, 0.9]), 0.49)[1].tolist() == [1]
+    assert nms(half, torch.tensor([0.1, 0.9]), 0.5)[1].tolist() == [1, 0] and nms(half, torch.tensor([0.1, 0.9]), 0.49)[
+        1
+    ].tolist() == [1]
     same = torch.tensor([[0.0, 0.0, 4.0, 4.0]]).expand(50, 4) + torch.arange(50)[:, None] // 10 * 100
     assert nms(same, torch.full((50,), 0.5), 0.5)[1].tolist() == [0, 10, 20, 30, 40]
     assert nms(same[:0], torch.zeros(0), 0.5)[1].tolist() == []
@@ -316,7 +348,9 @@ def test_nms_of_classes_equals_a_loop(ties: bool) -> None:
         for settings in ({}, {"split_thr": 10}):
             found, indices = batched_nms(boxes, scores, classes, {"type": "nms", "iou_threshold": 0.5, **settings})
             if ties and settings:  # mmcv sorts the classes' boxes together by a sort that may swap equals
-                assert sorted(indices.tolist()) == sorted(expected) and found[:, 4].tolist() == scores[expected].tolist()
+                assert (
+                    sorted(indices.tolist()) == sorted(expected) and found[:, 4].tolist() == scores[expected].tolist()
+                )
             else:
                 assert indices.tolist() == expected
             assert torch.equal(found[:, :4], boxes[indices])

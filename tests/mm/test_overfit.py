@@ -29,7 +29,10 @@ def seen_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy_dense.make(root, seed=0, train_images=8, val_images=1)
     shutil.copy(root / "coco/annotations/instances_train2017.json", root / "coco/annotations/instances_val2017.json")
     for folder in ("coco/{}2017", "ade20k/images/{}ing", "ade20k/annotations/{}ing"):
-        seen, tested = root / folder.format("train"), root / folder.format("train").replace("training", "validation").replace("train2", "val2")
+        seen, tested = (
+            root / folder.format("train"),
+            root / folder.format("train").replace("training", "validation").replace("train2", "val2"),
+        )
         shutil.rmtree(tested)
         shutil.copytree(seen, tested)
     return root

@@ -37,16 +37,24 @@ def test_a_file_of_no_known_form_is_refused(tmp_path: Path, text: str, capsys: p
     assert "odd.json" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("side", "width", "depth", "heads"), [(64, 48, 4, 3), pytest.param(512, 192, 12, 3, id="512 pixels")])
+@pytest.mark.parametrize(
+    ("side", "width", "depth", "heads"), [(64, 48, 4, 3), pytest.param(512, 192, 12, 3, id="512 pixels")]
+)
 def test_the_segmentation_backbone_is_mmsegs_mae(side: int, width: int, depth: int, heads: int) -> None:
     """The installed class with drawn weights, live, beside ours with the same ones: equal to 1e-4 in every map."""
     from mmseg.models.backbones import MAE
 
     indices = (3, 5, 7, 11) if depth == 12 else (0, 1, 2, 3)
     theirs = MAE(
-        img_size=(side, side), patch_size=16, embed_dims=width, num_layers=depth, num_heads=heads, out_indices=indices,
-        norm_cfg={"type": "LN", "eps": 1e-6}, init_values=1.0,
-    )  # fmt: skip
+        img_size=(side, side),
+        patch_size=16,
+        embed_dims=width,
+        num_layers=depth,
+        num_heads=heads,
+        out_indices=indices,
+        norm_cfg={"type": "LN", "eps": 1e-6},
+        init_values=1.0,
+    )
     theirs.eval()  # returns None there
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -55,10 +63,24 @@ def test_the_segmentation_backbone_is_mmsegs_mae(side: int, width: int, depth: i
             scale = 1.0 if "relative_position_bias_table" in name else 0.08
             parameter.copy_(centre + scale * torch.randn(parameter.shape, generator=generator))
     ours = SegmentationBackbone(
-        patch_size=16, width=width, depth=depth, heads=heads, hidden=4 * width, eps=1e-6, activation="gelu", pre_norm=False,
-        patch_bias=True, class_token=True, class_position=True, img_size=(side, side), out_indices=indices, drop_path=0.0,
-    ).eval()  # fmt: skip
-    ours.load_state_dict({mmseg_name(n): v for n, v in theirs.state_dict().items() if not n.endswith("relative_position_index")})
+        patch_size=16,
+        width=width,
+        depth=depth,
+        heads=heads,
+        hidden=4 * width,
+        eps=1e-6,
+        activation="gelu",
+        pre_norm=False,
+        patch_bias=True,
+        class_token=True,
+        class_position=True,
+        img_size=(side, side),
+        out_indices=indices,
+        drop_path=0.0,
+    ).eval()
+    ours.load_state_dict(
+        {mmseg_name(n): v for n, v in theirs.state_dict().items() if not n.endswith("relative_position_index")}
+    )
     images = torch.randn(1, 3, side, side, generator=generator)
     with torch.no_grad():
         for left, right in zip(ours(images), theirs(images), strict=True):

@@ -44,7 +44,10 @@ def evaluated(world: Path, folder: Path) -> dict[str, dict[str, float]]:
             for mask, (x1, y1, x2, y2) in zip(masks, boxes.int().clamp(min=0).tolist(), strict=True):
                 mask[y1:y2, x1:x2] = True
             found = InstanceData(
-                bboxes=boxes, masks=masks, scores=torch.tensor(generator.random(len(own))), labels=torch.tensor([labels[a["category_id"]] for a in own])
+                bboxes=boxes,
+                masks=masks,
+                scores=torch.tensor(generator.random(len(own))),
+                labels=torch.tensor([labels[a["category_id"]] for a in own]),
             )
             evaluator.process([{"img_id": image["id"], "pred_instances": found}])
         results[name] = evaluator.evaluate(LIMIT)
@@ -76,7 +79,18 @@ def main() -> None:
 
 def in_two(what: str, world: Path, folder: Path) -> list[dict]:
     """Both processes' results."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__, what, str(world), str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        __file__,
+        what,
+        str(world),
+        str(folder),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]

@@ -20,9 +20,18 @@ RECIPES = recipes.names()
 SOURCES = {path.stem: path.read_text() for path in sorted(recipes.RECIPES.glob("*.py"))}
 # what evaluate/ and mmengine's Runner read; all else at top level must be a number that the file itself uses
 READ = {
-    "default_scope", "model", "optim_wrapper", "param_scheduler", "train_dataloader", "test_dataloader", "test_evaluator", "train_cfg",
-    "test_cfg", "batch_size", "precise_bn",
-}  # fmt: skip
+    "default_scope",
+    "model",
+    "optim_wrapper",
+    "param_scheduler",
+    "train_dataloader",
+    "test_dataloader",
+    "test_evaluator",
+    "train_cfg",
+    "test_cfg",
+    "batch_size",
+    "precise_bn",
+}
 
 
 def inherited(name: str) -> set[str]:
@@ -115,9 +124,10 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
 
 # the numbers of mmdet's free-form settings that mmdet reads
 TRAIN_KEYS = {
-    "rpn": {"assigner", "sampler", "allowed_border", "pos_weight"}, "rpn_proposal": {"nms_pre", "max_per_img", "nms", "min_bbox_size"},
+    "rpn": {"assigner", "sampler", "allowed_border", "pos_weight"},
+    "rpn_proposal": {"nms_pre", "max_per_img", "nms", "min_bbox_size"},
     "rcnn": {"assigner", "sampler", "mask_size", "pos_weight"},
-}  # fmt: skip
+}
 TEST_KEYS = {"rpn": TRAIN_KEYS["rpn_proposal"], "rcnn": {"score_thr", "nms", "max_per_img", "mask_thr_binary"}}
 
 
@@ -172,11 +182,22 @@ def test_the_papers_numbers() -> None:
     coco, lvis = (recipes.read_recipe(f"mask_rcnn_vitdet_100ep_{name}") for name in ("coco", "lvis"))
     assert (coco.train_cfg.max_iters, lvis.train_cfg.max_iters) == (184_375, 156_250)
     assert (coco.optim_wrapper.optimizer.lr, lvis.optim_wrapper.optimizer.lr) == (1e-4, 2e-4)
-    assert (coco.batch_size, lvis.model.test_cfg.rcnn.max_per_img, lvis.model.test_cfg.rcnn.score_thr) == (64, 300, 0.02)
+    assert (coco.batch_size, lvis.model.test_cfg.rcnn.max_per_img, lvis.model.test_cfg.rcnn.score_thr) == (
+        64,
+        300,
+        0.02,
+    )
     assert coco.model.train_cfg.rcnn.assigner.low_quality is False
-    fpn, c4, voc = (recipes.read_recipe(n) for n in ("mask_rcnn_resnet_fpn_1x_coco", "mask_rcnn_resnet_c4_2x_coco", "faster_rcnn_resnet_c4_24k_voc"))
+    fpn, c4, voc = (
+        recipes.read_recipe(n)
+        for n in ("mask_rcnn_resnet_fpn_1x_coco", "mask_rcnn_resnet_c4_2x_coco", "faster_rcnn_resnet_c4_24k_voc")
+    )
     assert [x.train_cfg.max_iters for x in (fpn, c4, voc)] == [90_000, 180_000, 24_000]
-    assert voc.param_scheduler[1].milestones == [18_000, 22_000] and voc.batch_size == 16 and voc.optim_wrapper.optimizer.lr == 0.02
+    assert (
+        voc.param_scheduler[1].milestones == [18_000, 22_000]
+        and voc.batch_size == 16
+        and voc.optim_wrapper.optimizer.lr == 0.02
+    )
     assert voc.train_dataloader.dataset.pipeline[1].shortest == list(range(480, 801, 32))
     assert c4.train_dataloader.dataset.pipeline[1].shortest == list(range(640, 801, 32)) and c4.precise_bn == 200
     ade = recipes.read_recipe("upernet_vit_160k_ade20k")
@@ -192,7 +213,11 @@ def test_a_shortened_recipe_keeps_its_shape() -> None:
     assert cfg.param_scheduler[0].end > cfg.param_scheduler[0].begin
     cfg.train_dataloader.batch_size = 16
     recipes.accumulate(cfg, 4)
-    assert cfg.train_cfg.max_iters == 8 and cfg.train_dataloader.batch_size == 4 and cfg.optim_wrapper.accumulative_counts == 4
+    assert (
+        cfg.train_cfg.max_iters == 8
+        and cfg.train_dataloader.batch_size == 4
+        and cfg.optim_wrapper.accumulative_counts == 4
+    )
     with pytest.raises(UserError, match="divisor"):
         recipes.accumulate(cfg, 3)
     with pytest.raises(UserError, match="upernet_vit_demo_ade20k"):

@@ -29,7 +29,11 @@ from evaluate.runtime.training_state import DENSE_STATE
 from results import record as records
 from tests.factories import mae_state, shrink, tiny_resnet
 
-TASKS = {"coco": (detection, {"dataset": "coco"}), "lvis": (detection, {"dataset": "lvis"}), "ade20k": (segmentation, {})}
+TASKS = {
+    "coco": (detection, {"dataset": "coco"}),
+    "lvis": (detection, {"dataset": "lvis"}),
+    "ade20k": (segmentation, {}),
+}
 ITERATIONS = 5  # a state is saved after each
 FORK = multiprocessing.get_context("fork")  # the imports take longer than the training
 
@@ -76,7 +80,9 @@ def run_in_child(errors: Path, *arguments: Any, kill_after: float | None = None,
     return result
 
 
-def killed_at_random(task: str, kills: int, cut: bool, encoder: Encoder, world: Path, folder: Path) -> tuple[Any, Any, str]:
+def killed_at_random(
+    task: str, kills: int, cut: bool, encoder: Encoder, world: Path, folder: Path
+) -> tuple[Any, Any, str]:
     """Kills up to so many processes, each within an unbroken one's time and loading with another number of processes.
 
     Args:
@@ -92,7 +98,9 @@ def killed_at_random(task: str, kills: int, cut: bool, encoder: Encoder, world: 
     draw, broken, errors = random.Random(seed), folder / "broken", folder / "errors"
     result = None
     for number in range(kills):
-        result = run_in_child(errors, task, encoder, world, broken, (number + 1) % 3, kill_after=draw.uniform(0.4, 1.0) * seconds)
+        result = run_in_child(
+            errors, task, encoder, world, broken, (number + 1) % 3, kill_after=draw.uniform(0.4, 1.0) * seconds
+        )
         for newest in resume.newest_first(broken / DENSE_STATE)[:1] if cut else ():
             newest.write_bytes(newest.read_bytes()[: draw.randrange(2000)])
         if result is not None:
@@ -116,7 +124,9 @@ def test_killed_twelve_times_at_random_moments(task: str, encoder: Encoder, worl
         assert result == expected, how
 
 
-def test_the_newest_state_cut_short(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_newest_state_cut_short(
+    encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Goes on from the one before, says so, reads only tensors and plain values; then the test alone is repeated."""
     expected = trained("ade20k", encoder, world, tmp_path / "whole", 0)
     states, errors = tmp_path / "broken" / DENSE_STATE, tmp_path / "errors"
@@ -168,7 +178,9 @@ def test_killed_between_the_last_iteration_and_the_record(
     assert not list(tmp_path.rglob(DENSE_STATE)), "a record stands, and its training's states too"
 
 
-def test_statistics_made_anew_survive_an_interruption(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_statistics_made_anew_survive_an_interruption(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """C4's statistics of BatchNorm, made after the last iteration, are the same after a kill and with any workers."""
     encoder = tiny_resnet()
 
@@ -196,7 +208,9 @@ def test_statistics_made_anew_survive_an_interruption(world: Path, tmp_path: Pat
         found, again = run("a", workers)
         assert f"goes on at iteration {iterations} of 3" in capsys.readouterr().err and found == expected
         # how often a norm was updated is a count of batches, and of no consequence
-        assert not [name for name in weights if not torch.equal(weights[name], again[name]) and "num_batches" not in name]
+        assert not [
+            name for name in weights if not torch.equal(weights[name], again[name]) and "num_batches" not in name
+        ]
 
 
 def test_clearing_removes_both_kinds_of_state(tmp_path: Path) -> None:
@@ -211,7 +225,9 @@ def test_clearing_removes_both_kinds_of_state(tmp_path: Path) -> None:
 def test_the_identity_of_a_training(encoder: Encoder, world: Path, tmp_path: Path) -> None:
     """It tells settings apart, and neither the order of keys nor the process nor the number of loading processes."""
 
-    def identity(device: str, workers: int = 0, reverse: bool = False, lr: float = 1e-3, precision: str = "bf16", seed: int = 0) -> str:
+    def identity(
+        device: str, workers: int = 0, reverse: bool = False, lr: float = 1e-3, precision: str = "bf16", seed: int = 0
+    ) -> str:
         env = Env(world, tmp_path, device=device, workers=workers, seed=seed)
         cfg = recipes.read_recipe("mask_rcnn_vitdet_demo_coco")
         detector.fill_encoder(cfg, encoder)
@@ -225,7 +241,12 @@ def test_the_identity_of_a_training(encoder: Encoder, world: Path, tmp_path: Pat
 
     first = identity("cuda:0")
     assert first == identity("cuda:1") == identity("cuda", 3) == identity("cuda:0", reverse=True)
-    others = [identity("cpu"), identity("cuda:0", lr=1e-4), identity("cuda:0", precision="fp16"), identity("cuda:0", seed=1)]
+    others = [
+        identity("cpu"),
+        identity("cuda:0", lr=1e-4),
+        identity("cuda:0", precision="fp16"),
+        identity("cuda:0", seed=1),
+    ]
     assert len({first, *others}) == 5
 
 

@@ -67,7 +67,11 @@ def test_weight_decay_and_rates_are_those_of_mmsegs_code() -> None:
     with torch.device("meta"):
         model = built(cfg)
     settings = cfg.optim_wrapper
-    assert (settings.paramwise_cfg.layer_decay, settings.optimizer.weight_decay, settings.optimizer.lr) == (0.65, 0.05, 1e-4)
+    assert (settings.paramwise_cfg.layer_decay, settings.optimizer.weight_decay, settings.optimizer.lr) == (
+        0.65,
+        0.05,
+        1e-4,
+    )
     groups = parameter_groups(model, 1e-4, 0.05, 0.65, 3, "mmseg")
     found = {name: (round(group["lr_scale"], 9), group["weight_decay"]) for group in groups for name in group["names"]}
     expected = {
@@ -80,7 +84,9 @@ def test_weight_decay_and_rates_are_those_of_mmsegs_code() -> None:
         "backbone.blocks.2.mlp.fc1.weight": (0.65, 0.05),
         "decode_head.conv_seg.weight": (1.0, 0.05),
     }
-    assert {name: found[name] for name in expected} == {name: (round(rate, 9), decay) for name, (rate, decay) in expected.items()}
+    assert {name: found[name] for name in expected} == {
+        name: (round(rate, 9), decay) for name, (rate, decay) in expected.items()
+    }
     assert len(found) == len(list(model.parameters()))
 
 
@@ -93,13 +99,19 @@ def test_what_an_encoder_lacks_begins_neutrally() -> None:
     assert all((state[name] == (1.0 if name.endswith("gamma") else 0.0)).all() for name in new)
     scaled = tiny_encoder(layer_scale=True)
     kept = backbone.load(scaled.spec, scaled.model.state_dict())
-    assert len(kept["new"]) == 3 and torch.equal(backbone.blocks[1].ls1.gamma, scaled.model.state_dict()["blocks.1.ls1.gamma"])
+    assert len(kept["new"]) == 3 and torch.equal(
+        backbone.blocks[1].ls1.gamma, scaled.model.state_dict()["blocks.1.ls1.gamma"]
+    )
 
 
 @pytest.mark.parametrize(
-    ("precision", "expected"), [("auto", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)], ids=["auto", "bf16", "fp16"]
+    ("precision", "expected"),
+    [("auto", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+    ids=["auto", "bf16", "fp16"],
 )
-def test_mixed_precision_is_in_force(precision: str, expected: torch.dtype, encoder: Encoder, world: Path, tmp_path: Path) -> None:
+def test_mixed_precision_is_in_force(
+    precision: str, expected: torch.dtype, encoder: Encoder, world: Path, tmp_path: Path
+) -> None:
     """Linear layers compute in the short type in training, weights stay float32 and move; the test is in float32."""
     seen: dict[bool, set[torch.dtype]] = {True: set(), False: set()}
     weights: list[torch.Tensor] = []
@@ -138,7 +150,13 @@ def test_several_scales_are_the_mean_of_twelve_views(encoder: Encoder) -> None:
     model.backbone.load(encoder.spec, encoder.model.state_dict())
     model.decode_head.conv_seg.weight.data.mul_(100)  # probabilities that differ
     picture = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
-    sample = {"img": picture, "img_path": "x", "ori_shape": (40, 56), "gt_seg_map": np.zeros((40, 56), np.uint8), "seg_fields": ["gt_seg_map"]}
+    sample = {
+        "img": picture,
+        "img_path": "x",
+        "ori_shape": (40, 56),
+        "gt_seg_map": np.zeros((40, 56), np.uint8),
+        "seg_fields": ["gt_seg_map"],
+    }
     views = Views(64, RATIOS)(sample)
     assert len(views["inputs"]) == 8
     with torch.no_grad():
@@ -152,7 +170,9 @@ def test_several_scales_are_the_mean_of_twelve_views(encoder: Encoder) -> None:
                 data = model.data_preprocessor({"inputs": [tensor]}, False)["inputs"]
                 logits = model.inference(data, [{"ori_shape": (40, 56)}])
                 logits = logits.flip(3) if mirrored else logits
-                total += torch.nn.functional.interpolate(logits, (40, 56), mode="bilinear", align_corners=False)[0].softmax(0)
+                total += torch.nn.functional.interpolate(logits, (40, 56), mode="bilinear", align_corners=False)[
+                    0
+                ].softmax(0)
     assert torch.equal(ours.pred_sem_seg.data[0], total.argmax(0))
     assert len(total.argmax(0).unique()) > 1
 
@@ -170,7 +190,16 @@ def test_both_tests_are_in_the_record(encoder: Encoder, world: Path, tmp_path: P
 def test_resnet50_through_upernet() -> None:
     """The heads have the shapes of mmseg's own UPerNet-R50, and the loss of a step is finite."""
     torch.manual_seed(0)
-    spec = EncoderSpec(family="resnet", embed_dim=2048, depth=4, patch_size=32, mean=MEAN, std=STD, layers=(3, 4, 6, 3), block="bottleneck")
+    spec = EncoderSpec(
+        family="resnet",
+        embed_dim=2048,
+        depth=4,
+        patch_size=32,
+        mean=MEAN,
+        std=STD,
+        layers=(3, 4, 6, 3),
+        block="bottleneck",
+    )
     encoder = Encoder(spec, ResNet(Bottleneck, (3, 4, 6, 3), 0).state_dict())
     model = built(recipe("upernet_resnet_160k_ade20k", encoder, classes=150)).train()
     model.backbone.load(spec, encoder.model.state_dict())
@@ -181,7 +210,9 @@ def test_resnet50_through_upernet() -> None:
         ours = {name: value.shape for name, value in getattr(model, head).state_dict().items()}
         assert ours == {name: value.shape for name, value in getattr(theirs, head).state_dict().items()}
     losses = model(torch.zeros(2, 3, 64, 96), _labels(64, 96), mode="loss")
-    assert {"decode.loss_ce", "aux.loss_ce"} <= set(losses) and all(torch.isfinite(value).all() for value in losses.values())
+    assert {"decode.loss_ce", "aux.loss_ce"} <= set(losses) and all(
+        torch.isfinite(value).all() for value in losses.values()
+    )
 
 
 def _labels(height: int, width: int) -> list[Any]:
@@ -227,7 +258,13 @@ def test_two_processes(encoder: Encoder, world: Path, tmp_path: Path) -> None:
     script.write_text(TWO)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, str(weights), str(world), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, str(weights), str(world), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr
     first, second = ((tmp_path / f"metrics{rank}.json").read_text() for rank in range(2))
     trained = torch.load(tmp_path / "trained.pt", weights_only=True)
@@ -242,7 +279,9 @@ def test_two_processes(encoder: Encoder, world: Path, tmp_path: Path) -> None:
     assert json.loads(first) == json.loads(second) == one
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_processes_cannot_share_is_refused(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = recipe("upernet_vit_demo_ade20k", encoder)
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(UserError, match="4 images cannot be shared by 3 processes"):

@@ -21,13 +21,17 @@ from tests.factories import mae_state, tiny_encoder, tiny_resnet
 
 def run(module, encoder: Encoder, world: Path, folder: Path, **changes) -> tuple[dict, Env]:
     folder.mkdir(parents=True, exist_ok=True)
-    env = Env(world, folder, seed=changes.pop("seed", 0), workers=changes.pop("workers", 0), limit=changes.pop("limit", None))
+    env = Env(
+        world, folder, seed=changes.pop("seed", 0), workers=changes.pop("workers", 0), limit=changes.pop("limit", None)
+    )
     metrics = module.run(encoder, dataclasses.replace(module.PRESETS["demo"], **changes), env)
     return metrics, env
 
 
 @pytest.mark.parametrize("dataset", ["coco", "lvis"])
-def test_detection(dataset: str, encoder: Encoder, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_detection(
+    dataset: str, encoder: Encoder, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     metrics, env = run(detection, encoder, world, tmp_path / "a", dataset=dataset, iterations=6, limit=6)
     expected = {"box_ap", "mask_ap", "box_ap50", "mask_ap50", "box_ap75", "mask_ap75"}
     if dataset == "lvis":
@@ -77,9 +81,20 @@ def test_a_broken_picture_is_one_sentence(encoder: Encoder, world: Path, tmp_pat
     assert str(raised.value) == f"the image {picture} cannot be read; restore it"
 
 
-def test_absent_data_and_packages_are_skipped(encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_data_and_packages_are_skipped(
+    encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.save({"model": mae_state()}, tmp_path / "mae.pth")
-    command = ["--ckpt", str(tmp_path / "mae.pth"), "--data-root", str(tmp_path), "--out", str(tmp_path / "a"), "--set", "dataset=lvis"]
+    command = [
+        "--ckpt",
+        str(tmp_path / "mae.pth"),
+        "--data-root",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "a"),
+        "--set",
+        "dataset=lvis",
+    ]
     assert main("detection", command) == 3
     (record,) = (json.loads(path.read_text()) for path in (tmp_path / "a/records").glob("*.json"))
     assert record["status"] == "skipped" and "lvis" in record["reason"]

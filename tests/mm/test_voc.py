@@ -86,11 +86,21 @@ def test_perfect_none_and_part(world: Path, tmp_path: Path) -> None:
 
     def result(image: dict, keep: bool) -> tuple:
         own = [a for a in content["annotations"] if a["image_id"] == image["id"] and keep]
-        boxes = np.array([[a["bbox"][0] + 1, a["bbox"][1] + 1, a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]] for a in own])
+        boxes = np.array(
+            [
+                [a["bbox"][0] + 1, a["bbox"][1] + 1, a["bbox"][0] + a["bbox"][2], a["bbox"][1] + a["bbox"][3]]
+                for a in own
+            ]
+        )
         return image["id"], boxes.reshape(-1, 4), np.ones(len(own)), np.array([a["category_id"] for a in own])
 
     perfect = metric.compute_metrics([result(image, True) for image in content["images"]])
-    assert perfect == {"box_ap": pytest.approx(100), "box_ap50": pytest.approx(100), "box_ap75": pytest.approx(100), "images": 6}
+    assert perfect == {
+        "box_ap": pytest.approx(100),
+        "box_ap50": pytest.approx(100),
+        "box_ap75": pytest.approx(100),
+        "images": 6,
+    }
     assert metric.compute_metrics([result(image, False) for image in content["images"]])["box_ap"] == 0
     with pytest.raises(RuntimeError, match="5 images"):
         metric.compute_metrics([result(image, True) for image in content["images"][1:]])

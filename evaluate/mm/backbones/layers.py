@@ -129,7 +129,9 @@ def plain_state(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor
     """
     if spec.family != "vit":
         raise ValueError(f"a ViT backbone cannot be built from an encoder of family {spec.family!r}")
-    plain = {name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma"): value for name, value in state.items()}
+    plain = {
+        name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma"): value for name, value in state.items()
+    }
     for index in range(spec.depth):
         attention = f"blocks.{index}.attn."
         query, value = plain.pop(attention + "q_bias", None), plain.pop(attention + "v_bias", None)
@@ -137,7 +139,9 @@ def plain_state(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor
             plain[attention + "qkv.bias"] = torch.cat([query, torch.zeros_like(query), value])
         plain.setdefault(attention + "qkv.bias", plain[attention + "qkv.weight"].new_zeros(3 * spec.embed_dim))
     if not spec.pos_embed:
-        plain["pos_embed"] = plain["patch_embed.proj.weight"].new_zeros(1, (spec.img_size // spec.patch_size) ** 2, spec.embed_dim)
+        plain["pos_embed"] = plain["patch_embed.proj.weight"].new_zeros(
+            1, (spec.img_size // spec.patch_size) ** 2, spec.embed_dim
+        )
     elif spec.registers and spec.pos_embed_prefix:
         rows, first = plain["pos_embed"], int(spec.class_token)
         plain["pos_embed"] = torch.cat([rows[:, :first], rows[:, first + spec.registers :]], 1)
@@ -145,7 +149,9 @@ def plain_state(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor
     return plain
 
 
-def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Mapping[str, float], dropped: Iterable[str]) -> dict[str, list[str]]:
+def load_encoder(
+    module: nn.Module, state: dict[str, Tensor], new: Mapping[str, float], dropped: Iterable[str]
+) -> dict[str, list[str]]:
     """Loads the encoder's tensors strictly. A module on the meta device takes them as they are, without a copy.
 
     Args:
@@ -160,17 +166,31 @@ def load_encoder(module: nn.Module, state: dict[str, Tensor], new: Mapping[str, 
         ValueError: names that are neither, or a shape that differs.
     """
     own, dropped = module.state_dict(), tuple(dropped)
-    begins = {name: value for name in own if name not in state for pattern, value in new.items() if re.fullmatch(pattern, name)}
+    begins = {
+        name: value
+        for name in own
+        if name not in state
+        for pattern, value in new.items()
+        if re.fullmatch(pattern, name)
+    }
     missing = [name for name in own if name not in state and name not in begins]
-    unexpected = [name for name in state if name not in own and not any(re.fullmatch(pattern, name) for pattern in dropped)]
+    unexpected = [
+        name for name in state if name not in own and not any(re.fullmatch(pattern, name) for pattern in dropped)
+    ]
     if missing or unexpected:
-        raise ValueError(f"the encoder does not fit {type(module).__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}")
+        raise ValueError(
+            f"the encoder does not fit {type(module).__name__}: missing {missing[:5]}, unexpected {unexpected[:5]}"
+        )
     matched = [name for name in own if name in state]
     for name in matched:
         if own[name].shape != state[name].shape:
-            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, {type(module).__name__} expects {tuple(own[name].shape)}")
+            raise ValueError(
+                f"{name} has shape {tuple(state[name].shape)}, {type(module).__name__} expects {tuple(own[name].shape)}"
+            )
     filled = {name: torch.full(own[name].shape, value) for name, value in begins.items()}
-    module.load_state_dict({**filled, **{name: state[name] for name in matched}}, assign=any(tensor.is_meta for tensor in own.values()))
+    module.load_state_dict(
+        {**filled, **{name: state[name] for name in matched}}, assign=any(tensor.is_meta for tensor in own.values())
+    )
     return {"matched": matched, "new": list(begins), "dropped": [n for n in state if n not in own]}
 
 

@@ -66,9 +66,24 @@ class SegmentationBackbone(ViTBackbone):
     DROPPED = (r"(fc_)?norm\.(weight|bias)",)  # no norm after the blocks
 
     def __init__(
-        self, *, patch_size: int, width: int, depth: int, heads: int, hidden: int, eps: float, activation: str, pre_norm: bool,
-        patch_bias: bool, class_token: bool, class_position: bool, img_size: tuple[int, int] = (512, 512),
-        out_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, final_norm: bool = False, checkpointing: bool = False,
+        self,
+        *,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        eps: float,
+        activation: str,
+        pre_norm: bool,
+        patch_bias: bool,
+        class_token: bool,
+        class_position: bool,
+        img_size: tuple[int, int] = (512, 512),
+        out_indices: tuple[int, ...] | None = None,
+        drop_path: float = 0.1,
+        final_norm: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.base = base = (img_size[0] // patch_size, img_size[1] // patch_size)
@@ -88,7 +103,10 @@ class SegmentationBackbone(ViTBackbone):
     def arguments(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
         state = plain_state(spec, state)
         sizes = sizes_of(spec, state)
-        del sizes["layer_scale"], sizes["positions"]  # this protocol always has the one; the other follows from img_size
+        del (
+            sizes["layer_scale"],
+            sizes["positions"],
+        )  # this protocol always has the one; the other follows from img_size
         return {**sizes, "class_token": "cls_token" in state, "class_position": has_class_row(state["pos_embed"])}
 
     def fit(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:

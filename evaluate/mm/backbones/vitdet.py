@@ -74,7 +74,9 @@ class Attention(nn.Module):
         columns = torch.einsum("bnhwc,wkc->bnhwk", grid, relative_positions(self.rel_pos_w, w).to(grid.dtype))
         bias = (rows[..., :, None] + columns[..., None, :]).reshape(batch, self.heads, h * w, h * w)
         if self.bias_side:
-            own = relative_bias(self.relative_position_bias_table, (self.bias_side, self.bias_side), (h, w), class_token=False)
+            own = relative_bias(
+                self.relative_position_bias_table, (self.bias_side, self.bias_side), (h, w), class_token=False
+            )
             bias = bias + own.to(bias.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.proj(out.transpose(1, 2).reshape(batch, h, w, width))
@@ -114,9 +116,25 @@ class ViTDetBackbone(ViTBackbone):
     DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)")  # no class token, no norm after the blocks
 
     def __init__(
-        self, *, patch_size: int, width: int, depth: int, heads: int, hidden: int, eps: float, activation: str, pre_norm: bool,
-        layer_scale: bool, patch_bias: bool, positions: int, img_size: int = 1024, window: int = 14,
-        global_indices: tuple[int, ...] | None = None, drop_path: float = 0.1, checkpointing: bool = False, bias_side: int = 0,
+        self,
+        *,
+        patch_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        hidden: int,
+        eps: float,
+        activation: str,
+        pre_norm: bool,
+        layer_scale: bool,
+        patch_bias: bool,
+        positions: int,
+        img_size: int = 1024,
+        window: int = 14,
+        global_indices: tuple[int, ...] | None = None,
+        drop_path: float = 0.1,
+        checkpointing: bool = False,
+        bias_side: int = 0,
     ) -> None:
         super().__init__()
         global_indices = global_blocks(depth) if global_indices is None else global_indices
@@ -132,7 +150,10 @@ class ViTDetBackbone(ViTBackbone):
 
     @staticmethod
     def arguments(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
-        return {**sizes_of(spec, plain_state(spec, state)), "bias_side": spec.img_size // spec.patch_size if spec.rel_pos_bias else 0}
+        return {
+            **sizes_of(spec, plain_state(spec, state)),
+            "bias_side": spec.img_size // spec.patch_size if spec.rel_pos_bias else 0,
+        }
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.forward_blocks(images)[-1].permute(0, 3, 1, 2).contiguous(),)
@@ -192,7 +213,8 @@ class SimpleFeaturePyramid(nn.Module):
             ([nn.MaxPool2d(2, 2)], in_channels),
         ]
         self.levels = nn.ModuleList(
-            nn.Sequential(*layers, ConvNorm(width, out_channels, 1), ConvNorm(out_channels, out_channels, 3)) for layers, width in heads
+            nn.Sequential(*layers, ConvNorm(width, out_channels, 1), ConvNorm(out_channels, out_channels, 3))
+            for layers, width in heads
         )
 
     def forward(self, maps: tuple[Tensor]) -> tuple[Tensor, ...]:

@@ -38,7 +38,9 @@ def compare(path: Path) -> Result:
         content = json.loads(Path(path).read_text())
         keys = set(content) | set((content.get("cases") or [{}])[0])
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as reference numbers ({error}); give one like those in tests/golden/dense/") from error
+        raise UserError(
+            f"{path} cannot be read as reference numbers ({error}); give one like those in tests/golden/dense/"
+        ) from error
     for key, (module, form) in FORMS.items():
         if key in keys:
             return getattr(importlib.import_module(f"evaluate.mm.parity.{module}"), form)(content)

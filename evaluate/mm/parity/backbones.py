@@ -55,8 +55,12 @@ def detector_without_values(cfg: Config, spec: EncoderSpec, classes: int) -> Bas
 def _vitdet(config: dict[str, Any], positions: int) -> ViTDetBackbone:
     windowed = config["window_block_indexes"]
     return ViTDetBackbone(
-        **_sizes(config, "embed_dim", "depth", "num_heads"), layer_scale=False, positions=positions, img_size=config["img_size"],
-        window=config["window_size"], global_indices=tuple(i for i in range(config["depth"]) if i not in windowed),
+        **_sizes(config, "embed_dim", "depth", "num_heads"),
+        layer_scale=False,
+        positions=positions,
+        img_size=config["img_size"],
+        window=config["window_size"],
+        global_indices=tuple(i for i in range(config["depth"]) if i not in windowed),
     ).eval()
 
 
@@ -67,14 +71,19 @@ def vitdet_backbone(content: dict[str, Any]) -> Result:
         backbone = _vitdet(case["config"], case["parameters"]["pos_embed"]["shape"][1])
         state = {name: recorded_weight(entry) for name, entry in case["parameters"].items()}
         if not case["config"]["use_rel_pos"]:  # ours always has the tables; zeros are the same
-            state.update({name: torch.zeros_like(value) for name, value in backbone.state_dict().items() if ".rel_pos_" in name})
+            state.update(
+                {name: torch.zeros_like(value) for name, value in backbone.state_dict().items() if ".rel_pos_" in name}
+            )
         backbone.load_state_dict(state)
         with torch.no_grad():
             outputs = backbone.forward_blocks(image(case["input"]))
         named = {"patch_embed": outputs[0], **{f"block{i}": x for i, x in enumerate(outputs[1:])}}
         for name, entry in case["intermediate"].items():
             result[f"{case['name']}: {name}"] = difference_at_samples(named[name], entry), FLOAT32
-        result[f"{case['name']}: last_feat"] = difference_at_samples(outputs[-1].permute(0, 3, 1, 2), case["last_feat"]), FLOAT32
+        result[f"{case['name']}: last_feat"] = (
+            difference_at_samples(outputs[-1].permute(0, 3, 1, 2), case["last_feat"]),
+            FLOAT32,
+        )
     return result
 
 
@@ -85,9 +94,16 @@ def simple_feature_pyramid(content: dict[str, Any]) -> Result:
         config = case["backbone_config"]
         positions = (config["pretrain_img_size"] // config["patch_size"]) ** 2 + int(config["pretrain_use_cls_token"])
         backbone = _vitdet(config, positions)
-        backbone.load_state_dict({name: _backbone_weight(name, value, case) for name, value in backbone.state_dict().items()})
+        backbone.load_state_dict(
+            {name: _backbone_weight(name, value, case) for name, value in backbone.state_dict().items()}
+        )
         pyramid = SimpleFeaturePyramid(config["embed_dim"], case["pyramid_config"]["out_channels"])
-        pyramid.load_state_dict({detectron2_name("backbone." + n).removeprefix("neck."): recorded_weight(e) for n, e in case["parameters"].items()})
+        pyramid.load_state_dict(
+            {
+                detectron2_name("backbone." + n).removeprefix("neck."): recorded_weight(e)
+                for n, e in case["parameters"].items()
+            }
+        )
         with torch.no_grad():
             outputs = pyramid(backbone(image(case["input"])))
         for name, output in zip(("p2", "p3", "p4", "p5", "p6"), outputs, strict=True):
@@ -108,7 +124,9 @@ def _backbone_weight(name: str, value: Tensor, case: dict[str, Any]) -> Tensor:
         scale = 0.05
     elif name == "patch_embed.proj.weight":
         scale = 0.002
-    return recorded_weight({"seed_key": case["seed_prefix"] + name, "shape": list(value.shape), "offset": offset, "scale": scale})
+    return recorded_weight(
+        {"seed_key": case["seed_prefix"] + name, "shape": list(value.shape), "offset": offset, "scale": scale}
+    )
 
 
 def mmseg_mae_backbone(content: dict[str, Any]) -> Result:
@@ -117,8 +135,12 @@ def mmseg_mae_backbone(content: dict[str, Any]) -> Result:
     for case in content["cases"]:
         config = case["config"]
         backbone = SegmentationBackbone(
-            **_sizes(config, "embed_dims", "num_layers", "num_heads"), class_token=True, class_position=True,
-            img_size=tuple(config["img_size"]), out_indices=tuple(config["out_indices"]), final_norm=config["final_norm"],
+            **_sizes(config, "embed_dims", "num_layers", "num_heads"),
+            class_token=True,
+            class_position=True,
+            img_size=tuple(config["img_size"]),
+            out_indices=tuple(config["out_indices"]),
+            final_norm=config["final_norm"],
         ).eval()
         entries = {mmseg_name(n): e for n, e in case["parameters"].items() if not n.endswith("relative_position_index")}
         backbone.load_state_dict({name: recorded_weight(entry) for name, entry in entries.items()})
@@ -127,22 +149,31 @@ def mmseg_mae_backbone(content: dict[str, Any]) -> Result:
         for output, entry in zip(outputs, case["outputs"], strict=True):
             result[f"{case['name']}: layer {entry['layer']}"] = difference_at_samples(output, entry), FLOAT32
     for case in content.get("pos_embed_resize", {}).get("cases", ()):
-        source = recorded_weight({"seed_key": case["source_seed_key"], "shape": case["source_shape"], "offset": 0.0, "scale": case["scale"]})
+        source = recorded_weight(
+            {"seed_key": case["source_seed_key"], "shape": case["source_shape"], "offset": 0.0, "scale": case["scale"]}
+        )
         side = round((case["result"]["shape"][1] - 1) ** 0.5)
         prefix, patches = resize_pos_embed(source, True, (side, side))
         assert prefix is not None  # these have a class token
         resized = torch.cat([prefix, patches.flatten(1, 2)], 1)
-        result[f"position embedding from {source.shape[1]} rows"] = difference_at_samples(resized, case["result"]), FLOAT32
+        result[f"position embedding from {source.shape[1]} rows"] = (
+            difference_at_samples(resized, case["result"]),
+            FLOAT32,
+        )
     decay = content.get("layer_decay")
     if decay:
         scale = weight = 0.0
         for name, (expected, weight_decay) in decay["parameters"].items():
             ours = "backbone." + mmseg_name(name.removeprefix("backbone.")) if name.startswith("backbone.") else name
-            scale = max(scale, abs(optimizer.multiplier(ours, decay["decay_rate"], decay["num_layers"], "mmseg") - expected))
+            scale = max(
+                scale, abs(optimizer.multiplier(ours, decay["decay_rate"], decay["num_layers"], "mmseg") - expected)
+            )
             # the recorded library tells by axes and name; what has one axis in it has one here
             axes = 1 if re.search(r"gamma|norm|bias$", ours) else 2
             parameter = nn.Parameter(torch.zeros([1] * axes))
-            our_decay = optimizer.weight_decay_of(ours, nn.Module(), parameter, decay["optimizer"]["weight_decay"], "mmseg")
+            our_decay = optimizer.weight_decay_of(
+                ours, nn.Module(), parameter, decay["optimizer"]["weight_decay"], "mmseg"
+            )
             weight = max(weight, abs(our_decay - weight_decay))
         result["learning-rate factors"] = scale, EXACT
         result["weight decays"] = weight, EXACT
@@ -154,7 +185,11 @@ def mmseg_mae_backbone(content: dict[str, Any]) -> Result:
 def _feature2pyramid(case: dict[str, Any]) -> Result:
     """The neck of the segmentation recipe is mmseg's own; this guards against a change of it."""
     neck = Feature2Pyramid(case["config"]["embed_dim"], case["config"]["rescales"], norm_cfg={"type": "BN"}).eval()
-    state = {name: recorded_weight(case["parameters"][name]) for name in neck.state_dict() if not name.endswith("num_batches_tracked")}
+    state = {
+        name: recorded_weight(case["parameters"][name])
+        for name in neck.state_dict()
+        if not name.endswith("num_batches_tracked")
+    }
     neck.load_state_dict({**neck.state_dict(), **state})
     width = case["config"]["embed_dim"]
     h, w = case["outputs"][case["config"]["rescales"].index(1)]["shape"][2:]
@@ -162,4 +197,7 @@ def _feature2pyramid(case: dict[str, Any]) -> Result:
     maps = torch.from_numpy(np.sin(0.9 * i + 0.4 * j * (1 + c / width) + 0.7 * c + 0.6 * k).astype(np.float32))
     with torch.no_grad():
         outputs = neck([x[None] for x in maps])
-    return {f"Feature2Pyramid {k}": (difference_at_samples(x, e), FLOAT32) for k, (x, e) in enumerate(zip(outputs, case["outputs"], strict=True))}
+    return {
+        f"Feature2Pyramid {k}": (difference_at_samples(x, e), FLOAT32)
+        for k, (x, e) in enumerate(zip(outputs, case["outputs"], strict=True))
+    }

@@ -82,7 +82,10 @@ def detector(recipe: str, content: dict[str, Any]) -> BaseModel:
 
 def roi_heads(content: dict[str, Any]) -> Result:
     """All comparisons of a file of this form."""
-    plain, cascade = detector("mask_rcnn_vitdet_100ep_coco", content), detector("cascade_mask_rcnn_vitdet_100ep_coco", content)
+    plain, cascade = (
+        detector("mask_rcnn_vitdet_100ep_coco", content),
+        detector("cascade_mask_rcnn_vitdet_100ep_coco", content),
+    )
     shared = {**content["pyramid"], **content["rpn"], **content["mask_head"]}
     result: Result = {}
     for name, model, own, total in (
@@ -91,9 +94,16 @@ def roi_heads(content: dict[str, Any]) -> Result:
     ):
         ours = {key: list(value.shape) for key, value in model.named_parameters() if not key.startswith("backbone.")}
         theirs = {our_name(key): shape for key, shape in {**shared, **own}.items()}
-        result[f"{name}: names or shapes that differ"] = float(sum(ours.get(k) != theirs.get(k) for k in set(ours) | set(theirs))), SAME
+        result[f"{name}: names or shapes that differ"] = (
+            float(sum(ours.get(k) != theirs.get(k) for k in set(ours) | set(theirs))),
+            SAME,
+        )
         result[f"{name}: parameters"] = float(abs(sum(value.numel() for value in model.parameters()) - total)), SAME
-        eps = {module.eps for key, module in model.named_modules() if hasattr(module, "eps") and not key.startswith("backbone.")}
+        eps = {
+            module.eps
+            for key, module in model.named_modules()
+            if hasattr(module, "eps") and not key.startswith("backbone.")
+        }
         result[f"{name}: eps of the norms"] = float(eps != set(content["channel_norm_eps"])), SAME
     for part, prefix in PARTS.items():
         count = sum(value.numel() for name, value in plain.named_parameters() if name.startswith(prefix))
@@ -116,9 +126,14 @@ def _pooling(model: BaseModel, content: dict[str, Any]) -> Result:
         scales = [layer.spatial_scale for layer in extractor.roi_layers]
         result[f"{name} pooler"] = float(wrong or scales != expected.get("scales", scales)), SAME
     boxes = torch.tensor(content["roi_level_assignment"]["boxes_xyxy"])
-    levels = model.roi_head.bbox_roi_extractor.map_roi_levels(torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1), 4).tolist()
+    levels = model.roi_head.bbox_roi_extractor.map_roi_levels(
+        torch.cat([boxes.new_zeros(len(boxes), 1), boxes], 1), 4
+    ).tolist()
     recorded = content["roi_level_assignment"]["level_index_p2_is_0"]
-    return {**result, "levels of regions that differ": (float(sum(a != b for a, b in zip(levels, recorded, strict=True))), SAME)}
+    return {
+        **result,
+        "levels of regions that differ": (float(sum(a != b for a, b in zip(levels, recorded, strict=True))), SAME),
+    }
 
 
 def _anchors(model: BaseModel, content: dict[str, Any]) -> Result:
@@ -137,13 +152,18 @@ def _deltas(content: dict[str, Any]) -> Result:
     result: Result = {}
     for name, case in content.items():
         if name == "scale_clamp":
-            wide = DeltaXYWHBBoxCoder().decode(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.0, 99.0, 0.0]]))
+            wide = DeltaXYWHBBoxCoder().decode(
+                torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([[0.0, 0.0, 99.0, 0.0]])
+            )
             result["scale clamp"] = abs(math.log(float(wide[0, 2] - wide[0, 0])) - case), 1e-5
             continue
         coder = DeltaXYWHBBoxCoder(target_stds=[1 / weight for weight in case["weights"]])
         source, target = torch.tensor(case["src"]), torch.tensor(case["target"])
         result[f"deltas {name}"] = _difference(coder.encode(source, target), case["deltas"]), 1e-5
-        result[f"boxes {name}"] = _difference(coder.decode(source, torch.tensor(case["deltas"])), case["target"]), PIXELS
+        result[f"boxes {name}"] = (
+            _difference(coder.decode(source, torch.tensor(case["deltas"])), case["target"]),
+            PIXELS,
+        )
     return result
 
 
@@ -154,7 +174,10 @@ def _forward(content: dict[str, Any]) -> Result:
     for name, config in (("box_head", roi_head.bbox_head), ("mask_head", roi_head.mask_head)):
         case = content[name]
         batch, channels, height, width = case["input"]["shape"]
-        parameters = {our_name(f"roi_heads.{name}.{key}").split("_head.", 2)[2]: recorded_weight(entry) for key, entry in case["parameters"].items()}
+        parameters = {
+            our_name(f"roi_heads.{name}.{key}").split("_head.", 2)[2]: recorded_weight(entry)
+            for key, entry in case["parameters"].items()
+        }
         config.update(in_channels=channels, conv_out_channels=channels, num_classes=case["output"]["shape"][1])
         if name == "box_head":
             config.update(fc_out_channels=case["output"]["shape"][1])
@@ -167,7 +190,10 @@ def _forward(content: dict[str, Any]) -> Result:
         images = torch.from_numpy(np.sin(0.9 * i + 0.4 * j * (1 + c / channels) + 0.7 * c + 1.3 * n).astype(np.float32))
         with torch.no_grad():
             output = head(images)
-        result[f"{name}'s output"] = difference_at_samples(output[0] if name == "box_head" else output, case["output"]), FLOAT32
+        result[f"{name}'s output"] = (
+            difference_at_samples(output[0] if name == "box_head" else output, case["output"]),
+            FLOAT32,
+        )
     return result
 
 

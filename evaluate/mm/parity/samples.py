@@ -22,7 +22,9 @@ def recorded_weight(entry: dict[str, Any]) -> Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(entry["seed_key"].encode()))
     value = entry["offset"] + entry["scale"] * torch.randn(entry["shape"], generator=generator)
     if "first3" in entry and not np.allclose(value.flatten()[:3].tolist(), entry["first3"][: value.numel()], atol=1e-6):
-        raise UserError(f"torch's generator does not give the recorded values of {entry['seed_key']}; compare with torch 2.13")
+        raise UserError(
+            f"torch's generator does not give the recorded values of {entry['seed_key']}; compare with torch 2.13"
+        )
     return value
 
 

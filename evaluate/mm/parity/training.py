@@ -37,7 +37,9 @@ def federated(content: dict[str, Any]) -> Result:
             counts = case["image_counts"]
             if isinstance(counts, str):
                 counts = [1 + (37 * k * k + 11 * k) % 5000 for k in range(classes)]
-            ours = losses.kept_classes(labels, torch.tensor(counts, dtype=torch.float32) ** 0.5, case["fed_loss_num_classes"]).tolist()
+            ours = losses.kept_classes(
+                labels, torch.tensor(counts, dtype=torch.float32) ** 0.5, case["fed_loss_num_classes"]
+            ).tolist()
             present = case["unique_gt"]
             wrong = ours[: len(present)] != present or len(set(ours)) != len(kept) or len(ours) != len(kept)
             result[f"{case['name']}: kept classes"] = float(wrong), 0.0
@@ -72,7 +74,10 @@ def repeat_factors(content: dict[str, Any]) -> Result:
             sizes = [len(sampler.stochastic_round(factors, generator)) for _ in range(200)]
             spread = float(((factors % 1) * (1 - factors % 1)).double().sum().sqrt())
             epochs = min(200, expected["epochs_simulated"])
-            result[f"{name}: epoch size"] = abs(float(np.mean(sizes)) - expected["epoch_size_mean"]), 6 * spread / epochs**0.5 + EXACT
+            result[f"{name}: epoch size"] = (
+                abs(float(np.mean(sizes)) - expected["epoch_size_mean"]),
+                6 * spread / epochs**0.5 + EXACT,
+            )
     return result
 
 
@@ -81,7 +86,9 @@ def large_scale_jitter(content: dict[str, Any]) -> Result:
     worst: dict[str, float] = {}
 
     def note(name: str, ours: Any, expected: Any) -> None:
-        worst[name] = max(worst.get(name, 0.0), float(np.abs(np.asarray(ours, float) - np.asarray(expected, float)).max()))
+        worst[name] = max(
+            worst.get(name, 0.0), float(np.abs(np.asarray(ours, float) - np.asarray(expected, float)).max())
+        )
 
     target = content["target"]
     for case in content["cases"] + content.get("half_way_offsets", []):
@@ -90,12 +97,20 @@ def large_scale_jitter(content: dict[str, Any]) -> Result:
         note("resized size", size, (case["resized_height"], case["resized_width"]))
         top, left = transforms.crop_offset(*size, target, case["crop_draw"])
         note("crop offset", (top, left), (case["crop_y0"], case["crop_x0"]))
-        note("output size", (min(size[0] - top, target), min(size[1] - left, target)), (case["output_height"], case["output_width"]))
+        note(
+            "output size",
+            (min(size[0] - top, target), min(size[1] - left, target)),
+            (case["output_height"], case["output_width"]),
+        )
         x1, y1, x2, y2 = case["box_xyxy_in"]
         box = np.array([[x1, y1], [x2, y2]]) * [size[1] / width, size[0] / height]
         note("box after resize", box.ravel(), case["box_after_resize"])
         note("box after crop", (box - [left, top]).ravel(), case["box_after_crop_unclipped"])
-        sample = {"img": np.zeros((height, width, 3), np.uint8), "polygons": [[np.array(case["polygon_in"]).ravel()]], "labels": [0]}
+        sample = {
+            "img": np.zeros((height, width, 3), np.uint8),
+            "polygons": [[np.array(case["polygon_in"]).ravel()]],
+            "labels": [0],
+        }
         boxes = transforms.jitter(sample, target, False, case["scale_draw"], case["crop_draw"])["gt_bboxes"].tensor
         expected = case["polygon_box_after_crop"]
         if expected is not None and min(expected[2] - expected[0], expected[3] - expected[1]) > 1e-5:
@@ -120,12 +135,16 @@ def lr_decay(content: dict[str, Any]) -> Result:
     settings = content["optimizer"]
     rate, layers = settings["lr_decay_rate"], settings["num_layers"]
     names = content["function_on_single_names"]
-    result = {"rule on single names": (max(abs(optimizer.multiplier(n, rate, layers) - v) for n, v in names.items()), EXACT)}
+    result = {
+        "rule on single names": (max(abs(optimizer.multiplier(n, rate, layers) - v) for n, v in names.items()), EXACT)
+    }
     expected = {detectron2_name(name): (row[0], row[2], row[4]) for name, row in content["parameters"].items()}
     model = recorded_model(read_recipe("mask_rcnn_vitdet_100ep_coco"), {name: row[2] for name, row in expected.items()})
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
     groups = optimizer.parameter_groups(model, settings["lr"], settings["weight_decay"], rate, layers, "detectron2")
-    ours = {name: (group["lr_scale"], group["weight_decay"], shapes[name]) for group in groups for name in group["names"]}
+    ours = {
+        name: (group["lr_scale"], group["weight_decay"], shapes[name]) for group in groups for name in group["names"]
+    }
     result["parameters that only one side has"] = float(len(set(ours) ^ set(expected))), 0.0
     both = set(ours) & set(expected)
     result["learning-rate factors"] = max(abs(ours[n][0] - expected[n][0]) for n in both), EXACT
