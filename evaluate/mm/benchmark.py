@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
-from torch import nn
 
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.model import build as build_vit
@@ -75,7 +75,7 @@ def random_encoder(size: str) -> Encoder:
     )
 
 
-def build(recipe: str, size: str, device: str, precision: str) -> tuple[Config, nn.Module, OptimWrapper]:
+def build(recipe: str, size: str, device: str, precision: str) -> tuple[Config, BaseModel, OptimWrapper]:
     """The config, the model and its optimizer wrapper."""
     cfg, encoder = recipes.read_recipe(recipe), random_encoder(size)
     detector.recipe_of(recipe, recipe.rpartition("_")[2], "vit")
@@ -87,9 +87,9 @@ def build(recipe: str, size: str, device: str, precision: str) -> tuple[Config, 
         model = MODELS.build(cfg.model)
         model.init_weights()
         runner.load_encoder(model, encoder)
-        heads = model.roi_head.bbox_head
-        for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
-            head.fc_cls.bias.data[:4] = 3.0  # some scores above the threshold, as a trained model has
+        for name, parameter in model.roi_head.named_parameters():
+            if name.endswith("fc_cls.bias"):
+                parameter.data[:4] = 3.0  # some scores above the threshold, as a trained model has
         wrapper = build_optim_wrapper(model.to(device), cfg.optim_wrapper)
     return cfg, model, wrapper
 
@@ -140,7 +140,7 @@ def seconds(step: Callable[[], Any], device: str, steps: int) -> float:
     return statistics.median(times[1:])
 
 
-def parts(model: nn.Module, wrapper: OptimWrapper, step: Callable[[], Any], device: str) -> dict[str, float]:
+def parts(model: BaseModel, wrapper: OptimWrapper, step: Callable[[], Any], device: str) -> dict[str, float]:
     """Seconds of the parts of one training step, in their order."""
     spent: dict[str, float] = {}
     places = (

@@ -175,15 +175,13 @@ class SegmentationSet(SampleSet):
 
     def __init__(self, root: str, split: str, pipeline: Pipeline, limit: int | None = None, seed: int = 0) -> None:
         pictures, labels = paired_files(Path(root), split)
-        self.metainfo = {
-            "classes": class_names(Path(root)),
-            "palette": None,
-            "folder": str(Path(root) / "annotations" / split),
-        }
+        classes, folder = class_names(Path(root)), str(Path(root) / "annotations" / split)
+        self.metainfo = {"classes": classes, "palette": None, "folder": folder}
+        self.class_count = len(classes)
         names = sorted(pictures)[:limit]
         samples = [{"img_path": str(pictures[name]), "seg_map_path": str(labels[name])} for name in names]
         super().__init__(samples, pipeline, seed)
 
     def prepare(self, sample: Sample) -> Sample:
         """A sample with what mmseg's steps ask for."""
-        return {**sample, "classes": len(self.metainfo["classes"]), "seg_fields": [], "reduce_zero_label": True}
+        return {**sample, "classes": self.class_count, "seg_fields": [], "reduce_zero_label": True}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from mmdet.models.layers import multiclass_nms
 from mmdet.models.roi_heads import StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.task_modules.assigners import AssignResult, BboxOverlaps2D
 from mmdet.models.task_modules.samplers import SamplingResult
@@ -117,14 +118,14 @@ class CascadeRoIHead(StandardRoIHead):
             refined = self.refine(head, rois, deltas.detach(), metas)
         return {**losses, **self.mask_loss(x, first, None, truths)["loss_mask"]}
 
-    def stage(self, head: nn.Module, x: tuple[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+    def stage(self, head: BBoxHead, x: tuple[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
         """Class scores (N, K + 1) and box deltas (N, 4) of one stage."""
         features = self.bbox_roi_extractor(x[: self.bbox_roi_extractor.num_inputs], rois)
         # the value of the features, and a part of their gradient
         features = torch.lerp(features.detach(), features, 1 / len(self.bbox_head))
         return head(features)
 
-    def refine(self, head: nn.Module, rois: Tensor, deltas: Tensor, metas: list[dict[str, Any]]) -> list[Tensor]:
+    def refine(self, head: BBoxHead, rois: Tensor, deltas: Tensor, metas: list[dict[str, Any]]) -> list[Tensor]:
         """Each image's boxes moved by the deltas and cut to the image."""
         parts = [rois[:, 0] == index for index in range(len(metas))]
         return [
@@ -147,7 +148,7 @@ class CascadeRoIHead(StandardRoIHead):
             return empty_instances(
                 batch_img_metas, boxes[0].device, task_type="bbox", num_classes=self.bbox_head[0].num_classes
             )
-        mean: Tensor | float = 0.0
+        mean = torch.zeros((), device=boxes[0].device)
         for head in self.bbox_head:
             rois = bbox2roi(boxes)
             scores, deltas = self.stage(head, x, rois)

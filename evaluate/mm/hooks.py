@@ -83,7 +83,9 @@ class PreciseBN(Hook):
     def after_train(self, runner: Runner) -> None:
         model = getattr(runner.model, "module", runner.model)
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
-        totals = [(torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)) for norm in norms]
+        # these norms track their statistics, so there are some
+        running: list[tuple[Tensor, Tensor]] = [(norm.running_mean, norm.running_var) for norm in norms]  # type: ignore[misc]
+        totals = [(torch.zeros_like(mean), torch.zeros_like(variance)) for mean, variance in running]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 1.0  # the running values are then the last batch's
@@ -92,17 +94,17 @@ class PreciseBN(Hook):
         runner.train_dataloader.sampler.skip(0)
         with torch.random.fork_rng(
             devices=[]
-        ):  # a new iterator draws from torch's generator; one of lasting workers does not
+        ):  # a new iterator draws from torch's generator, that of lasting workers not
             batches = iter(runner.train_dataloader)
         with torch.no_grad():
             for batch in islice(batches, self.batches):
                 model(**model.data_preprocessor(batch, True), mode="loss")
                 count += 1
-                for norm, (mean, variance) in zip(norms, totals, strict=True):
-                    mean += norm.running_mean
-                    variance += norm.running_var
-        for norm, momentum, (mean, variance) in zip(norms, momenta, totals, strict=True):
+                for total, last in zip(totals, running, strict=True):
+                    total[0].add_(last[0])
+                    total[1].add_(last[1])
+        for norm, momentum, total, last in zip(norms, momenta, totals, running, strict=True):
             norm.momentum = momentum
-            norm.running_mean.copy_(mean / count)
-            norm.running_var.copy_(variance / count)
+            last[0].copy_(total[0] / count)
+            last[1].copy_(total[1] / count)
         runner.logger.info(f"statistics of {len(norms)} norms anew from {count} batches")

@@ -60,6 +60,8 @@ class FederatedLoss(nn.Module):
     custom_activation = True
     custom_accuracy = True
 
+    weights: Tensor
+
     def __init__(self, image_counts: list[int], num_kept: int = 50, power: float = 0.5) -> None:
         super().__init__()
         self.num_kept = num_kept

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 from torch import nn
 
@@ -60,7 +61,7 @@ class MultiScale(nn.Module):
         segmentor: mmseg's, which resizes each view's logits to the picture's own size and mirrors them back.
     """
 
-    def __init__(self, segmentor: nn.Module) -> None:
+    def __init__(self, segmentor: BaseModel) -> None:
         super().__init__()
         self.segmentor = segmentor
 

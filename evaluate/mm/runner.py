@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModel
 from mmengine.runner import Runner, TestLoop
 from mmengine.visualization import Visualizer
 from torch import nn
@@ -31,6 +32,8 @@ from evaluate.runtime.training_state import DENSE_STATE
 
 class QuickRunner(Runner):
     """mmengine's runner, which writes the config once and unformatted: its formatter takes seconds."""
+
+    model: nn.Module
 
     def _log_env(self, env_cfg: dict[str, Any]) -> None:
         self.logger.info(f"config: {self.cfg.to_dict()}")
@@ -117,7 +120,7 @@ def train_and_test(
     return metrics
 
 
-def load_encoder(model: nn.Module, encoder: Encoder) -> None:
+def load_encoder(model: BaseModel, encoder: Encoder) -> None:
     """Gives the encoder's tensors to the model's backbone, and to a head that holds its last stage (C4)."""
     for part in (model.backbone, *(module for name, module in model.named_modules() if name.endswith("shared_head"))):
         part.load(encoder.spec, encoder.model.state_dict())
@@ -164,7 +167,10 @@ def quiet(log: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            for logger in logging.Logger.manager.loggerDict.values():
-                for handler in list(getattr(logger, "handlers", ())):
+            loggers = [
+                entry for entry in logging.Logger.manager.loggerDict.values() if isinstance(entry, logging.Logger)
+            ]
+            for logger in loggers:
+                for handler in list(logger.handlers):
                     if getattr(handler, "stream", None) is file:
                         logger.removeHandler(handler)  # it would write to a closed file

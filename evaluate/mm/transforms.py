@@ -33,11 +33,11 @@ def crop_offset(height: int, width: int, target: int, draw: float) -> tuple[int,
 def tested_size(height: int, width: int, shortest: int, longest: int) -> tuple[int, int]:
     """(height, width) of which the shorter is ``shortest``, less where the longer would exceed ``longest``."""
     scale = shortest / min(height, width)
-    scaled = (shortest, scale * width) if height < width else (scale * height, shortest)
-    if max(scaled) > longest:
-        shrink = longest / max(scaled)
-        scaled = (scaled[0] * shrink, scaled[1] * shrink)
-    return int(scaled[0] + 0.5), int(scaled[1] + 0.5)
+    new_height, new_width = (float(shortest), scale * width) if height < width else (scale * height, float(shortest))
+    if max(new_height, new_width) > longest:
+        shrink = longest / max(new_height, new_width)
+        new_height, new_width = new_height * shrink, new_width * shrink
+    return int(new_height + 0.5), int(new_width + 0.5)
 
 
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -94,7 +94,8 @@ class LargeScaleJitter:
 
 def jitter(sample: Sample, size: int, flip: bool, scale: float, draw: float) -> Sample:
     """``LargeScaleJitter`` with its random numbers given."""
-    height, width = jittered_size(*sample["img"].shape[:2], scale, size)
+    height, width = sample["img"].shape[:2]
+    height, width = jittered_size(height, width, scale, size)
     return apply_geometry(sample, flip, max(height, 1), max(width, 1), crop_offset(height, width, size, draw), size)
 
 
@@ -111,7 +112,8 @@ class ResizeShortest:
 
     def __call__(self, sample: Sample) -> Sample:
         flip, side = np.random.random() < self.flip, self.shortest[np.random.randint(len(self.shortest))]
-        height, width = tested_size(*sample["img"].shape[:2], side, self.longest)
+        height, width = sample["img"].shape[:2]
+        height, width = tested_size(height, width, side, self.longest)
         return apply_geometry(sample, flip, height, width, (0, 0), self.longest)
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from evaluate.encoder.model import build
@@ -24,7 +23,7 @@ class ResNetBackbone(nn.Module):
 
     def __init__(self, spec: str, c4: bool = False) -> None:
         super().__init__()
-        self.model = build(EncoderSpec.from_json(spec)).to_empty(device="cpu")
+        self.model = build_resnet(spec).to_empty(device="cpu")
         self.c4 = c4
         if c4:
             self.model.layer4 = nn.Identity()
@@ -56,7 +55,7 @@ class LastStage(nn.Module):
 
     def __init__(self, spec: str) -> None:
         super().__init__()
-        self.layer4 = build(EncoderSpec.from_json(spec)).layer4.to_empty(device="cpu")
+        self.layer4 = build_resnet(spec).layer4.to_empty(device="cpu")
         self.norm = nn.BatchNorm2d(widths(EncoderSpec.from_json(spec))[-1])
 
     def load(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, list[str]]:
@@ -70,5 +69,9 @@ class LastStage(nn.Module):
 
 def widths(spec: EncoderSpec) -> list[int]:
     """Channels of the four maps."""
-    with torch.device("meta"):
-        return [info["num_chs"] for info in build(spec).feature_info[1:]]
+    return [info["num_chs"] for info in build_resnet(spec.to_json()).feature_info[1:]]
+
+
+def build_resnet(spec: str) -> Any:
+    """timm's ResNet of an encoder's spec as JSON, without weights (on the meta device); its stages are set by name."""
+    return build(EncoderSpec.from_json(spec))

@@ -8,6 +8,7 @@ import mmdet.models  # noqa: F401  (registers what recipes name by text)
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from mmseg.models.necks import Feature2Pyramid
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def _sizes(config: dict[str, Any], width: str, depth: str, heads: str) -> dict[s
     }
 
 
-def detector_without_values(cfg: Config, spec: EncoderSpec, classes: int) -> nn.Module:
+def detector_without_values(cfg: Config, spec: EncoderSpec, classes: int) -> BaseModel:
     """A recipe's detector for an encoder of this spec, on the meta device."""
     detector.fill_encoder(cfg, cast(Encoder, SimpleNamespace(spec=spec, model=build(spec))))
     detector.fill_classes(cfg, [1] * classes)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.models.task_modules.prior_generators import AnchorGenerator
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ def backbone_size(width: int, patch: int, parameters: int) -> tuple[int, int]:
     raise UserError(f"{problem}; the reference file is damaged or of another detector")
 
 
-def detector(recipe: str, content: dict[str, Any]) -> nn.Module:
+def detector(recipe: str, content: dict[str, Any]) -> BaseModel:
     """A recipe's detector of the recorded classes and widths, without values (on the meta device)."""
     cfg = read_recipe(recipe)
     width = content["pyramid"]["backbone.simfp_2.0.weight"][0]
@@ -114,7 +115,7 @@ def roi_heads(content: dict[str, Any]) -> Result:
     return result
 
 
-def _pooling(model: nn.Module, content: dict[str, Any]) -> Result:
+def _pooling(model: BaseModel, content: dict[str, Any]) -> Result:
     """How regions are cut out, and from which level."""
     result: Result = {}
     for name in ("box", "mask"):
@@ -135,7 +136,7 @@ def _pooling(model: nn.Module, content: dict[str, Any]) -> Result:
     }
 
 
-def _anchors(model: nn.Module, content: dict[str, Any]) -> Result:
+def _anchors(model: BaseModel, content: dict[str, Any]) -> Result:
     """Anchors around a point and over two small grids."""
     ours = model.rpn_head.prior_generator  # on the meta device, so the same is made anew
     generator = AnchorGenerator([stride[0] for stride in ours.strides], ours.ratios.tolist(), ours.scales.tolist())
