@@ -131,6 +131,7 @@ def _beside_published(measured: pd.DataFrame, shown: Shown) -> tuple[pd.DataFram
     for heading in parts:
         if heading in above:
             above[heading] = NOT_BESIDE
+    above.index = [f"{name} (published)" if name in measured.index else name for name in above.index]
     left_out = [heading for heading in parts if heading in above]
     note = f"{', '.join(left_out)}: no published numbers beside another number of images or classes than published"
     return pd.concat([above, measured]).fillna(NOT_RUN), [note] if left_out else []

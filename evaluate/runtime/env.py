@@ -28,7 +28,10 @@ class Env:
     """What ``report`` has collected."""
 
     def report(self, **fields: Any) -> None:
-        """Adds to the record: ``protocol`` (dict), ``images_asked``, ``images_evaluated`` (dicts by set), ``standard_error`` (dict by metric)."""
+        """Adds to the record: ``protocol`` (dict), ``images_asked``, ``images_evaluated``, ``sizes`` (dicts by set),
+        ``standard_error`` (dict by metric), ``immaterial`` (settings that change nothing, ``evaluate.harness.protocol``),
+        ``rests_on`` (how another task's result was made) and the like.
+        """
         for name, value in fields.items():
             if isinstance(value, dict):
                 self.notes.setdefault(name, {}).update(value)
