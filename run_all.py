@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         return examine(arguments, nodes, configs)
 
     make_folder(out)
+    make_folder(out / "records")
     data_root = layouts.root(Path(os.path.abspath(arguments.data_root))) if arguments.data_root else make_toy_world(out)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "branch")}
