@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         return examine(arguments, nodes, configs)
 
     make_folder(out)
+    make_folder(out / "records")
     data_root = Path(os.path.abspath(layouts.root(arguments.data_root))) if arguments.data_root else make_toy_world(out)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "branch")}

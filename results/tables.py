@@ -95,7 +95,7 @@ def _name_of(index: int) -> str:
 
 
 def render(out: Path, encoders: Sequence[str], entries: Sequence[dict[str, Any]]) -> str:
-    """Writes table.csv, .tex, .md and .html below ``out`` and returns the Markdown with its footnotes."""
+    """Writes table.csv, .tex, .md and .html below ``out``; returns the Markdown with its notes, and what went wrong."""
     labels = rows.labels_of(encoders, entries)
     measured, footnotes, shown = _cells(entries, labels)
     toy = any(entry.get("toy_data") for entry in entries)
@@ -110,12 +110,15 @@ def render(out: Path, encoders: Sequence[str], entries: Sequence[dict[str, Any]]
         *record.read(out / "records")[1],
     ]
     title = TOY_TITLE if toy else TITLE
-    _write(out / "table.csv", formats.as_csv(table))
-    _write(out / "table.html", formats.as_html(table, title, notes))
-    _write(out / "table.tex", formats.as_latex(table, title, notes))
     markdown = formats.as_markdown(table, title, notes)
-    _write(out / "table.md", markdown)
-    return markdown
+    texts = {
+        "table.csv": formats.as_csv(table),
+        "table.html": formats.as_html(table, title, notes),
+        "table.tex": formats.as_latex(table, title, notes),
+        "table.md": markdown,
+    }
+    faults = [_write(out / name, text) for name, text in texts.items()]
+    return markdown + "".join(f"\n{fault}  \n" for fault in faults if fault)
 
 
 def _beside_published(measured: pd.DataFrame, shown: Shown) -> tuple[pd.DataFrame, list[str]]:
@@ -131,6 +134,7 @@ def _beside_published(measured: pd.DataFrame, shown: Shown) -> tuple[pd.DataFram
     for heading in parts:
         if heading in above:
             above[heading] = NOT_BESIDE
+    above.index = [f"{name} (published)" if name in measured.index else name for name in above.index]
     left_out = [heading for heading in parts if heading in above]
     note = f"{', '.join(left_out)}: no published numbers beside another number of images or classes than published"
     return pd.concat([above, measured]).fillna(NOT_RUN), [note] if left_out else []
@@ -215,9 +219,14 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, flo
     return 100 * difference.mean(), 100 * 1.96 * difference.std(ddof=1) / len(difference) ** 0.5
 
 
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as written:
-        written.write_text(text, encoding="utf-8")
+def _write(path: Path, text: str) -> str:
+    """Why a file could not be written, or nothing: tasks that run meanwhile go on, and their records have all of it."""
+    try:
+        with atomic_write(path) as written:
+            written.write_text(text, encoding="utf-8")
+    except OSError as error:
+        return f"{plain(str(path))} could not be written ({error.strerror or error})"
+    return ""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -111,6 +111,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     device = distributed.start(device)
     first = distributed.rank() == 0  # under torchrun one process converts, prints and writes the record
     out = make_folder(arguments.out)
+    make_folder(out / "records")  # now, not when hours have been spent
     path, data = distributed.broadcast_object(_prepare(arguments, out, name, node, config) if first else None)
     encoder = encoders.load(path, device=device)
     identity = record.identity(

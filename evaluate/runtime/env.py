@@ -31,8 +31,9 @@ class Env:
     """What ``report`` has collected."""
 
     def report(self, **fields: Any) -> None:
-        """Adds to the record: ``protocol`` (dict), ``images_asked``, ``images_evaluated`` (dicts by set),
-        ``standard_error`` (dict by metric).
+        """Adds to the record: ``protocol`` (dict), ``images_asked``, ``images_evaluated``, ``sizes`` (dicts by set),
+        ``standard_error`` (dict by metric), ``immaterial`` (settings that change nothing: ``evaluate.harness.protocol``)
+        and ``rests_on`` (how another task's result was made).
         """
         for name, value in fields.items():
             if isinstance(value, dict):

@@ -61,6 +61,12 @@ def test_nobody_takes_a_label_by_calling_an_encoder_so(tmp_path: Path) -> None:
     assert len(table) == 6 and table.loc["mine (aaaaaaaa)", "kNN"] == "3.0"
 
 
+def test_an_encoder_called_like_a_published_row_is_told_from_it(tmp_path: Path) -> None:
+    table, _ = table_of(tmp_path, of("aaaa", "knn", encoder="MAE"))
+    assert list(table.index) == ["MoCo-v3", "MAE (published)", "SiameseIM", "MAE"]
+    assert table.loc["MAE (published)", "FT"] == "83.6" and table.loc["MAE", "kNN"] == "50.0"
+
+
 def test_a_failure_before_there_was_an_encoder_goes_to_its_own_row(tmp_path: Path) -> None:
     first, second = of("aaaa", "knn", work="mine/knn-0"), of("bbbb", "knn", work="mine-2/knn-0")
     known = {**record.without_run("mine", "few_shot", "failed", "broke", 0, None), "folder": "mine-2"}

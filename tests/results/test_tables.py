@@ -116,6 +116,18 @@ def test_what_was_not_measured_says_so(tmp_path):
     assert "no data" in text and "broke" in text
 
 
+def test_a_table_that_cannot_be_written_is_named_and_the_others_are(tmp_path, capsys):
+    record.write(tmp_path / "records", entry(tmp_path))
+    for name in ("table.csv", "table.md"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine").touch()
+    (tmp_path / "table.tex").symlink_to("nowhere")
+    assert tables.main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "71.3" in shown and shown.count("could not be written") == 2 and "table.md could not be written" in shown
+    assert "71.3" in (tmp_path / "table.html").read_text() and "71.3" in (tmp_path / "table.tex").read_text()
+
+
 def test_a_broken_record_is_named(tmp_path, capsys):
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "x.json").write_text("{")
