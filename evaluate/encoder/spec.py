@@ -15,19 +15,37 @@ KIND = "siamese-eval encoder 1"
 METHODS = ("bicubic", "bicubic_antialias", "dino")  # of resizing positions: evaluate/encoder/interpolation.py
 # these change no feature: where it came from, and what its method recommends
 PROVENANCE = (
-    "source_format", "branch", "epoch", "source_sha256", "source_json_sha256", "pooling", "assumed", "options",
-)  # fmt: skip
+    "source_format",
+    "branch",
+    "epoch",
+    "source_sha256",
+    "source_json_sha256",
+    "pooling",
+    "assumed",
+    "options",
+)
 MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_SIDE, MAX_GRID = 256, 1024, 16_384, 4096, 256
 # by field the least and the largest value that an encoder can have; what is larger is damaged or hostile
 BOUNDS = {
-    "embed_dim": (1, MAX_WIDTH), "depth": (1, 4 * MAX_BLOCKS), "img_size": (1, MAX_SIDE), "patch_size": (1, MAX_SIDE),
-    "num_heads": (0, MAX_HEADS), "mlp_ratio": (1e-3, 64), "layer_norm_eps": (1e-30, 1), "batch_norm_eps": (1e-30, 1),
-    "registers": (0, 1024), "cardinality": (1, MAX_WIDTH), "base_width": (1, MAX_WIDTH),
-}  # fmt: skip
+    "embed_dim": (1, MAX_WIDTH),
+    "depth": (1, 4 * MAX_BLOCKS),
+    "img_size": (1, MAX_SIDE),
+    "patch_size": (1, MAX_SIDE),
+    "num_heads": (0, MAX_HEADS),
+    "mlp_ratio": (1e-3, 64),
+    "layer_norm_eps": (1e-30, 1),
+    "batch_norm_eps": (1e-30, 1),
+    "registers": (0, 1024),
+    "cardinality": (1, MAX_WIDTH),
+    "base_width": (1, MAX_WIDTH),
+}
 CHOICES = {
-    "family": ("vit", "resnet"), "activation": ("gelu", "quick_gelu"), "pooling": ("cls", "mean"),
-    "interpolation": METHODS, "block": ("", "basic", "bottleneck"),
-}  # fmt: skip
+    "family": ("vit", "resnet"),
+    "activation": ("gelu", "quick_gelu"),
+    "pooling": ("cls", "mean"),
+    "interpolation": METHODS,
+    "block": ("", "basic", "bottleneck"),
+}
 
 
 @dataclass(frozen=True)

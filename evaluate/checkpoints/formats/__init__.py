@@ -122,9 +122,11 @@ def _fitting(checkpoint: Checkpoint, asked: str | None) -> Recognized | None:
     if fitting:
         return Recognized(*fitting[0], checkpoint)
     elsewhere = [  # a format whose branches lie in places of their own is known by these places
-        (known, path) for path in checkpoint.state_dicts for known in formats
+        (known, path)
+        for path in checkpoint.state_dicts
+        for known in formats
         if None in [branch.state_dict_path for branch in known.branches.values()] and known.fits(checkpoint, path)
-    ]  # fmt: skip
+    ]
     paths = list(dict.fromkeys(path for _, path in elsewhere))
     primary = [path for path in paths if path not in EMA_PATHS and "ema" not in path.split("/")] or paths
     if len(primary) > 1:

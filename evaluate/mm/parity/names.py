@@ -39,10 +39,14 @@ def detectron2_name(name: str) -> str:
 
 
 MMSEG_NAMES = (
-    (r"^layers\.", "blocks."), (r"patch_embed\.projection", "patch_embed.proj"),
-    (r"\.gamma_(\d)$", r".ls\1.gamma"), (r"\.ln(\d)\.", r".norm\1."),
-    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."), (r"\.ffn\.layers\.1\.", ".mlp.fc2."), (r"^ln1\.", "norm."),
-)  # fmt: skip
+    (r"^layers\.", "blocks."),
+    (r"patch_embed\.projection", "patch_embed.proj"),
+    (r"\.gamma_(\d)$", r".ls\1.gamma"),
+    (r"\.ln(\d)\.", r".norm\1."),
+    (r"\.ffn\.layers\.0\.0\.", ".mlp.fc1."),
+    (r"\.ffn\.layers\.1\.", ".mlp.fc2."),
+    (r"^ln1\.", "norm."),
+)
 
 
 def mmseg_name(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a file does not say becomes no number: it is read from beside it, said by an option, refused, or assumed aloud."""
+"""What a file does not say is read from beside it, said by an option, refused, or assumed aloud: never a number."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ from evaluate.checkpoints import conversion, formats
 from evaluate.checkpoints.statements import CLIP, HALF, IMAGENET, UNIT
 from evaluate.runtime.errors import UserError
 from tests.factories import WIDTH, mae_state
-from tests.formats.tiny_files import checkpoint_of
+from tests.checkpoints.tiny_files import checkpoint_of
 
 OTHER = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
 BESIDE = {  # what lies beside a file of a format, and the fields that it decides
@@ -63,9 +63,15 @@ def hub_folder(folder, name, **arguments):
 
 
 ARCHITECTURES = (
-    "vit_base_patch16_clip_quickgelu_224", "vit_base_patch16_clip_224", "vit_small_patch14_reg4_dinov2", "vit_so400m_patch14_gap_224.pali",
-    "deit3_small_patch16_224", "vit_medium_patch16_gap_240", "beitv2_base_patch16_224", "resnet18",
-)  # fmt: skip
+    "vit_base_patch16_clip_quickgelu_224",
+    "vit_base_patch16_clip_224",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_so400m_patch14_gap_224.pali",
+    "deit3_small_patch16_224",
+    "vit_medium_patch16_gap_240",
+    "beitv2_base_patch16_224",
+    "resnet18",
+)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -103,9 +109,15 @@ def test_a_named_architecture_gives_the_features_that_timm_gives(name, tmp_path)
         ({"architecture": "vit_from_the_future"}, "does not know"),
         ({"architecture": "vit_base_patch16_224"}, "inconsistent"),
         ({"architecture": "vit_base_patch16_224", "model_args": {"depth": 10**9}}, "depth"),
-        ({"architecture": "vit_base_patch16_224", "model_args": {"act_layer": "gelu_tanh", "embed_dim": 128, "num_heads": 2}}, "GELUTanh"),
+        (
+            {
+                "architecture": "vit_base_patch16_224",
+                "model_args": {"act_layer": "gelu_tanh", "embed_dim": 128, "num_heads": 2},
+            },
+            "GELUTanh",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_architecture_that_does_not_fit_is_refused(config, says, tmp_path) -> None:
     save_file(mae_state(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -179,11 +191,14 @@ def test_two_programs_files_in_one_folder_are_never_mixed(tmp_path) -> None:
 OPTIONS = {
     "heads": ({"assume": {"num_heads": "4"}}, {"num_heads": 4}),
     "eps": ({"assume": {"layer_norm_eps": "1e-5"}}, {"layer_norm_eps": 1e-5}),
-    "mean": ({"assume": {"mean": "0.1,0.2,0.3", "std": "(0.4, 0.5, 0.6)"}}, {"mean": tuple(OTHER[0]), "std": tuple(OTHER[1])}),
+    "mean": (
+        {"assume": {"mean": "0.1,0.2,0.3", "std": "(0.4, 0.5, 0.6)"}},
+        {"mean": tuple(OTHER[0]), "std": tuple(OTHER[1])},
+    ),
     "clip": ({"normalize": "clip"}, {"mean": CLIP[0], "std": CLIP[1]}),
     "none": ({"normalize": "none"}, {"mean": UNIT[0], "std": UNIT[1]}),
     "pooling": ({"assume": {"pooling": "mean"}}, {"pooling": "mean"}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -32,7 +32,7 @@ def test_memory_of_a_base_model(tmp_path) -> None:
     torch.save({"model": state}, tmp_path / "mae.pth")
     del state
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "mae.pth"), str(tmp_path / "encoder.safetensors"), "2"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr
     measured = json.loads(done.stdout)
     print(measured)

@@ -1,6 +1,6 @@
 """Every plain ViT, BEiT and ResNet of timm's registry with published weights, scaled down in depth and saved five ways.
 
-    CONVERT_MATRIX=1 uv run pytest tests/test_timm_matrix.py -s   all of them; every 160th without the variable
+    CONVERT_MATRIX=1 uv run pytest tests/checkpoints/test_timm_matrix.py -s   all of them; every 160th without the variable
 
 Each must convert into the features that timm gives, or with what was assumed said aloud, or be refused: wrong and
 silent is none.
@@ -27,7 +27,7 @@ WAYS = ("bare.pth", "state_dict.pth", "flat.safetensors", "hub", "folder")
 
 
 def small(name: str) -> torch.nn.Module | None:
-    """The architecture with two blocks, or one block a stage; None where it is of another kind or too wide for a test."""
+    """The architecture with two blocks, or one a stage; None where it is of another kind or too wide for a test."""
     resnets = timm.list_models(module="resnet")
     arguments = {"layers": (1, 1, 1, 1)} if name in resnets else {"depth": 2}
     with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Where a state dict lies and what wrappers leave in its keys does not matter; hostile files end in a sentence, soon."""
+"""Where a state dict lies and what wrappers leave in its keys does not matter; hostile files end in a sentence."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from evaluate import convert, encoder
 from evaluate.checkpoints import conversion, formats
 from evaluate.runtime.errors import UserError
 from tests.factories import WIDTH, mae_state
-from tests.formats.tiny_files import checkpoint_of, tiny_resnet
+from tests.checkpoints.tiny_files import checkpoint_of, tiny_resnet
 
 
 def with_decoder() -> dict[str, torch.Tensor]:
@@ -140,15 +140,17 @@ def dinov2(depth: int = 4) -> dict[str, torch.Tensor]:
         for i in range(2, depth)
         if "blocks.0." in name
     }
-    return {**state, **copies}  # fmt: skip
+    return {**state, **copies}
 
 
 def test_dinov2s_own_files(tmp_path) -> None:
     plain = {name: tensor for name, tensor in dinov2().items() if name != "register_tokens"}
     chunked = {
-        f"backbone.blocks.{int(name.split('.')[1]) // 2}.{name.removeprefix('blocks.')}" if name.startswith("blocks.") else f"backbone.{name}": tensor
+        f"backbone.blocks.{int(name.split('.')[1]) // 2}.{name.removeprefix('blocks.')}"
+        if name.startswith("blocks.")
+        else f"backbone.{name}": tensor
         for name, tensor in plain.items()
-    }  # fmt: skip
+    }
     heads = {"dino_head.mlp.0.weight": torch.zeros(4, 4), "ibot_head.last_layer.weight_g": torch.zeros(4, 1)}
     torch.save(plain, tmp_path / "bare.pth")
     torch.save({"teacher": {**behind("backbone.", plain), **heads}}, tmp_path / "teacher.pth")
@@ -208,11 +210,15 @@ def one_storage() -> dict[str, torch.Tensor]:
 
 HOSTILE = {
     "lists": lambda path: torch.save({"model": mae_state(), "args": {"a": nested(7, lambda v: [v] * 300)}}, path),
-    "dictionaries": lambda path: torch.save({"model": mae_state(), "x": nested(5, lambda v: {str(i): v for i in range(300)})}, path),
+    "dictionaries": lambda path: torch.save(
+        {"model": mae_state(), "x": nested(5, lambda v: {str(i): v for i in range(300)})}, path
+    ),
     "an archive": expanding_archive,
-    "many positions": lambda path: torch.save({"model": {**mae_state(), "pos_embed": torch.zeros(1, 1 + 250**2, WIDTH).half()}}, path),
+    "many positions": lambda path: torch.save(
+        {"model": {**mae_state(), "pos_embed": torch.zeros(1, 1 + 250**2, WIDTH).half()}}, path
+    ),
     "one storage": lambda path: torch.save({"model": {**mae_state(), **one_storage()}}, path),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -226,11 +232,23 @@ def test_what_expands_ends_soon(name, tmp_path, capsys) -> None:
 
 
 ODD_SPECS = {
-    "unknown field": {"later": 1}, "no heads": {"num_heads": 0}, "patches of 0": {"patch_size": 0}, "activation": {"activation": "x"},
-    "mlp_ratio": {"mlp_ratio": 1e308}, "depth": {"depth": 3_000_000}, "text for a number": {"embed_dim": "wide"}, "a list": {"mean": [1]},
-    "not finite": {"mean": [float("nan")] * 3}, "huge image": {"img_size": 10**9}, "negative": {"registers": -1}, "bool": {"depth": True},
-    "family": {"family": "cnn"}, "assumed": {"assumed": 3}, "std": {"std": [0, 0, 0]}, "positions": {"img_size": 4096, "patch_size": 1, "rel_pos_bias": True},
-}  # fmt: skip
+    "unknown field": {"later": 1},
+    "no heads": {"num_heads": 0},
+    "patches of 0": {"patch_size": 0},
+    "activation": {"activation": "x"},
+    "mlp_ratio": {"mlp_ratio": 1e308},
+    "depth": {"depth": 3_000_000},
+    "text for a number": {"embed_dim": "wide"},
+    "a list": {"mean": [1]},
+    "not finite": {"mean": [float("nan")] * 3},
+    "huge image": {"img_size": 10**9},
+    "negative": {"registers": -1},
+    "bool": {"depth": True},
+    "family": {"family": "cnn"},
+    "assumed": {"assumed": 3},
+    "std": {"std": [0, 0, 0]},
+    "positions": {"img_size": 4096, "patch_size": 1, "rel_pos_bias": True},
+}
 
 
 @pytest.mark.parametrize("name", ODD_SPECS)

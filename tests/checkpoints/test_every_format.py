@@ -8,7 +8,7 @@ from evaluate import encoder
 from evaluate.checkpoints import conversion, formats
 from evaluate.checkpoints.certificate import fixed_image
 from evaluate.checkpoints.reference import Semantics, SourceViT
-from tests.formats.tiny_files import PATCH, SIDE, checkpoint_of, tiny_vit
+from tests.checkpoints.tiny_files import PATCH, SIDE, checkpoint_of, tiny_vit
 
 
 @pytest.mark.parametrize("known", formats.FORMATS, ids=lambda known: known.name)

@@ -1,6 +1,6 @@
 """Mutated files: each converts into the right encoder with a passing certificate, or one sentence names the fault.
 
-    CONVERT_FUZZ=1000 uv run pytest tests/test_fuzz.py        a thousand mutations; 150 without the variable
+    CONVERT_FUZZ=1000 uv run pytest tests/checkpoints/test_fuzz.py        a thousand mutations; 150 without the variable
     CONVERT_FUZZ_SEED=7                                       others
 
 A mutation changes one key of a tiny file of a random format. The right encoder is that of the untouched file: what the
@@ -22,7 +22,7 @@ import torch
 from evaluate import encoder
 from evaluate.checkpoints import conversion, formats
 from evaluate.runtime.errors import UserError
-from tests.formats.tiny_files import GROUPS, checkpoint_of
+from tests.checkpoints.tiny_files import GROUPS, checkpoint_of
 
 MUTATIONS = int(os.environ.get("CONVERT_FUZZ", "150"))
 SEED = int(os.environ.get("CONVERT_FUZZ_SEED", "0"))

@@ -13,7 +13,7 @@ from evaluate.checkpoints import conversion, export, formats
 from evaluate.checkpoints.certificate import fixed_image
 from evaluate.runtime.errors import UserError
 from tests.factories import mae_state
-from tests.formats.tiny_files import checkpoint_of, tiny_resnet
+from tests.checkpoints.tiny_files import checkpoint_of, tiny_resnet
 
 REFUSED = {  # format of the source: what cannot be written, and why
     "mae": {"torchvision": "ViT"},
