@@ -45,7 +45,7 @@ def remove_partial(folder: Path, name: str) -> None:
     What a live process is writing stays: two commands may save the same name at once.
     """
     for half in folder.glob(f".{name}.*.part"):
-        if _is_left_over(half):
+        if is_left_over(half):
             shutil.rmtree(half, ignore_errors=True)
 
 
@@ -69,7 +69,7 @@ def _give_usual_mode(folder: Path, written: Path) -> None:
             path.chmod(path.stat().st_mode & 0o7777 | wanted)
 
 
-def _is_left_over(half: Path) -> bool:
+def is_left_over(half: Path) -> bool:
     """Whether nobody writes there any more; a name without its owner is an earlier version's, which has ended."""
     owner = OWNER.search(half.name)
     if owner is None:

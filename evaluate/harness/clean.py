@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 from evaluate.runtime.errors import UserError
+from results.atomic import is_left_over
 
 KINDS = {  # pattern below OUT: what it is, and what it would cost to lack it
     "*/features": "features of the frozen tasks; another task on the same encoder computes them again",
     "*/*/predictions": "predictions image by image; a task that runs again computes them again",
     "*/*/training_state.pt": "states of trainings that have not ended; such a task begins anew",
-    "*/*/work": "states of dense trainings that have not ended; such a task begins anew",
+    "*/*/dense_training_state": "states of dense trainings that have not ended; such a task begins anew",
+    "*/*/work": "scratch files of dense tasks",
     "*/.*.part": "what killed processes left half-written",
     "*/*/.*.part": "what killed processes left half-written",
 }
@@ -25,7 +27,11 @@ def main(out: Path, remove: bool) -> int:
         )
     total = 0
     for pattern, meaning in KINDS.items():
-        paths = [path for path in out.glob(pattern) if not path.is_symlink()]
+        paths = [
+            path
+            for path in out.glob(pattern)
+            if not path.is_symlink() and (path.suffix != ".part" or is_left_over(path))
+        ]
         size = sum(map(_size, paths))
         total += size
         if paths:
