@@ -32,8 +32,8 @@ class Env:
 
     def report(self, **fields: Any) -> None:
         """Adds to the record: ``protocol`` (dict), ``images_asked``, ``images_evaluated``, ``sizes`` (dicts by set),
-        ``standard_error`` (dict by metric), ``immaterial`` (settings that change nothing: ``evaluate.harness.protocol``)
-        and ``rests_on`` (how another task's result was made).
+        ``standard_error`` (dict by metric), ``immaterial`` (settings that change nothing:
+        ``evaluate.harness.protocol``) and ``rests_on`` (how another task's result was made).
         """
         for name, value in fields.items():
             if isinstance(value, dict):

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from evaluate import convert, encoder
 from evaluate.checkpoints import conversion, formats
 from evaluate.runtime.errors import UserError
-from tests.factories import WIDTH, mae_state
 from tests.checkpoints.tiny_files import checkpoint_of, tiny_resnet
+from tests.factories import WIDTH, mae_state
 
 
 def with_decoder() -> dict[str, torch.Tensor]:

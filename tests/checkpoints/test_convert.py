@@ -21,8 +21,8 @@ from evaluate.harness import rows
 from evaluate.runtime.errors import UserError
 from pretrain.methods import siameseim
 from pretrain.methods.siameseim import DEMO
-from tests.factories import WIDTH, mae_state
 from tests.checkpoints.tiny_files import tiny_vit
+from tests.factories import WIDTH, mae_state
 
 
 def test_our_own_checkpoint_both_branches(tmp_path) -> None:

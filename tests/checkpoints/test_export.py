@@ -12,8 +12,8 @@ from evaluate import convert, encoder
 from evaluate.checkpoints import conversion, export, formats
 from evaluate.checkpoints.certificate import fixed_image
 from evaluate.runtime.errors import UserError
-from tests.factories import mae_state
 from tests.checkpoints.tiny_files import checkpoint_of, tiny_resnet
+from tests.factories import mae_state
 
 REFUSED = {  # format of the source: what cannot be written, and why
     "mae": {"torchvision": "ViT"},

@@ -12,8 +12,8 @@ from evaluate import convert, encoder
 from evaluate.checkpoints import conversion, formats
 from evaluate.checkpoints.statements import CLIP, HALF, IMAGENET, UNIT
 from evaluate.runtime.errors import UserError
-from tests.factories import WIDTH, mae_state
 from tests.checkpoints.tiny_files import checkpoint_of
+from tests.factories import WIDTH, mae_state
 
 OTHER = ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
 BESIDE = {  # what lies beside a file of a format, and the fields that it decides

@@ -1,6 +1,6 @@
 """Every plain ViT, BEiT and ResNet of timm's registry with published weights, scaled down in depth and saved five ways.
 
-    CONVERT_MATRIX=1 uv run pytest tests/checkpoints/test_timm_matrix.py -s   all of them; every 160th without the variable
+    CONVERT_MATRIX=1 uv run pytest tests/checkpoints/test_timm_matrix.py -s   all; every 160th without the variable
 
 Each must convert into the features that timm gives, or with what was assumed said aloud, or be refused: wrong and
 silent is none.
