@@ -85,7 +85,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"evaluate.convert: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        spec = json.loads(encoder.read_spec(out).to_json())
+        written = encoder.read_spec(out)
+        assert written is not None  # the conversion has just written it
+        spec = json.loads(written.to_json())
         print(
             json.dumps(
                 {

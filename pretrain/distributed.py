@@ -181,4 +181,4 @@ class DataParallel(nn.parallel.DistributedDataParallel):
 
 def _look_then_average(finite: list[Tensor], bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     finite.append(torch.isfinite(bucket.buffer()).all())
-    return allreduce_hook(None, bucket)
+    return allreduce_hook(None, bucket)  # type: ignore[arg-type]  # torch takes None for the group of all

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.config import PretrainConfig
 from pretrain.data.images import DataError, ImageFolder
+from pretrain.methods import Method
 
 IMAGES = 2000
 BATCH = 64
@@ -37,7 +38,7 @@ class Monitor:
         self.crops, self.labels = torch.stack(crops), torch.from_numpy(np.unique(folders, return_inverse=True)[1])
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
 
-    def measure(self, model: nn.Module, device: str, dtype: torch.dtype | None = None) -> dict[str, float]:
+    def measure(self, model: Method, device: str, dtype: torch.dtype | None = None) -> dict[str, float]:
         """``knn_top1`` in percent (absent with a single class folder), ``feature_rank`` and ``feature_spread`` of mean
         patch tokens."""
         training = model.training

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER
-from pretrain.config import PretrainConfig
 from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_sincos
-from pretrain.methods import MethodModule, mae, siameseim
+from pretrain.methods import Method, MethodModule, mae, siameseim
 
 BOUND = 1e-5
 FILL = {  # kind of a tensor: what is made of standard normal numbers r
@@ -82,16 +81,16 @@ def _config(method: MethodModule, golden: dict[str, Any], **others: Any) -> Any:
     return dataclasses.replace(method.PRESETS["paper"], **{name: sizes[name] for name in same}, **others)
 
 
-def _build(method: MethodModule, config: PretrainConfig, golden: dict[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model with the file's weights, and its position embeddings."""
-    model = method.build(config)
+def _load(method: MethodModule, model: Method, golden: dict[str, Any]) -> dict[str, Tensor]:
+    """Gives a model the file's weights, for training; its position embeddings."""
     buffers = {name: getattr(model, name) for name in ("pos_embed", "decoder_pos_embed")}
     model.load_state_dict(method.from_official(fill(golden, buffers), list(model.state_dict())))
-    return model.train(), buffers
+    model.train()
+    return buffers
 
 
 def _compare_gradients(
-    method: MethodModule, model: nn.Module, buffers: dict[str, Tensor], expected: dict[str, Any]
+    method: MethodModule, model: Method, buffers: dict[str, Tensor], expected: dict[str, Any]
 ) -> dict[str, float]:
     """Gradients and position embeddings, and which parameters have no gradient."""
     gradients = method.to_official({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -106,7 +105,8 @@ def _compare_gradients(
 def _compare_mae(golden: dict[str, Any]) -> dict[str, float]:
     inputs, expected, tag = golden["inputs"], golden["expected"], golden["tag"]
     config = _config(mae, golden, train_patch_embed=True)
-    model, buffers = _build(mae, config, golden)
+    model = mae.build(config)
+    buffers = _load(mae, model, golden)
     image, noise = (
         generate(f"{tag}/image", [inputs["batch"], 3, config.img_size, config.img_size]),
         torch.tensor(inputs["noise"]),
@@ -126,7 +126,8 @@ def _compare_siameseim(golden: dict[str, Any]) -> dict[str, float]:
     inputs, expected, tag = golden["inputs"], golden["expected"], golden["tag"]
     frozen = golden["config"]["patch_embed_frozen"]
     config = _config(siameseim, golden, num_masked=sum(inputs["mask"][0]), train_patch_embed=not frozen)
-    model, buffers = _build(siameseim, config, golden)
+    model = siameseim.build(config)
+    buffers = _load(siameseim, model, golden)
     shape = [inputs["batch"], 3, config.img_size, config.img_size]
     views = {name: generate(f"{tag}/{name}", shape) for name in ("view1", "view2")}
     geometry = RelativeGeometry(*(torch.tensor(inputs[field.name]) for field in dataclasses.fields(RelativeGeometry)))

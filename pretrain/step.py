@@ -27,7 +27,7 @@ def accumulate(model: nn.Module, scaler: Any, batch: Step, config: PretrainConfi
     total = torch.zeros((), device=device)
     for number, crops in enumerate(batch.micro, 1):
         last = number == len(batch.micro)
-        with contextlib.nullcontext() if last or distributed.world_size() == 1 else model.no_sync():
+        with model.no_sync() if isinstance(model, distributed.DataParallel) and not last else contextlib.nullcontext():
             loss = _loss(model, crops, batch.epoch, config, device) / len(batch.micro)
             scaler.scale(loss).backward()
         total += loss.detach()

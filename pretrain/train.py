@@ -44,7 +44,7 @@ from pretrain.data.loader import Step, images_at_once, steps_from, steps_per_epo
 from pretrain.export import export
 from pretrain.faults import Faults
 from pretrain.log import Log
-from pretrain.methods import METHODS, MethodModule, configure, method_of, module_of, presets, read_config
+from pretrain.methods import METHODS, Method, MethodModule, configure, method_of, module_of, presets, read_config
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer
 from pretrain.signals import listening, sentence
@@ -105,7 +105,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")
     faults = Faults(images, out)
     together = micro_batch * distributed.world_size()
-    parts = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
+    parts: dict[str, Any] = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
     first = _resume(out, model, method, config, parts, together)
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
     batches = steps_from(images, first, micro_batch, config, execution.workers)
@@ -181,12 +181,13 @@ def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution
     return images, images_at_once(execution.micro_batch, config)
 
 
-def _draw(path: Path, model: nn.Module, batch: Step, config: PretrainConfig) -> None:
+def _draw(path: Path, model: Method, batch: Step, config: PretrainConfig) -> None:
     shown = views.augment(batch.micro[0], batch.epoch, config)
     preview.draw(shown, model.hidden(shown), config, path)
 
 
-def _look(monitor: Monitor, model: nn.Module, config: PretrainConfig, step: int, device: str, log: Log) -> None:
+def _look(monitor: Monitor | None, model: Method, config: PretrainConfig, step: int, device: str, log: Log) -> None:
+    assert monitor is not None  # process 0 has one
     found = monitor.measure(model, device, PRECISIONS.get(config.precision))
     log.entry(step, **found)
     log.say(describe(found))
@@ -205,7 +206,7 @@ def _resume(
         saved = checkpoint.load(*found[0])
         # A setting younger than the run had its default; settings of other methods, which older runs hold too, count
         # for nothing.
-        was = method.Config().to_json() | saved["config"]
+        was = method.Config(method=config.method).to_json() | saved["config"]
         other = [name for name, value in config.to_json().items() if json.dumps(was[name]) != json.dumps(value)]
         if other:
             raise ValueError(
@@ -265,8 +266,8 @@ def _main(arguments: argparse.Namespace) -> int:
         return EXIT_USER
     except OSError as error:
         place = error.filename or f"a file in {arguments.out}"
-        text = f"{place} cannot be read or written ({error.strerror}); make room or allow access, and start again"
-        return _end(EXIT_USER, text if error.strerror else str(error))
+        advice = f"{place} cannot be read or written ({error.strerror}); make room or allow access, and start again"
+        return _end(EXIT_USER, advice if error.strerror else str(error))
     except (UserError, ValueError, FloatingPointError) as error:
         return _end(EXIT_USER, str(error))
     except Interrupted as stop:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 
 from timm.layers import Mlp
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Block, PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,7 +35,7 @@ class CheckpointedBlock(Block):
 
     grad_checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # nn.Sequential gives it tokens alone, no mask
         x = x + self.drop_path1(self._part(self.attn, self.norm1(x)))
         return x + self.drop_path2(self._part(self.mlp, self.norm2(x)))
 
@@ -65,14 +65,20 @@ def blocks(
     return nn.Sequential(
         *(
             CheckpointedBlock(
-                width, num_heads, mlp_ratio, qkv_bias=True, drop_path=rate, norm_layer=norm, mlp_layer=RecomputedMlp
+                width,
+                num_heads,
+                mlp_ratio,
+                qkv_bias=True,
+                drop_path=rate,
+                norm_layer=norm,  # type: ignore[arg-type]  # timm types it as a class, and calls it
+                mlp_layer=RecomputedMlp,
             )
             for rate in rates
         )
     )
 
 
-def initialize(model: nn.Module, patch_embed: nn.Module, *tokens: nn.Parameter) -> None:
+def initialize(model: nn.Module, patch_embed: PatchEmbed, *tokens: nn.Parameter) -> None:
     """MAE's random start: Xavier for linear layers and the patch embedding (as one), normal (0.02) tokens, biases 0."""
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -162,19 +162,17 @@ def read_folder(folder: Path, schema: int, fields: Collection[str] = ()) -> tupl
             faults.setdefault(str(fault), []).append(plain(name))
     where = plain(folder.name)
     problems = [
-        f"{where}/{name} is not a record and was passed over: it {fault}"
-        for fault, names in faults.items()
+        f"{where}/{name} is not a record and was passed over: it {why}"
+        for why, names in faults.items()
         for name in names[:NAMED]
     ]
     problems += [
-        f"{len(names) - NAMED} more in {where}/ likewise: {fault}"
-        for fault, names in faults.items()
-        if len(names) > NAMED
+        f"{len(names) - NAMED} more in {where}/ likewise: {why}" for why, names in faults.items() if len(names) > NAMED
     ]
-    for fault, names in others.items():
+    for why, names in others.items():
         listed = ", ".join(names[:NAMED]) + (", …" if len(names) > NAMED else "")
         problems.append(
-            f"not shown, since it {fault}: {listed} (of {where}/, {len(names)} in all); the same command measures again"
+            f"not shown, since it {why}: {listed} (of {where}/, {len(names)} in all); the same command measures again"
         )
     return sorted(entries, key=lambda entry: entry["started_utc"]), problems
 

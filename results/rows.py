@@ -94,7 +94,7 @@ def _labels(name: str, encoders: Mapping[str | None, Sequence[Entry]]) -> list[s
     fingerprints = [fingerprint for fingerprint in encoders if fingerprint is not None]
     if len(encoders) == 1:
         return [name]
-    told = {
+    told: dict[str | None, str] = {
         None: f"{name} (no encoder)",
         **{key: f"{name} ({facts})" for key, facts in _what_tells_apart(encoders, fingerprints).items()},
     }

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evaluate.checkpoints.reference import Semantics, SourceResNet, SourceViT
-from evaluate.encoder.model import Encoder
+from evaluate.encoder.model import Encoder, Tokens
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm.backbones.resnet import ResNetBackbone
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
@@ -136,6 +136,7 @@ def compare(
     embedded = reference.embed(image)
     expected = reference.blocks(embedded)
     tokens = encoder.forward_tokens(image)
+    assert isinstance(tokens, Tokens)  # as every ViT gives
     # without a class token of its own the encoder's output is shorter than the source's, which is a failure below
     count = tokens.patches.shape[1]
     checks = {

@@ -315,7 +315,7 @@ def _guess(checkpoint: Checkpoint) -> dict[str, Any]:
     patch = next(
         (t for key, t in state.items() if "patch_embed" in key and key.endswith("weight") and t.dim() == 4), None
     )
-    blocks = {found.group(2) for key in state if (found := re.search(r"(blocks|layers?|resblocks)\.(\d+)\.", key))}
+    blocks = {match.group(2) for key in state if (match := re.search(r"(blocks|layers?|resblocks)\.(\d+)\.", key))}
     found: dict[str, Any] = {"depth": len(blocks) or None, "where": "", "branches": []}
     if patch is not None:
         found |= {"architecture": "a transformer on patches", "width": patch.shape[0], "patch": patch.shape[-1]}

@@ -97,8 +97,8 @@ def _prove(written: Path, encoder: Encoder, out: Path) -> None:
     with TemporaryDirectory() as folder:
         again = Path(folder) / "encoder.safetensors"
         made = convert(written, again)
-        pooling = read_spec(again).pooling
-    if made.fingerprint != encoder.fingerprint or pooling != encoder.spec.pooling:
+        spec = read_spec(again)
+    if spec is None or made.fingerprint != encoder.fingerprint or spec.pooling != encoder.spec.pooling:
         raise UserError(f"{out} was not written: read back, it is not the same encoder; please report it")
 
 
@@ -158,7 +158,8 @@ def _write_timm(path: Path, spec: EncoderSpec, state: State) -> None:
 def _write_torchvision(path: Path, spec: EncoderSpec, state: State) -> None:
     """A flat state dict, as ``load_state_dict`` takes it; what is no tensor goes where torch keeps module versions."""
     flat = OrderedDict(state)
-    flat._metadata = {architecture.ENTRY: architecture.to_metadata(spec)}
+    metadata = {architecture.ENTRY: architecture.to_metadata(spec)}
+    flat._metadata = metadata  # type: ignore[attr-defined]  # torch sets it on the plain class
     torch.save(flat, path)
 
 

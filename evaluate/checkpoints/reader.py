@@ -82,7 +82,8 @@ class Checkpoint:
         The prefix is one of keys (``encoder.``), the path of a state dict (``teacher``), or both
         (``teacher/encoder.``).
         """
-        states, outside = {}, {}
+        states: dict[str, dict[str, torch.Tensor]] = {}
+        outside: dict[str, tuple[str, ...]] = {}
         for path, state in self.state_dicts.items():
             own = prefix.removeprefix(f"{path}/") if path else prefix
             if own == path:
@@ -176,7 +177,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, "pt") as file:
             state = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  (not a dict)
-            state._metadata = file.metadata() or {}  # where torch keeps what belongs to a state dict and is no tensor
+            # where torch keeps what belongs to a state dict and is no tensor
+            state._metadata = file.metadata() or {}  # type: ignore[attr-defined]  # torch sets it on the plain class
             return state
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(

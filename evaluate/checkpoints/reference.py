@@ -40,9 +40,15 @@ class SourceViT:
         tensor = None if template is None else self.source.get(template.replace("{i}", str(block)).replace("{p}", part))
         return None if tensor is None else tensor.float()
 
+    def need(self, role: str, part: str = "", block: int = 0) -> Tensor:
+        """The tensor of a role that no source lacks."""
+        tensor = self.get(role, part, block)
+        assert tensor is not None, f"the source has no {role} {part}"
+        return tensor
+
     def embed(self, image: Tensor, class_token: bool = True) -> Tensor:
         """Image (B, 3, H, W) to the first block's input (B, N, D); without the class token if asked."""
-        weight = self.get("patch", "weight")
+        weight = self.need("patch", "weight")
         width, size = weight.shape[0], weight.shape[-1]
         patches = F.unfold(image, size, stride=size).transpose(1, 2) @ weight.reshape(width, -1).T
         bias = self.get("patch", "bias")
@@ -82,15 +88,15 @@ class SourceViT:
         centered = x - x.mean(-1, keepdim=True)
         variance = centered.square().mean(-1, keepdim=True)
         scaled = centered / torch.sqrt(variance + self.semantics.layer_norm_eps)
-        return scaled * self.get(role, "weight", block) + self.get(role, "bias", block)
+        return scaled * self.need(role, "weight", block) + self.need(role, "bias", block)
 
     def _linear(self, x: Tensor, role: str, block: int) -> Tensor:
-        return F.linear(x, self.get(role, "weight", block), self.get(role, "bias", block))
+        return F.linear(x, self.need(role, "weight", block), self.get(role, "bias", block))
 
     def _attend(self, x: Tensor, block: int) -> Tensor:
         """softmax(q k^T / sqrt(D / H) + relative bias) v."""
         if "qkv" in self.roles:
-            q, k, v = F.linear(x, self.get("qkv", "weight", block), self.get("qkv", "bias", block)).chunk(3, -1)
+            q, k, v = F.linear(x, self.need("qkv", "weight", block), self.get("qkv", "bias", block)).chunk(3, -1)
         else:
             q, k, v = (self._linear(x, role, block) for role in ("q", "k", "v"))
         q_bias, v_bias = self.get("q_bias", block=block), self.get("v_bias", block=block)

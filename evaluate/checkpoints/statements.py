@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import timm
 import torch
@@ -283,7 +283,12 @@ def _kind(config: Mapping[str, Any]) -> str:
     )
 
 
-def _is_number(value: Any) -> bool:
+def _table(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -373,14 +378,12 @@ def _read_openmmlab(found: Statements, meta: Any, what: str) -> None:
 
 
 def _read_open_clip(found: Statements, config: Mapping[str, Any], what: str) -> None:
-    model, preprocess = (
-        config.get(name) if isinstance(config.get(name), dict) else {} for name in ("model_cfg", "preprocess_cfg")
-    )
+    model, preprocess = (_table(config, name) for name in ("model_cfg", "preprocess_cfg"))
     place = "open_clip_config.json"
     for name in ("mean", "std"):
         if isinstance(preprocess.get(name), list):
             _take(found, name, preprocess[name], f"{place}: preprocess_cfg.{name}", what, strict=True)
-    vision = model.get("vision_cfg") if isinstance(model.get("vision_cfg"), dict) else {}
+    vision = _table(model, "vision_cfg")
     timm_name = vision.get("timm_model_name")
     if model:
         if not isinstance(timm_name, str):
@@ -459,13 +462,15 @@ def _read_timm(found: Statements, config: Mapping[str, Any], family: str, what: 
     for name in ("mean", "std"):
         if isinstance(own.get(name), list | tuple) and len(own[name]) == 3:
             _take(found, name, own[name], f"config.json: pretrained_cfg.{name}", what, strict=True)
-    name = config.get("architecture") or own.get("architecture")
-    if isinstance(name, str):
+    architecture = config.get("architecture") or own.get("architecture")
+    if isinstance(architecture, str):
         arguments = config.get("model_args")
         arguments = dict(arguments) if isinstance(arguments, dict) else {}
         if isinstance(config.get("global_pool"), str):
             arguments.setdefault("global_pool", config["global_pool"])
-        _read_architecture(found, name, arguments, "config.json: architecture", family, what, normalization=True)
+        _read_architecture(
+            found, architecture, arguments, "config.json: architecture", family, what, normalization=True
+        )
         found.implied.setdefault("interpolation", Statement("bicubic_antialias", "config.json: timm's own resizing"))
 
 
@@ -485,7 +490,7 @@ def _read_named(found: Statements, checkpoint: Checkpoint, family: str) -> None:
         width = next(
             (tensor.shape[0] for key, tensor in state.items() if key.endswith("patch_embed.proj.weight")), None
         )
-        blocks = {found.group(1) for key in state if (found := re.search(r"blocks\.(\d+)\.", key))}
+        blocks = {match.group(1) for key in state if (match := re.search(r"blocks\.(\d+)\.", key))}
         if width == named.shape["embed_dim"].value and len(blocks) == named.shape["depth"].value:
             found.implied.update({key: value for key, value in named.implied.items() if key not in found.implied})
         else:
@@ -524,7 +529,7 @@ def _read_architecture(
         )
     try:
         with torch.device("meta"):
-            model = timm.create_model(
+            model: Any = timm.create_model(  # torch takes every attribute of a module for a tensor or a module
                 f"{name}.{tag}" if tag else name, pretrained=False, **_arguments(arguments, name, what)
             )
     except UserError:

@@ -82,7 +82,7 @@ def batches(
     """
     loader = DataLoader(
         dataset,
-        batch_sampler=sampler,  # type: ignore[arg-type]  # an iterable of lists serves; torch asks for a Sampler
+        batch_sampler=sampler,
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),

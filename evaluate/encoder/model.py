@@ -166,6 +166,7 @@ def build(spec: EncoderSpec) -> nn.Module:
         "init_values": 1.0 if spec.layer_scale else None,
         "num_classes": 0,
     }
+    model: nn.Module
     with torch.device("meta"):
         if spec.family == "resnet":
             block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[spec.block]

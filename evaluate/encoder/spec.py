@@ -145,7 +145,10 @@ class EncoderSpec:
         needed = [name for name, item in fields.items() if item.default is item.default_factory is dataclasses.MISSING]
         if missing := [name for name in needed if name not in values]:
             raise ValueError(f"it lacks the field {missing[0]!r}")
-        spec = cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        given: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        spec = cls(**given)
         spec.check()
         return spec
 

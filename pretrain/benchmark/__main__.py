@@ -14,6 +14,7 @@ do that at the same time.
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -86,6 +87,10 @@ def _child(options: argparse.Namespace, precision: str, kind: str) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def _seconds(part: str, measured: dict[str, Any]) -> str:
+    return f"{measured['seconds'][part]:.3f}"
+
+
 def table(found: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     if "views" in found:
@@ -97,7 +102,7 @@ def table(found: dict[str, Any]) -> str:
         )
     variants = found["variants"]
     rows: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
-        (f"{part}, s", lambda v, part=part: f"{v['seconds'][part]:.3f}") for part in (*PARTS, "step")
+        (f"{part}, s", functools.partial(_seconds, part)) for part in (*PARTS, "step")
     ]
     rows += [
         ("images/s", lambda v: f"{v['images_per_second']:.2f}"),
@@ -178,6 +183,7 @@ def main(argv: list[str] | None = None) -> int:
             configure(options.preset, [*options.set, f"precision={precision}"], options.model)
             for precision in precisions
         )
+        assert isinstance(config, siameseim.Config)  # --preset takes no other
         if options.workers and not options.views:
             raise UserError("--workers goes with --views")
         if "fp16" in precisions and options.device == "cpu":

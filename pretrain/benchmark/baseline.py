@@ -24,7 +24,6 @@ from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_geometry, relative_positions
 from pretrain.methods.siameseim import Config, SiameseIM, TokenBatchNorm, normalize
 from pretrain.optimizer import make_optimizer
-from pretrain.vit import RecomputedMlp
 
 
 class PermutedBatchNorm(nn.Module):
@@ -42,8 +41,8 @@ class PermutedBatchNorm(nn.Module):
 class ExplicitAttention(Attention):
     """softmax(q k^T / sqrt(d)) v, each factor a tensor of its own."""
 
-    def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """``attn_mask`` and ``is_causal`` are there because timm's block names them."""
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """``attn_mask`` and ``is_causal`` are there because timm's attention has them; no block here gives them."""
         batch, tokens, width = x.shape
         query, key, value = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         weights = ((query @ key.transpose(-2, -1)) * self.scale).softmax(dim=-1)
@@ -61,8 +60,8 @@ class PlainSiameseIM(SiameseIM):
                     setattr(module, name, PermutedBatchNorm(child.bn))
                 elif isinstance(child, Attention):
                     child.__class__ = ExplicitAttention  # the same parameters, another forward
-                elif isinstance(child, RecomputedMlp):
-                    child.__class__ = Mlp
+                elif isinstance(child, Mlp):
+                    child.__class__ = Mlp  # a RecomputedMlp until here
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
@@ -70,13 +69,14 @@ class PlainSiameseIM(SiameseIM):
             target.data = momentum * target.data + (1 - momentum) * online.data
 
     def online_side(self, batch: Batch) -> Tensor:
-        count, cells = batch.mask.shape
+        mask = self.hidden(batch)
+        count, cells = mask.shape
         branch, width = self.online, self.decoder_pos_embed.shape[-1]
         patches = branch.patch_embed(batch.view1) + self.pos_embed[:, 1:]
-        patches = patches[~batch.mask].reshape(count, -1, patches.shape[-1])
+        patches = patches[~mask].reshape(count, -1, patches.shape[-1])
         cls = (branch.cls_token + self.pos_embed[:, :1]).expand(count, -1, -1)
         seen = branch.projector(branch.decoder_embed(branch.blocks(torch.cat([cls, patches], dim=1))))
-        positions = self.decoder_pos_embed[:, 1:].expand(count, -1, -1)[~batch.mask].reshape(count, -1, width)
+        positions = self.decoder_pos_embed[:, 1:].expand(count, -1, -1)[~mask].reshape(count, -1, width)
         positions = torch.cat([self.decoder_pos_embed[:, :1].expand(count, -1, -1), positions], dim=1)
         queries = branch.mask_token.expand(count, cells, -1) + self.decoder_pos_mlp(
             relative_table(batch.geometry, self.grid_size, width)
@@ -161,11 +161,11 @@ class PerImageViews:
 
     def batch(self, paths: list[Path]) -> Batch:
         """A whole batch on the CPU."""
-        view1, view2, mask, boxes, flips, image_widths = zip(*(self(path) for path in paths), strict=True)
-        boxes, flips = torch.stack(boxes), torch.tensor(flips)
-        geometry = relative_geometry(boxes[:, 0], boxes[:, 1], flips[:, 0], flips[:, 1], torch.tensor(image_widths))
-        mask = torch.stack(mask)
-        return Batch(torch.stack(view1), torch.stack(view2), mask, geometry, torch.arange(len(paths)))
+        views1, views2, masks, crops, flips, widths = zip(*(self(path) for path in paths), strict=True)
+        boxes, flipped = torch.stack(crops), torch.tensor(flips)
+        geometry = relative_geometry(boxes[:, 0], boxes[:, 1], flipped[:, 0], flipped[:, 1], torch.tensor(widths))
+        index = torch.arange(len(paths))
+        return Batch(torch.stack(views1), torch.stack(views2), torch.stack(masks), geometry, index)
 
 
 def cell_by_cell_mask(config: Config) -> list[list[int]]:

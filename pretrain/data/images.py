@@ -65,7 +65,7 @@ class Sample(NamedTuple):
     sentence."""
 
     image: Tensor
-    index: int
+    index: int  # type: ignore[assignment]  # hides a tuple's own method, which nothing here calls
     damaged: dict[int, str]
 
 

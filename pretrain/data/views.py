@@ -40,13 +40,16 @@ class Crops(NamedTuple):
     flipped2: Tensor
     image_width: Tensor
     mask: Tensor | None
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides a tuple's own method, which nothing here calls
 
     def to(self, device: torch.device | str) -> "Crops":
         """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
-        return Crops(
-            *(tensor if tensor is None else tensor.to(device, non_blocking=True) for tensor in self[:-1]), self.index
-        )
+        there = {
+            name: tensor.to(device, non_blocking=True)
+            for name, tensor in self._asdict().items()
+            if tensor is not None and name != "index"
+        }
+        return self._replace(**there)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def uniforms(seed: int, epoch: int, index: np.ndarray, count: int, first: int = 
     epoch, index, position)."""
     weyl = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed) * weyl + np.uint64(epoch + 1))
+        state = _mix(np.asarray(np.uint64(seed) * weyl + np.uint64(epoch + 1)))
         state = _mix(state + np.asarray(index, dtype=np.uint64) * np.uint64(0xD1342543DE82EF95))
         state = _mix(state[:, None] + np.arange(first + 1, first + count + 1, dtype=np.uint64) * weyl)
     return (state >> np.uint64(11)).astype(np.float64) / 2**53

@@ -10,10 +10,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import from_json, override, split_overrides
@@ -31,25 +31,28 @@ class Outputs(Protocol):
         """A float32 scalar."""
 
 
-class Method(Protocol):
-    """What a method's model offers to the training loop; it is a ``torch.nn.Module``. Axes: B batch, N patches of a
-    view, D width."""
+class Method(nn.Module):
+    """What a method's model offers to the training loop. Axes: B batch, N patches of a view, D width."""
 
     def forward(self, batch: Batch) -> Outputs:
         """The loss of one (micro-)batch on the model's device. Every process must take part where it computes sums over
         the processes."""
+        raise NotImplementedError
 
     def after_step(self, progress: float) -> None:
         """What changes the model otherwise than by gradients (a moving average); ``progress`` is the share of the run
         done, in [0, 1]."""
+        raise NotImplementedError
 
     def hidden(self, batch: Batch) -> Tensor:
         """The cells of view 1 (B, N), bool, that the method does not show to its encoder: for the picture of the first
         batch."""
+        raise NotImplementedError
 
     def tokens(self, images: Tensor) -> Tensor:
         """What the encoder that is handed over makes of whole images (B, 3, H, W): (B, 1+N, D), the class token
         first."""
+        raise NotImplementedError
 
 
 class MethodModule(Protocol):
@@ -59,26 +62,27 @@ class MethodModule(Protocol):
     """
 
     __name__: str
-    Config: ClassVar[type[PretrainConfig]]
-    """A frozen dataclass that adds the method's settings; ``method`` is the file's name. Without arguments it is the
-    paper's run.
 
-    It overrides ``draw_mask`` or ``draw_noise`` if the method hides patches by one of them.
-    """
-    PRESETS: ClassVar[Mapping[str, PretrainConfig]]
-    """At least ``paper`` and ``demo``; ``--preset`` knows them as in ``presets``."""
+    @property
+    def Config(self) -> type[PretrainConfig]:
+        """A frozen dataclass that adds the method's settings; ``method`` is the file's name. Without arguments it is
+        the paper's run.
 
-    @staticmethod
-    def build(config: Any) -> Method:
+        It overrides ``draw_mask`` or ``draw_noise`` if the method hides patches by one of them.
+        """
+
+    @property
+    def PRESETS(self) -> Mapping[str, PretrainConfig]:
+        """At least ``paper`` and ``demo``; ``--preset`` knows them as in ``presets``."""
+
+    def build(self, config: Any) -> Method:
         """The model with its random start from torch's global generator. Raises ValueError for a config that it cannot
         train."""
 
-    @staticmethod
-    def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def to_official(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's state dict under the names of the method's official code, which ``evaluate.convert`` takes."""
 
-    @staticmethod
-    def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    def from_official(self, state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
         """Back to a state dict of the given names. Raises ValueError that lists keys which are absent or left over."""
 
 

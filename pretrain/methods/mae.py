@@ -21,6 +21,7 @@ from evaluate.runtime.settings import Probability
 from pretrain.config import DEMO_SETTINGS, PretrainConfig, Share
 from pretrain.data.views import Batch, patch_noise
 from pretrain.geometry import sincos_2d
+from pretrain.methods import Method
 from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
 
 
@@ -88,8 +89,11 @@ class Outputs:
     mask: Tensor
 
 
-class MAE(nn.Module):
+class MAE(Method):
     """Model and loss of one training step; the loop calls the module and then ``after_step``."""
+
+    pos_embed: Tensor
+    decoder_pos_embed: Tensor
 
     def __init__(self, config: Config):
         super().__init__()
@@ -120,6 +124,7 @@ class MAE(nn.Module):
 
     def forward(self, batch: Batch) -> Outputs:
         """Sees view 1 alone; ``batch.noise`` decides what is hidden."""
+        assert batch.noise is not None  # the config draws it
         return self.reconstruct(batch.view1, batch.noise)
 
     def reconstruct(self, images: Tensor, noise: Tensor) -> Outputs:
@@ -132,6 +137,7 @@ class MAE(nn.Module):
 
     def hidden(self, batch: Batch) -> Tensor:
         """The cells of view 1 (B, N) that the encoder does not see."""
+        assert batch.noise is not None
         return random_mask(batch.noise, self.num_visible)[1]
 
     def tokens(self, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Axes: B batch, N patches of a view, V visible patches, D width.
 
 import copy
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from pretrain import distributed
 from pretrain.config import DEMO_SETTINGS, PretrainConfig
 from pretrain.data.views import Batch, block_masks
 from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
+from pretrain.methods import Method
 from pretrain.optimizer import cosine
 from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
 
@@ -124,18 +126,20 @@ class TokenBatchNorm(nn.Module):
     def _synchronized(self, flat: Tensor) -> Tensor:
         """As SyncBatchNorm, on any device: the moments are summed over the processes (equal token counts are
         assumed)."""
-        count = flat.shape[0] * distributed.world_size()
+        bn, count = self.bn, flat.shape[0] * distributed.world_size()
+        assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
+        assert bn.momentum is not None
         mean = distributed.differentiable_sum_over_ranks(flat.sum(0)) / count
         centered = flat - mean
         variance = distributed.differentiable_sum_over_ranks(centered.square().sum(0)) / count
         with torch.no_grad():
-            self.bn.num_batches_tracked += 1
-            self.bn.running_mean.lerp_(mean, self.bn.momentum)
-            self.bn.running_var.lerp_(variance * count / (count - 1), self.bn.momentum)
-        return centered * torch.rsqrt(variance + self.bn.eps) * self.bn.weight + self.bn.bias
+            bn.num_batches_tracked += 1
+            bn.running_mean.lerp_(mean, bn.momentum)
+            bn.running_var.lerp_(variance * count / (count - 1), bn.momentum)
+        return centered * torch.rsqrt(variance + bn.eps) * bn.weight + bn.bias
 
 
-NORMS = {"batch": TokenBatchNorm, "layer": LAYER_NORM}
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": TokenBatchNorm, "layer": LAYER_NORM}
 
 
 class Branch(nn.Module):
@@ -175,8 +179,11 @@ class Branch(nn.Module):
         return self.blocks(torch.cat([cls, patches], dim=1))
 
 
-class SiameseIM(nn.Module):
+class SiameseIM(Method):
     """Model and loss of one training step; the loop calls the module and then ``after_step``."""
+
+    pos_embed: Tensor
+    decoder_pos_embed: Tensor
 
     def __init__(self, config: Config):
         super().__init__()
@@ -205,11 +212,13 @@ class SiameseIM(nn.Module):
     def update_target(self, momentum: float) -> None:
         """target = momentum * target + (1 - momentum) * online, for parameters only (BatchNorm keeps its own
         statistics)."""
-        target, online = list(self.target.parameters()), list(self.online.parameters())
+        target: list[Tensor] = list(self.target.parameters())
+        online: list[Tensor] = list(self.online.parameters())
         torch._foreach_lerp_(target, online, 1 - momentum)
 
     def hidden(self, batch: Batch) -> Tensor:
         """The cells of view 1 (B, N) that the online branch does not see."""
+        assert batch.mask is not None  # the config draws it
         return batch.mask
 
     def tokens(self, images: Tensor) -> Tensor:
@@ -229,7 +238,7 @@ class SiameseIM(nn.Module):
 
     def online_side(self, batch: Batch) -> Tensor:
         """What the online branch, from what the mask leaves of view 1, predicts for all of view 2: (B, N, D)."""
-        visible = visible_cells(batch.mask, self.num_seen)
+        visible = visible_cells(self.hidden(batch), self.num_seen)
         return self.predict(self.online(batch.view1, self.pos_embed, visible), visible, batch.geometry)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:

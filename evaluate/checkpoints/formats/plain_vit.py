@@ -3,6 +3,7 @@
 They are told apart by where the state dict lies and by their heads, which decides mean/std and interpolation.
 """
 
+import functools
 import math
 import re
 
@@ -91,17 +92,18 @@ def _is_timm(checkpoint: Checkpoint, path: str) -> bool:
 
 
 # a ViT without head, wherever it lies, is the same encoder: as DINO's and iBOT's files, unless its positions are MAE's
-HEADLESS = {
-    "family": "vit",
-    "branches": {"encoder": Branch(HEADLESS_ROWS, VIT_ROLES)},
-    "interpolation": "dino",
-    "read_semantics": read_positions,
-    "assumes": EVERYTHING,
-    "naming": "timm",
-    "transform": fold_class_position,
-}
+_headless = functools.partial(
+    Format,
+    family="vit",
+    branches={"encoder": Branch(HEADLESS_ROWS, VIT_ROLES)},
+    interpolation="dino",
+    read_semantics=read_positions,
+    assumes=EVERYTHING,
+    naming="timm",
+    transform=fold_class_position,
+)
 FORMATS = (
-    Format(
+    _headless(
         name="mae",
         description="MAE pretraining checkpoint, with or without decoder",
         state_dict_paths=("model",),
@@ -109,16 +111,14 @@ FORMATS = (
         forbidden_keys=(*NOT_PLAIN, HEAD, r"fc_norm\.weight"),
         matches=_unmarked,
         marks=(r"decoder_blocks\..+",),
-        **HEADLESS,
     ),
-    Format(
+    _headless(
         name="mae_no_norm",
         description="a ViT without final norm under MAE's names, as --to mae writes SiameseIM",
         state_dict_paths=("model",),
         required_keys=(BLOCKS,),
         forbidden_keys=(*NOT_PLAIN, HEAD, r"(fc_)?norm\.weight"),
         matches=lambda checkpoint, path: bool(checkpoint.encoder_spec),  # any other without norm is incomplete
-        **HEADLESS,
     ),
     Format(
         name="finetuned",
@@ -202,22 +202,20 @@ FORMATS = (
         naming="timm",
         transform=fold_class_position,
     ),
-    Format(
+    _headless(
         name="dino_backbone",
         description="DINO backbone file: a flat state dict without head",
         required_keys=(BLOCKS, r"norm\.weight"),
         forbidden_keys=(*NOT_PLAIN, HEAD, r"fc_norm\.weight", r".*decoder.*"),
         matches=_unmarked,
-        **HEADLESS,
     ),
-    Format(
+    _headless(
         name="ibot_backbone",
         description='iBOT\'s extracted backbone: {"state_dict": names without prefix or head}',
         state_dict_paths=("state_dict",),
         required_keys=(BLOCKS, r"norm\.weight"),
         forbidden_keys=(*NOT_PLAIN, HEAD, r"fc_norm\.weight", r".*decoder.*"),
         matches=_unmarked,
-        **HEADLESS,
     ),
     Format(
         name="timm",
