@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
 from evaluate.harness import clean, executor, jobs, plan, rows, suite
@@ -64,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … "
             "(README, data layout)"
         )
+    said = {row: command_line.options(arguments, row, tuple(checkpoints)) for row in checkpoints}
     if arguments.dry_run:
         return dry_run(checkpoints, nodes, configs)
     if arguments.check_data or arguments.calibrate:
@@ -73,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     make_folder(out / "records")
     data_root = Path(os.path.abspath(layouts.root(arguments.data_root))) if arguments.data_root else make_toy_world(out)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
-    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "branch")}
-    shared = suite.Suite(out, identities, nodes, configs, **where)
+    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device")}
+    shared = suite.Suite(out, identities, nodes, configs, conversion=said, **where)
     work = jobs.pretraining(out, data_root) if demo else []
     for row, path in checkpoints.items():
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after=(f"{row}/pretrain",) if demo else ())
@@ -172,7 +174,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="TASK.NAME=VALUE",
         help="override a setting, for example finetune.epochs=50",
     )
-    parser.add_argument("--branch", help="which encoder of the checkpoints to take, for example target")
+    command_line.add_options(parser, of_rows=True)
     parser.add_argument(
         "--limit", type=at_least_one, help="read at most so many images of each set; the cells are marked"
     )

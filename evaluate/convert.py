@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from evaluate import encoder
-from evaluate.checkpoints import export, formats
+from evaluate.checkpoints import command_line, export
 from evaluate.checkpoints.certificate import Certificate
 from evaluate.checkpoints.conversion import convert, default_out, ensure, inspect, inspection
 from evaluate.checkpoints.files import weights_file
@@ -37,20 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="the encoder file to write (default: NAME.encoder.safetensors beside the checkpoint)"
     )
-    parser.add_argument(
-        "--branch", help="which encoder of the file (default: the one that the method's own evaluation takes)"
-    )
-    names = ", ".join(known.name for known in formats.FORMATS)
-    parser.add_argument("--format", help=f"one of {names} (default: recognized by its keys)")
-    parser.add_argument("--prefix", help="of the encoder's keys, or the path of its state dict (default: found)")
-    parser.add_argument("--normalize", help="mean and std: imagenet, half, clip or none (default: what is said)")
-    parser.add_argument(
-        "--assume",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="what wins over all that is said or assumed, as num_heads=12 or activation=quick_gelu; repeatable",
-    )
+    command_line.add_options(parser)
     parser.add_argument(
         "--to",
         choices=("mae", "timm", "hf", "torchvision"),
@@ -67,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     file = arguments.file or arguments.ckpt
     end_with_parent()
     try:
-        options = _options(arguments)
+        options = command_line.options(arguments)
         if arguments.inspect:
             found = inspect(file, **options)
             print(json.dumps(found, indent=1) if arguments.json else inspection(found))
@@ -102,20 +89,6 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(f"{made}\nencoder: {out}")
     return 0
-
-
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What ``convert`` takes besides its files."""
-    assume: dict[str, str] = {}
-    for text in arguments.assume:
-        name, mark, value = text.partition("=")
-        if not mark or not name or not value:
-            raise UserError(f"--assume takes NAME=VALUE, as num_heads=12, not {text!r}")
-        if name in assume:
-            raise UserError(f"--assume says {name} twice; give it once")
-        assume[name] = value
-    names = ("branch", "format", "prefix", "normalize")
-    return {**{name: getattr(arguments, name) for name in names}, "assume": assume}
 
 
 def _write_out(arguments: argparse.Namespace, file: Path, options: dict[str, Any]) -> int:

@@ -104,6 +104,7 @@ def render(out: Path, encoders: Sequence[str], entries: Sequence[dict[str, Any]]
     notes = [f"{_name_of(number)} {note}" for number, note in enumerate(footnotes)]
     notes += [
         *beside,
+        *_assumptions(entries, labels),
         *_reasons(entries, labels),
         *_not_shown(entries, labels),
         *told_apart(shown),
@@ -138,6 +139,19 @@ def _beside_published(measured: pd.DataFrame, shown: Shown) -> tuple[pd.DataFram
     left_out = [heading for heading in parts if heading in above]
     note = f"{', '.join(left_out)}: no published numbers beside another number of images or classes than published"
     return pd.concat([above, measured]).fillna(NOT_RUN), [note] if left_out else []
+
+
+def _assumptions(entries: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]:
+    """What no file said of a row's encoder and its conversion assumed: every number of the row rests on it."""
+    sources = {
+        label: [entry.get("encoder_source") or {} for entry in own] for label, own in rows.by_row(entries).items()
+    }
+    return [
+        f"{label}: assumed of its encoder: {assumption}"
+        for label, own in sources.items()
+        if label in labels
+        for assumption in dict.fromkeys(text for source in own for text in source.get("assumed", []))
+    ]
 
 
 def _reasons(entries: Sequence[dict[str, Any]], labels: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from evaluate.checkpoints.reference import Semantics, SourceResNet, SourceViT
 from evaluate.encoder.model import Encoder, Tokens
-from evaluate.encoder.spec import EncoderSpec
+from evaluate.encoder.spec import EncoderSpec, describe_assumption
 from evaluate.mm.backbones.resnet import ResNetBackbone
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
 from evaluate.mm.backbones.vitdet import ViTDetBackbone
@@ -97,14 +97,6 @@ class Certificate:
         lines += [f"  {line}" for line in self.assumptions()]
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-def describe_assumption(name: str, entry: Mapping[str, Any]) -> str:
-    """One assumption in words, with the option that says otherwise."""
-    value = entry["value"]
-    if name == "normalization":
-        value = ", ".join(f"{key} {tuple(triple)}" for key, triple in value.items())
-    return f"{name} {value} ({entry['why']}); otherwise {entry['option']}"
 
 
 def _families(keys: list[str], most: int = 6) -> str:

@@ -13,13 +13,13 @@ from torch import Tensor
 from evaluate import encoder
 from evaluate.checkpoints import architecture, certificate, formats
 from evaluate.checkpoints.architecture import Described, Options, options_of
-from evaluate.checkpoints.certificate import Certificate, describe_assumption
+from evaluate.checkpoints.certificate import Certificate
 from evaluate.checkpoints.files import digests, weights_file
 from evaluate.checkpoints.formats import Recognized
 from evaluate.checkpoints.formats.table import Branch, rename
 from evaluate.checkpoints.reader import Checkpoint, read
 from evaluate.checkpoints.reference import Semantics
-from evaluate.encoder.spec import EncoderSpec
+from evaluate.encoder.spec import EncoderSpec, describe_assumption
 from evaluate.runtime.errors import UserError
 from results.atomic import atomic_write
 

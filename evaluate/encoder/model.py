@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from evaluate.encoder.interpolation import resample_pos_embed
-from evaluate.encoder.spec import PROVENANCE, EncoderSpec
+from evaluate.encoder.spec import PROVENANCE, EncoderSpec, describe_assumption
 
 ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
@@ -69,6 +69,7 @@ class Encoder(nn.Module):
             "branch": spec.branch,
             "epoch": spec.epoch,
             "sha256": spec.source_sha256,
+            "assumed": [describe_assumption(name, entry) for name, entry in spec.assumed.items()],
         }
         self._other_sizes: dict[tuple[int, int], nn.Module] = {}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,14 @@ class EncoderSpec:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def describe_assumption(name: str, entry: Mapping[str, Any]) -> str:
+    """One assumption in words, with the option that says otherwise."""
+    value = entry["value"]
+    if name == "normalization":
+        value = ", ".join(f"{key} {tuple(triple)}" for key, triple in value.items())
+    return f"{name} {value} ({entry['why']}); otherwise {entry['option']}"
 
 
 def certificate_path(path: Path) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from evaluate.checkpoints import command_line
 from evaluate.harness import rows, suite
 from evaluate.harness.executor import Job, last_line
 from evaluate.harness.plan import Node
@@ -63,7 +64,7 @@ def measuring(
             str(run.encoder(row)),
             "--if-needed",
         ]
-        return command + (["--branch", run.branch] if run.branch else [])
+        return command + command_line.as_arguments(run.conversion.get(row, {}))
 
     def is_converted() -> bool:
         if not checkpoint.exists():

@@ -99,11 +99,9 @@ def _telling_parts(path: Path, generic: Sequence[str]) -> list[str]:
     return [*above, stem]
 
 
-def source_id(checkpoint: Path, branch: str | None, options: Mapping[str, object]) -> str:
-    """What an encoder is made from, and how: 16 hexadecimal digits of the source's contents, the branch and the
-    conversion's options.
-    """
-    made_from = [*digests(weights_file(checkpoint)), branch, dict(options)]
+def source_id(checkpoint: Path, options: Mapping[str, object]) -> str:
+    """What an encoder is made from, and how: 16 hexadecimal digits of the source's contents and of the options."""
+    made_from = [*digests(weights_file(checkpoint)), dict(options)]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 

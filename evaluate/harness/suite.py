@@ -39,7 +39,8 @@ class Suite:
     limit: int | None = None
     device: str = "auto"
     workers: int = 0
-    branch: str | None = None
+    conversion: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By row: what the user says of its checkpoint (``evaluate.checkpoints.command_line``)."""
     folders: dict[str, Path] = field(default_factory=dict)
     """By row: the folder that belongs to its encoder, once its checkpoint is known."""
     refused: set[str] = field(default_factory=set)
@@ -50,7 +51,7 @@ class Suite:
     def claim(self, row: str, checkpoint: Path) -> Path:
         """The folder of a row's encoder; another checkpoint of the same name has another one."""
         if row not in self.folders:
-            source = rows.source_id(checkpoint, self.branch, {})
+            source = rows.source_id(checkpoint, self.conversion.get(row, {}))
             self.folders[row] = rows.claim_folder(self.out, row, source)
         return self.folders[row]
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import protocol, rows
@@ -167,11 +168,12 @@ def _prepare(
 
     identities = DataIdentities(arguments.data_root, out / "manifests")
     data = identities.of_sets(data_sets(node, config))
-    if rows.folder_of_encoder(out, arguments.ckpt):
+    said = command_line.options(arguments)
+    if rows.folder_of_encoder(out, arguments.ckpt) and not said:
         return Path(os.path.abspath(arguments.ckpt)), data
-    folder = rows.claim_folder(Path(os.path.abspath(out)), name, rows.source_id(arguments.ckpt, None, {}))
+    folder = rows.claim_folder(Path(os.path.abspath(out)), name, rows.source_id(arguments.ckpt, said))
     with exclusive(folder / rows.LOCK, f"converting {arguments.ckpt}"):
-        path = conversion.ensure(arguments.ckpt, folder / rows.ENCODER)
+        path = conversion.ensure(arguments.ckpt, folder / rows.ENCODER, **said)
         if path == folder / rows.ENCODER:
             rows.seal_encoder(folder)
     return Path(os.path.abspath(path)), data
@@ -269,6 +271,7 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, default=Path("out"), help="records go to OUT/records, work files to OUT/NAME (default: out)"
     )
+    command_line.add_options(parser)
     parser.add_argument("--name", help="name of the row (default: the checkpoint's file name)")
     parser.add_argument("--preset", choices=sorted(module.PRESETS), help="where the settings begin (default: paper)")
     parser.add_argument(

@@ -252,8 +252,8 @@ def test_a_huggingface_folder_is_converted_again_when_a_file_of_it_changes(chang
         json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]})
     )
     conversion.ensure(folder, out)
-    source = rows.source_id(folder, None, {})
-    assert source == rows.source_id(folder, None, {}) != rows.source_id(folder, "target", {})
+    source = rows.source_id(folder, {})
+    assert source == rows.source_id(folder, {}) != rows.source_id(folder, {"branch": "target"})
     stamp = out.stat().st_mtime_ns
     conversion.ensure(folder, out)
     assert out.stat().st_mtime_ns == stamp
@@ -261,7 +261,7 @@ def test_a_huggingface_folder_is_converted_again_when_a_file_of_it_changes(chang
         save_file({name: tensor + 0.01 for name, tensor in state.items()}, folder / changed)
     else:
         (folder / changed).write_text((folder / changed).read_text().replace("0.001", "0.01").replace("0.5", "0.55"))
-    assert rows.source_id(folder, None, {}) != source
+    assert rows.source_id(folder, {}) != source
     conversion.ensure(folder, out)
     assert out.stat().st_mtime_ns != stamp
 

@@ -62,14 +62,14 @@ def test_one_folder_for_each_encoder_of_a_name(tmp_path: Path) -> None:
 
 def test_the_source_is_told_by_contents_branch_and_options(tmp_path: Path) -> None:
     one, two = map(Path, files(tmp_path, "a/m.pth", "b/m.pth"))
-    base = rows.source_id(one, None, {})
-    assert base == rows.source_id(one, None, {})
+    base = rows.source_id(one, {})
+    assert base == rows.source_id(one, {})
     others = {
-        rows.source_id(two, None, {}),
-        rows.source_id(one, "target", {}),
-        rows.source_id(one, None, {"normalize": "half"}),
+        rows.source_id(two, {}),
+        rows.source_id(one, {"branch": "target"}),
+        rows.source_id(one, {"normalize": "half"}),
     }
     assert len(others | {base}) == 4
     copy = tmp_path / "copy.pth"
     copy.write_text(one.read_text())
-    assert rows.source_id(copy, None, {}) == base, "where a file lies does not matter"
+    assert rows.source_id(copy, {}) == base, "where a file lies does not matter"
