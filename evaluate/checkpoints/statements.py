@@ -2,24 +2,22 @@
 
 Read are the file's own entries (``arch``, ``args``, ``meta``, ``config``, ``hyper_parameters``) and what lies beside
 it: timm's and Hugging Face's ``config.json``, ``preprocessor_config.json``, open_clip's ``open_clip_config.json``. An
-architecture of timm's that is named there is built (on the meta device, nothing is downloaded), read out, and compared
+architecture that is named there is read out of timm's model of that name (``timm_architectures``) and compared
 with the tensors.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import timm
-import torch
-from timm.layers import QuickGELU
-from torch import Tensor, nn
+from torch import Tensor
 
+from evaluate.checkpoints import timm_architectures
 from evaluate.checkpoints.reader import Checkpoint
-from evaluate.encoder.spec import CHOICES, MAX_BLOCKS, MAX_HEADS, MAX_SIDE, MAX_WIDTH
+from evaluate.encoder.spec import CHOICES, MAX_HEADS, is_number
 from evaluate.runtime.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -62,82 +60,6 @@ ACTIVATIONS = {
 }
 # sizes that config.json may give, by the field of the encoder that the tensors decide
 SIZES = {"hidden_size": "embed_dim", "num_hidden_layers": "depth", "patch_size": "patch_size"}
-# arguments of timm's models that change nothing but what is read out below, and the largest value of each
-MODEL_ARGUMENTS = {
-    "depth": MAX_BLOCKS,
-    "embed_dim": MAX_WIDTH,
-    "num_heads": MAX_HEADS,
-    "img_size": MAX_SIDE,
-    "patch_size": 512,
-    "mlp_ratio": 64,
-    "reg_tokens": 1024,
-    "init_values": 10,
-    "num_classes": 10**6,
-    "cardinality": 1024,
-    "base_width": 4096,
-}
-SWITCHES = (
-    "qkv_bias",
-    "class_token",
-    "no_embed_class",
-    "pre_norm",
-    "final_norm",
-    "fc_norm",
-    "use_fc_norm",
-    "dynamic_img_size",
-    "dynamic_img_pad",
-    "use_abs_pos_emb",
-    "use_rel_pos_bias",
-    "use_shared_rel_pos_bias",
-    "reg_tokens",
-    "img_size",
-    "init_values",
-    "qk_norm",
-    "scale_attn_norm",
-)
-WORDS = ("global_pool", "act_layer", "norm_layer", "pos_embed", "block_fn", "weight_init")
-IGNORED_ARGUMENTS = (
-    "drop_rate",
-    "drop_path_rate",
-    "pos_drop_rate",
-    "patch_drop_rate",
-    "proj_drop_rate",
-    "attn_drop_rate",
-    "fix_init",
-    "features_only",
-)
-# what the encoder's own model is made of; a named architecture with anything else computes other features
-PARTS = {
-    "VisionTransformer",
-    "Beit",
-    "ResNet",
-    "PatchEmbed",
-    "Block",
-    "Attention",
-    "Mlp",
-    "LayerNorm",
-    "LayerScale",
-    "GELU",
-    "QuickGELU",
-    "Identity",
-    "Dropout",
-    "DropPath",
-    "PatchDropout",
-    "Linear",
-    "Conv2d",
-    "Sequential",
-    "ModuleList",
-    "BatchNorm2d",
-    "ReLU",
-    "MaxPool2d",
-    "Bottleneck",
-    "BasicBlock",
-    "SelectAdaptivePool2d",
-    "AdaptiveAvgPool2d",
-    "FastAdaptiveAvgPool",
-    "Flatten",
-    "RelativePositionBias",
-}
 MOCO_V3_NAMES = ("vit_small", "vit_base")
 
 
@@ -288,13 +210,9 @@ def _table(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _triple(value: Any) -> tuple[float, ...] | None:
     """Three numbers, on the 0 to 1 scale; those on the 0 to 255 scale of OpenMMLab are divided."""
-    if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(_is_number, value)):
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(is_number, value)):
         return None
     return tuple(round(float(v) / 255, 6) for v in value) if max(value) > 2 else tuple(map(float, value))
 
@@ -353,7 +271,7 @@ def _take(found: Statements, name: str, value: Any, place: str, what: str, stric
             raise UserError(
                 f"{what}: {place} says num_heads {value!r}; a whole number from 1 to {MAX_HEADS} is expected"
             )
-    elif _is_number(value) and 0 < value < 1:
+    elif is_number(value) and 0 < value < 1:
         found.add(name, float(value), place)
     elif strict:
         raise UserError(f"{what}: {place} says {name} {value!r}; a small positive number is expected")
@@ -447,7 +365,7 @@ def _read_preprocessor(found: Statements, table: Mapping[str, Any], what: str) -
         found.add("std", UNIT[1], "preprocessor_config.json: do_normalize")
         return
     factor = table.get("rescale_factor")
-    if table.get("do_rescale") is False or _is_number(factor) and not math.isclose(factor, 1 / 255, rel_tol=1e-3):
+    if table.get("do_rescale") is False or is_number(factor) and not math.isclose(factor, 1 / 255, rel_tol=1e-3):
         raise UserError(f"{what}: preprocessor_config.json does not scale pixels by 1/255; only that is supported")
     for name in ("mean", "std"):
         triple = table.get(f"image_{name}")
@@ -514,97 +432,13 @@ def _names(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
 
 
 def _read_architecture(
-    found: Statements, name: str, arguments: dict[str, Any], place: str, family: str, what: str, normalization: bool
+    found: Statements, name: str, arguments: Mapping[str, Any], place: str, family: str, what: str, normalization: bool
 ) -> None:
-    """Builds what timm builds for a name, and notes what it says.
-
-    Raises:
-        UserError: timm has no such architecture, or it computes what this encoder cannot.
-    """
-    name, _, tag = name.partition(".")
-    if not timm.is_model(name):
-        raise UserError(
-            f"{what}: {place} says {name!r}, which timm {timm.__version__} does not know; say --assume for what it "
-            f"decides and move config.json away"
-        )
-    try:
-        with torch.device("meta"):
-            model: Any = timm.create_model(  # torch takes every attribute of a module for a tensor or a module
-                f"{name}.{tag}" if tag else name, pretrained=False, **_arguments(arguments, name, what)
-            )
-    except UserError:
-        raise
-    except Exception as error:  # timm raises almost anything for arguments that do not fit
-        raise UserError(
-            f"{what}: timm cannot build {name} with the model_args of config.json "
-            f"({str(error).splitlines()[0][:120] if str(error) else type(error).__name__})"
-        ) from error
-    parts = {
-        type(module).__name__
-        for key, module in model.named_modules()
-        if not key.startswith(("head", "fc", "global_pool"))
-    }
-    odd = sorted(parts - PARTS)
-    if odd or type(model).__name__ not in (("ResNet",) if family == "resnet" else ("VisionTransformer", "Beit")):
-        raise UserError(
-            f"{what}: {place} says {name}, a {type(model).__name__}{' with ' + ', '.join(odd[:4]) if odd else ''}; "
-            f"supported are plain ViTs, BEiT and ResNets"
-        )
-
-    def imply(key: str, value: Any) -> None:
-        found.implied[key] = Statement(value, f"{place} {name}")
-
-    if normalization:
-        cfg = model.pretrained_cfg
-        imply("mean", tuple(map(float, cfg["mean"])))
-        imply("std", tuple(map(float, cfg["std"])))
-    if family == "resnet":
-        imply("batch_norm_eps", model.bn1.eps)
-        if arguments or place.startswith("config"):
-            counts = tuple(len(getattr(model, f"layer{stage}")) for stage in range(1, 5))
-            found.shape["layers"] = Statement(counts, f"{place} {name}")
-        return
-    block = model.blocks[0]
-    imply("num_heads", block.attn.num_heads)
-    imply("layer_norm_eps", block.norm1.eps)
-    imply("activation", "quick_gelu" if isinstance(block.mlp.act, QuickGELU) else "gelu")
-    imply("pooling", "mean" if str(getattr(model, "global_pool", "token")).startswith("avg") else "cls")
-    if isinstance(block.mlp.act, nn.GELU) and block.mlp.act.approximate != "none":
-        raise UserError(
-            f"{what}: {place} says {name}, whose GELU is approximated by tanh; gelu and quick_gelu are supported"
-        )
-    found.shape["embed_dim"] = Statement(model.embed_dim, f"{place} {name}")
-    found.shape["depth"] = Statement(len(model.blocks), f"{place} {name}")
-    found.shape["patch_size"] = Statement(model.patch_embed.patch_size[0], f"{place} {name}")
-
-
-def _arguments(given: Mapping[str, Any], name: str, what: str) -> dict[str, Any]:
-    """The arguments of a model that may be handed on: plain values of bounded size."""
-    accepted = {}
-    for key, value in given.items():
-        if key in IGNORED_ARGUMENTS or key == "num_classes":
-            continue
-        number = key in MODEL_ARGUMENTS and _is_number(value) and 0 <= value <= MODEL_ARGUMENTS[key]
-        switch = key in SWITCHES and isinstance(value, bool | type(None))
-        word = key in WORDS and isinstance(value, str) and len(value) < 40
-        sizes = (
-            key == "layers"
-            and isinstance(value, list)
-            and len(value) == 4
-            and all(type(v) is int and 0 < v <= MAX_BLOCKS for v in value)
-        )
-        pair = (
-            key == "img_size"
-            and isinstance(value, list)
-            and len(value) == 2
-            and value[0] == value[1]
-            and type(value[0]) is int
-            and 0 < value[0] <= MAX_SIDE
-        )
-        if not (number or switch or word or sizes or pair):
-            raise UserError(
-                f"{what}: config.json's model_args say {key} {json.dumps(value)[:60]} for {name}, which is not "
-                f"supported"
-            )
-        accepted[key] = tuple(value) if isinstance(value, list) else value
-    return accepted
+    """What follows from a named architecture; ``normalization``: mean and std too."""
+    architecture = timm_architectures.read_out(name, arguments, place, family, what)
+    place = f"{place} {architecture.name}"
+    for key, value in architecture.implied.items():
+        if normalization or key not in ("mean", "std"):
+            found.implied[key] = Statement(value, place)
+    if family != "resnet" or arguments or place.startswith("config"):
+        found.shape.update({key: Statement(value, place) for key, value in architecture.shape.items()})

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from safetensors import SafetensorError, safe_open
 
@@ -164,10 +164,10 @@ class EncoderSpec:
             if item.name in BOUNDS:
                 least, most = BOUNDS[item.name]
                 whole = item.name not in ("mlp_ratio", "layer_norm_eps", "batch_norm_eps")
-                if not _is_number(value) or whole and not isinstance(value, int) or not least <= value <= most:
+                if not is_number(value) or whole and not isinstance(value, int) or not least <= value <= most:
                     raise ValueError(f"{item.name} is {value!r}; {least} to {most} is supported")
         for name in ("mean", "std"):
-            if len(getattr(self, name) or ()) != 3 or not all(map(_is_number, getattr(self, name))):
+            if len(getattr(self, name) or ()) != 3 or not all(map(is_number, getattr(self, name))):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; three numbers are expected")
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std!r}; it must be positive")
@@ -190,8 +190,9 @@ class EncoderSpec:
                 raise ValueError("block is missing")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether a value is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def describe_assumption(name: str, entry: Mapping[str, Any]) -> str:
