@@ -105,3 +105,9 @@ def test_dino_interpolates_by_its_own_scale_factor() -> None:
     assert torch.equal(resample_pos_embed(table, (4, 4), method="dino"), table)
     with pytest.raises(ValueError, match="square"):
         resample_pos_embed(table[:, :16], (5, 5))
+
+
+def test_a_number_too_large_for_a_float_is_refused_as_any_other(file) -> None:
+    spec = dataclasses.replace(encoder.read_spec(file), layer_norm_eps=10**400)
+    with pytest.raises(ValueError, match="layer_norm_eps"):
+        spec.check()
