@@ -135,7 +135,8 @@ def examine(
         options = ["--data-root", str(root), "--device", arguments.device, "--out", str(arguments.out)]
         options += ["--workers", str(arguments.workers)] if arguments.workers is not None else []
         return calibrate.main(["--ckpt", str(arguments.calibrate), *options])
-    return check.report(root, [name for node in nodes for name in plan.data_sets(node, configs[node.name][1])])
+    names = [name for node in nodes for name in plan.data_sets(node, configs[node.name][1])]
+    return check.report(root, names, subset=arguments.subset)
 
 
 def visible_gpus(device: str) -> list[int]:
@@ -209,6 +210,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--check-data",
         action="store_true",
         help="verify counts, classes and some images of every set that is read, and stop",
+    )
+    parser.add_argument(
+        "--subset", action="store_true", help="with --check-data: sets with fewer images than published are meant so"
     )
     parser.add_argument(
         "--calibrate",

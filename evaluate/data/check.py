@@ -1,24 +1,24 @@
 """Whether the data sets are what they should be, before hours are spent on them: counts, classes, and some images of
 each, read in full.
 
-    uv run run_all.py --check-data --data-root DIR [--tasks knn,robustness]
+    uv run run_all.py --check-data --data-root DIR [--tasks knn,robustness] [--subset]
 
-Sets with ImageNet-1k's, COCO's or LVIS's number of classes, and ADE20k, are held against the published counts; others
-(a made world, a subset) only against themselves. Exit status: 0 all there and right, 2 something is wrong, 3 nothing is
-wrong but a set is absent.
+Sets with ImageNet-1k's, COCO's or LVIS's number of classes, and ADE20k, are held against the published counts: one that
+lacks images is wrong, or with --subset a part. A set of other classes is meant to be one, and is a part too. Cells of a
+part are marked, and no published number stands beside them. A made world is held against itself alone. Exit status:
+0 all there and right, 2 something is wrong, 3 nothing is wrong but a set is absent.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from evaluate.data import coco, imagenet, layouts, subsets
 from evaluate.data.archives import File
-from evaluate.data.imagenet import ImageSet
 from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
 from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
@@ -32,7 +32,7 @@ PUBLISHED_SIDE = 224  # pixels, of ImageNet-C's images
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one set: ``status`` is ok, absent or wrong, ``detail`` a sentence."""
+    """What was found of one set: ``status`` is ok, part, absent or wrong, ``detail`` a sentence."""
 
     name: str
     status: str
@@ -42,13 +42,45 @@ class Finding:
         return f"{self.name}: {self.status}: {self.detail}"
 
 
-def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES) -> list[Finding]:
-    """A finding for each set, by its name in ``layouts.LAYOUTS``."""
+@dataclass
+class Counts:
+    """Holds the counts of one set against the published ones."""
+
+    subset: bool
+    """Whether fewer images than published are meant."""
+    parts: list[str] = field(default_factory=list)
+    """What is not as published, and allowed."""
+
+    def expect(self, name: str, count: int, published: int) -> None:
+        """Raises UserError for another number of images than published, unless a subset is meant."""
+        if count == published:
+            return
+        if not self.subset:
+            raise UserError(
+                f"{name} has {count} images, as published {published}; unpack it in full, or say --subset if a part "
+                f"of it is meant"
+            )
+        self.parts.append(f"{name} has {count} of {published} images")
+
+    def expect_classes(self, name: str, count: int, published: int) -> bool:
+        """Whether a set has the published number of classes; one that has not is a part of it."""
+        if count != published:
+            self.parts.append(f"{name} has {count} of {published} classes")
+        return count == published
+
+
+def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES, subset: bool = False) -> list[Finding]:
+    """A finding for each set, by its name in ``layouts.LAYOUTS``; ``subset``: fewer images than published are meant."""
     found = []
     for name in track(list(dict.fromkeys(names)), "checking the data"):
         try:
             layouts.require(data_root, name)
-            found.append(Finding(name, "ok", CHECKS[name](data_root, samples)))
+            counts = Counts(subset)
+            detail = CHECKS[name](data_root, samples, counts)
+            if counts.parts and not layouts.is_toy(data_root):
+                found.append(Finding(name, "part", f"{', '.join(counts.parts[:3])}; its cells are marked ({detail})"))
+            else:
+                found.append(Finding(name, "ok", detail))
         except Skip as reason:
             found.append(Finding(name, "absent", str(reason)))
         except UserError as reason:
@@ -56,55 +88,55 @@ def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES) -> list
     return found
 
 
-def report(data_root: Path, names: Iterable[str], samples: int = SAMPLES) -> int:
+def report(data_root: Path, names: Iterable[str], samples: int = SAMPLES, subset: bool = False) -> int:
     """Prints a line a set; the exit status: 0, EXIT_USER where one is wrong, EXIT_SKIPPED where none is wrong and one
     absent.
     """
-    found = check(layouts.root(data_root), names, samples)
+    found = check(layouts.root(data_root), names, samples, subset)
     for finding in found:
         print(finding, file=sys.stderr if finding.status == "wrong" else sys.stdout)
     statuses = {finding.status for finding in found}
     return EXIT_USER if "wrong" in statuses else EXIT_SKIPPED if "absent" in statuses else 0
 
 
-def _imagenet(data_root: Path, samples: int) -> str:
+def _imagenet(data_root: Path, samples: int, counts: Counts) -> str:
     train, val = imagenet.train_set(data_root), imagenet.val_set(data_root)
-    if _is_full(train):
+    if counts.expect_classes("imagenet/train", len(train.classes), imagenet.FULL_CLASSES):
         official = tuple(json.loads(imagenet.OFFICIAL_CLASSES.read_text())["imagenet"])
         if train.classes != official:
             strange = sorted(set(train.classes) - set(official))
             raise UserError(f"imagenet/train has 1000 classes and not ImageNet-1k's, for example {strange[0]}")
-        _expect("imagenet/train", len(train), TRAIN)
-        _expect("imagenet/val", len(val), VAL)
-        counts = np.bincount(val.labels)
-        if counts.min() != VAL_PER_CLASS or counts.max() != VAL_PER_CLASS:
+        counts.expect("imagenet/train", len(train), TRAIN)
+        counts.expect("imagenet/val", len(val), VAL)
+        of_class = np.bincount(val.labels, minlength=len(val.classes))
+        if not counts.subset and (of_class.min() != VAL_PER_CLASS or of_class.max() != VAL_PER_CLASS):
             raise UserError(
-                f"imagenet/val should have {VAL_PER_CLASS} images a class; {val.classes[int(counts.argmin())]} has "
-                f"{counts.min()}"
+                f"imagenet/val should have {VAL_PER_CLASS} images a class; {val.classes[int(of_class.argmin())]} has "
+                f"{of_class.min()}"
             )
     return (
         f"train {_read_some(train.files, samples)}, val {_read_some(val.files, samples)}, {len(train.classes)} classes"
     )
 
 
-def _listed(name: str) -> Callable[[Path, int], str]:
-    def check_list(data_root: Path, samples: int) -> str:
+def _listed(name: str) -> Callable[[Path, int, Counts], str]:
+    def check_list(data_root: Path, samples: int, counts: Counts) -> str:
         return f"{len(subsets.listed_set(name, data_root))} names, all of them in train"
 
     return check_list
 
 
-def _shifted(name: str) -> Callable[[Path, int], str]:
-    def check_set(data_root: Path, samples: int) -> str:
+def _shifted(name: str) -> Callable[[Path, int, Counts], str]:
+    def check_set(data_root: Path, samples: int, counts: Counts) -> str:
         images = imagenet.robustness_set(name, data_root, layouts.LAYOUTS[name][0])
-        if _is_full(images):
-            _expect(layouts.LAYOUTS[name][0], len(images), SHIFTED[name])
+        if counts.expect_classes(layouts.LAYOUTS[name][0], len(images.classes), imagenet.FULL_CLASSES):
+            counts.expect(layouts.LAYOUTS[name][0], len(images), SHIFTED[name])
         return f"{_read_some(images.files, samples)}, {len(images.scored)} classes"
 
     return check_set
 
 
-def _corrupted(data_root: Path, samples: int) -> str:
+def _corrupted(data_root: Path, samples: int, counts: Counts) -> str:
     expected: set[tuple[int, str]] | None = None
     each = max(1, samples // (len(SEVERITIES) * len(CORRUPTIONS)))
     for corruption in CORRUPTIONS:
@@ -118,17 +150,20 @@ def _corrupted(data_root: Path, samples: int) -> str:
                     f"{part} holds other images than {CORRUPTIONS[0]}/1: {len(found)}, {len(found & expected)} of "
                     f"them the same"
                 )
-            if _is_full(images):
-                _expect(part, len(images), VAL)
-            _read_some(images.files, each, PUBLISHED_SIDE if _is_full(images) else None)
+            full = len(images.classes) == imagenet.FULL_CLASSES
+            if full:
+                counts.expect(part, len(images), VAL)
+            elif expected is found:
+                counts.expect_classes("imagenet-c", len(images.classes), imagenet.FULL_CLASSES)
+            _read_some(images.files, each, PUBLISHED_SIDE if full else None)
     return f"15 corruptions, 5 severities, {len(expected or ())} images each; {75 * each} read"
 
 
-def _instances(name: str) -> Callable[[Path, int], str]:
-    def check_instances(data_root: Path, samples: int) -> str:
-        classes, counts = INSTANCES[name]
+def _instances(name: str) -> Callable[[Path, int, Counts], str]:
+    def check_instances(data_root: Path, samples: int, counts: Counts) -> str:
+        classes, published = INSTANCES[name]
         parts = []
-        for (split, count), annotations in zip(counts.items(), coco.ANNOTATIONS[name], strict=True):
+        for (split, count), annotations in zip(published.items(), coco.ANNOTATIONS[name], strict=True):
             listing = data_root / annotations
             content = coco.read_annotations(listing)
             files = [data_root / "coco" / coco.file_name(image, f"{split}2017") for image in content["images"]]
@@ -138,15 +173,15 @@ def _instances(name: str) -> Callable[[Path, int], str]:
                     f"{listing} lists {len(absent)} images that are not there, for example {absent[0]}; unpack coco "
                     f"in full"
                 )
-            if len(content["categories"]) == classes:
-                _expect(str(listing), len(files), count)
+            if counts.expect_classes(str(listing), len(content["categories"]), classes):
+                counts.expect(str(listing), len(files), count)
             parts.append(f"{split} {_read_some(files, samples)}")
         return f"{', '.join(parts)}, {len(content['categories'])} classes"
 
     return check_instances
 
 
-def _ade20k(data_root: Path, samples: int) -> str:
+def _ade20k(data_root: Path, samples: int, counts: Counts) -> str:
     parts = []
     for split, count in ADE20K.items():
         folders = [data_root / "ade20k" / kind / split for kind in ("images", "annotations")]
@@ -160,13 +195,13 @@ def _ade20k(data_root: Path, samples: int) -> str:
                 f"of {odd} in ade20k/{split} there is only the image or only the annotation; unpack the set again"
             )
         if not (data_root / "world.json").is_file():
-            _expect(f"ade20k/images/{split}", len(images), count)
+            counts.expect(f"ade20k/images/{split}", len(images), count)
         _read_some(list(labels.values()), samples)
         parts.append(f"{split} {_read_some(list(images.values()), samples)}")
     return ", ".join(parts)
 
 
-def _voc(data_root: Path, samples: int) -> str:
+def _voc(data_root: Path, samples: int, counts: Counts) -> str:
     parts = []
     for year, split in (("VOC2007", "trainval"), ("VOC2007", "test"), ("VOC2012", "trainval")):
         folder = data_root / "VOCdevkit" / year
@@ -181,7 +216,7 @@ def _voc(data_root: Path, samples: int) -> str:
     return ", ".join(parts)
 
 
-CHECKS: dict[str, Callable[[Path, int], str]] = {
+CHECKS: dict[str, Callable[[Path, int, Counts], str]] = {
     "imagenet": _imagenet,
     **{f"imagenet_{name}": _listed(name) for name in subsets.LISTS},
     **{name: _shifted(name) for name in SHIFTED},
@@ -190,15 +225,6 @@ CHECKS: dict[str, Callable[[Path, int], str]] = {
     "ade20k": _ade20k,
     "voc": _voc,
 }
-
-
-def _is_full(images: ImageSet) -> bool:
-    return len(images.classes) == imagenet.FULL_CLASSES
-
-
-def _expect(what: str, count: int, published: int) -> None:
-    if count != published:
-        raise UserError(f"{what} has {count} images, as published {published}; unpack it in full")
 
 
 def _read_some(files: list[File] | list[Path] | tuple[File, ...], samples: int, side: int | None = None) -> str:

@@ -102,7 +102,12 @@ def test_published_counts_and_classes(tmp_path: Path, monkeypatch: pytest.Monkey
         finding = check.check(tmp_path, names, 2)[0]
         return f"{finding.status}: {finding.detail}"
 
-    assert detail("imagenet") == "wrong: imagenet/train has 1000 images, as published 1281167; unpack it in full"
+    assert detail("imagenet").startswith(
+        "wrong: imagenet/train has 1000 images, as published 1281167; unpack it in full"
+    )
+    assert check.check(tmp_path, ["imagenet"], 2, subset=True)[0].detail.startswith(
+        "imagenet/train has 1000 of 1281167 images, imagenet/val has 1000 of 50000 images; its cells are marked"
+    )
     monkeypatch.setattr(check, "TRAIN", 1000)
     assert "imagenet/val has 1000 images, as published 50000" in detail("imagenet")
     monkeypatch.setattr(check, "VAL", 1000)
@@ -131,3 +136,25 @@ def test_the_command_says_bad_input_in_one_sentence(capsys: pytest.CaptureFixtur
         assert run_all.main(["--check-data", *options]) == EXIT_USER
         error = capsys.readouterr().err
         assert says in error and error.count("\n") == 1
+
+
+def test_a_set_of_other_classes_is_a_part_of_it(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    findings = {finding.name: finding for finding in check.check(data, IMAGENET, samples=3)}
+    assert {name for name, finding in findings.items() if finding.status == "part"} >= {"imagenet", "imagenet_a"}
+    assert "imagenet/train has 4 of 1000 classes; its cells are marked" in findings["imagenet"].detail
+    assert check.report(data, IMAGENET) == 0 and "imagenet: part: " in capsys.readouterr().out
+
+
+def test_a_part_of_coco_and_ade20k_is_meant_with_subset(world: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(world), str(copy)], check=True)
+    (copy / "world.json").unlink()
+    for annotations in (copy / "coco/annotations").glob("instances_*2017.json"):
+        content = json.loads(annotations.read_text())
+        content["categories"] = [{**content["categories"][0], "id": 1 + n, "name": f"c{n}"} for n in range(80)]
+        annotations.write_text(json.dumps(content))
+    names = ("coco", "ade20k")
+    assert [finding.status for finding in check.check(copy, names, 3)] == ["wrong", "wrong"]
+    assert check.report(copy, names, 3) == EXIT_USER and check.report(copy, names, 3, subset=True) == 0
+    command = ["--check-data", "--data-root", str(copy), "--tasks", "segmentation"]
+    assert run_all.main(command) == EXIT_USER and run_all.main([*command, "--subset"]) == 0
