@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from evaluate.runtime.processes import PARENT
+from results.escape import plain
 
 ROOT = Path(__file__).parents[2]  # the jobs run the code of this checkout, wherever run_all.py was called
 POLL_SECONDS = 0.1
@@ -183,9 +184,9 @@ def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
 
 
 def last_line(log: Path, most: int = 300) -> str:
-    """The last line of a log that says something; not the one that names the record."""
+    """The last line of a log that says something, not the one that names the record, as a terminal can show it."""
     text = log.read_text(errors="replace") if log.is_file() else ""
     lines = [
         line.strip() for line in text.splitlines() if any(map(str.isalnum, line)) and not line.startswith("record: ")
     ]
-    return lines[-1][:most] if lines else "no output yet"
+    return plain(lines[-1][:most]) if lines else "no output yet"
