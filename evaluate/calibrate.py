@@ -1,16 +1,15 @@
-"""Does this data, decoded and cropped here, give a released fine-tuned checkpoint its published accuracy? Ask before
-blaming a model.
+"""Checks whether a released fine-tuned checkpoint reaches its published accuracy on this data. If it does not, the data
+or their preprocessing are at fault, not the model that you want to measure.
 
     python -m evaluate.calibrate --ckpt sim_base_1600ep_finetune.pth --data-root DIR      (SiameseIM ViT-B: 84.118)
-    python -m evaluate.calibrate --ckpt mae_finetuned_vit_base.pth --data-root DIR
-
-MAE's finetuned files give 83.664 (ViT-B), 85.952 (ViT-L) and 86.928 (ViT-H).
+    python -m evaluate.calibrate --ckpt mae_finetuned_vit_base.pth --data-root DIR        (MAE ViT-B: 83.664)
     python -m evaluate.calibrate --ckpt FILE --expected 83.1 --data-root DIR              (any other in that layout)
 
-Takes the official fine-tuned layout: {"model": encoder, fc_norm, head}. Nothing is trained: Resize 256 bicubic,
-CenterCrop 224, mean of the patch tokens, fc_norm, head; top-1 over all of val. It is reproduced within 0.1 points: the
-same weights have given 83.746 for 83.664 with other versions of the libraries
-(github.com/facebookresearch/mae/issues/90), while wrong data or preprocessing costs more.
+MAE's other fine-tuned files give 85.952 (ViT-L) and 86.928 (ViT-H).
+The checkpoint must have the official fine-tuned layout: {"model": encoder, fc_norm, head}. Nothing is trained: Resize
+256 bicubic, CenterCrop 224, mean of the patch tokens, fc_norm, head; top-1 over all of val. The accuracy counts as
+reproduced if it differs by at most 0.1 points: the same weights have given 83.746 instead of 83.664 with other versions
+of the libraries (github.com/facebookresearch/mae/issues/90), while wrong data or preprocessing costs more.
 Cost: one pass over val, minutes on a GPU. Exit status: 0 reproduced, 1 not reproduced, 2 bad input, 3 no ImageNet.
 """
 

@@ -132,9 +132,9 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--preset", choices=sorted(siameseim.PRESETS), default="paper", help="where the settings begin (default: paper)"
+        "--preset", choices=sorted(siameseim.PRESETS), default="paper", help="settings to start from (default: paper)"
     )
-    parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
+    parser.add_argument("--model", choices=list(MODELS), help="use this encoder instead of the preset's")
     parser.add_argument(
         "--set",
         action="append",
@@ -149,9 +149,9 @@ def main(argv: list[str] | None = None) -> int:
         "--steps", type=at_least_one, default=3, help="timed steps, after one to warm up (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--compile", action="store_true", help="compile ours with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="run our step through torch.compile")
     parser.add_argument(
-        "--grad-checkpointing", action="store_true", help="ours computes the blocks again in the backward pass"
+        "--grad-checkpointing", action="store_true", help="our step computes the blocks again in the backward pass"
     )
     parser.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="time the plain baseline too"
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         default=0,
         help="with --views: time the loader with so many processes too (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--images", type=Path, help="folder of images to use (default: made for the run)")
     parser.add_argument("--child", choices=("ours", "baseline"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
