@@ -161,7 +161,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data-root",
         type=Path,
-        help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: a toy world)",
+        help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: the demo's toy world)",
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="records, logs and tables go here (default: out)")
     extra = ", ".join(node.name for node in plan.NODES if node.extra)

@@ -141,7 +141,8 @@ def expected_of(path: Path) -> float:
         if name in path.name:
             return value
     raise UserError(
-        f"what {path.name} should give is not known from its name ({', '.join(RELEASED)}); give --expected PERCENT"
+        f"the published accuracy of {path.name} is not known, since its name holds none of {', '.join(RELEASED)}; give "
+        f"--expected PERCENT"
     )
 
 
@@ -161,11 +162,11 @@ def calibrate(
     val = val_set(env.data_root, env.limit, env.identities)
     model = load(path, env.device)
     if len(val.classes) == FULL_CLASSES and val.asked != VAL_IMAGES:
-        raise UserError(f"imagenet/val holds {val.asked} images, ImageNet-1k's has {VAL_IMAGES}; unpack it again")
+        raise UserError(f"imagenet/val holds {val.asked} images instead of ImageNet-1k's {VAL_IMAGES}; unpack it again")
     if model.head.out_features != len(val.classes):
         raise UserError(
-            f"{path} tells {model.head.out_features} classes apart, imagenet/train has {len(val.classes)}; give the "
-            f"full ImageNet-1k"
+            f"the head of {path} has {model.head.out_features} classes, but imagenet/train has {len(val.classes)}; "
+            f"give the data that the checkpoint was fine-tuned on"
         )
     crop = crop or CenterCrop(224, 256, "bicubic")
     right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).correct["top1"]
@@ -182,8 +183,8 @@ def main(argv: list[str] | None = None) -> int:
         expected = arguments.expected if arguments.expected is not None else expected_of(arguments.ckpt)
         if not 0 < expected <= 100 or arguments.tolerance < 0:
             raise UserError(
-                f"--expected {expected} and --tolerance {arguments.tolerance} are percent and points; give positive "
-                f"numbers up to 100"
+                f"--expected {expected} must be above 0 and at most 100 percent, and --tolerance "
+                f"{arguments.tolerance} must not be negative; correct the value"
             )
         crop = CenterCrop(arguments.img_size, arguments.resize, "bicubic")
         workers = loading_processes(arguments.workers, device, side_by_side=1)

@@ -97,7 +97,7 @@ def labelled(config: Config, env: Env) -> tuple[ImageSet, list[np.ndarray]]:
     classes = min(len(np.unique(train.labels[rows])) for rows in draws)
     if classes < 3:
         raise UserError(
-            f"the labelled images are of {classes} classes, softmax regression here needs three; raise --limit"
+            f"the labeled images have only {classes} classes, but the regression needs at least three; raise --limit"
         )
     return train, draws
 

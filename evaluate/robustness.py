@@ -80,7 +80,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     path = env.inputs.get("classifier")
     if path is None or not path.is_file():
         raise Skip(
-            "robustness measures a fine-tuned classifier and there is none; run evaluate.finetune, then give --input "
+            "robustness measures a fine-tuned classifier, and none is given; run evaluate.finetune, then give --input "
             "classifier=FILE"
         )
     skipped = layouts.absent(env.data_root, reads_if_there(config))
@@ -92,7 +92,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     val = val_set(env.data_root, env.limit, env.identities)
     if classes != val.classes:
         raise UserError(
-            f"{path} knows {len(classes)} classes, not the {len(val.classes)} of imagenet/train; fine-tune on these"
+            f"{path} was fine-tuned on other classes ({len(classes)}) than those of imagenet/train "
+            f"({len(val.classes)}); fine-tune again on this imagenet/train"
         )
     sets = {
         name: robustness_set(name, env.data_root, layouts.LAYOUTS[name][0], env.limit, env.identities)

@@ -86,7 +86,7 @@ class PretrainConfig(Settings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
     """Precision of the matrix products under autocast; the loss and the norms are always float32."""
     seed: Annotated[int, Ge(0), Lt(2**64)] = 0
-    """Of everything that is drawn."""
+    """Random seed of the run."""
 
     def __post_init__(self) -> None:
         if self.img_size % self.patch_size:

@@ -57,7 +57,7 @@ def options(arguments: argparse.Namespace, row: str = "", rows: Sequence[str] = 
             continue
         wanted = own if colon else general
         if name in wanted:
-            raise UserError(f"--assume says {name} twice; give it once")
+            raise UserError(f"--assume {name} is given twice; give it once")
         wanted[name] = value
     return {**said, **({"assume": {**general, **own}} if general or own else {})}
 

@@ -73,7 +73,7 @@ def _imagenet(data_root: Path, samples: int) -> str:
         official = tuple(json.loads(imagenet.OFFICIAL_CLASSES.read_text())["imagenet"])
         if train.classes != official:
             strange = sorted(set(train.classes) - set(official))
-            raise UserError(f"imagenet/train has 1000 classes and not ImageNet-1k's, for example {strange[0]}")
+            raise UserError(f"imagenet/train has 1000 classes, but not ImageNet-1k's, for example {strange[0]}")
         _expect("imagenet/train", len(train), TRAIN)
         _expect("imagenet/val", len(val), VAL)
         counts = np.bincount(val.labels)
@@ -115,8 +115,8 @@ def _corrupted(data_root: Path, samples: int) -> str:
             expected = expected or found
             if found != expected:
                 raise UserError(
-                    f"{part} holds other images than {CORRUPTIONS[0]}/1: {len(found)}, {len(found & expected)} of "
-                    f"them the same"
+                    f"{part} and {CORRUPTIONS[0]}/1 must hold the same images, but only {len(found & expected)} of the "
+                    f"{len(found)} are the same; unpack both again"
                 )
             if _is_full(images):
                 _expect(part, len(images), VAL)
@@ -157,7 +157,7 @@ def _ade20k(data_root: Path, samples: int) -> str:
         if images.keys() != labels.keys():
             odd = min(images.keys() ^ labels.keys())
             raise UserError(
-                f"of {odd} in ade20k/{split} there is only the image or only the annotation; unpack the set again"
+                f"ade20k/{split} holds only the image or only the annotation of {odd}; unpack the set again"
             )
         if not (data_root / "world.json").is_file():
             _expect(f"ade20k/images/{split}", len(images), count)
@@ -198,7 +198,7 @@ def _is_full(images: ImageSet) -> bool:
 
 def _expect(what: str, count: int, published: int) -> None:
     if count != published:
-        raise UserError(f"{what} has {count} images, as published {published}; unpack it in full")
+        raise UserError(f"{what} has {count} images instead of the published {published}; unpack it in full")
 
 
 def _read_some(files: list[File] | list[Path] | tuple[File, ...], samples: int, side: int | None = None) -> str:
@@ -211,7 +211,7 @@ def _read_some(files: list[File] | list[Path] | tuple[File, ...], samples: int, 
         size = read_image(file).size
         if side is not None and size != (side, side):
             raise UserError(
-                f"{file} is {size[0]} x {size[1]} px; ImageNet-C as published is {side} px (a set made at full size "
-                f"is another set)"
+                f"{file} is {size[0]} x {size[1]} px, but ImageNet-C's published images are {side} px; download the "
+                f"published set (one made at full size is another set)"
             )
     return f"{len(files)} images ({len(chosen)} read)"

@@ -1,16 +1,16 @@
-"""Times one optimizer step of SiameseIM by part, beside a plain baseline and the machine's ceiling.
+"""Times one optimizer step of SiameseIM by part, beside a plain baseline and the rate of a plain matrix product.
 
     python -m pretrain.benchmark --set batch_size=64                  the paper's model in fp32, and the plain baseline
     python -m pretrain.benchmark --set batch_size=512 --precision bf16 --compile                     on a GPU
     python -m pretrain.benchmark --views --workers 16      the data path alone: images/s a core, and of the loader
 
-The plain baseline is our own code that does the same arithmetic without care for speed; nothing of the released code is
-in it. Every variant of a step runs in a process of its own, one after the other, so that its peak memory is its own;
-the ceiling is a plain matrix product of the same precision. All figures of a table come from one run on one machine:
-read the ratios. On a CPU the plain baseline runs in fp32 always, as the released code does there; on a GPU it runs in
-the precision asked for, with TF32 switched off. The images are noise of a photograph's statistics, 500 x 375 pixels,
-about 50 kB a JPEG; those of the timed step are read and cropped beforehand, since in a run the data loading processes
-do that at the same time.
+The plain baseline is our own code that does the same arithmetic without optimization for speed; it contains no released
+code. Each variant of a step runs in its own process, one after the other, so that its peak memory is measured alone.
+The ceiling is the rate of a plain matrix product of the same precision. All figures of a table come from one run on one
+machine: rely on the ratios. On a CPU the plain baseline always runs in fp32, as the released code does there; on a GPU
+it runs in the precision asked for, with TF32 switched off. The images are noise with a photograph's statistics, 500 x
+375 pixels, about 50 kB a JPEG. Those of the timed step are read and cropped beforehand, since in a training run the
+data loading processes do that at the same time.
 """
 
 import argparse
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         assert isinstance(config, siameseim.Config)  # --preset takes no other
         if options.workers and not options.views:
-            raise UserError("--workers goes with --views")
+            raise UserError("--workers has an effect only with --views; add --views or remove --workers")
         if "fp16" in precisions and options.device == "cpu":
             raise UserError("precision fp16 needs a GPU; on a CPU take bf16 or fp32")
         if options.child:

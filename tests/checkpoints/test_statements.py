@@ -217,7 +217,7 @@ def test_an_option_wins_and_is_part_of_the_encoders_identity(name, tmp_path, cap
     stamp = out.stat().st_mtime_ns
     conversion.ensure(file, out, **options)
     assert out.stat().st_mtime_ns == stamp
-    with pytest.raises(UserError, match="encoder file already"):
+    with pytest.raises(UserError, match="already an encoder file"):
         conversion.ensure(out, tmp_path / "other.safetensors", **options)
 
 

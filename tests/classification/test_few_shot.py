@@ -132,7 +132,7 @@ def test_the_published_list_is_known_by_count_and_digest(tmp_path: Path, monkeyp
     path = tmp_path / "1percent.txt"
     with pytest.raises(UserError, match="not the same ones"):
         subsets.check_published("1percent", names, path)
-    with pytest.raises(UserError, match="has 12810 names, the published list of ImageNet-1k 12811"):
+    with pytest.raises(UserError, match="has 12810 names, but the published list of ImageNet-1k has 12811"):
         subsets.check_published("1percent", names[1:], path)
     for end in ("", "\n"):  # whichever way the file ends
         monkeypatch.setattr(subsets, "ONE_PERCENT_MD5", hashlib.md5(("\n".join(names) + end).encode()).hexdigest())

@@ -102,9 +102,12 @@ def test_published_counts_and_classes(tmp_path: Path, monkeypatch: pytest.Monkey
         finding = check.check(tmp_path, names, 2)[0]
         return f"{finding.status}: {finding.detail}"
 
-    assert detail("imagenet") == "wrong: imagenet/train has 1000 images, as published 1281167; unpack it in full"
+    assert (
+        detail("imagenet")
+        == "wrong: imagenet/train has 1000 images instead of the published 1281167; unpack it in full"
+    )
     monkeypatch.setattr(check, "TRAIN", 1000)
-    assert "imagenet/val has 1000 images, as published 50000" in detail("imagenet")
+    assert "imagenet/val has 1000 images instead of the published 50000" in detail("imagenet")
     monkeypatch.setattr(check, "VAL", 1000)
     assert f"imagenet/val should have 50 images a class; {official[0]} has 1" in detail("imagenet")
     monkeypatch.setattr(check, "VAL_PER_CLASS", 1)
@@ -119,7 +122,7 @@ def test_published_counts_and_classes(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_published_imagenet_c_is_224_px(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = imagenet.robustness_set("imagenet_c", data, "imagenet-c/fog/1")
-    with pytest.raises(UserError, match="is 32 x 32 px; ImageNet-C as published is 224 px"):
+    with pytest.raises(UserError, match="is 32 x 32 px, but ImageNet-C's published images are 224 px"):
         check._read_some(images.files, 1, check.PUBLISHED_SIDE)
 
 
