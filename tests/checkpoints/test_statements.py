@@ -231,7 +231,7 @@ def test_an_option_wins_and_is_part_of_the_encoders_identity(name, tmp_path, cap
         (["--assume", "mean=0.5"], "three numbers"),
         (["--normalize", "cifar"], "imagenet, half, clip, none"),
         (["--normalize", "half", "--assume", "std=1,1,1"], "twice"),
-        (["--prefix", "left."], "no key behind"),
+        (["--prefix", "left."], "no key that begins with"),
         (["--assume", "batch_norm_eps=1e-3"], "fields are num_heads"),
     ],
 )

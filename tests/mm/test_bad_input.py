@@ -222,7 +222,7 @@ LABELS = {
     "a label out of range": (high, "holds label 8, but there are 7 classes"),
     "another size": (lambda labels: labels[:-1], "pixels, its picture"),
     "colours": (lambda labels: np.stack([labels] * 3, 2), "one channel of labels"),
-    "nothing but other": (np.zeros_like, "no labelled pixel"),
+    "nothing but other": (np.zeros_like, "no labeled pixel"),
 }
 
 
