@@ -115,8 +115,8 @@ def _corrupted(data_root: Path, samples: int) -> str:
             expected = expected or found
             if found != expected:
                 raise UserError(
-                    f"{part} should hold the same {len(expected)} images as {CORRUPTIONS[0]}/1, but it holds "
-                    f"{len(found & expected)} of them and {len(found - expected)} others; unpack both again"
+                    f"{part} should hold the same {len(expected)} images as {CORRUPTIONS[0]}/1, but it lacks "
+                    f"{len(expected - found)} of them and has {len(found - expected)} in addition; unpack both again"
                 )
             if _is_full(images):
                 _expect(part, len(images), VAL)

@@ -152,7 +152,7 @@ def test_a_norm_before_the_blocks_needs_the_activation_said(tmp_path) -> None:
     save_file(
         {**state, "norm_pre.weight": torch.ones(WIDTH), "norm_pre.bias": torch.zeros(WIDTH)}, tmp_path / "a.safetensors"
     )
-    with pytest.raises(UserError, match="activation=quick_gelu or --assume activation=gelu"):
+    with pytest.raises(UserError, match="activation=quick_gelu for OpenAI's models, --assume activation=gelu"):
         conversion.convert(tmp_path / "a.safetensors", tmp_path / "encoder.safetensors")
     spec, _ = spec_of(tmp_path / "a.safetensors", tmp_path, assume={"activation": "quick_gelu"})
     assert (spec.activation, spec.layer_norm_eps) == ("quick_gelu", 1e-5)

@@ -96,8 +96,8 @@ def test_the_operators_that_a_recipe_touches(name: str, touched: set[str]) -> No
 def test_another_operator_is_one_sentence_with_its_name(touched: set[str]) -> None:
     from mmcv.ops import DeformConv2d, batched_nms
 
-    message = r"mmcv's operator softnms is not there, .* only two, nms and roi_align, come from torchvision "
-    message += r"[^.]*\.py\); [^.\n]*$"
+    message = r"mmcv's operator softnms is not available: only nms and roi_align are, from torchvision "
+    message += r"[^.]*\.py\), [^.\n]*$"
     with pytest.raises(UserError, match=message):
         batched_nms(
             torch.tensor([[0.0, 0.0, 4.0, 4.0]]),
