@@ -1,11 +1,12 @@
 """From a checkpoint to the paper's whole table.
 
-    uv run run_all.py                                    the demo: data, two checkpoints and every column, in minutes
+    uv run run_all.py                                    the demo: data, three encoders and every column, in minutes
     uv run run_all.py --ckpt FILE --data-root DIR        any checkpoint on the real data sets, by the paper's protocols
     uv run run_all.py --ckpt FILE --data-root DIR --dry-run
 
-Each task is a process of its own and leaves one record; the table is rendered again after each. Run again, it does only
-what is missing. Exit status: 0 all done or skipped with a reason, 1 a task failed, 2 bad input.
+Each task runs in its own process and writes one record; the table is rendered again after each task. When you run the
+same command again, it does only what is missing. Exit status: 0 all done or skipped with a reason, 1 a task failed, 2
+bad input; --check-data and --calibrate also 3, data absent.
 """
 
 import argparse
@@ -156,16 +157,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="[NAME=]FILE",
-        help="checkpoints of any known format, a row of the table each (default: the demo); NAME is the row's",
+        help="checkpoints of any known format; each is a row of the table, called NAME (default: run the demo)",
     )
     parser.add_argument(
         "--data-root",
         type=Path,
-        help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: a toy world)",
+        help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: the demo's toy world)",
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="records, logs and tables go here (default: out)")
+    extra = ", ".join(node.name for node in plan.NODES if node.extra)
     parser.add_argument(
-        "--tasks", default="", help=f"comma-separated, of {', '.join(node.name for node in plan.NODES)} (default: all)"
+        "--tasks",
+        default="",
+        help=f"comma-separated, of {', '.join(node.name for node in plan.NODES)} (default: all but {extra})",
     )
     parser.add_argument("--preset", choices=("paper", "demo"), help="default: paper with --ckpt, demo without")
     parser.add_argument(
@@ -173,43 +177,43 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="TASK.NAME=VALUE",
-        help="override a setting, for example finetune.epochs=50",
+        help="override a setting of a task, for example finetune.epochs=50",
     )
     command_line.add_options(parser, of_rows=True)
     parser.add_argument(
         "--limit", type=at_least_one, help="read at most so many images of each set; the cells are marked"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument("--jobs", type=at_least_one, help="tasks at a time (default: one a GPU, or two on a CPU)")
+    parser.add_argument("--jobs", type=at_least_one, help="tasks at a time (default: one per GPU, or two on a CPU)")
     parser.add_argument(
         "--workers",
         type=at_least_zero,
-        help="data loading processes a task (default: the cores shared by the GPUs, none on a CPU)",
+        help="data loading processes per task (default: on a GPU its share of the cores, at most 16; none on a CPU)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the tasks (default: 0)")
     parser.add_argument(
         "--task-timeout",
         type=float,
         default=60.0,
         metavar="MINUTES",
-        help="end a task that has written nothing for so long; 0: never (default: 60)",
+        help="end a task that has printed nothing for so many minutes; 0: never (default: 60)",
     )
     parser.add_argument(
         "--verify-data",
         action="store_true",
-        help="tell data apart by the contents of every file, not by names, sizes and times",
+        help="identify the data by the contents of every file, not by names, sizes and times",
     )
     parser.add_argument(
         "--clean",
         type=Path,
         metavar="OUT",
-        help="list what no row of the table needs (caches, training states), with sizes, and stop",
+        help="list the files that no row of the table needs (caches, training states), with sizes, and stop",
     )
-    parser.add_argument("--yes", action="store_true", help="with --clean: remove it")
+    parser.add_argument("--yes", action="store_true", help="with --clean: remove the listed files")
     parser.add_argument(
         "--check-data",
         action="store_true",
-        help="verify counts, classes and some images of every set that is read, and stop",
+        help="check counts, classes and some images of every set that the tasks read, and stop",
     )
     parser.add_argument(
         "--subset", action="store_true", help="with --check-data: sets with fewer images than published are meant so"
@@ -218,7 +222,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--calibrate",
         type=Path,
         metavar="FINETUNED",
-        help="does this data give a released fine-tuned checkpoint its accuracy?",
+        help="check whether this released fine-tuned checkpoint reaches its published accuracy on this data, and stop",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     return parser.parse_args(argv)

@@ -1,0 +1,1 @@
+"""The tasks, one module each, and the commands that convert and calibrate."""

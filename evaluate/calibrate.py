@@ -1,16 +1,15 @@
-"""Does this data, decoded and cropped here, give a released fine-tuned checkpoint its published accuracy? Ask before
-blaming a model.
+"""Checks whether a released fine-tuned checkpoint reaches its published accuracy on this data. If it does not, the data
+or their preprocessing are at fault, not the model that you want to measure.
 
     python -m evaluate.calibrate --ckpt sim_base_1600ep_finetune.pth --data-root DIR      (SiameseIM ViT-B: 84.118)
-    python -m evaluate.calibrate --ckpt mae_finetuned_vit_base.pth --data-root DIR
-
-MAE's finetuned files give 83.664 (ViT-B), 85.952 (ViT-L) and 86.928 (ViT-H).
+    python -m evaluate.calibrate --ckpt mae_finetuned_vit_base.pth --data-root DIR        (MAE ViT-B: 83.664)
     python -m evaluate.calibrate --ckpt FILE --expected 83.1 --data-root DIR              (any other in that layout)
 
-Takes the official fine-tuned layout: {"model": encoder, fc_norm, head}. Nothing is trained: Resize 256 bicubic,
-CenterCrop 224, mean of the patch tokens, fc_norm, head; top-1 over all of val. It is reproduced within 0.1 points: the
-same weights have given 83.746 for 83.664 with other versions of the libraries
-(github.com/facebookresearch/mae/issues/90), while wrong data or preprocessing costs more.
+MAE's other fine-tuned files give 85.952 (ViT-L) and 86.928 (ViT-H).
+The checkpoint must have the official fine-tuned layout: {"model": encoder, fc_norm, head}. Nothing is trained: Resize
+256 bicubic, CenterCrop 224, mean of the patch tokens, fc_norm, head; top-1 over all of val. The accuracy counts as
+reproduced if it differs by at most 0.1 points: the same weights have given 83.746 instead of 83.664 with other versions
+of the libraries (github.com/facebookresearch/mae/issues/90), while wrong data or preprocessing costs more.
 Cost: one pass over val, minutes on a GPU. Exit status: 0 reproduced, 1 not reproduced, 2 bad input, 3 no ImageNet.
 """
 
@@ -142,7 +141,8 @@ def expected_of(path: Path) -> float:
         if name in path.name:
             return value
     raise UserError(
-        f"what {path.name} should give is not known from its name ({', '.join(RELEASED)}); give --expected PERCENT"
+        f"the published accuracy of {path.name} is not known, since its name holds none of {', '.join(RELEASED)}; give "
+        f"--expected PERCENT"
     )
 
 
@@ -162,11 +162,11 @@ def calibrate(
     val = val_set(env.data_root, env.limit, env.identities)
     model = load(path, env.device)
     if len(val.classes) == FULL_CLASSES and val.asked != VAL_IMAGES:
-        raise UserError(f"imagenet/val holds {val.asked} images, ImageNet-1k's has {VAL_IMAGES}; unpack it again")
+        raise UserError(f"imagenet/val holds {val.asked} images instead of ImageNet-1k's {VAL_IMAGES}; unpack it again")
     if model.head.out_features != len(val.classes):
         raise UserError(
-            f"{path} tells {model.head.out_features} classes apart, imagenet/train has {len(val.classes)}; give the "
-            f"full ImageNet-1k"
+            f"the head of {path} has {model.head.out_features} classes, but imagenet/train has {len(val.classes)}; "
+            f"give the data that the checkpoint was fine-tuned on"
         )
     crop = crop or CenterCrop(224, 256, "bicubic")
     right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).correct["top1"]
@@ -183,8 +183,8 @@ def main(argv: list[str] | None = None) -> int:
         expected = arguments.expected if arguments.expected is not None else expected_of(arguments.ckpt)
         if not 0 < expected <= 100 or arguments.tolerance < 0:
             raise UserError(
-                f"--expected {expected} and --tolerance {arguments.tolerance} are percent and points; give positive "
-                f"numbers up to 100"
+                f"--expected {expected} must be above 0 and at most 100 percent, and --tolerance "
+                f"{arguments.tolerance} must not be negative; correct the value"
             )
         crop = CenterCrop(arguments.img_size, arguments.resize, "bicubic")
         workers = loading_processes(arguments.workers, device, side_by_side=1)

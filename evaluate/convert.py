@@ -1,7 +1,7 @@
-"""Converts a checkpoint of any known format into the canonical encoder file, and certifies it by numbers.
+"""Converts a checkpoint of any known format into the canonical encoder file, and checks it numerically.
 
     python -m evaluate.convert FILE [--out encoder.safetensors] [--branch target] [--format mae] [--prefix encoder.]
-    python -m evaluate.convert FILE --assume num_heads=12 --normalize imagenet     what no file says
+    python -m evaluate.convert FILE --assume num_heads=12 --normalize imagenet     facts that no file gives
     python -m evaluate.convert FILE --inspect [--json]                             what it is, and whether it converts
     python -m evaluate.convert ENCODER_OR_CKPT --to mae|timm|hf|torchvision [--out FILE]     writes it back out
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m evaluate.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", type=Path, nargs="?", help="a checkpoint file, or a folder of Hugging Face or timm")
-    parser.add_argument("--ckpt", type=Path, help="the same")
+    parser.add_argument("--ckpt", type=Path, help="the same as FILE")
     parser.add_argument(
         "--out", type=Path, help="the encoder file to write (default: NAME.encoder.safetensors beside the checkpoint)"
     )
@@ -43,10 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         choices=("mae", "timm", "hf", "torchvision"),
         help="write the encoder in this format instead of the canonical one",
     )
-    parser.add_argument("--inspect", action="store_true", help="say what the file holds and write nothing")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--inspect", action="store_true", help="print what the file holds and write nothing")
+    parser.add_argument("--json", action="store_true", help="with --inspect: print JSON")
     parser.add_argument(
-        "--if-needed", action="store_true", help="do nothing where OUT already holds this very conversion"
+        "--if-needed", action="store_true", help="do nothing if OUT already holds the result of this conversion"
     )
     arguments = parser.parse_args(argv)
     if (arguments.file is None) == (arguments.ckpt is None):

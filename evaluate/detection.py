@@ -1,11 +1,12 @@
-"""Object detection and instance segmentation: COCO box AP and mask AP, and LVIS box AP, mask AP and those of its rare
+"""Object detection and instance segmentation: box AP and mask AP on COCO and on LVIS, for LVIS also of the rare
 categories.
 
-Protocol: ViTDet, as the SiameseIM paper; Mask R-CNN on the whole fine-tuned encoder, 100 epochs of large-scale jitter
+Protocol: ViTDet, as in the SiameseIM paper: Mask R-CNN, the whole encoder fine-tuned, 100 epochs of large-scale jitter
 at 1024 pixels, layer decay 0.7, single-scale test. LVIS adds repeat factors and the federated loss. All numbers are in
-mm_configs/; the final iteration is what is measured. Metric: AP over IoU 0.5 to 0.95 in percent, by faster-coco-eval.
-Cost: COCO 64 A100 for about half a day (or one for a month); the demo half a minute on one core. ResNets are measured
-by FPN or, as MoCo and SimSiam do, by C4, on PASCAL VOC too (AP by the rules of 2007): mm_configs/README.md.
+mm_configs/; the model of the final iteration is measured. Metric: AP over IoU 0.5 to 0.95 in percent, by
+faster-coco-eval. Cost: COCO takes 64 A100 about half a day (or one a month), the demo half a minute on one core.
+ResNets are measured with FPN or, as in MoCo and SimSiam, with C4, also on PASCAL VOC (AP by the rules of 2007); see
+mm_configs/README.md.
 
     python -m evaluate.detection --ckpt FILE --data-root DIR [--set dataset=lvis] [--set recipe=NAME]
 """
@@ -31,15 +32,15 @@ class Config(Settings):
 
     dataset: Literal["coco", "lvis", "voc"] = "coco"
     recipe: str = "paper"
-    """The paper's for the encoder's family, demo for the toy world, or a file of mm_configs/."""
+    """paper: the recipe of the encoder's family (ViT, ResNet); demo: for the toy world; or a file of mm_configs/."""
     iterations: PositiveInt | None = None
-    """Instead of the recipe's; warm-up and steps shrink with it."""
+    """Training iterations, if not the recipe's; the warm-up and the milestones are scaled with them."""
     batch_size: PositiveInt | None = None
-    """Images an iteration over all processes, instead of the recipe's."""
+    """Images in an iteration over all processes, if not the recipe's number."""
     lr: PositiveFloat | None = None
-    """Learning rate at the last layer, instead of the recipe's."""
+    """Learning rate of the last layer, if not the recipe's."""
     micro_batch: PositiveInt | None = None
-    """Images a process takes at once; a larger share of the batch is accumulated."""
+    """Images that a process takes at once; gradients are accumulated over the rest of its share of the batch."""
 
     def __post_init__(self) -> None:
         if self.recipe not in ("paper", "demo") and not self.recipe.endswith(f"_{self.dataset}"):

@@ -1,13 +1,13 @@
-"""Logistic regression on frozen features of 1 % of the labels (column "1%" of the SiameseIM table, there headed "1%
-FT").
+"""Logistic regression on frozen features of 1 % of the labels (column "1%"; "1% FT" in the SiameseIM
+table).
 
 Protocol (SiameseIM's main_logistic.py, after MSN; nothing is fine-tuned): the raw class token of the last block,
 without any norm; each image's features minus their own mean, over their own L2 norm; softmax regression without
 intercept, (1/n) sum cross entropy + (0.1/n)/2 |W|^2, solved to its optimum (scikit-learn's C = 10). Resize 256
 bilinear, CenterCrop 224. Train images: the 12,811 of 1percent.txt (SimCLR's list). Metric: top1 = accuracy of val,
-percent. Other labels: --set subset=10percent, SimCLR's list of 10 %; --set shots=5 or --set fraction=0.1, so many or
-such a part of each class, drawn at random --set seeds=5 times: top1 is then the mean, top1_deviation the standard
-deviation over the draws.
+percent. Other choices of labels: --set subset=10percent takes SimCLR's list of 10 %; --set shots=5 draws 5 images of
+each class, and --set fraction=0.1 a tenth of each class. With --set seeds=5 there are five draws: top1 is their mean
+and top1_deviation their standard deviation.
 Cost: one pass over 12,811 + 50,000 images and some 20 s of solver; toy world: seconds.
 
     python -m evaluate.few_shot --ckpt FILE --data-root DIR
@@ -38,21 +38,21 @@ class Config(ImageConfig):
     """The protocol's numbers."""
 
     interpolation: Interpolation = "bilinear"
-    """torchvision's default, which the official script leaves; FT and LIN are bicubic."""
+    """The official script keeps torchvision's default, bilinear; FT and LIN use bicubic."""
     pooling: Pooling = "cls"
-    """Which token, raw, without a norm; an encoder without class token gives its mean patch token."""
+    """Which token is used, without a norm; an encoder without class token gives its mean patch token."""
     l2: PositiveFloat = 0.1
-    """lambda times n; 0.01 in the official ViT-L script."""
+    """Penalty on the weights, lambda times n (see the objective above); 0.01 in the official ViT-L script."""
     subset: Literal["1percent", "10percent"] = "1percent"
     """The list of train images."""
     shots: PositiveInt | None = None
-    """Instead of a list: so many train images a class, drawn at random."""
+    """Number of train images of each class, drawn at random, instead of a list."""
     fraction: Annotated[float, Gt(0), Le(1)] | None = None
-    """Instead of a list: such a part of each class's train images, drawn at random."""
+    """Share of the train images of each class, drawn at random, instead of a list."""
     seeds: PositiveInt = 1
-    """So many draws."""
+    """Number of random draws."""
     max_iterations: PositiveInt = 1000
-    """Of the solver."""
+    """Largest number of iterations of the solver."""
 
     def __post_init__(self) -> None:
         if self.shots is not None and self.fraction is not None:
@@ -97,7 +97,7 @@ def labelled(config: Config, env: Env) -> tuple[ImageSet, list[np.ndarray]]:
     classes = min(len(np.unique(train.labels[rows])) for rows in draws)
     if classes < 3:
         raise UserError(
-            f"the labelled images are of {classes} classes, softmax regression here needs three; raise --limit"
+            f"the labeled images have only {classes} classes, but the regression needs at least three; raise --limit"
         )
     return train, draws
 

@@ -2,9 +2,9 @@
 
 Protocol (SiameseIM's main_finetune.py, MAE's recipe): 100 epochs of AdamW at batch 1024, layer-wise rate decay 0.65,
 mixup or cutmix, RandAugment, random erasing, stochastic depth; mean of the last block's patch tokens, a fresh
-LayerNorm, a linear head; position embedding frozen; the last epoch counts. Test: Resize 256 bicubic, CenterCrop 224.
---preset mae, mae_large and mae_huge are MAE's own (FINETUNE.md; it trains the position embedding, and 32 images share a
-mixup draw); in run_all.py: --set finetune.preset=mae.
+LayerNorm, a linear head; position embedding frozen; the last epoch is tested. Test: Resize 256 bicubic, CenterCrop 224.
+--preset mae, mae_large and mae_huge are MAE's own recipes (FINETUNE.md), which train the position embedding and let 32
+images share a mixup draw; in run_all.py: --set finetune.preset=mae.
 Metrics: top1 (the column), top5; accuracy of val in percent. Writes classifier.safetensors, which robustness measures.
 Cost: ViT-B, 100 epochs: about 26 hours on 8 V100. Toy world: half a minute.
 
@@ -39,7 +39,7 @@ class Config(TrainingConfig):
     """The protocol's numbers: SiameseIM's configs/finetune for ViT-B."""
 
     micro_batch: Annotated[int, Ge(2)] = 128
-    """Images a process in one forward pass; mixup draws once for each, as on the official node of 8 GPUs."""
+    """Images that a process takes in one forward pass; they share one mixup draw, as officially on each of 8 GPUs."""
     warmup_epochs: NonNegativeInt = 5
     base_lr: PositiveFloat = 2.5e-4
     """Learning rate at 256 images a step; the rate is base_lr * batch_size / 256."""

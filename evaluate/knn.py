@@ -1,10 +1,9 @@
-"""k nearest neighbors on frozen features (kNN; not a column of the SiameseIM table, nearly free, and everyone asks for
-it).
+"""k nearest neighbors on frozen features (column kNN, which is not in the SiameseIM paper's table).
 
 Protocol (DINO, eval_knn.py): every val image is compared by cosine with every train image; the k nearest vote for their
-class, each with weight exp(cosine / 0.07); exact, no index. Features: what the encoder's method recommends (class token
-after the final norm, or mean patch token after a LayerNorm without parameters), from Resize 256 bicubic and CenterCrop
-224.
+class, each with weight exp(cosine / 0.07). The search is exact. Features: what the encoder's method recommends (class
+token after the final norm, or mean patch token after a LayerNorm without parameters), from Resize 256 bicubic and
+CenterCrop 224.
 Metric: top1 = accuracy of val in percent at k = 20; top1_k10, _k20, _k100, _k200 beside it.
 Cost: one pass over train and val, then a product of the two; about 20 minutes on one GPU for ViT-B. Toy world: seconds.
 

@@ -1,13 +1,13 @@
 """Linear probe on ImageNet (column LIN of the SiameseIM table).
 
 Protocol (SiameseIM's and MAE's main_linprobe.py): the encoder is frozen; single-draw random resized crop and flip;
-batch norm without affine, then a linear layer; LARS at batch 16384, 90 epochs. Read-out: what the encoder's method
-recommends: mean of patch tokens then a LayerNorm without parameters (SiameseIM), or the class token after the final
-norm (MAE, MoCo-v3, DINO). The last epoch counts.
+batch norm without affine, then a linear layer; LARS at batch 16384, 90 epochs. The input of the head is what the
+encoder's method recommends: the mean of the patch tokens after a LayerNorm without parameters (SiameseIM), or the class
+token after the final norm (MAE, MoCo-v3, DINO). The model of the last epoch is tested.
 Test: Resize 256 bicubic, CenterCrop 224. Metrics: top1 (the column), top5; accuracy of val in percent. --preset moco,
-simsiam, moco_v3 (ResNet-50) and moco_v3_vit are the protocols of those papers, mae_large MAE's for ViT-L and ViT-H; in
-run_all.py: --set linear_probe.preset=moco. --set views=cached is LIN fast (task linear_fast of run_all.py), another
-protocol: the same head on features of the test crop, computed once, without augmentation.
+simsiam, moco_v3 (ResNet-50) and moco_v3_vit are the protocols of those papers, mae_large is MAE's for ViT-L and ViT-H;
+in run_all.py: --set linear_probe.preset=moco. --set views=cached is LIN fast (task linear_fast of run_all.py). This is
+another protocol: the same head on features of the test crop, computed once, without augmentation.
 Cost: 90 forward passes over train, about 40 GPU-hours (V100) for ViT-B; cached: one pass, then minutes on a GPU. Toy
 world: seconds.
 
@@ -37,26 +37,26 @@ class Config(TrainingConfig):
 
     epochs: PositiveInt = 90
     batch_size: PositiveInt = 16384
-    """Images an optimizer step, over all processes and micro-batches."""
+    """Images in an optimizer step, over all processes and micro-batches."""
     micro_batch: Annotated[int, Ge(2)] = 512
-    """Images a process in one forward pass, and of one batch-norm statistic, as on the official 32 GPUs."""
+    """Images that a process takes in one forward pass and in one batch-norm statistic, as on the official 32 GPUs."""
     views: Literal["augmented", "cached"] = "augmented"
-    """Of the training images; cached: their test crop, computed once (LIN fast)."""
+    """Views of the training images; cached: only the test crop, whose features are computed once (LIN fast)."""
     crop: Literal["single_draw", "torchvision"] = "single_draw"
-    """torchvision: its RandomResizedCrop, which draws again until the crop fits."""
+    """single_draw: SiameseIM's and MAE's crop; torchvision: RandomResizedCrop, which draws until the crop fits."""
     pooling: Pooling | None = None
     """Which token is read out; none: the one that the encoder's method recommends."""
     batch_norm: bool = True
     """Batch norm without affine before the linear layer."""
     warmup_epochs: NonNegativeInt = 10
     schedule: Literal["cosine", "cosine_by_epoch", "steps"] = "cosine"
-    """cosine: at every step; steps: a tenth of the rate from each of the milestones on."""
+    """cosine changes the rate at every step; steps divides the rate by ten at each of the milestones."""
     milestones: tuple[PositiveInt, ...] = ()
-    """Epochs."""
+    """Epochs at which schedule=steps divides the rate by ten."""
     base_lr: PositiveFloat = 0.1
     """Learning rate at 256 images a step; the rate is base_lr * batch_size / 256 = 6.4."""
     optimizer: Literal["lars", "larc", "sgd"] = "lars"
-    """larc: biases are scaled too; sgd: with momentum."""
+    """larc also scales the rate of biases; sgd is SGD with momentum."""
     momentum: NonNegativeFloat = 0.9
     weight_decay: NonNegativeFloat = 0.0
     trust: PositiveFloat = 0.001

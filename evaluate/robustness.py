@@ -1,12 +1,13 @@
 """The fine-tuned classifier on four harder test sets (columns IN-A, IN-R, IN-Sketch and IN-C of the SiameseIM table).
 
-Protocol: nothing is trained. IN-A and IN-R: arg-max over their own 200 classes (the sets' authors' code); the score
-over all classes and the clean score of val on the same classes stand beside it. IN-Sketch: all classes. IN-C: top-1
-errors of 15 corruptions, mean over 5 severities, each over AlexNet's; the column is 100 - mCE. Resize 256 bicubic and
-CenterCrop 224 as in fine-tuning; IN-C's published images are 224 px already and are only cropped. Each set is read
-once, and a killed run goes on where it was. Metrics in percent: imagenet_a_top1, imagenet_r_top1, imagenet_sketch_top1,
-imagenet_c (100 - mCE). Without IN-C: --set corruptions=made corrupts val here, --set corrupted_images=1000 takes so
-many images of each corruption and severity; both give an estimate, marked as one, with its standard error.
+Protocol: nothing is trained. IN-A and IN-R: arg-max over their own 200 classes, as in their authors' code; the record
+also has the accuracy over all classes, and val's accuracy on the same classes. IN-Sketch: arg-max over all classes.
+IN-C: the top-1 error of each of 15 corruptions, averaged over 5 severities and divided by AlexNet's; the column is
+100 - mCE. Resize 256 bicubic and CenterCrop 224 as in fine-tuning; IN-C's published images are 224 px already and are
+only cropped. A killed run resumes where it stopped. Metrics in percent: imagenet_a_top1, imagenet_r_top1,
+imagenet_sketch_top1, imagenet_c (100 - mCE). --set corruptions=made corrupts val instead of reading IN-C, and --set
+corrupted_images=1000 takes 1,000 images of each corruption and severity. Both give an estimate, marked as such, with
+its standard error.
 Cost: 3.9 million forward passes, about an hour and a half on one GPU for ViT-B. Toy world: some twenty seconds.
 
     python -m evaluate.robustness --ckpt FILE --data-root DIR \\
@@ -42,15 +43,15 @@ class Config(Settings):
     """The protocol's numbers; size and interpolation of the test crop are those the classifier was fine-tuned for."""
 
     corruptions: Literal["published", "made"] = "published"
-    """IN-C as published; or made: val, corrupted here, an estimate."""
+    """published reads IN-C; made corrupts val as it is read, which gives an estimate."""
     corrupted_images: PositiveInt | None = None
-    """At most so many images of each corruption and severity: an estimate."""
+    """Largest number of images of each corruption and severity; gives an estimate."""
     corrupted_resize: PositiveInt | None = None
-    """Pixels; none, since IN-C's published images are cropped already; 256 for a set made at full size."""
+    """Short side in pixels before IN-C's crop. none: no resizing, for the published set; 256: for a full-size set."""
     precision: Precision = "auto"
-    """Of the forward passes; auto is fp16 on CUDA and fp32 on a CPU."""
+    """Precision of the forward passes; auto is fp16 on CUDA and fp32 on a CPU."""
     max_unreadable_images: NonNegativeInt = 0
-    """So many images of each set may be unreadable and are left out; the record names them."""
+    """How many unreadable images of each set may be left out; the record names them."""
 
 
 PRESETS = {"paper": Config(), "demo": Config()}
@@ -79,7 +80,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     path = env.inputs.get("classifier")
     if path is None or not path.is_file():
         raise Skip(
-            "robustness measures a fine-tuned classifier and there is none; run evaluate.finetune, then give --input "
+            "robustness measures a fine-tuned classifier, and none is given; run evaluate.finetune, then give --input "
             "classifier=FILE"
         )
     skipped = layouts.absent(env.data_root, reads_if_there(config))
@@ -91,7 +92,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     val = val_set(env.data_root, env.limit, env.identities)
     if classes != val.classes:
         raise UserError(
-            f"{path} knows {len(classes)} classes, not the {len(val.classes)} of imagenet/train; fine-tune on these"
+            f"{path} was fine-tuned on other classes ({len(classes)}) than those of imagenet/train "
+            f"({len(val.classes)}); fine-tune again on this imagenet/train"
         )
     sets = {
         name: robustness_set(name, env.data_root, layouts.LAYOUTS[name][0], env.limit, env.identities)

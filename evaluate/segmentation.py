@@ -1,10 +1,10 @@
 """Semantic segmentation: mean intersection over union on ADE20k's validation pictures.
 
-Protocol: MAE's, as the SiameseIM paper; UPerNet on the whole fine-tuned encoder, 160,000 iterations of 16 crops of 512
-pixels, layer decay 0.65, sliding windows at a single scale (miou, the table's column) and, where multi_scale is set, at
-six scales and mirrored (miou_ms). All numbers are in mm_configs/; the final iteration is what is measured.
-Metric: mIoU in percent over the 150 classes that occur. Cost: 8 V100 for about a day and a half; the demo half a minute
-on one core.
+Protocol: MAE's, as in the SiameseIM paper: UPerNet, the whole encoder fine-tuned, 160,000 iterations of 16 crops of 512
+pixels, layer decay 0.65. The test uses sliding windows at a single scale (miou, the table's column) and, with
+multi_scale, also at six scales and mirrored (miou_ms). All numbers are in mm_configs/; the model of the final iteration
+is measured. Metric: mIoU in percent over those of the 150 classes that occur. Cost: about a day and a half on 8 V100;
+the demo half a minute on one core.
 
     python -m evaluate.segmentation --ckpt FILE --data-root DIR
 """
@@ -30,19 +30,19 @@ class Config(Settings):
     """What is trained; a recipe's numbers stand in ``mm_configs/upernet_<family>_<schedule>_ade20k.py``."""
 
     recipe: Literal["paper", "demo"] = "paper"
-    """The paper's (160,000 iterations), or demo for the toy world."""
+    """paper: the paper's recipe (160,000 iterations); demo: for the toy world."""
     iterations: PositiveInt | None = None
-    """Instead of the recipe's; the warm-up shrinks with it."""
+    """Training iterations, if not the recipe's; the warm-up is scaled with them."""
     batch_size: PositiveInt | None = None
-    """Crops an iteration over all processes, instead of the recipe's."""
+    """Crops in an iteration over all processes, if not the recipe's number."""
     lr: PositiveFloat | None = None
-    """Learning rate at the last layer, instead of the recipe's."""
+    """Learning rate of the last layer, if not the recipe's."""
     micro_batch: PositiveInt | None = None
-    """Crops a process takes at once; a larger share of the batch is accumulated."""
+    """Crops that a process takes at once; gradients are accumulated over the rest of its share of the batch."""
     precision: Precision = "auto"
-    """Of the training; auto is fp16 on a GPU and fp32 on a CPU."""
+    """Precision of the training; auto is fp16 on a GPU and fp32 on a CPU."""
     multi_scale: bool = True
-    """Also test at several scales and mirrored, which takes about 20 times as long as a single one."""
+    """Also test at several scales and mirrored, which takes about 20 times as long as the single-scale test."""
 
 
 PRESETS = {

@@ -2,11 +2,11 @@
 
 Protocol (dinov2/eval/linear.py): the encoder is frozen; random resized crop and flip; 52 linear heads = 13 rates x the
 class tokens of the last 1 or 4 blocks x with or without the last block's mean patch token, all after the final norm;
-SGD with momentum 0.9, cosine without warm-up, 10 epochs at batch 1024. The head is chosen on a tenth of train that none
-is trained on, never on val (DINOv2 itself chooses on val). Test: Resize 256 bicubic, CenterCrop 224. An encoder without
-final norm gets a LayerNorm without parameters; one without class token is read out by mean patch tokens alone.
-Metrics: top1, top5 of the chosen head on val, held_out_top1 of it; percent. The record has every head's held-out
-accuracy.
+SGD with momentum 0.9, cosine without warm-up, 10 epochs at batch 1024. The head is chosen on a tenth of train that no
+head is trained on, never on val (DINOv2 itself chooses on val). Test: Resize 256 bicubic, CenterCrop 224. An encoder
+without final norm gets a LayerNorm without parameters. For one without class token, heads use only mean patch tokens.
+Metrics, in percent: top1 and top5 of the chosen head on val; held_out_top1, its accuracy on the held-out images. The
+record has every head's held-out accuracy.
 Cost: 10 forward passes over train, about 5 GPU-hours (V100) for ViT-B. Toy world: seconds.
 
     python -m evaluate.sweep --ckpt FILE --data-root DIR
@@ -36,13 +36,13 @@ class Config(TrainingConfig):
 
     epochs: PositiveInt = 10
     base_lrs: tuple[PositiveFloat, ...] = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1)
-    """Learning rates at 256 images a step, one head each."""
+    """Learning rates at 256 images a step; there is a head for each."""
     blocks: tuple[PositiveInt, ...] = (1, 4)
-    """How many of the last blocks give their class token, one head each."""
+    """From how many of the last blocks a head takes the class tokens; there is a head for each."""
     poolings: tuple[Literal["cls", "cls+mean"], ...] = ("cls", "cls+mean")
-    """Which tokens, one head each; mean: of the last block's patch tokens."""
+    """Which tokens a head takes, with a head for each; mean is the mean of the last block's patch tokens."""
     held_out: Annotated[float, Gt(0), Lt(1)] = 0.1
-    """Share of each class of train on which the head is chosen."""
+    """Share of each class of train that is held out to choose the head."""
     momentum: NonNegativeFloat = 0.9
 
     def __post_init__(self) -> None:

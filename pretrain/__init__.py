@@ -1,0 +1,1 @@
+"""The pretrainer: one file a method, one training loop."""

@@ -80,13 +80,13 @@ class PretrainConfig(Settings):
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     """AdamW's decay rates of its averages of the gradient and of its square."""
     weight_decay: NonNegativeFloat = 0.05
-    """AdamW's; not on biases and other one-dimensional parameters."""
+    """AdamW's weight decay; not applied to biases and other one-dimensional parameters."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; none: it is not clipped."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
-    """Of the products under autocast; the loss and the norms are float32 always."""
+    """Precision of the matrix products under autocast; the loss and the norms are always float32."""
     seed: Annotated[int, Ge(0), Lt(2**64)] = 0
-    """Of everything that is drawn."""
+    """Random seed of the run."""
 
     def __post_init__(self) -> None:
         if self.img_size % self.patch_size:

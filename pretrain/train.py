@@ -6,17 +6,17 @@
     python -m pretrain.train --config OLD/config.json --data DIR --out OUT    the settings of another run again
 
 ``--preset mae_paper`` and ``mae_demo`` train MAE. Writes OUT/checkpoint.pth (the layout of the method's official code,
-which ``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json, log.jsonl and TensorBoard events (``tensorboard
---logdir OUT``), and batch.png, which shows what the model is asked.
+which ``evaluate.convert`` and ``run_all.py --ckpt`` take), config.json, log.jsonl, TensorBoard events (``tensorboard
+--logdir OUT``), and batch.png, which shows the inputs and targets of the first batch.
 
-Started again with the same arguments, it goes on from the newest whole checkpoint, to the same weights as without the
-break. On SIGTERM, SIGUSR2 and Ctrl-C it saves at the next step and exits with status 75 (Ctrl-C: 130; a second one
-stops at once). torchrun passes USR2 on with ``--signals-to-handle SIGTERM,SIGUSR2``, waits ``--shutdown-timeout``
-seconds (30) for the save, and exits with a status of its own.
+When started again with the same arguments, it resumes from the newest complete checkpoint and ends with the same
+weights as an uninterrupted run. On SIGTERM, SIGUSR2 and Ctrl-C it saves at the next step and exits with status 75
+(Ctrl-C: 130; a second Ctrl-C stops at once). torchrun passes SIGUSR2 on only with ``--signals-to-handle
+SIGTERM,SIGUSR2``. It waits ``--shutdown-timeout`` seconds (30) for the save, and exits with its own status.
 
-An image that cannot be read is named and replaced by another; a step whose loss or gradient is not finite in some
-process is skipped by all, and its images are named: OUT/faults.jsonl lists both. With more than 1 % of the images
-unreadable, or 10 such steps in a row, the run stops.
+An image that cannot be read is named and replaced by another. If the loss or gradient of a step is not finite in one
+process, all processes skip the step, and its images are named. OUT/faults.jsonl lists both. The run stops if more than
+1 % of the images cannot be read, or after 10 skipped steps in a row.
 """
 
 import argparse
@@ -306,17 +306,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         type=Path,
         required=True,
-        help="folder of images, one folder a class (the classes serve the online kNN alone)",
+        help="folder with one folder of images per class (only the online kNN uses the classes)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
-    parser.add_argument("--preset", choices=sorted(presets()), help="where the settings begin (default: paper)")
+    parser.add_argument("--preset", choices=sorted(presets()), help="settings to start from (default: paper)")
     parser.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
-        help="begin with the settings of another run: its config.json or a checkpoint",
+        help="start from the settings of another run: its config.json or a checkpoint",
     )
-    parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
+    parser.add_argument("--model", choices=list(MODELS), help="use this encoder instead of the preset's")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400"
     )
@@ -329,17 +329,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--micro-batch",
         type=at_least_one,
-        help="most images a process takes at once (default: its whole share); "
-        "BatchNorm and the loss see processes x micro-batch images",
+        help="largest number of images that a process takes at once (default: its whole share of the batch); "
+        "BatchNorm and the loss are computed over processes x micro-batch images",
     )
     parser.add_argument(
-        "--keep", type=at_least_one, default=checkpoint.KEEP, help="checkpoints that are kept (default: %(default)s)"
+        "--keep",
+        type=at_least_one,
+        default=checkpoint.KEEP,
+        help="how many checkpoints are kept (default: %(default)s)",
     )
     parser.add_argument(
         "--save-minutes",
         type=float,
         default=SAVE_MINUTES,
-        help="save so often, and each epoch; 0: each step (default: %(default)s)",
+        help="minutes between two saves, besides one after each epoch; 0: save each step (default: %(default)s)",
     )
     parser.add_argument(
         "--monitor-epochs",

@@ -17,7 +17,7 @@ COLUMNS = (  # heading, node, metric: the paper's order, then kNN
     ("IN-C", "robustness", "imagenet_c"),
     ("kNN", "knn", "top1"),
 )
-EXTRA_COLUMNS = (  # shown where there is a record; protocols of their own, so never in a column of the paper
+EXTRA_COLUMNS = (  # shown where there is a record; protocols of their own, or metrics that the paper lacks
     ("LIN fast", "linear_fast", "top1"),
     ("LIN sweep", "sweep", "top1"),
     ("VOC AP50", "detection_voc", "box_ap50"),

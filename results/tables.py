@@ -2,10 +2,10 @@
 
     python -m results.tables OUT [--rows NAME ...]
 
-Every number is computed from a record; the published rows come from published.csv. A row is of one encoder. A cell that
-is not the paper's protocol carries a mark, with a footnote made from its record. Records of toy data never share a
-table with published numbers, nor does a cell of another number of images or classes than published: the published
-numbers of its column are left out, and the published rows as a whole where that goes for every number measured.
+Every number is computed from a record; the published rows come from published.csv. Each row shows one encoder. A cell
+that was not measured by the paper's protocol carries a mark, with a footnote made from its record. Records of toy data
+never share a table with published numbers. If a cell's set has another number of images or classes than published, the
+published numbers of its column are left out. If this holds for every number measured, the published rows are left out.
 """
 
 import argparse

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from evaluate.checkpoints import formats
+from evaluate.harness.plan import NODES
+from pretrain import methods
+from results.columns import COLUMNS, EXTRA_COLUMNS
+
 ROOT = Path(__file__).parents[1]
 LEVELS = {  # the longest name that a module begins with counts; level 1 is the ground
     "results": 1,
@@ -27,7 +32,7 @@ LEVELS = {  # the longest name that a module begins with counts; level 1 is the 
     "run_all": 7,
 }
 OPEN_MMLAB = {"mmengine", "mmcv", "mmdet", "mmseg"}
-TASKS = ("finetune", "linear_probe", "sweep", "few_shot", "knn", "robustness", "detection", "segmentation")
+TASKS = tuple(dict.fromkeys(node.task for node in NODES))
 
 
 def modules() -> dict[str, Path]:
@@ -126,3 +131,18 @@ def test_help_and_plans_do_without_torch(command: str) -> None:
     code += "assert 'torch' not in sys.modules, 'torch was imported'"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "registered", "others"),
+    [
+        ("evaluate/checkpoints/formats", formats.MODULES, {"__init__", "table"}),
+        ("pretrain/methods", methods.METHODS, {"__init__"}),
+    ],
+)
+def test_every_file_is_registered(folder: str, registered: tuple[str, ...], others: set[str]) -> None:
+    assert {path.stem for path in (ROOT / folder).glob("*.py")} - others == set(registered)
+
+
+def test_columns_name_tasks_that_there_are() -> None:
+    assert {node for _, node, _ in (*COLUMNS, *EXTRA_COLUMNS)} <= {node.name for node in NODES}

@@ -216,4 +216,4 @@ def test_the_data_are_checked_before_anything_runs(world, tmp_path, capsys):
 
 def test_only_a_fine_tuned_checkpoint_calibrates(checkpoint, world, capsys):
     assert run_all.main(["--calibrate", str(checkpoint), "--data-root", str(world)]) == 2
-    assert "is not known from its name" in capsys.readouterr().err
+    assert "is not known, since its name holds none of" in capsys.readouterr().err

@@ -105,12 +105,12 @@ def check_values(state: dict[str, Tensor], what: str) -> None:
     for name, tensor in state.items():
         if name.endswith("num_batches_tracked"):
             if tensor.dtype not in (*FLOATS, *WHOLE) or not torch.isfinite(tensor).all():
-                raise UserError(f"{what}: {name} is no count of batches ({tensor.dtype}); the file is damaged")
+                raise UserError(f"{what}: {name} ({tensor.dtype}) must be a number of batches; the file is damaged")
             continue
         if tensor.dtype not in FLOATS:
             raise UserError(
-                f"{what}: {name} is of type {tensor.dtype}, weights are floating point; the file is damaged or of "
-                f"another format"
+                f"{what}: {name} is of type {tensor.dtype}, but weights must be floating point; the file is damaged "
+                f"or of another format"
             )
         if not torch.isfinite(tensor).all():
             raise UserError(
@@ -167,7 +167,7 @@ def vit(
             f"{what}: {spec.num_heads} heads do not divide the width {width}; correct the checkpoint's config"
         )
     if spec.final_norm and spec.fc_norm:
-        raise UserError(f"{what}: both norm and fc_norm are there; which one ends the encoder cannot be told")
+        raise UserError(f"{what}: both norm and fc_norm exist, and it is unclear which one is the encoder's last")
     return spec
 
 
@@ -274,8 +274,7 @@ def _heads(width: int, heads: Any, what: str) -> int:
     channels = HEAD_WIDTHS.get(width, 64)
     if width % channels:
         raise UserError(
-            f"{what}: a head count for width {width} cannot be read from the tensors; the checkpoint must say "
-            f"num_heads in its config"
+            f"{what}: the number of heads cannot be inferred from the width {width}; give it with --assume num_heads=N"
         )
     return width // channels
 
@@ -300,7 +299,7 @@ def _grid(
         if side > 0 and side * side == rows - leading:
             return side, with_prefix or prefix == 0
     if prefix == 0 and math.isqrt(max(0, rows - 1)) ** 2 == rows - 1 > 0:
-        raise UserError(f"{what}: cls_token is missing, pos_embed has a row for it; the file is incomplete")
+        raise UserError(f"{what}: cls_token is missing, but pos_embed has a row for it; the file is incomplete")
     raise UserError(
         f"{what}: pos_embed has shape {tuple(state['pos_embed'].shape)}, which is no square grid after {prefix} "
         f"leading rows"
@@ -403,7 +402,8 @@ def spec_of(
         fact = tensors.get(name)
         if said and fact is not None and not statements.same(said.value, fact) and name == "num_heads":
             raise UserError(
-                f"{what}: {said.place} says num_heads {said.value}, its tensors {fact}; the file is inconsistent"
+                f"{what}: {said.place} says num_heads {said.value}, but the tensors have {fact}; the file is "
+                f"inconsistent"
             )
         if said is not None:
             given[name] = said.value
@@ -464,8 +464,7 @@ def _default(name: str, known: Format, state: State, undecided: tuple[str, ...],
             return 1e-5, "a norm before the blocks is CLIP's, whose eps this is"
         if name == "activation":
             raise UserError(
-                f"{what}: a norm before the blocks is CLIP's, of which OpenAI's models have QuickGELU and "
-                f"open_clip's GELU; say which with "
-                f"--assume activation=quick_gelu or --assume activation=gelu"
+                f"{what}: a norm before the blocks shows that this is a CLIP model, but nothing says its activation; "
+                f"give --assume activation=quick_gelu for OpenAI's models, --assume activation=gelu for open_clip's"
             )
     return value, usual if name in undecided else ""

@@ -10,9 +10,9 @@ from typing import Any
 from evaluate.runtime.errors import UserError
 
 TEXTS = {
-    "branch": "which encoder of the file, for example target (default: the one that the method's own evaluation takes)",
-    "format": "of the file, a name that --inspect lists (default: recognized by its keys)",
-    "prefix": "of the encoder's keys, or the path of its state dict (default: found)",
+    "branch": "which encoder of the file, for example target (default: the one that the method's own evaluation uses)",
+    "format": "format of the file, a name from docs/conversion.md (default: recognized by its keys)",
+    "prefix": "prefix of the encoder's keys, or the path of its state dict (default: found automatically)",
     "normalize": "mean and std of the pixels: imagenet, half, clip or none (default: what the file says)",
 }
 
@@ -26,8 +26,8 @@ def add_options(parser: argparse.ArgumentParser, of_rows: bool = False) -> None:
         action="append",
         default=[],
         metavar="[ROW:]NAME=VALUE" if of_rows else "NAME=VALUE",
-        help="what wins over all that is said or assumed, as num_heads=12 or activation=quick_gelu; repeatable"
-        + (", and for one row as ROW:num_heads=12" if of_rows else ""),
+        help="a fact about the encoder that overrides what the file says, for example num_heads=12 or "
+        "activation=quick_gelu; repeatable" + ("; for one row only: ROW:num_heads=12" if of_rows else ""),
     )
 
 
@@ -57,7 +57,7 @@ def options(arguments: argparse.Namespace, row: str = "", rows: Sequence[str] = 
             continue
         wanted = own if colon else general
         if name in wanted:
-            raise UserError(f"--assume says {name} twice; give it once")
+            raise UserError(f"--assume {name} is given twice; give it once")
         wanted[name] = value
     return {**said, **({"assume": {**general, **own}} if general or own else {})}
 

@@ -82,9 +82,8 @@ def convert(
         tokens = (spec.img_size // spec.patch_size) ** 2
         if 4 * tokens**2 * spec.num_heads > MAX_ATTENTION:
             raise UserError(
-                f"{what}: a forward pass at its own size of {spec.img_size} px takes "
-                f"{4 * tokens**2 * spec.num_heads / 2**30:.0f} "
-                f"GiB a block; at most 4 are supported"
+                f"{what}: attention at the encoder's image size of {spec.img_size} px takes "
+                f"{4 * tokens**2 * spec.num_heads / 2**30:.0f} GiB in each block; at most 4 GiB are supported"
             )
     notes = [*known.notes, *ready.described.notes]
     average = [name for name in ready.branches if name == "ema" and spec.branch != "ema"]
@@ -125,9 +124,8 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
     stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in state.values()}
     if declared > 16 * sum(stored.values()) + 2**26:  # a few tensors may share their values, hundreds may not
         raise UserError(
-            f"{what}: its tensors hold {declared / 2**30:.1f} GiB of values made of "
-            f"{sum(stored.values()) / 2**20:.1f} MiB; "
-            f"save it dense"
+            f"{what}: its tensors declare {declared / 2**30:.1f} GiB of values but store only "
+            f"{sum(stored.values()) / 2**20:.1f} MiB; save each tensor with a storage of its own"
         )
     architecture.check_values(state, what)
     state = known.transform(state) if known.transform else state
@@ -200,7 +198,10 @@ def ensure(
     source = weights_file(path)
     if encoder.read_spec(source) is not None:
         if set(options.to_dict()) - {"branch"}:
-            raise UserError(f"{source} is an encoder file already; convert its source again with --assume and the like")
+            raise UserError(
+                f"{source} is already an encoder file, which --assume and the like cannot change; convert its source "
+                f"again with these options"
+            )
         encoder.load(source)
         return source
     if is_current(source, out, options):

@@ -87,7 +87,7 @@ def _json_beside(path: Path, name: str) -> dict[str, Any]:
         content = json.loads(file.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{file}, which describes {path.name}, is not readable JSON ({error}); repair it or move the checkpoint "
-            f"away"
+            f"{file}, which describes {path.name}, is not readable JSON ({error}); repair it, or move the checkpoint "
+            f"to another folder"
         ) from error
     return content if isinstance(content, dict) else {}

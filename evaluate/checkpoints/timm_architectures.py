@@ -122,8 +122,8 @@ def read_out(name: str, arguments: Mapping[str, Any], place: str, family: str, w
     name, _, tag = name.partition(".")
     if not timm.is_model(name):
         raise UserError(
-            f"{what}: {place} says {name!r}, which timm {timm.__version__} does not know; say --assume for what it "
-            f"decides and move config.json away"
+            f"{what}: {place} says {name!r}, which timm {timm.__version__} does not know; move config.json away and "
+            f"give what it says with --assume"
         )
     try:
         with torch.device("meta"):

@@ -1,0 +1,1 @@
+"""What the ImageNet tasks share: set-up, training loops, frozen features, heads."""

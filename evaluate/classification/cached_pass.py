@@ -261,7 +261,7 @@ def _too_many(images: ImageSet, unreadable: np.ndarray, allowed: int) -> UserErr
     except UserError as error:
         more = f" ({len(unreadable)} unreadable images of {images.name}, {allowed} allowed)" if allowed else ""
         return UserError(f"{error}{more}")
-    return UserError(f"{images.files[unreadable[0]]} could not be read and now can; run the task again")
+    return UserError(f"{images.files[unreadable[0]]} could not be read before but can be read now; run the task again")
 
 
 def _is_there(folder: Path, shard: int) -> bool:

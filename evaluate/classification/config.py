@@ -18,14 +18,14 @@ class ImageConfig(Settings):
     """How an image becomes what the encoder sees when it is tested."""
 
     img_size: PositiveInt = 224
-    """Pixels, side of the crop."""
+    """Side of the crop, in pixels."""
     resize: PositiveInt = 256
-    """Pixels, short side before the test crop."""
+    """Short side of the image before the test crop, in pixels."""
     interpolation: Interpolation = "bicubic"
     precision: Precision = "fp32"
-    """Of the encoder's forward passes; auto is fp16 on CUDA and fp32 on a CPU."""
+    """Precision of the encoder's forward passes; auto is fp16 on CUDA and fp32 on a CPU."""
     max_unreadable_images: NonNegativeInt = 0
-    """So many images of a set may be unreadable and are left out; the record names them."""
+    """How many unreadable images of each set may be left out; the record names them."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class TrainingConfig(ImageConfig):
 
     epochs: PositiveInt = 100
     batch_size: PositiveInt = 1024
-    """Images an optimizer step, over all processes and micro-batches."""
+    """Images in an optimizer step, over all processes and micro-batches."""
     micro_batch: Annotated[int, Ge(2)] = 128
-    """Images a process in one forward pass."""
+    """Images that a process takes in one forward pass."""
     precision: Precision = "auto"
-    """Of the forward passes; auto is fp16 on CUDA and fp32 on a CPU."""
+    """Precision of the forward passes; auto is fp16 on CUDA and fp32 on a CPU."""

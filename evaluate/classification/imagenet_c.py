@@ -95,9 +95,8 @@ def published(env: Env, crop: CenterCrop, per_cell: int | None) -> Iterator[Cell
         size = read_image(images.files[0]).size
         if crop.resize is None and size != (crop.crop, crop.crop):
             raise UserError(
-                f"{images.files[0]} is {size[0]} x {size[1]} px, the classifier takes {crop.crop}: ImageNet-C as "
-                f"published is 224 px and only "
-                "cropped; for a set made at full size give --set corrupted_resize=256"
+                f"{images.files[0]} is {size[0]} x {size[1]} px, but the classifier takes {crop.crop}: the published "
+                f"ImageNet-C (224 px) is not resized; for a set made at full size give --set corrupted_resize=256"
             )
         yield corruption, severity, images, crop
 

@@ -48,7 +48,7 @@ def fit(rows: np.ndarray, labels: np.ndarray, l2: float, max_iterations: int = 1
     gap = float(gradient.square().sum()) / (2 * l2 / len(rows))
     if gap > GAP:
         raise UserError(
-            f"after {max_iterations} iterations the regression may lie {gap:.1e} above its optimum; raise --set "
-            f"max_iterations={max_iterations}"
+            f"after {max_iterations} iterations the objective may be {gap:.1e} above its optimum; choose --set "
+            f"max_iterations=N above {max_iterations}"
         )
     return solver.coef_, objective.item()

@@ -19,7 +19,7 @@ def class_names(root: Path) -> tuple[str, ...]:
         return tuple(str(number) for number in range(1, CLASSES + 1))
     rows = [line.split("\t") for line in path.read_text().splitlines()[1:] if line.strip()]
     if not rows or [row[0].strip() for row in rows] != [str(number) for number in range(1, len(rows) + 1)]:
-        raise UserError(f"{path} should be a heading and then one line a class, numbered from 1; fetch it again")
+        raise UserError(f"{path} should have a heading and then a numbered line for each class; download it again")
     return tuple(row[-1].strip() for row in rows)
 
 

@@ -57,8 +57,8 @@ class Counts:
             return
         if not self.subset:
             raise UserError(
-                f"{name} has {count} images, as published {published}; unpack it in full, or say --subset if a part "
-                f"of it is meant"
+                f"{name} has {count} images instead of the published {published}; unpack it in full, or say --subset if "
+                f"a part of it is meant"
             )
         self.parts.append(f"{name} has {count} of {published} images")
 
@@ -105,7 +105,7 @@ def _imagenet(data_root: Path, samples: int, counts: Counts) -> str:
         official = tuple(json.loads(imagenet.OFFICIAL_CLASSES.read_text())["imagenet"])
         if train.classes != official:
             strange = sorted(set(train.classes) - set(official))
-            raise UserError(f"imagenet/train has 1000 classes and not ImageNet-1k's, for example {strange[0]}")
+            raise UserError(f"imagenet/train has 1000 classes, but not ImageNet-1k's, for example {strange[0]}")
         counts.expect("imagenet/train", len(train), TRAIN)
         counts.expect("imagenet/val", len(val), VAL)
         of_class = np.bincount(val.labels, minlength=len(val.classes))
@@ -147,8 +147,8 @@ def _corrupted(data_root: Path, samples: int, counts: Counts) -> str:
             expected = expected or found
             if found != expected:
                 raise UserError(
-                    f"{part} holds other images than {CORRUPTIONS[0]}/1: {len(found)}, {len(found & expected)} of "
-                    f"them the same"
+                    f"{part} should hold the same {len(expected)} images as {CORRUPTIONS[0]}/1, but it lacks "
+                    f"{len(expected - found)} of them and has {len(found - expected)} in addition; unpack both again"
                 )
             full = len(images.classes) == imagenet.FULL_CLASSES
             if full:
@@ -192,7 +192,7 @@ def _ade20k(data_root: Path, samples: int, counts: Counts) -> str:
         if images.keys() != labels.keys():
             odd = min(images.keys() ^ labels.keys())
             raise UserError(
-                f"of {odd} in ade20k/{split} there is only the image or only the annotation; unpack the set again"
+                f"ade20k/{split} holds only the image or only the annotation of {odd}; unpack the set again"
             )
         if not (data_root / "world.json").is_file():
             counts.expect(f"ade20k/images/{split}", len(images), count)
@@ -237,7 +237,7 @@ def _read_some(files: list[File] | list[Path] | tuple[File, ...], samples: int, 
         size = read_image(file).size
         if side is not None and size != (side, side):
             raise UserError(
-                f"{file} is {size[0]} x {size[1]} px; ImageNet-C as published is {side} px (a set made at full size "
-                f"is another set)"
+                f"{file} is {size[0]} x {size[1]} px, but ImageNet-C's published images are {side} px; download the "
+                f"published set (one made at full size is another set)"
             )
     return f"{len(files)} images ({len(chosen)} read)"

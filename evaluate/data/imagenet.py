@@ -137,11 +137,14 @@ def _flat(folder: Path, wnid_of: dict[str, str]) -> dict[str, list[File]]:
         wnid = wnid_of.get(Path(name).stem)
         if wnid is None:
             raise UserError(
-                f"{folder / name} is of no known class; {val_labels.source(folder.parent)} does not list it"
+                f"the class of {folder / name} is not known: {val_labels.source(folder.parent)} does not list it; "
+                f"remove the image"
             )
         images.setdefault(wnid, []).append(folder / name)
     if not images:
-        raise UserError(f"{folder} is empty; it should hold one folder a class, named by its wnid, or all images")
+        raise UserError(
+            f"{folder} is empty; it should hold one folder for each class, named by its wnid, or all images"
+        )
     return dict(sorted(images.items()))
 
 
@@ -175,7 +178,7 @@ def _image_set(
     entries = [(wnid, file) for wnid, files in images.items() for file in files]
     strange = next((file for _, file in entries if not file.name.lower().endswith(SUFFIXES)), None)
     if strange:
-        raise UserError(f"{strange} is not an image by its name ({', '.join(SUFFIXES)}); move it away")
+        raise UserError(f"{strange} is no image by its name, which ends in none of {', '.join(SUFFIXES)}; move it away")
     asked = len(entries)
     if limit is not None and limit < asked:  # evenly spaced, so that every class keeps its share
         entries = [entries[position * asked // limit] for position in range(limit)]

@@ -29,7 +29,8 @@ def read_image(file: File) -> Image.Image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(
-            f"the image {file} cannot be read ({error}); fetch it again: no image is left out unless allowed"
+            f"the image {file} cannot be read ({error}); download it again (a task leaves images out only with its "
+            f"setting max_unreadable_images)"
         ) from error
 
 
@@ -97,8 +98,8 @@ def batches(
                 raise
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"a data loading process is stuck or was ended ({reason}); see to memory and /dev/shm, or take fewer "
-                f"--workers"
+                f"a data loading process hangs or was killed ({reason}); provide more memory or /dev/shm, or choose "
+                f"fewer --workers"
             ) from error
         if batch is None:
             return

@@ -45,7 +45,8 @@ def check_published(name: str, names: list[str], listing: Path) -> None:
     """Raises UserError unless the sorted names are those of the published list."""
     if len(names) != LISTS[name]:
         raise UserError(
-            f"{listing} has {len(names)} names, the published list of ImageNet-1k {LISTS[name]}; fetch it again"
+            f"{listing} has {len(names)} names, but the published list of ImageNet-1k has {LISTS[name]}; download it "
+            f"again"
         )
     if name != "1percent":
         return
@@ -56,8 +57,8 @@ def check_published(name: str, names: list[str], listing: Path) -> None:
         or ONE_PERCENT_MD5 not in digests
     ):
         raise UserError(
-            f"{listing} has as many names as the published list and not the same ones (md5 of the sorted names); "
-            f"fetch it again"
+            f"{listing} has as many names as the published list, but other names (by the md5 of the sorted names); "
+            f"download it again"
         )
 
 

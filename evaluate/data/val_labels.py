@@ -35,7 +35,7 @@ def read(imagenet: Path, classes: tuple[str, ...]) -> dict[str, str]:
     path = source(imagenet)
     if path is None:
         raise UserError(
-            f"{imagenet / 'val'} has no class folders and nothing says which image is of which class; put one of "
+            f"{imagenet / 'val'} has no class folders, and no file gives the classes of its images; put one of "
             f"{', '.join(SOURCES)} into {imagenet}"
         )
     try:

@@ -106,7 +106,7 @@ def configure(
     for task in overrides:
         if task not in tasks:
             given = f"{task}." if task else "a setting without its task"
-            raise UserError(f"--set {given}: write TASK.NAME=VALUE with one of {', '.join(sorted(tasks))}")
+            raise UserError(f"--set {given}: write TASK.NAME=VALUE, where TASK is one of {', '.join(sorted(tasks))}")
     configs = {}
     for node in nodes:
         values = {**node.overrides, **overrides.get(node.task, {}), **overrides.get(node.name, {})}

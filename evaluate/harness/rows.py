@@ -24,8 +24,8 @@ def check_name(name: str) -> str:
     """The name of a row. Raises UserError for one that is no single part of a path, or that OUT uses otherwise."""
     if name in TAKEN:
         raise UserError(
-            f"a row cannot be called {name!r}, which is a folder of OUT; give the checkpoint another name: --ckpt "
-            f"NAME=FILE"
+            f"a row cannot be called {name!r}, because OUT/{name} is used for something else; give the checkpoint "
+            f"another name: --ckpt NAME=FILE"
         )
     if (
         not name
@@ -35,9 +35,8 @@ def check_name(name: str) -> str:
         or re.search(r"[/\\]", name)
     ):
         raise UserError(
-            f"{name!r} cannot name a row: a name is printable, has no slash, begins with neither . nor - and has at "
-            f"most {MAX_NAME} bytes; "
-            "give another: --ckpt NAME=FILE"
+            f"{name!r} cannot be the name of a row: a name must be printable, must have no slash, must not begin with "
+            f". or - and must have at most {MAX_NAME} bytes; give another: --ckpt NAME=FILE"
         )
     return name
 

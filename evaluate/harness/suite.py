@@ -97,7 +97,7 @@ class Suite:
         """Writes what a node runs with into its folder, as ``--config`` reads it; returns the file."""
         identity = self.identity(row, node)
         if identity is None:
-            raise UserError(f"{self.encoder(row)} is not there any more, or damaged; run the same command again")
+            raise UserError(f"{self.encoder(row)} is missing or damaged; run the same command again")
         folder = work_folder(self.folders[row], identity)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "config.json"

@@ -269,11 +269,14 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         "--data-root", type=Path, required=True, help="folder that holds imagenet/, coco/, … (README, data layout)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("out"), help="records go to OUT/records, work files to OUT/NAME (default: out)"
+        "--out",
+        type=Path,
+        default=Path("out"),
+        help="records go to OUT/records, other files to OUT/NAME (default: out)",
     )
     command_line.add_options(parser)
     parser.add_argument("--name", help="name of the row (default: the checkpoint's file name)")
-    parser.add_argument("--preset", choices=sorted(module.PRESETS), help="where the settings begin (default: paper)")
+    parser.add_argument("--preset", choices=sorted(module.PRESETS), help="settings to start from (default: paper)")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="take the settings of a record, or of a file that run_all.py wrote"
     )
@@ -282,11 +285,11 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--workers",
         type=at_least_zero,
-        help="data loading processes (default: the cores' share of a GPU, none on a CPU)",
+        help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the task (default: 0)")
     parser.add_argument(
-        "--limit", type=at_least_one, help="read at most so many images of each set; marked in the record"
+        "--limit", type=at_least_one, help="read at most so many images of each set; the record says so"
     )
     named = sorted({name for node in NODES if node.task == task for name in node.inputs})
     if named:

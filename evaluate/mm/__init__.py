@@ -1,0 +1,1 @@
+"""What OpenMMLab's MMDetection and MMSegmentation lack for these protocols."""

@@ -4,11 +4,11 @@
     python -m evaluate.mm.benchmark --size vit_large --recipe cascade_mask_rcnn_vitdet_100ep_coco
     python -m evaluate.mm.benchmark --size tiny --recipe mask_rcnn_vitdet_demo_coco --device cpu
 
-Weights and pictures are noise, with as many objects as COCO's: time does not depend on what they show. detectron2's
-seconds were recorded on an A100; they are multiplied by its peak rate (312 TFLOP/s in half precision) over the rate of
-a matrix product measured here in the same run. An A100 itself reaches about three quarters of its peak, so on another
-card the scaled time is a goal that is a little too hard. Reading and jittering pictures is left to loading processes
-and not in these times.
+Weights and images are noise, with as many objects as COCO's images have: the time does not depend on the contents.
+detectron2's seconds were recorded on an A100. They are scaled to this machine: multiplied by the A100's peak rate (312
+TFLOP/s in half precision) and divided by the rate of a matrix product measured here in the same run. An A100 itself
+reaches about three quarters of its peak, so the scaled time is a slightly too strict goal for another GPU. The times do
+not include reading and augmenting images, which the loading processes do.
 """
 
 import argparse
@@ -193,7 +193,11 @@ def main(argv: list[str] | None = None) -> int:
         "--batch", type=int, default=1, help="images a step (default: 1, as detectron2 on each of its GPUs)"
     )
     parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the median is taken (default: 5)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:N (default: a GPU if there is one)",
+    )
     arguments = parser.parse_args(argv)
     try:
         report(arguments.recipe, arguments.size, arguments.batch, arguments.steps, arguments.device)

@@ -107,7 +107,9 @@ class InstanceSet(SampleSet):
                     continue
             samples.append(sample)
         if not samples:
-            raise UserError(f"{annotations} has no image with an object that can be learnt; fetch it again")
+            raise UserError(
+                f"{annotations} has no image with an object that can be used for training; download it again"
+            )
         super().__init__(samples, pipeline, seed)
 
     def read(self, annotations: str, folder: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def recipe_of(recipe: str, dataset: str, family: str) -> str:
     name = RECIPES.get((family, recipe, dataset), recipe)
     if name in {setting for _, setting, _ in RECIPES}:
         known = ", ".join(sorted({f"{setting} of {data}" for kind, setting, data in RECIPES if kind == family}))
-        raise UserError(f"there is no {recipe} recipe of {dataset} for a {family} encoder; there is {known}")
+        raise UserError(f"there is no {recipe} recipe of {dataset} for a {family} encoder; choose {known}")
     if other in name or own not in name:
         remedy = f"choose one with {own.strip('_')} in its name from mm_configs/"
         raise UserError(f"recipe {name} is not for a {family} encoder; {remedy}")

@@ -139,7 +139,7 @@ class InstanceAP(BaseMetric):
         metrics = average_precision(self.ground_truth, detections, self.image_ids, self.lvis, self.max_detections)
         if len({"box_ap", "mask_ap"} & set(metrics)) < 2:
             tested = f"{len(results)} images of {self.annotations} that were tested"
-            raise UserError(f"none of the {tested} has an object; test more of them")
+            raise UserError(f"none of the {tested} has an annotated object; raise --limit")
         return {**metrics, "images": len(results)}
 
 
@@ -244,7 +244,7 @@ class VOCAP(BaseMetric):
             ]
             precisions.append(class_precision(truth, difficult, detections))
         if not precisions:
-            raise UserError("none of the images asked for has an object to find; raise --limit or unpack VOC again")
+            raise UserError("none of the tested images has an annotated object; raise --limit or unpack VOC again")
         table = 100 * np.array(precisions).mean(0)
         return {
             "box_ap": float(table.mean()),
@@ -300,5 +300,5 @@ class MeanIoU(BaseMetric):
         counts = torch.stack(results).sum(0)
         if not counts[2].any():
             folder = self.dataset_meta["folder"]
-            raise UserError(f"the {len(results)} label maps read from {folder} have no labelled pixel; restore them")
+            raise UserError(f"the {len(results)} label maps read from {folder} have no labeled pixel; restore them")
         return {**scores(counts), "images": len(results)}

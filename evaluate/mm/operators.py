@@ -30,7 +30,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) ->
     """
     if offset != 0:
         raise UserError(
-            f"nms is torchvision's, which has no offset of {offset}, only 0; set offset=0 in the recipe's nms"
+            f"the recipe asks for nms with offset {offset}, but torchvision's nms supports only offset 0; set offset=0 "
+            f"in the recipe's nms"
         )
     return torchvision.ops.nms(boxes, scores, iou_threshold)
 
@@ -86,7 +87,7 @@ def roi_align_backward(
 def _require_average(pool_mode: int) -> None:
     if pool_mode != 1:
         raise UserError(
-            "RoIAlign is torchvision's, which takes the average only; set pool_mode='avg' in the recipe's RoIAlign"
+            "torchvision's RoIAlign supports only average pooling; set pool_mode='avg' in the recipe's RoIAlign"
         )
 
 
@@ -116,8 +117,8 @@ class Operators(ModuleType):
 
         def refuse(*_arguments: Any, **_named: Any) -> None:
             raise UserError(
-                f"mmcv's operator {name} is not there, since nothing is compiled and only two, nms and roi_align, come "
-                "from torchvision (evaluate/mm/operators.py); take a recipe that needs no other"
+                f"mmcv's operator {name} is not available: only nms and roi_align are, from torchvision "
+                "(evaluate/mm/operators.py), and nothing is compiled; choose a recipe that needs no other operator"
             )
 
         return refuse

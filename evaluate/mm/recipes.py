@@ -92,7 +92,8 @@ def share_out(cfg: "Config", env: Env) -> None:
     size = distributed.world_size()
     if cfg.batch_size % size:
         raise UserError(
-            f"a batch of {cfg.batch_size} images cannot be shared by {size} processes; set batch_size to a multiple"
+            f"a batch of {cfg.batch_size} images cannot be divided evenly among {size} processes; set batch_size to a "
+            f"multiple of {size}"
         )
     cfg.train_dataloader.batch_size = cfg.batch_size // size
     if size == 1:
@@ -119,7 +120,10 @@ def accumulate(cfg: "Config", micro_batch: int | None) -> None:
     if micro_batch is None or micro_batch >= share:
         return
     if share % micro_batch:
-        raise UserError(f"{share} images a process cannot be taken {micro_batch} at once; set micro_batch to a divisor")
+        raise UserError(
+            f"each process takes {share} images of a batch, which is not a multiple of micro_batch {micro_batch}; set "
+            f"micro_batch to a divisor of {share}"
+        )
     parts = share // micro_batch
     cfg.train_dataloader.batch_size = micro_batch
     cfg.optim_wrapper.accumulative_counts = parts

@@ -87,7 +87,8 @@ class Resume(Hook):
         iterations = all_gather_object(state["iteration"] if state else 0)
         if len(set(iterations)) > 1:
             raise UserError(
-                f"the processes would go on from the iterations {iterations}; give all of them the same output folder"
+                f"the processes found saved states of different iterations {iterations}; give all of them the same "
+                f"output folder"
             )
         if state is None:
             return

@@ -194,7 +194,7 @@ class LoadLabels:
             raise UserError(f"the label map {path} cannot be read as one channel of labels; restore it")
         if labels.shape != tuple(sample["ori_shape"]):
             size, expected = labels.shape[::-1], tuple(sample["ori_shape"])[::-1]
-            raise UserError(f"the label map {path} is {size} pixels, its picture {expected}; restore it")
+            raise UserError(f"the label map {path} is {size} pixels, but its image is {expected}; restore it")
         if labels.max() > sample["classes"]:
             problem = f"holds label {labels.max()}, but there are {sample['classes']} classes"
             raise UserError(f"the label map {path} {problem}; restore it")

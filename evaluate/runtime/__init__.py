@@ -1,0 +1,1 @@
+"""Shared basics of tasks and pretraining: errors, settings, devices, locks, processes, progress, LARS."""

@@ -1,16 +1,16 @@
-"""Times one optimizer step of SiameseIM by part, beside a plain baseline and the machine's ceiling.
+"""Times one optimizer step of SiameseIM by part, beside a plain baseline and the rate of a plain matrix product.
 
     python -m pretrain.benchmark --set batch_size=64                  the paper's model in fp32, and the plain baseline
     python -m pretrain.benchmark --set batch_size=512 --precision bf16 --compile                     on a GPU
     python -m pretrain.benchmark --views --workers 16      the data path alone: images/s a core, and of the loader
 
-The plain baseline is our own code that does the same arithmetic without care for speed; nothing of the released code is
-in it. Every variant of a step runs in a process of its own, one after the other, so that its peak memory is its own;
-the ceiling is a plain matrix product of the same precision. All figures of a table come from one run on one machine:
-read the ratios. On a CPU the plain baseline runs in fp32 always, as the released code does there; on a GPU it runs in
-the precision asked for, with TF32 switched off. The images are noise of a photograph's statistics, 500 x 375 pixels,
-about 50 kB a JPEG; those of the timed step are read and cropped beforehand, since in a run the data loading processes
-do that at the same time.
+The plain baseline is our own code that does the same arithmetic without optimization for speed; it contains no released
+code. Each variant of a step runs in its own process, one after the other, so that its peak memory is measured alone.
+The ceiling is the rate of a plain matrix product of the same precision. All figures of a table come from one run on one
+machine: rely on the ratios. On a CPU the plain baseline always runs in fp32, as the released code does there; on a GPU
+it runs in the precision asked for, with TF32 switched off. The images are noise with a photograph's statistics, 500 x
+375 pixels, about 50 kB a JPEG. Those of the timed step are read and cropped beforehand, since in a training run the
+data loading processes do that at the same time.
 """
 
 import argparse
@@ -132,9 +132,9 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--preset", choices=sorted(siameseim.PRESETS), default="paper", help="where the settings begin (default: paper)"
+        "--preset", choices=sorted(siameseim.PRESETS), default="paper", help="settings to start from (default: paper)"
     )
-    parser.add_argument("--model", choices=list(MODELS), help="another encoder than the preset's")
+    parser.add_argument("--model", choices=list(MODELS), help="use this encoder instead of the preset's")
     parser.add_argument(
         "--set",
         action="append",
@@ -149,9 +149,9 @@ def main(argv: list[str] | None = None) -> int:
         "--steps", type=at_least_one, default=3, help="timed steps, after one to warm up (default: %(default)s)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    parser.add_argument("--compile", action="store_true", help="compile ours with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="run our step through torch.compile")
     parser.add_argument(
-        "--grad-checkpointing", action="store_true", help="ours computes the blocks again in the backward pass"
+        "--grad-checkpointing", action="store_true", help="our step computes the blocks again in the backward pass"
     )
     parser.add_argument(
         "--baseline", action=argparse.BooleanOptionalAction, default=True, help="time the plain baseline too"
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         default=0,
         help="with --views: time the loader with so many processes too (default: %(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--images", type=Path, help="folder of images to use (default: made for the run)")
     parser.add_argument("--child", choices=("ours", "baseline"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         assert isinstance(config, siameseim.Config)  # --preset takes no other
         if options.workers and not options.views:
-            raise UserError("--workers goes with --views")
+            raise UserError("--workers has an effect only with --views; add --views or remove --workers")
         if "fp16" in precisions and options.device == "cpu":
             raise UserError("precision fp16 needs a GPU; on a CPU take bf16 or fp32")
         if options.child:

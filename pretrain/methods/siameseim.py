@@ -52,7 +52,7 @@ class Config(PretrainConfig):
     neg_weight: NonNegativeFloat = 0.02
     """Weight of the term that spreads the features (lambda of the UniGrad loss)."""
     momentum: Probability = 0.995
-    """Of the target's moving average at the start; it rises to 1 on a half cosine."""
+    """Momentum of the target's moving average at the start; it rises to 1 on a half cosine."""
     num_masked: PositiveInt = 118
     """Patches of the online view that are masked, exactly (60.2 % of 196; script)."""
     min_block: PositiveInt = 16

@@ -95,4 +95,4 @@ def test_an_encoder_file_takes_none(material: Path, tmp_path: Path, capsys: pyte
     capsys.readouterr()
     own = str(tmp_path / "one" / "encoder.safetensors")
     assert task.main("knn", ["--ckpt", own, *command, "--normalize", "half"]) == 2
-    assert "is an encoder file already" in capsys.readouterr().err
+    assert "is already an encoder file" in capsys.readouterr().err

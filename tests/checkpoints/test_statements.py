@@ -152,7 +152,7 @@ def test_a_norm_before_the_blocks_needs_the_activation_said(tmp_path) -> None:
     save_file(
         {**state, "norm_pre.weight": torch.ones(WIDTH), "norm_pre.bias": torch.zeros(WIDTH)}, tmp_path / "a.safetensors"
     )
-    with pytest.raises(UserError, match="activation=quick_gelu or --assume activation=gelu"):
+    with pytest.raises(UserError, match="activation=quick_gelu for OpenAI's models, --assume activation=gelu"):
         conversion.convert(tmp_path / "a.safetensors", tmp_path / "encoder.safetensors")
     spec, _ = spec_of(tmp_path / "a.safetensors", tmp_path, assume={"activation": "quick_gelu"})
     assert (spec.activation, spec.layer_norm_eps) == ("quick_gelu", 1e-5)
@@ -217,7 +217,7 @@ def test_an_option_wins_and_is_part_of_the_encoders_identity(name, tmp_path, cap
     stamp = out.stat().st_mtime_ns
     conversion.ensure(file, out, **options)
     assert out.stat().st_mtime_ns == stamp
-    with pytest.raises(UserError, match="encoder file already"):
+    with pytest.raises(UserError, match="already an encoder file"):
         conversion.ensure(out, tmp_path / "other.safetensors", **options)
 
 
@@ -231,7 +231,7 @@ def test_an_option_wins_and_is_part_of_the_encoders_identity(name, tmp_path, cap
         (["--assume", "mean=0.5"], "three numbers"),
         (["--normalize", "cifar"], "imagenet, half, clip, none"),
         (["--normalize", "half", "--assume", "std=1,1,1"], "twice"),
-        (["--prefix", "left."], "no key behind"),
+        (["--prefix", "left."], "no key that begins with"),
         (["--assume", "batch_norm_eps=1e-3"], "fields are num_heads"),
     ],
 )

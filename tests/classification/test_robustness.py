@@ -159,7 +159,7 @@ def test_corrupted_here(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_images_of_another_size_are_not_cropped_silently(env: Env) -> None:
     path = sorted((env.data_root / "imagenet-c/fog/2").glob("*/*"))[0]
     Image.open(path).resize((40, 48)).save(path)
-    with pytest.raises(UserError, match="40 x 48 px, the classifier takes 32.*corrupted_resize"):
+    with pytest.raises(UserError, match="40 x 48 px, but the classifier takes 32.*corrupted_resize"):
         robustness.run(class_token_vit(), DEMO, env)
     assert "imagenet_c" in robustness.run(class_token_vit(), replace(DEMO, corrupted_resize=32), env)
 

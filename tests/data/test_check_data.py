@@ -49,9 +49,9 @@ def test_a_whole_world_passes(world: Path, capsys: pytest.CaptureFixture[str]) -
         (
             "imagenet_c",
             f"imagenet-c/snow/4/{WNIDS[1]}/{WNIDS[1]}_0.png",
-            "snow/4 holds other images than gaussian_noise/1: 4, 3 of them the same",
+            "snow/4 should hold the same 4 images as gaussian_noise/1, but it lacks 1 of them and has 1 in addition",
         ),
-        ("imagenet_c", f"imagenet-c/snow/4/{WNIDS[1]}", "holds other images"),
+        ("imagenet_c", f"imagenet-c/snow/4/{WNIDS[1]}", "should hold the"),
     ],
 )
 def test_a_fault_is_named(data: Path, name: str, damage: str, says: str) -> None:
@@ -103,13 +103,13 @@ def test_published_counts_and_classes(tmp_path: Path, monkeypatch: pytest.Monkey
         return f"{finding.status}: {finding.detail}"
 
     assert detail("imagenet").startswith(
-        "wrong: imagenet/train has 1000 images, as published 1281167; unpack it in full"
+        "wrong: imagenet/train has 1000 images instead of the published 1281167; unpack it in full"
     )
     assert check.check(tmp_path, ["imagenet"], 2, subset=True)[0].detail.startswith(
         "imagenet/train has 1000 of 1281167 images, imagenet/val has 1000 of 50000 images; its cells are marked"
     )
     monkeypatch.setattr(check, "TRAIN", 1000)
-    assert "imagenet/val has 1000 images, as published 50000" in detail("imagenet")
+    assert "imagenet/val has 1000 images instead of the published 50000" in detail("imagenet")
     monkeypatch.setattr(check, "VAL", 1000)
     assert f"imagenet/val should have 50 images a class; {official[0]} has 1" in detail("imagenet")
     monkeypatch.setattr(check, "VAL_PER_CLASS", 1)
@@ -119,12 +119,12 @@ def test_published_counts_and_classes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "not ImageNet-1k's, for example n00000005" in detail("imagenet")
     monkeypatch.setattr(subsets, "LISTS", {"1percent": 1})
     (tmp_path / "imagenet/1percent.txt").write_text(f"{official[0]}_0.png")
-    assert "not the same ones" in detail("imagenet_1percent")
+    assert "but other names" in detail("imagenet_1percent")
 
 
 def test_published_imagenet_c_is_224_px(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = imagenet.robustness_set("imagenet_c", data, "imagenet-c/fog/1")
-    with pytest.raises(UserError, match="is 32 x 32 px; ImageNet-C as published is 224 px"):
+    with pytest.raises(UserError, match="is 32 x 32 px, but ImageNet-C's published images are 224 px"):
         check._read_some(images.files, 1, check.PUBLISHED_SIDE)
 
 

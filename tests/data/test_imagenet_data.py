@@ -176,7 +176,7 @@ def test_val_without_class_folders(root: Path, source: str) -> None:
         for file, label in zip(imagenet.val_set(root).files, imagenet.val_set(root).labels, strict=True)
     }
     wnid_of, folder = flatten_val(root), root / "imagenet"
-    with pytest.raises(UserError, match="nothing says which image is of which class; put one of LOC_val_solution.csv"):
+    with pytest.raises(UserError, match="no file gives the classes of its images; put one of LOC_val_solution.csv"):
         imagenet.val_set(root)
     match source:
         case "LOC_val_solution.csv":
@@ -206,7 +206,7 @@ def test_a_map_that_does_not_fit_val_is_refused(root: Path) -> None:
     path = root / "imagenet/val_map.txt"
     path.write_text("".join(f"{name}.JPEG {wnid}\n" for name, wnid in list(wnid_of.items())[:-1]))
     with pytest.raises(
-        UserError, match="ILSVRC2012_val_00000008.JPEG is of no known class; .*val_map.txt does not list it"
+        UserError, match="class of .*ILSVRC2012_val_00000008.JPEG is not known: .*val_map.txt does not list it"
     ):
         imagenet.val_set(root)
     before = DataIdentities(root, root / "manifests").of_sets(("imagenet",))

@@ -220,9 +220,9 @@ def high(labels: np.ndarray) -> np.ndarray:
 
 LABELS = {
     "a label out of range": (high, "holds label 8, but there are 7 classes"),
-    "another size": (lambda labels: labels[:-1], "pixels, its picture"),
+    "another size": (lambda labels: labels[:-1], "pixels, but its image"),
     "colours": (lambda labels: np.stack([labels] * 3, 2), "one channel of labels"),
-    "nothing but other": (np.zeros_like, "no labelled pixel"),
+    "nothing but other": (np.zeros_like, "no labeled pixel"),
 }
 
 

@@ -174,7 +174,7 @@ def test_images_without_any_object_are_an_error(world: Path, tmp_path: Path) -> 
     path = tmp_path / "empty.json"
     path.write_text(json.dumps({**content, "annotations": []}))
     metric = InstanceAP(str(path), lvis=False, max_detections=100)
-    with pytest.raises(UserError, match="empty.json.* has an object"):
+    with pytest.raises(UserError, match="empty.json.* has an annotated object"):
         metric.compute_metrics([(image["id"], []) for image in content["images"]])
     with pytest.raises(RuntimeError, match="7 images"):
         metric.compute_metrics([(image["id"], []) for image in content["images"][1:]])

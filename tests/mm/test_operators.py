@@ -96,8 +96,8 @@ def test_the_operators_that_a_recipe_touches(name: str, touched: set[str]) -> No
 def test_another_operator_is_one_sentence_with_its_name(touched: set[str]) -> None:
     from mmcv.ops import DeformConv2d, batched_nms
 
-    message = r"mmcv's operator softnms is not there, .* only two, nms and roi_align, come from torchvision "
-    message += r"[^.]*\.py\); [^.\n]*$"
+    message = r"mmcv's operator softnms is not available: only nms and roi_align are, from torchvision "
+    message += r"[^.]*\.py\), [^.\n]*$"
     with pytest.raises(UserError, match=message):
         batched_nms(
             torch.tensor([[0.0, 0.0, 4.0, 4.0]]),
@@ -113,9 +113,9 @@ def test_another_operator_is_one_sentence_with_its_name(touched: set[str]) -> No
 def test_what_torchvision_does_not_do_is_refused() -> None:
     from mmcv.ops import nms, roi_align
 
-    with pytest.raises(UserError, match="no offset of 1, only 0; set offset=0"):
+    with pytest.raises(UserError, match="offset 1, but torchvision's nms supports only offset 0; set offset=0"):
         nms(torch.tensor([[0.0, 0.0, 4.0, 4.0]]), torch.ones(1), 0.5, offset=1)
-    with pytest.raises(UserError, match="takes the average only; set pool_mode='avg'"):
+    with pytest.raises(UserError, match="supports only average pooling; set pool_mode='avg'"):
         roi_align(torch.ones(1, 1, 4, 4), torch.tensor([[0.0, 0.0, 0.0, 4.0, 4.0]]), (2, 2), 1.0, 0, "max", True)
 
 

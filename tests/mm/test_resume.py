@@ -258,7 +258,7 @@ def test_processes_that_see_other_states_are_refused(tmp_path: Path, monkeypatch
     resume.save(tmp_path, 4, {"identity": "a", "iteration": 4, "random": [{}, {}]})
     monkeypatch.setattr(resume, "get_world_size", lambda: 2)
     monkeypatch.setattr(resume, "all_gather_object", lambda value: [value, 0])
-    with pytest.raises(UserError, match=r"from the iterations \[4, 0\]; give all of them the same output folder"):
+    with pytest.raises(UserError, match=r"of different iterations \[4, 0\]; give all of them the same output folder"):
         resume.Resume(str(tmp_path), "a", 2).before_train(None)
 
 

@@ -284,7 +284,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(
 ) -> None:
     cfg = recipe("upernet_vit_demo_ade20k", encoder)
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(UserError, match="4 images cannot be shared by 3 processes"):
+    with pytest.raises(UserError, match="4 images cannot be divided evenly among 3 processes"):
         recipes.share_out(cfg, Env(tmp_path, tmp_path))
 
 

@@ -89,7 +89,7 @@ def recognize(checkpoint: Checkpoint, asked: str | None = None, prefix: str | No
         checkpoint = checkpoint.without_prefix(prefix)
         if not checkpoint.state_dicts:
             raise UserError(
-                f"{whole.path} has no key behind {prefix!r}; {_advice(whole) or 'its keys: ' + _seen(whole)}"
+                f"{whole.path} has no key that begins with {prefix!r}; {_advice(whole) or 'its keys: ' + _seen(whole)}"
             )
     taken = prefix or ""
     while True:
@@ -105,9 +105,8 @@ def recognize(checkpoint: Checkpoint, asked: str | None = None, prefix: str | No
     if asked:
         paths = ", ".join(repr(path) for path in whole.state_dicts)
         raise UserError(
-            f"{whole.path} is not of format {asked}: it has several state dicts ({paths}) and none has this format's "
-            f"keys; "
-            "choose one with --prefix PATH"
+            f"{whole.path} is not of format {asked}: none of its state dicts ({paths}) has this format's keys; choose "
+            f"another --format, or a state dict with --prefix PATH"
         )
     raise UserError(_unknown(whole))
 
@@ -132,7 +131,8 @@ def _fitting(checkpoint: Checkpoint, asked: str | None) -> Recognized | None:
     if len(primary) > 1:
         listed = ", ".join(map(repr, primary))
         raise UserError(
-            f"{checkpoint.path} holds encoders at {listed}: the branch is ambiguous; choose with --prefix PATH"
+            f"{checkpoint.path} holds several encoders, at {listed}: the branch is ambiguous; choose one with --prefix "
+            f"PATH"
         )
     if primary:
         return Recognized(*next((known, path) for known, path in elsewhere if path == primary[0]), checkpoint)
@@ -178,8 +178,8 @@ def _refuse_left_out(found: Recognized, prefix: str, whole: Checkpoint) -> None:
             bare = bare.partition(".")[2]
         if bare and any(name is not None and re.fullmatch(pattern, bare) for pattern, name in rows):
             raise UserError(
-                f"{whole.path}: most of an encoder stands behind {prefix!r}, {key!r} does not; "
-                f"say what belongs to it with --prefix {prefix}"
+                f"{whole.path}: most keys of the encoder begin with {prefix!r}, but {key!r} does not; to leave it out, "
+                f"give --prefix {prefix}"
             )
 
 

@@ -208,7 +208,7 @@ def rename(state: State, rows: Rows, what: str) -> tuple[State, list[str], list[
             continue
         name = _compiled(pattern).sub(name, key)
         if name in renamed:
-            raise UserError(f"{what}: two keys become {name!r}, the second is {key!r}")
+            raise UserError(f"{what}: two keys become {name!r}, and {key!r} is the second of them")
         renamed[name] = tensor
         used.append(key)
     if unknown:

@@ -1,8 +1,8 @@
-"""Compares this package with numbers that detectron2 and mmseg gave, in files of the forms under tests/golden/dense/.
+"""Compares this package with numbers that detectron2 and mmseg gave, recorded in files such as tests/golden/dense/*.
 
     python -m evaluate.mm.parity FILE.json [FILE.json ...]
 
-Prints the largest difference of each compared value; exit status 1 if one is above its bound.
+Prints the largest difference of each compared value. Exit status: 0 within bounds, 1 above a bound, 2 bad input.
 """
 
 import argparse
@@ -49,8 +49,10 @@ def compare(path: Path) -> Result:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status (0 within bounds, 1 above one, 2 bad input)."""
-    parser = argparse.ArgumentParser(prog="python -m evaluate.mm.parity", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("files", nargs="+", type=Path)
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluate.mm.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="numbers of detectron2 or mmseg")
     status = 0
     for path in parser.parse_args(argv).files:
         try:
