@@ -57,8 +57,8 @@ class Counts:
             return
         if not self.subset:
             raise UserError(
-                f"{name} has {count} images instead of the published {published}; unpack it in full, or say --subset if "
-                f"a part of it is meant"
+                f"{name} has {count} images instead of the published {published}; unpack it in full, or say --subset "
+                f"if a part of it is meant"
             )
         self.parts.append(f"{name} has {count} of {published} images")
 
