@@ -174,7 +174,7 @@ def _slow(rank: int) -> None:
     train.accumulate = slowly
 
 
-def test_a_second_ctrl_c_stops_micro_batch(images, tmp_path):
+def test_a_second_ctrl_c_stops_at_once(images, tmp_path):
     run = Run(images, tmp_path / "out", sabotage=_slow)
     assert run.statuses() == [130]
     assert run.said().count("\n") == 1 and "stopped; the same command goes on" in run.said()
