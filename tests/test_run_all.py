@@ -128,7 +128,7 @@ def test_a_file_that_is_no_checkpoint_fails_every_column_with_its_reason(world, 
     [
         (["--tasks", "knn,juggling"], "there is no task 'juggling'; the tasks are"),
         (["--set", "knn.height=3"], "unknown setting 'height'; the settings here are"),
-        (["--set", "juggling.height=3"], "write TASK.NAME=VALUE with one of"),
+        (["--set", "juggling.height=3"], "write TASK.NAME=VALUE, where TASK is one of"),
         (["--set", "knn.temperature"], "--set takes NAME=VALUE"),
         (["--set", "finetune.epochs=soon"], "setting 'epochs' is a whole number above 0, not 'soon'"),
         (["--ckpt", "absent.pth", "--data-root", "."], "there is no checkpoint absent.pth"),

@@ -66,7 +66,7 @@ def test_equals_scikit_learn_at_c_10_and_no_other_solver_finds_a_lower_objective
 
 
 def test_stopping_short_of_the_optimum_is_an_error_not_a_number(env: Env) -> None:
-    with pytest.raises(UserError, match="after 3 iterations.*raise --set max_iterations=3"):
+    with pytest.raises(UserError, match="after 3 iterations.*choose --set max_iterations=N above 3"):
         softmax_regression.fit(*problem(), l2=0.1, max_iterations=3)
 
 

@@ -173,7 +173,7 @@ def test_a_recipe_is_chosen_by_name() -> None:
         detector.recipe_of(chosen.recipe, chosen.dataset, "vit")
     with pytest.raises(UserError, match="is not for lvis"):
         override(detection.PRESETS["paper"], {"dataset": "lvis", "recipe": "mask_rcnn_resnet_c4_2x_coco"})
-    with pytest.raises(UserError, match="no paper recipe of voc for a vit encoder; there is .*paper of coco"):
+    with pytest.raises(UserError, match="no paper recipe of voc for a vit encoder; choose .*paper of coco"):
         detector.recipe_of("paper", "voc", "vit")
     assert all(name in RECIPES for name in detector.RECIPES.values())
 

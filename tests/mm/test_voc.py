@@ -106,5 +106,5 @@ def test_perfect_none_and_part(world: Path, tmp_path: Path) -> None:
         metric.compute_metrics([result(image, True) for image in content["images"][1:]])
     for path in (root / "VOC2007/Annotations").iterdir():
         path.write_text(xml(90, 90, []))
-    with pytest.raises(UserError, match="object to find"):
+    with pytest.raises(UserError, match="none of the tested images has an annotated object"):
         VOCAP(str(root), "2007/test").compute_metrics([result(image, False) for image in content["images"]])
