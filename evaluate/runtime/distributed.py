@@ -4,6 +4,7 @@ A task started by ``torchrun`` shares its images out by index and puts the answe
 duplicates, so a metric is the same to the last digit on any number of processes.
 """
 
+import atexit
 import os
 from typing import Any
 
@@ -29,7 +30,15 @@ def start(device: str) -> str:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    # a group whose threads still run when the interpreter ends can abort a process whose work is done
+    atexit.register(leave)
     return device
+
+
+def leave() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def barrier() -> None:

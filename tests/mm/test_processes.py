@@ -74,7 +74,6 @@ def main() -> None:
     distributed.start("cpu")
     results = {"evaluated": evaluated, "trained": trained}[what](world, folder)
     (folder / f"{what}{torch.distributed.get_rank()}.json").write_text(json.dumps(results))
-    torch.distributed.destroy_process_group()
 
 
 def in_two(what: str, world: Path, folder: Path) -> list[dict]:
