@@ -182,6 +182,12 @@ class EncoderSpec:
                 raise ValueError(f"img_size {self.img_size} and patch_size {self.patch_size} give no supported grid")
             if self.img_size // self.patch_size > 64 and self.rel_pos_bias:
                 raise ValueError("relative positions are supported up to 64 patches a side")
+            as_beit = self.class_token and self.activation == "gelu" and (self.pos_embed_prefix or not self.pos_embed)
+            if self.rel_pos_bias and (not as_beit or self.registers or self.pre_norm):
+                raise ValueError(
+                    "relative positions are supported as BEiT has them: with a class token and gelu, without registers "
+                    "and without a norm before the blocks"
+                )
         else:
             blocks = self.layers
             if len(blocks) != 4 or not all(type(count) is int and 0 < count <= MAX_BLOCKS for count in blocks):

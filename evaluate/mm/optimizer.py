@@ -16,11 +16,13 @@ def layer_id(name: str, num_layers: int, rule: Rule = "detectron2") -> int:
     """The layer of a parameter: 0 the embeddings, i + 1 block i, ``num_layers`` + 1 everything else.
 
     The two libraries differ in the class token, which detectron2's ViTDet does not have and would put in the last
-    layer. CLIP's norm before the blocks counts as an embedding; neither library has such an encoder.
+    layer. CLIP's norm before the blocks and registers count as embeddings; neither library has such an encoder.
     """
     if not name.startswith("backbone"):
         return num_layers + 1
-    embeddings = (".pos_embed", ".patch_embed", ".norm_pre") + ((".cls_token",) if rule == "mmseg" else ())
+    embeddings = (".pos_embed", ".patch_embed", ".norm_pre", ".prefix_tokens", ".reg_token") + (
+        (".cls_token",) if rule == "mmseg" else ()
+    )
     if any(part in name for part in embeddings):
         return 0
     block = re.search(r"\.blocks\.(\d+)\.", name)

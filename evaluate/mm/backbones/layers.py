@@ -58,6 +58,14 @@ class PatchEmbed(nn.Module):
         return self.proj(images).permute(0, 2, 3, 1)
 
 
+def padded_side(side: int, patch_size: int) -> int:
+    """The side in pixels that a picture is padded to, so that each map of its pyramid covers it exactly.
+
+    A multiple of two patches, as the coarsest map that is pooled has cells of two patches.
+    """
+    return -(-side // (2 * patch_size)) * 2 * patch_size
+
+
 def resize_pos_embed(pos_embed: Tensor, has_class_row: bool, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
     """The class token's row (1, 1, D) or None, and the others resized to the grid, (1, h, w, D)."""
     prefix = pos_embed[:, :1] if has_class_row else None
@@ -92,12 +100,15 @@ def resize_table(table: Tensor, base: tuple[int, int], grid: tuple[int, int]) ->
     return torch.cat([square.reshape(table.shape[1], -1).T.to(table.dtype), table[-3:]])
 
 
-def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], class_token: bool) -> Tensor:
+def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], prefix: int) -> Tensor:
     """The additive bias (heads, N, N) of a table ((2 h - 1) (2 w - 1) + 3, heads) made for the grid ``base``.
 
-    The last three rows are class token to patch, patch to class token, and class token to itself (BEiT's order). The
-    patches' part is resized bicubically where the grid differs from ``base``. Without a class token the three rows are
-    not used.
+    The last three rows are prefix token to patch, patch to prefix token, and prefix token to prefix token (BEiT's
+    order, whose only prefix token is the class token; registers share them). The patches' part is resized bicubically
+    where the grid differs from ``base``.
+
+    Args:
+        prefix: tokens before the patches; without any the three rows are not used.
     """
     h, w = grid
     table = resize_table(table, base, grid)
@@ -107,22 +118,20 @@ def relative_bias(table: Tensor, base: tuple[int, int], grid: tuple[int, int], c
     column_offset = (columns[:, None] - columns[None] + w - 1)[None, :, None, :]
     index = (row_offset * (2 * w - 1) + column_offset).reshape(h * w, h * w)
     bias = patches[index].permute(2, 0, 1)
-    if not class_token:
+    if not prefix:
         return bias
-    full = bias.new_empty(bias.shape[0], h * w + 1, h * w + 1)
-    full[:, 1:, 1:] = bias
-    full[:, 0, :] = extra[0][:, None]
-    full[:, :, 0] = extra[1][:, None]
-    full[:, 0, 0] = extra[2]
+    full = bias.new_empty(bias.shape[0], prefix + h * w, prefix + h * w)
+    full[:, prefix:, prefix:] = bias
+    full[:, :prefix, prefix:], full[:, prefix:, :prefix], full[:, :prefix, :prefix] = extra[:, :, None, None]
     return full
 
 
 def plain_state(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """An encoder's tensors under the names of a plain timm ViT with a position embedding and without registers.
+    """An encoder's tensors under the names of a plain timm ViT with a position embedding.
 
     BEiT's separate query and value biases become one (its keys have none), its gammas layer scales; an encoder without
-    position embedding gets zeros, which change nothing; registers and their positions are left out, since neither
-    backbone has them.
+    position embedding gets zeros, which change nothing. Beside registers, the positions of all tokens that are no patch
+    go into these tokens, so that the position embedding has at most a row for the class token.
 
     Raises:
         ValueError: an encoder that is no ViT.
@@ -143,9 +152,12 @@ def plain_state(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor
             1, (spec.img_size // spec.patch_size) ** 2, spec.embed_dim
         )
     elif spec.registers and spec.pos_embed_prefix:
-        rows, first = plain["pos_embed"], int(spec.class_token)
-        plain["pos_embed"] = torch.cat([rows[:, :first], rows[:, first + spec.registers :]], 1)
-    plain.pop("reg_token", None)
+        own, registers, patches = plain["pos_embed"].tensor_split(
+            (first := int(spec.class_token), first + spec.registers), 1
+        )
+        plain |= {"reg_token": plain["reg_token"] + registers, "pos_embed": patches}
+        if spec.class_token:
+            plain["cls_token"] = plain["cls_token"] + own
     return plain
 
 

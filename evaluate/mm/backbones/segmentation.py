@@ -1,8 +1,8 @@
 """The ViT of MAE's segmentation protocol (mmseg's MAE backbone), from any canonical encoder, for any input size.
 
-Global attention in all blocks, the class token kept through them, a relative position bias a block (from zero) and
-layer scale (from one, or the encoder's own). mmseg's class works at one input size only; here the position embedding
-and the bias tables are interpolated. No mm* package is imported. Axes: B batch, N tokens, D width, h w patch grid.
+Global attention in all blocks, the class token and registers kept through them, a relative position bias a block (from
+zero) and layer scale (from one, or the encoder's own). mmseg's class works at one input size only; here the position
+embedding and the bias tables are interpolated. No mm* package is imported. Axes: B batch, N tokens, D width, h w patch grid.
 """
 
 from typing import Any
@@ -47,7 +47,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         batch, count, width = x.shape
         query, key, value = self.qkv(x).reshape(batch, count, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        bias = relative_bias(self.relative_position_bias_table, self.base, grid, count > grid[0] * grid[1])
+        bias = relative_bias(self.relative_position_bias_table, self.base, grid, count - grid[0] * grid[1])
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None].to(query.dtype))
         return self.proj(out.transpose(1, 2).reshape(batch, count, width))
 
@@ -57,6 +57,7 @@ class SegmentationBackbone(ViTBackbone):
 
     Args:
         class_position: whether the class token has a row of the position embedding.
+        registers: further tokens that are no patches.
         img_size: training crop (height, width) in pixels; sets the size of the position embedding and of the bias
             tables.
         final_norm: a LayerNorm after the last block (MAE's protocol has none).
@@ -79,6 +80,7 @@ class SegmentationBackbone(ViTBackbone):
         patch_bias: bool,
         class_token: bool,
         class_position: bool,
+        registers: int = 0,
         img_size: tuple[int, int] = (512, 512),
         out_indices: tuple[int, ...] | None = None,
         drop_path: float = 0.1,
@@ -86,11 +88,12 @@ class SegmentationBackbone(ViTBackbone):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.base = base = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.base = base = (-(-img_size[0] // patch_size), -(-img_size[1] // patch_size))
         self.out_indices = out_blocks(depth) if out_indices is None else tuple(out_indices)
         self.checkpointing = checkpointing
         self.patch_embed = PatchEmbed(patch_size, width, patch_bias)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, registers, width)) if registers else None
         self.pos_embed = nn.Parameter(torch.zeros(1, base[0] * base[1] + int(class_position), width))
         self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(
@@ -107,7 +110,12 @@ class SegmentationBackbone(ViTBackbone):
             sizes["layer_scale"],
             sizes["positions"],
         )  # this protocol always has the one; the other follows from img_size
-        return {**sizes, "class_token": "cls_token" in state, "class_position": has_class_row(state["pos_embed"])}
+        return {
+            **sizes,
+            "class_token": "cls_token" in state,
+            "class_position": has_class_row(state["pos_embed"]),
+            "registers": spec.registers,
+        }
 
     def fit(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Position embedding and BEiT's bias resized to the training crop, once, as MAE's protocol does."""
@@ -124,6 +132,8 @@ class SegmentationBackbone(ViTBackbone):
         grid = (patches.shape[1], patches.shape[2])
         prefix, positions = self._positions(grid)
         x = (patches + positions).flatten(1, 2)
+        if self.reg_token is not None:
+            x = torch.cat([self.reg_token.expand(len(x), -1, -1), x], 1)
         if self.cls_token is not None:
             token = self.cls_token if prefix is None else self.cls_token + prefix
             x = torch.cat([token.expand(len(x), -1, -1), x], 1)

@@ -1,8 +1,12 @@
 """ViTDet's plain backbone and simple feature pyramid (Li et al., arXiv 2203.16527), as detectron2 computes them.
 
 detectron2's commit is 02b5c4e. Window attention in most blocks, global attention in a few evenly spread ones,
-decomposed relative positions in all, no class token and no final norm. No mm* package is imported. Axes: B batch, D
-width, h w patch grid, S window side.
+decomposed relative positions in all, no class token and no final norm. No mm* package is imported. Axes: B batch, N
+tokens, D width, C channels of a head, h w patch grid, S window side.
+
+detectron2 knows no registers. An encoder that has them was trained to need them, so here they and its class token stay
+as *prefix tokens*: in every block they attend to all tokens, and in a windowed block a patch attends to its window and
+to them. So one window over the whole picture is the encoder's own block.
 """
 
 from functools import partial
@@ -61,25 +65,52 @@ class Attention(nn.Module):
         if bias_side:
             self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * bias_side - 1) ** 2 + 3, heads))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *size: tuple[int, int]) -> Tensor:
+        """The same of patches (B, h, w, D), or of prefix tokens and patches (B, N, D) where the grid is given."""
+        if size:
+            return self._with_prefix(x, size[0])
         if self.window:
             return from_windows(self._attend(to_windows(x, self.window)), x.shape[1], x.shape[2])
         return self._attend(x)
 
     def _attend(self, x: Tensor) -> Tensor:
         batch, h, w, width = x.shape
-        query, key, value = self.qkv(x).reshape(batch, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = self._split(self.qkv(x).flatten(1, 2))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self._bias(query, h, w))
+        return self.proj(out.transpose(1, 2).reshape(batch, h, w, width))
+
+    def _with_prefix(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        prefix = x.shape[1] - size[0] * size[1]
+        patches = x[:, prefix:].unflatten(1, size)
+        windows = self.qkv(to_windows(patches, self.window) if self.window else patches)
+        whole = from_windows(windows, *size) if self.window else windows  # without what pads the windows
+        own = self.qkv(x[:, :prefix])
+        query, key, value = self._split(torch.cat([own, whole.flatten(1, 2)], 1))
+        tokens = F.scaled_dot_product_attention(query[:, :, :prefix], key, value)
+        seen = own.repeat_interleave(len(windows) // len(x), 0)
+        query, key, value = self._split(torch.cat([seen, windows.flatten(1, 2)], 1))
+        query = query[:, :, prefix:]
+        bias = F.pad(self._bias(query, *windows.shape[1:3]), (prefix, 0))
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
+        out = out.unflatten(1, windows.shape[1:3])
+        out = from_windows(out, *size) if self.window else out
+        return self.proj(torch.cat([tokens.transpose(1, 2).flatten(2), out.flatten(1, 2)], 1))
+
+    def _split(self, qkv: Tensor) -> Tensor:
+        """(B, N, 3 D) to queries, keys and values, (3, B, heads, N, C)."""
+        return qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def _bias(self, query: Tensor, h: int, w: int) -> Tensor:
+        """What is added to the scores of patches (B, heads, h w, C) with each other, (B, heads, h w, h w)."""
+        batch = len(query)
         grid = query.reshape(batch, self.heads, h, w, -1)
         rows = torch.einsum("bnhwc,hkc->bnhwk", grid, relative_positions(self.rel_pos_h, h).to(grid.dtype))
         columns = torch.einsum("bnhwc,wkc->bnhwk", grid, relative_positions(self.rel_pos_w, w).to(grid.dtype))
         bias = (rows[..., :, None] + columns[..., None, :]).reshape(batch, self.heads, h * w, h * w)
         if self.bias_side:
-            own = relative_bias(
-                self.relative_position_bias_table, (self.bias_side, self.bias_side), (h, w), class_token=False
-            )
+            own = relative_bias(self.relative_position_bias_table, (self.bias_side, self.bias_side), (h, w), prefix=0)
             bias = bias + own.to(bias.dtype)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        return self.proj(out.transpose(1, 2).reshape(batch, h, w, width))
+        return bias
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
@@ -102,9 +133,10 @@ class ViTDetBackbone(ViTBackbone):
     """Plain ViT for detection: image (B, 3, H, W) to a tuple of one map (B, D, H / patch, W / patch).
 
     With fresh relative positions and one window covering the image, it computes the encoder's own patch tokens, but for
-    the class token, which takes no part here.
+    a class token, which takes no part here unless there are registers.
 
     Args:
+        prefix_tokens: an encoder's registers, and before them its class token; 0 where it has no registers.
         positions: rows of the pretrained position embedding, the class token's included if there is one.
         img_size: training image side in pixels; sets the length of the global blocks' relative tables.
         window: side of the attention windows in patches.
@@ -113,7 +145,8 @@ class ViTDetBackbone(ViTBackbone):
     """
 
     NEW = {r"blocks\.\d+\.attn\.rel_pos_[hw]": 0.0}
-    DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)")  # no class token, no norm after the blocks
+    # no class token without registers, no norm after the blocks
+    DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)")
 
     def __init__(
         self,
@@ -129,6 +162,7 @@ class ViTDetBackbone(ViTBackbone):
         layer_scale: bool,
         patch_bias: bool,
         positions: int,
+        prefix_tokens: int = 0,
         img_size: int = 1024,
         window: int = 14,
         global_indices: tuple[int, ...] | None = None,
@@ -140,9 +174,10 @@ class ViTDetBackbone(ViTBackbone):
         global_indices = global_blocks(depth) if global_indices is None else global_indices
         self.checkpointing = checkpointing
         self.patch_embed = PatchEmbed(patch_size, width, patch_bias)
+        self.prefix_tokens = nn.Parameter(torch.zeros(1, prefix_tokens, width)) if prefix_tokens else None
         self.pos_embed = nn.Parameter(torch.zeros(1, positions, width))
         self.norm_pre = nn.LayerNorm(width, eps=eps) if pre_norm else nn.Identity()
-        spans = [(0, img_size // patch_size) if i in global_indices else (window, window) for i in range(depth)]
+        spans = [(0, -(-img_size // patch_size)) if i in global_indices else (window, window) for i in range(depth)]
         self.blocks = nn.ModuleList(
             Block(Attention(width, heads, *span, bias_side), width, hidden, eps, activation, layer_scale, drop)
             for drop, span in zip(drop_path_rates(drop_path, depth), spans, strict=True)
@@ -152,8 +187,16 @@ class ViTDetBackbone(ViTBackbone):
     def arguments(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Any]:
         return {
             **sizes_of(spec, plain_state(spec, state)),
+            "prefix_tokens": spec.registers and int(spec.class_token) + spec.registers,
             "bias_side": spec.img_size // spec.patch_size if spec.rel_pos_bias else 0,
         }
+
+    def fit(self, spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Class token and registers as one tensor."""
+        if spec.registers:
+            tokens = [state.pop(name) for name in ("cls_token", "reg_token") if name in state]
+            state["prefix_tokens"] = torch.cat(tokens, 1)
+        return state
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
         return (self.forward_blocks(images)[-1].permute(0, 3, 1, 2).contiguous(),)
@@ -163,10 +206,15 @@ class ViTDetBackbone(ViTBackbone):
         patches = self.patch_embed(images)
         grid = (patches.shape[1], patches.shape[2])
         _, positions = resize_pos_embed(self.pos_embed, has_class_row(self.pos_embed), grid)
-        x, outputs = self.norm_pre(patches + positions), [patches]
+        x, outputs = patches + positions, [patches]
+        if self.prefix_tokens is None:
+            x, size, prefix = self.norm_pre(x), (), 0
+        else:
+            tokens = self.prefix_tokens.expand(len(x), -1, -1)
+            x, size, prefix = self.norm_pre(torch.cat([tokens, x.flatten(1, 2)], 1)), (grid,), tokens.shape[1]
         for block in self.blocks:
-            x = self.run_block(block, x)
-            outputs.append(x)
+            x = self.run_block(block, x, *size)
+            outputs.append(x[:, prefix:].unflatten(1, grid) if prefix else x)
         return outputs
 
 
