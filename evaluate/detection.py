@@ -87,7 +87,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     env.report(immaterial={"": [*same, *(["recipe"] if name == published else [])]})
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
     asked = detector.fill_data(cfg, config.dataset, env)
-    iterations = cfg.train_cfg.max_iters
+    iterations, padded = cfg.train_cfg.max_iters, cfg.model.backbone.get("img_size", cfg.image_size)
     metrics = runner.train_and_test(cfg, config.dataset, encoder, env, config.micro_batch)
     head, _, schedule = name.removesuffix(f"_{config.dataset}").rpartition("_")
     env.report(
@@ -102,6 +102,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
             "test": "single scale",
             "test_resolution": cfg.image_size,
             "precision": precision.resolve("auto", env.device),
+            "strides": list(cfg.model.roi_head.bbox_roi_extractor.featmap_strides),
+            **recipes.of_the_encoder("detection", encoder.spec, cfg.image_size, padded),
         },
         images_asked={config.dataset: asked},
         images_evaluated={config.dataset: int(metrics.pop("images"))},

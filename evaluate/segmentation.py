@@ -92,6 +92,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         "test_resolution": cfg.crop,
         "precision": precision.resolve(config.precision, env.device),
     }
+    padded, _ = cfg.model.data_preprocessor.size
+    protocol |= recipes.of_the_encoder("segmentation", encoder.spec, cfg.crop, padded)
     if config.multi_scale:
         protocol["test of the _ms metrics"] = f"ratios {list(cfg.ratios)}, mirrored"
     env.report(protocol=protocol, images_asked={"ade20k": asked}, images_evaluated={"ade20k": min(seen)})

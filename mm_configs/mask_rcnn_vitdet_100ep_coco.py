@@ -30,7 +30,7 @@ max_iters = epochs * images // batch_size  # 184,375
 norm = dict(type=ChannelLayerNorm, eps=1e-6)  # eps said, since mmcv would put 1e-5
 
 model.update(
-    data_preprocessor=dict(pad_size_divisor=image_size),  # a square
+    data_preprocessor=dict(pad_size_divisor=None),  # the image size in whole patches: a square
     backbone=dict(type=ViTDetBackbone, img_size=image_size, window=14, drop_path=0.1),
     neck=dict(type=SimpleFeaturePyramid, in_channels=None, out_channels=channels),
     rpn_head=dict(num_convs=2),

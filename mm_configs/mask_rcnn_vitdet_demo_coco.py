@@ -17,7 +17,6 @@ max_iters = 110
 channels = 32
 
 model.update(
-    data_preprocessor=dict(pad_size_divisor=image_size),
     backbone=dict(img_size=image_size, window=6, drop_path=0.0),
     neck=dict(out_channels=channels),
     rpn_head=dict(in_channels=channels, feat_channels=channels, num_convs=1),

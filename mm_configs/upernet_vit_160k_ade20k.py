@@ -22,11 +22,14 @@ from torch.optim import AdamW
 
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
 from evaluate.mm.optimizer import LayerDecayConstructor
+from evaluate.mm.segmenter import ViTSegmentor
 
 batch_size = 16  # over all processes
 max_iters = 160_000
 
 model.update(
+    type=ViTSegmentor,
+    data_preprocessor=dict(size=None),  # the crop in whole patches
     backbone=dict(type=SegmentationBackbone, img_size=(crop, crop), drop_path=0.1),
     neck=dict(type=Feature2Pyramid, embed_dim=None, rescales=[4, 2, 1, 0.5], norm_cfg=norm),
     test_cfg=dict(mode="slide", crop_size=(crop, crop), stride=(crop * 2 // 3, crop * 2 // 3)),  # 341

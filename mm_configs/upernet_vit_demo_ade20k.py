@@ -14,7 +14,6 @@ batch_size = 4
 max_iters = 150
 
 model.update(
-    data_preprocessor=dict(size=(crop, crop)),
     backbone=dict(img_size=(crop, crop), drop_path=0.0),
     # with so few channels ReLUs die, and classes that have none of their own (two of seven) are never learnt, however
     # long it takes

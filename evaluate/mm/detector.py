@@ -8,6 +8,7 @@ from evaluate.data.coco import ANNOTATIONS, IMAGES, read_annotations, require_sc
 from evaluate.data.published_counts import size
 from evaluate.data.voc import CLASSES, read_voc
 from evaluate.encoder.model import Encoder
+from evaluate.mm.backbones.layers import padded_side
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.vitdet import ViTDetBackbone
 from evaluate.runtime.env import Env
@@ -45,11 +46,16 @@ def recipe_of(recipe: str, dataset: str, family: str) -> str:
 
 
 def fill_encoder(cfg: Config, encoder: Encoder) -> None:
-    """Puts in what follows from the encoder: width, depth, strides and normalization."""
+    """Puts in what follows from the encoder: width, depth, the padding, strides and normalization.
+
+    A ViT's strides are its patch size times 1/4, 1/2, 1, 2 and 4, which need not be whole: 3.5 of 14 px.
+    """
     spec, model = encoder.spec, cfg.model
-    strides = [4, 8, 16, 32, 64]
+    strides: list[float] = [4, 8, 16, 32, 64]
     if spec.family == "vit":
-        strides = [spec.patch_size * stride // 16 for stride in strides]
+        strides = [spec.patch_size * stride / 16 for stride in strides]
+        model.backbone.img_size = padded_side(model.backbone.img_size, spec.patch_size)
+        model.data_preprocessor.pad_size_divisor = model.backbone.img_size  # a square
         model.backbone.update(ViTDetBackbone.arguments(spec, encoder.model.state_dict()))
         model.neck.in_channels = spec.embed_dim
         cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth

@@ -15,6 +15,8 @@ from evaluate.runtime.errors import Skip, UserError
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+    from evaluate.encoder.spec import EncoderSpec
+
 RECIPES = Path(__file__).parents[2] / "mm_configs"
 INSTALL = "install the mm* packages of pyproject.toml with `uv sync`"
 
@@ -43,6 +45,30 @@ def read_recipe(name: str) -> "Config":
     if name not in known:
         raise UserError(f"there is no recipe {name}; mm_configs has {', '.join(known)}")
     return Config.fromfile(str(RECIPES / f"{name}.py"))
+
+
+def of_the_encoder(task: str, spec: "EncoderSpec", side: int, padded: int) -> dict[str, Any]:
+    """What a record's protocol says where an encoder needs what the published protocol does not have.
+
+    Args:
+        side: of the recipe's pictures in pixels.
+        padded: the side that they are padded to, a multiple of two patches.
+    """
+    said: dict[str, Any] = {}
+    marks = []
+    if padded != side:
+        said["padded_to"] = padded
+        marks.append(
+            f"pictures padded to {padded} px, a multiple of two patches of {spec.patch_size} px; paper: {side} px"
+        )
+    if spec.registers:
+        said["registers"] = spec.registers
+        if task == "detection":  # segmentation has them where the encoder has, beside the class token
+            tokens = f"{'class token and ' if spec.class_token else ''}{spec.registers} registers"
+            marks.append(f"{tokens}, which every window sees; paper: no such tokens")
+    if marks:
+        said["other_protocol"] = f"{task}: {' · '.join(marks)}"
+    return said
 
 
 def shorten(cfg: "Config", iterations: int | None, batch_size: int | None, lr: float | None) -> None:

@@ -1,12 +1,17 @@
 """A segmenter's recipe, completed from the encoder and the data."""
 
 import copy
+from typing import Any
 
+import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
+from mmseg.models.segmentors import EncoderDecoder
+from torch import Tensor
 
 from evaluate.data.ade20k import class_names, paired_files
 from evaluate.data.published_counts import size
 from evaluate.encoder.model import Encoder
+from evaluate.mm.backbones.layers import padded_side
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
 from evaluate.mm.multi_scale import Views
@@ -14,6 +19,22 @@ from evaluate.mm.transforms import LoadLabels, LoadPicture
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
+
+
+class ViTSegmentor(EncoderDecoder):
+    """mmseg's segmentor, whose maps cover a picture exactly whatever its size and the size of a patch.
+
+    In testing it pads pictures with zeros on the right and below as the data preprocessor does in training, and cuts
+    the logits back. mmseg would stretch the logits of the padded picture over the picture as it was.
+    """
+
+    def encode_decode(self, inputs: Tensor, batch_img_metas: list[dict[str, Any]]) -> Tensor:
+        """Normalized pictures (B, 3, H, W) to logits (B, classes, H, W)."""
+        height, width = inputs.shape[2:]
+        patch = self.backbone.patch_embed.patch_size
+        padded = F.pad(inputs, (0, padded_side(width, patch) - width, 0, padded_side(height, patch) - height))
+        metas = [{**meta, "img_shape": padded.shape[2:]} for meta in batch_img_metas]
+        return super().encode_decode(padded, metas)[:, :, :height, :width]
 
 
 def require_two_crops(cfg: Config, micro_batch: int | None, device: str) -> None:
@@ -43,9 +64,11 @@ def multi_scale_loader(cfg: Config) -> ConfigDict:
 
 
 def fill_encoder(cfg: Config, encoder: Encoder) -> None:
-    """Puts in what follows from the encoder: width, depth and normalization."""
+    """Puts in what follows from the encoder: width, depth, the padding and normalization."""
     spec, model = encoder.spec, cfg.model
     if spec.family == "vit":
+        side = padded_side(model.backbone.img_size[0], spec.patch_size)
+        model.backbone.img_size = model.data_preprocessor.size = (side, side)
         model.backbone.update(SegmentationBackbone.arguments(spec, encoder.model.state_dict()))
         model.neck.embed_dim = spec.embed_dim
         cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth

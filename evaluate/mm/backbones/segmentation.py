@@ -2,7 +2,8 @@
 
 Global attention in all blocks, the class token and registers kept through them, a relative position bias a block (from
 zero) and layer scale (from one, or the encoder's own). mmseg's class works at one input size only; here the position
-embedding and the bias tables are interpolated. No mm* package is imported. Axes: B batch, N tokens, D width, h w patch grid.
+embedding and the bias tables are interpolated. No mm* package is imported. Axes: B batch, N tokens, D width, h w
+patch grid.
 """
 
 from typing import Any

@@ -207,6 +207,7 @@ class ViTDetBackbone(ViTBackbone):
         grid = (patches.shape[1], patches.shape[2])
         _, positions = resize_pos_embed(self.pos_embed, has_class_row(self.pos_embed), grid)
         x, outputs = patches + positions, [patches]
+        size: tuple[tuple[int, int], ...]
         if self.prefix_tokens is None:
             x, size, prefix = self.norm_pre(x), (), 0
         else:
