@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as functional
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 
 from evaluate import detection, segmentation
 from evaluate.mm import detector, recipes, runner, segmenter
@@ -164,6 +169,80 @@ def test_the_sizes_of_vits_follow_from_the_encoder(world: Path, tmp_path: Path) 
             detector.fill_encoder(cfg, tiny_encoder(depth=depth))
             assert (cfg.model.backbone.drop_path, cfg.optim_wrapper.paramwise_cfg.layer_decay) == (drop, decay)
             assert cfg.optim_wrapper.paramwise_cfg.num_layers == depth and global_blocks(depth) == last
+
+
+def detector_of(name: str, patch: int) -> torch.nn.Module:
+    """A recipe's detector for a small encoder, on the meta device: the forward pass of 1024 px takes no memory."""
+    cfg = recipes.read_recipe(name)
+    side = 4 * patch
+    detector.fill_encoder(cfg, tiny_encoder(embed_dim=12, depth=2, num_heads=2, patch_size=patch, img_size=side))
+    detector.fill_classes(cfg, [1, 1])
+    with DefaultScope.overwrite_default_scope("mmdet"), torch.device("meta"):
+        return MODELS.build(cfg.model).eval()
+
+
+@pytest.mark.parametrize("patch", [8, 14, 16, 20, 32])
+@pytest.mark.parametrize("name", ["mask_rcnn_vitdet_100ep_coco", "mask_rcnn_vitdet_demo_coco"])
+def test_anchors_and_regions_lie_where_the_maps_have_them(name: str, patch: int) -> None:
+    """A map's stride is the side of the padded picture over that of the map, for anchors and for RoIAlign alike."""
+    model = detector_of(name, patch)
+    side = model.data_preprocessor.pad_size_divisor
+    assert side % patch == 0 and 0 <= side - recipes.read_recipe(name).image_size < 2 * patch
+    maps = model.extract_feat(torch.zeros(1, 3, side, side, device="meta"))
+    sizes = [tuple(level.shape[2:]) for level in maps]
+    strides = [side / height for height, _ in sizes[:4]]
+    strides.append(2 * strides[3])  # p6 has every other pixel of p5, whose number may be odd
+    assert model.backbone.blocks[-1].attn.rel_pos_h.shape[0] == 2 * side // patch - 1
+    generator = model.rpn_head.prior_generator
+    assert [stride for stride, _ in generator.strides] == strides
+    for anchors, (height, width), stride in zip(
+        generator.grid_priors(sizes, device="cpu"), sizes, strides, strict=True
+    ):
+        centers = (anchors[:, :2] + anchors[:, 2:]).reshape(height, width, 3, 2) / 2
+        last = torch.tensor([(width - 1) * stride, (height - 1) * stride])
+        assert (centers[0, 0].abs().max() < 1e-3) and ((centers[-1, -1] - last).abs().max() < 1e-3)
+    assert all(flags.all() for flags in generator.valid_flags(sizes, (side, side), device="cpu"))
+    for extractor in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
+        # maps that hold at each cell where its middle lies in the picture
+        held = [(torch.arange(width) + 0.5) * stride for (_, width), stride in zip(sizes[:4], strides[:4], strict=True)]
+        grids = [x.expand(1, extractor.out_channels, len(x), len(x)) for x in held]
+        for left, right in ((0.8, 0.83), (0.6, 0.75), (0.25, 0.8)):
+            region = [left * side, side / 4, right * side, side / 4 + (right - left) * side]
+            read = extractor(grids, torch.tensor([[0, *region]]))
+            assert float(read.mean()) == pytest.approx((left + right) / 2 * side, abs=0.002 * side)
+
+
+@pytest.mark.parametrize("patch", [8, 14, 16, 20, 32])
+def test_logits_lie_where_the_picture_has_them(patch: int) -> None:
+    """Each map of the pyramid covers the padded crop; a picture of any size gets logits that are not stretched."""
+    cfg = recipes.read_recipe("upernet_vit_demo_ade20k")
+    encoder = tiny_encoder(embed_dim=12, depth=4, num_heads=2, patch_size=patch, img_size=4 * patch)
+    segmenter.fill_encoder(cfg, encoder)
+    cfg.model.decode_head.num_classes = cfg.model.auxiliary_head.num_classes = 3
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+    model.backbone.load(encoder.spec, encoder.model.state_dict())
+    crop = torch.full((3, cfg.crop, cfg.crop), 128.0)
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.ones(1, cfg.crop, cfg.crop, dtype=torch.long)))
+    batch = model.data_preprocessor({"inputs": [crop, crop], "data_samples": [sample, sample.clone()]}, True)
+    side, labels = batch["inputs"].shape[-1], batch["data_samples"][0].gt_sem_seg.data
+    assert labels.shape == (1, side, side)  # what is padded is no class
+    assert (labels[:, : cfg.crop, : cfg.crop] == 1).all() and (labels == 255).sum() == side**2 - cfg.crop**2
+    maps = model.extract_feat(batch["inputs"])
+    assert [side / level.shape[-1] for level in maps] == [patch / 4, patch / 2, patch, 2 * patch]
+    assert model.backbone.base == (side // patch, side // patch)
+
+    def pooled(pictures: torch.Tensor) -> tuple[torch.Tensor]:  # as a perfect backbone and head: the picture itself
+        return (functional.interpolate(pictures, scale_factor=4 / patch, mode="area"),)
+
+    model.extract_feat, model.decode_head.forward = pooled, lambda maps: maps[0]
+    height, width = 3 * patch + 5, 4 * patch + 3
+    rows, columns = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
+    picture = torch.stack([rows, columns, rows + columns])[None]
+    logits = model.encode_decode(picture, [{"img_shape": picture.shape[2:]}])
+    assert logits.shape == picture.shape
+    inner = (..., slice(patch, height - patch), slice(patch, width - patch))  # no cell beside the padding
+    assert (logits[inner] - picture[inner]).abs().max() < (1e-3 if patch % 4 == 0 else 1.5)  # a cell of 3.5 px: 3 or 4
 
 
 def test_a_recipe_is_chosen_by_name() -> None:

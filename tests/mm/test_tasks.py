@@ -16,6 +16,7 @@ from evaluate.runtime import training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.settings import override
+from results import marks
 from tests.factories import mae_state, tiny_encoder, tiny_resnet
 
 
@@ -57,6 +58,22 @@ def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Pat
 def test_a_resnet(module, world: Path, tmp_path: Path) -> None:
     metrics, _ = run(module, tiny_resnet(), world, tmp_path, iterations=3, limit=4)
     assert all(0 <= value <= 100 for value in metrics.values())
+
+
+@pytest.mark.parametrize("module", [detection, segmentation], ids=["coco", "ade20k"])
+def test_patches_of_14_px_and_registers(module, world: Path, tmp_path: Path) -> None:
+    """The record says what the published protocol does not have, and the cell carries it as a mark."""
+    encoder = tiny_encoder(patch_size=14, img_size=56, registers=2)
+    metrics, env = run(module, encoder, world, tmp_path, iterations=2, limit=4)
+    assert all(0 <= value <= 100 for value in metrics.values())
+    protocol, side = env.notes["protocol"], 96 if module is detection else 64
+    padded = {96: 112, 64: 84}[side]
+    assert (protocol["padded_to"], protocol["registers"]) == (padded, 2)
+    (mark,) = marks.differences({"task": "a task", "protocol": protocol, "toy_data": True}, "miou")
+    assert f"pictures padded to {padded} px, a multiple of two patches of 14 px; paper: {side} px" in mark
+    assert ("every window sees" in mark) == (module is detection)
+    if module is detection:
+        assert protocol["strides"] == [3.5, 7, 14, 28]
 
 
 def test_detection_takes_beit(world: Path, tmp_path: Path) -> None:
