@@ -85,7 +85,7 @@ def convert(
                 f"{what}: attention at the encoder's image size of {spec.img_size} px takes "
                 f"{4 * tokens**2 * spec.num_heads / 2**30:.0f} GiB in each block; at most 4 GiB are supported"
             )
-    notes = [*known.notes, *ready.described.notes]
+    notes = list(ready.described.notes)
     average = [name for name in ready.branches if name == "ema" and spec.branch != "ema"]
     notes += ["the file also holds an average of the weights; --branch ema takes it"] * len(average)
     notes += [f"{entry} holds objects that were not read" for entry in checkpoint.not_restored]

@@ -82,8 +82,6 @@ class Format:
     """Patterns of keys that only this method has: where one matches, nothing is assumed."""
     naming: str = ""
     """Whose names of tensors: "timm", "hf", "open_clip", "beit" or another's; it decides which JSON is meant."""
-    notes: tuple[str, ...] = ()
-    """What every certificate of this format says besides."""
 
     def path_in(self, checkpoint: Checkpoint) -> str | None:
         """Where this format's tensors lie in the file; None where the file is not of this format."""
