@@ -24,7 +24,7 @@ from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm import hooks, recipes, segmenter
 from evaluate.mm.multi_scale import MultiScale, Views, resize_short, short_sides
-from evaluate.mm.optimizer import parameter_groups
+from evaluate.mm.optimizer import layer_id, parameter_groups
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
@@ -88,6 +88,15 @@ def test_weight_decay_and_rates_are_those_of_mmsegs_code() -> None:
         name: (round(rate, 9), decay) for name, (rate, decay) in expected.items()
     }
     assert len(found) == len(list(model.parameters()))
+
+
+def test_registers_are_embeddings_to_the_layer_decay() -> None:
+    cfg = recipe("upernet_vit_160k_ade20k", tiny_encoder(registers=2))
+    with torch.device("meta"):
+        model = built(cfg)
+    groups = parameter_groups(model, 1e-4, 0.05, 0.65, 3, "mmseg")
+    assert next(group["lr_scale"] for group in groups if "backbone.reg_token" in group["names"]) == 0.65**4
+    assert layer_id("backbone.prefix_tokens", 12) == 0
 
 
 def test_what_an_encoder_lacks_begins_neutrally() -> None:

@@ -152,9 +152,8 @@ def plain_state(spec: EncoderSpec, state: dict[str, Tensor]) -> dict[str, Tensor
             1, (spec.img_size // spec.patch_size) ** 2, spec.embed_dim
         )
     elif spec.registers and spec.pos_embed_prefix:
-        own, registers, patches = plain["pos_embed"].tensor_split(
-            (first := int(spec.class_token), first + spec.registers), 1
-        )
+        first = int(spec.class_token)
+        own, registers, patches = plain["pos_embed"].tensor_split((first, first + spec.registers), 1)
         plain |= {"reg_token": plain["reg_token"] + registers, "pos_embed": patches}
         if spec.class_token:
             plain["cls_token"] = plain["cls_token"] + own

@@ -145,8 +145,7 @@ class ViTDetBackbone(ViTBackbone):
     """
 
     NEW = {r"blocks\.\d+\.attn\.rel_pos_[hw]": 0.0}
-    # no class token without registers, no norm after the blocks
-    DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)")
+    DROPPED = ("cls_token", r"(fc_)?norm\.(weight|bias)")  # no class token alone, no norm after the blocks
 
     def __init__(
         self,
