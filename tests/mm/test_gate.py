@@ -21,7 +21,7 @@ from pycocotools import mask as rle
 from evaluate.data import ade20k, check, coco, outlines, voc
 from evaluate.mm.datasets import InstanceSet, SegmentationSet, VOCSet
 from evaluate.mm.metrics import VOCAP, InstanceAP, MeanIoU
-from evaluate.mm.transforms import LoadLabels, LoadPicture
+from evaluate.mm.transforms import LargeScaleJitter, LoadImage, LoadLabels, LoadPicture
 from evaluate.runtime.errors import UserError
 from tests.worlds import xml
 
@@ -97,9 +97,10 @@ def perfect(root: Path, lvis: bool) -> dict[str, float]:
     name = "lvis" if lvis else "coco"
     tested = coco.check_instances(root, name).tested
     train, val = (str(root / part) for part in coco.ANNOTATIONS[name])
-    training = InstanceSet(train, str(root / "coco"), "train2017", [], training=True)
+    steps = [LoadImage(), LargeScaleJitter(32, (0.5, 2.0))]
+    training = InstanceSet(train, str(root / "coco"), "train2017", steps, training=True)
     for index in range(len(training)):
-        assert all(len(parts) for parts in training[index]["polygons"])
+        assert len(training[index, index]["gt_masks"]) <= len(training.categories_of(index))
     data = InstanceSet(val, str(root / "coco"), "val2017", [], training=False)
     assert len(data) == tested
     metric = InstanceAP(val, lvis, 300 if lvis else 100)
@@ -195,6 +196,53 @@ def test_a_changed_file_is_refused_or_scored(lvis: bool, tmp_path: Path) -> None
             raise AssertionError(what) from error
         put(tmp_path, lvis, split, contents[split])
     assert MUTATIONS // 4 < refused < MUTATIONS
+
+
+FAULTS: dict[str, tuple[str, str, str, Any, str]] = {  # split, list, field of its first entry, value, what is said
+    "an image id that is true": ("val", "images", "id", True, "id of image number 0 is True"),
+    "an image id that is no whole number": ("val", "images", "id", 1.0, "id of image number 0 is 1.0"),
+    "a negative image id": ("val", "images", "id", -1, "id of image number 0 is -1"),
+    "an annotation id as a text": ("val", "annotations", "id", "1", "id of annotation number 0 is '1'"),
+    "an annotation id twice": ("train", "annotations", "id", 2, "annotation id 2 is there twice"),
+    "a width of none": ("train", "images", "width", 0, "has the width 0"),
+    "a name above": ("train", "images", "file_name", "../train2017/100.jpg", "leads out of the folder"),
+    "an absolute name": ("val", "images", "file_name", "/0.jpg", "leads out of the folder"),
+    "a name twice": ("val", "images", "file_name", "./1.jpg", "images 0 and 1 have the same file_name"),
+    "no name": ("val", "images", "file_name", 3, "should be the name of a picture"),
+    "a negative width": ("train", "annotations", "bbox", [9, 9, -3, 4], "must not be negative"),
+    "three numbers": ("train", "annotations", "bbox", [9, 9, 3], "should be four finite numbers"),
+    "not finite": ("val", "annotations", "bbox", [9, 9, float("nan"), 4], "should be four finite numbers"),
+    "a box without area": ("val", "annotations", "bbox", [9, 9, 0, 4], "cannot be found"),
+    "a box outside": ("val", "annotations", "bbox", [60, 9, 5, 4], "cannot be found"),
+    "a crowd of two": ("val", "annotations", "iscrowd", 2, "has iscrowd 2"),
+    "an area as a text": ("val", "annotations", "area", "9", "has the area '9'"),
+    "an area that is ignored": ("val", "annotations", "area", 1e11, "has the area"),
+    "no outline": ("val", "annotations", "segmentation", None, "fewer than three points"),
+    "not a number": ("train", "annotations", "segmentation", [[1, 1, 9, 1, 9, float("nan")]], "finite numbers"),
+    "far away": ("train", "annotations", "segmentation", [[1, 1, 9e9, 1, 9, 9]], "near its picture"),
+    "an odd count": ("val", "annotations", "segmentation", [[1, 1, 9, 1, 9, 9, 1]], "odd count"),
+    "an outline without area": ("val", "annotations", "segmentation", [[1, 1, 9, 9, 5, 5]], "without area"),
+    "runs cut off": ("train", "annotations", "segmentation", {"size": [40, 60], "counts": [0, 9]}, "of 9 pixels"),
+    "runs of another size": ("val", "annotations", "segmentation", {"size": [60, 40], "counts": [0, 2400]}, "the size"),
+    "a category's name twice": ("train", "categories", "name", "b", "name 'b' is there twice"),
+    "a category's id as a text": ("train", "categories", "id", "1", "id of category number 0 is '1'"),
+    "a negative list": ("lvis val", "images", "neg_category_ids", None, "has no list neg_category_ids"),
+    "an unlisted category": ("lvis val", "images", "not_exhaustive_category_ids", [77], "no list not_exhaustive"),
+    "no frequency": ("lvis val", "categories", "frequency", None, "has the frequency None"),
+    "no count": ("lvis train", "categories", "image_count", None, "without image_count"),
+    "a url of a name alone": ("lvis val", "images", "coco_url", "0.jpg", "leads out of the folder"),
+}
+
+
+@pytest.mark.parametrize(("split", "entries", "field", "value", "says"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_named(split: str, entries: str, field: str, value: Any, says: str, tmp_path: Path) -> None:
+    lvis, split = split.startswith("lvis"), split.split()[-1]
+    content = written(tmp_path, lvis)[split]
+    content[entries][0][field] = value
+    put(tmp_path, lvis, split, content)
+    with pytest.raises(UserError) as raised:
+        coco.check_instances(tmp_path, "lvis" if lvis else "coco")
+    assert says in str(raised.value) and str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_train_and_val_have_the_same_categories(tmp_path: Path) -> None:
@@ -364,6 +412,11 @@ def test_voc_is_refused_or_scored(tmp_path: Path) -> None:
             refused += 1
             assert finding.status == "wrong" and finding.detail == str(error), parts
     assert MUTATIONS // 8 < refused < MUTATIONS // 2
+    outside = xml(*SIZE[::-1], [("cat", 0, (1, 1, 62, 30)), ("cat", 0, (1, 1, 20, 30))])
+    for wrong in (outside, outside.replace("62", "0"), outside.replace("62", "nan")):
+        path.write_text(wrong)
+        with pytest.raises(UserError, match="h.xml .*is not inside 60 x 40"):
+            voc.check_voc(root)
     path.write_text(text)
     (root / "VOC2007/JPEGImages/h.jpg").unlink()
     with pytest.raises(UserError, match="1 pictures that are not there.*h.jpg"):
