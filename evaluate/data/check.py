@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.data import coco, imagenet, layouts, subsets
+from evaluate.data import ade20k, coco, imagenet, layouts, subsets, voc
 from evaluate.data.archives import File
 from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
@@ -162,58 +162,31 @@ def _corrupted(data_root: Path, samples: int, counts: Counts) -> str:
 def _instances(name: str) -> Callable[[Path, int, Counts], str]:
     def check_instances(data_root: Path, samples: int, counts: Counts) -> str:
         classes, published = INSTANCES[name]
-        parts = []
+        found, parts = coco.check_instances(data_root, name), []
+        coco.forget()
         for (split, count), annotations in zip(published.items(), coco.ANNOTATIONS[name], strict=True):
-            listing = data_root / annotations
-            content = coco.read_annotations(listing)
-            files = [data_root / "coco" / coco.file_name(image, f"{split}2017") for image in content["images"]]
-            absent = [file for file in files if not file.is_file()]
-            if absent:
-                raise UserError(
-                    f"{listing} lists {len(absent)} images that are not there, for example {absent[0]}; unpack coco "
-                    f"in full"
-                )
-            if counts.expect_classes(str(listing), len(content["categories"]), classes):
-                counts.expect(str(listing), len(files), count)
+            files = found.pictures[split]
+            if counts.expect_classes(annotations, len(found.categories), classes):
+                counts.expect(annotations, len(files), count)
             parts.append(f"{split} {_read_some(files, samples)}")
-        return f"{', '.join(parts)}, {len(content['categories'])} classes"
+        left_out = f", objects without a usable box or outline: {found.left_out}" if found.left_out else ""
+        return f"{', '.join(parts)}, {len(found.categories)} classes{left_out}"
 
     return check_instances
 
 
 def _ade20k(data_root: Path, samples: int, counts: Counts) -> str:
     parts = []
-    for split, count in ADE20K.items():
-        folders = [data_root / "ade20k" / kind / split for kind in ("images", "annotations")]
-        images, labels = (
-            {path.stem: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
-            for folder in folders
-        )
-        if images.keys() != labels.keys():
-            odd = min(images.keys() ^ labels.keys())
-            raise UserError(
-                f"ade20k/{split} holds only the image or only the annotation of {odd}; unpack the set again"
-            )
-        if not (data_root / "world.json").is_file():
-            counts.expect(f"ade20k/images/{split}", len(images), count)
-        _read_some(list(labels.values()), samples)
-        parts.append(f"{split} {_read_some(list(images.values()), samples)}")
+    for split, images in ade20k.check_pairs(data_root / "ade20k").items():
+        if not layouts.is_toy(data_root):
+            counts.expect(f"ade20k/images/{split}", len(images), ADE20K[split])
+        parts.append(f"{split} {_read_some(images, samples)}")
     return ", ".join(parts)
 
 
 def _voc(data_root: Path, samples: int, counts: Counts) -> str:
-    parts = []
-    for year, split in (("VOC2007", "trainval"), ("VOC2007", "test"), ("VOC2012", "trainval")):
-        folder = data_root / "VOCdevkit" / year
-        names = (folder / "ImageSets/Main" / f"{split}.txt").read_text().split()
-        for kind, suffix in (("Annotations", ".xml"), ("JPEGImages", ".jpg")):
-            absent = [name for name in names if not (folder / kind / f"{name}{suffix}").is_file()]
-            if absent:
-                raise UserError(
-                    f"{folder / kind} lacks {len(absent)} of the files of {split}.txt, for example {absent[0]}{suffix}"
-                )
-        parts.append(f"{year} {split} {_read_some([folder / 'JPEGImages' / f'{name}.jpg' for name in names], samples)}")
-    return ", ".join(parts)
+    found = voc.check_voc(data_root / "VOCdevkit")
+    return ", ".join(f"{name} {_read_some(pictures, samples)}" for name, pictures in found.items())
 
 
 CHECKS: dict[str, Callable[[Path, int, Counts], str]] = {

@@ -16,7 +16,8 @@ from pycocotools import mask as rle
 from torch.utils.data import Dataset
 
 from evaluate.data.ade20k import class_names, paired_files
-from evaluate.data.coco import file_name, read_annotations
+from evaluate.data.coco import file_name, forget, read_annotations
+from evaluate.data.outlines import usable_parts
 from evaluate.data.voc import read_voc
 from evaluate.runtime.errors import UserError
 
@@ -34,8 +35,8 @@ def polygons_of(segmentation: Any, height: int, width: int) -> list[np.ndarray]:
         # a contour runs through pixel centres
         parts = [contour.reshape(-1).astype(np.float64) + 0.5 for contour in contours]
     else:
-        parts = [np.asarray(part, np.float64) for part in segmentation]
-    return [part for part in parts if len(part) >= 6 and len(part) % 2 == 0]
+        parts = segmentation
+    return [np.asarray(part, np.float64) for part in usable_parts(parts)]
 
 
 class SampleSet(Dataset[Any]):
@@ -106,6 +107,7 @@ class InstanceSet(SampleSet):
                 if not sample["objects"]:
                     continue
             samples.append(sample)
+        forget()  # the samples hold what they need of it
         if not samples:
             raise UserError(
                 f"{annotations} has no image with an object that can be used for training; download it again"

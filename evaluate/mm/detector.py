@@ -1,16 +1,18 @@
 """A detector's recipe, completed from the encoder and the data."""
 
+import sys
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from evaluate.data.coco import ANNOTATIONS, IMAGES, read_annotations, require_scorable
+from evaluate.data.coco import ANNOTATIONS, IMAGES, check_instances
 from evaluate.data.published_counts import size
-from evaluate.data.voc import CLASSES, read_voc
+from evaluate.data.voc import CLASSES, check_voc
 from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.layers import padded_side
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.vitdet import ViTDetBackbone
+from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 
@@ -97,22 +99,20 @@ def fill_data(cfg: Config, dataset: str, env: Env) -> int:
     cfg.train_dataloader.sampler.seed = env.seed
     cfg.test_evaluator.update(annotations=str(val), limit=env.limit)
     if dataset == "voc":
-        parts = {"voc_trainval": cfg.train_dataloader.dataset.folder, "voc_test": cfg.test_evaluator.folder}
-        counts = {name: len(read_voc(train, part.split("+"))["images"]) for name, part in parts.items()}
-        env.report(sizes={name: size(count, len(CLASSES)) for name, count in counts.items()})
-        return min(counts["voc_test"], env.limit or counts["voc_test"])
-    content = read_annotations(train)
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    trained = size(len(content["images"]), len(categories))
-    del content  # gigabytes
-    image_counts = [category.get("image_count") for category in categories]
-    if dataset == "lvis" and None in image_counts:
-        raise UserError(f"{train} has categories without image_count, which every LVIS v1 file has; fetch it again")
-    fill_classes(cfg, image_counts)
-    content = read_annotations(val)
-    tested = size(len(content["images"]), len(content["categories"]))
-    env.report(sizes={f"{dataset}_train": trained, f"{dataset}_val": tested})
-    return require_scorable(val, content, env.limit)
+        counts = {name: len(pictures) for name, pictures in check_voc(train, env.limit).items()}
+        env.report(sizes={f"voc_{name}": size(count, len(CLASSES)) for name, count in counts.items()})
+        return min(counts["test"], env.limit or counts["test"])
+    found = check_instances(env.data_root, dataset, env.limit)
+    if found.left_out and distributed.rank() == 0:
+        print(
+            f"{train}: the training leaves out the objects without a usable box or outline: {found.left_out}",
+            file=sys.stderr,
+        )
+    fill_classes(cfg, [category.get("image_count") for category in found.categories])
+    images = {"train": found.train_images, "val": found.val_images}
+    classes = len(found.categories)
+    env.report(sizes={f"{dataset}_{split}": size(count, classes) for split, count in images.items()})
+    return found.tested
 
 
 def fill_classes(cfg: Config, image_counts: list[int | None]) -> None:

@@ -34,7 +34,7 @@ def average_precision(
     LVIS also has ``_rare``, ``_common`` and ``_frequent``.
 
     Args:
-        ground_truth: the parsed annotation json.
+        ground_truth: the parsed annotation json, as ``evaluate.data.coco`` accepts it; it stays as it is.
         detections: COCO results, each with ``image_id``, ``category_id``, ``score``, ``bbox`` (x, y, width, height) and
             ``segmentation`` (compressed run lengths).
         image_ids: the images scored.
@@ -44,7 +44,7 @@ def average_precision(
     No detections are 0. A group of categories that the ground truth lacks has no key.
     """
     detections = _best(detections, max_detections)
-    truth = COCO(ground_truth)
+    truth = COCO({**ground_truth, "annotations": [_scored(a, k) for k, a in enumerate(ground_truth["annotations"], 1)]})
     metrics: dict[str, float] = {}
     for kind, name in NAMES.items():
         # without its box a mask result takes its area from the mask
@@ -63,6 +63,16 @@ def average_precision(
             keys.update({label: f"{name}_{frequency}" for label, frequency in FREQUENCIES.items()})
         metrics.update({key: 100 * stats[label] for label, key in keys.items() if stats[label] >= 0})
     return metrics
+
+
+def _scored(annotation: dict[str, Any], number: int) -> dict[str, Any]:
+    """What the scorer reads of an annotation, under an id from 1 on: to the scorer an id 0 means that nothing matched.
+
+    The area only decides what is small, medium or large, which is not reported.
+    """
+    fields = {name: annotation[name] for name in ("image_id", "category_id", "bbox", "segmentation")}
+    area = annotation["bbox"][2] * annotation["bbox"][3]
+    return {**fields, "id": number, "area": annotation.get("area", area), "iscrowd": annotation.get("iscrowd", 0)}
 
 
 def require_each_once(evaluated: Sequence[int], asked: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 
-from evaluate.data.ade20k import class_names, paired_files
+from evaluate.data.ade20k import check_pairs, class_names
 from evaluate.data.published_counts import size
 from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.layers import padded_side
@@ -87,7 +87,8 @@ def fill_data(cfg: Config, env: Env) -> int:
     """Puts in folders, classes and limits; returns how many validation pictures are asked for.
 
     Raises:
-        UserError: a picture without a label map, or the reverse; also among what is read only after the training.
+        UserError: a picture without a label map or the reverse, or a label map that cannot be used; also among what is
+            read only after the training.
     """
     root = env.data_root / "ade20k"
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
@@ -96,6 +97,6 @@ def fill_data(cfg: Config, env: Env) -> int:
         loader.dataset.update(root=str(root), limit=env.limit, seed=env.seed)
     cfg.train_dataloader.sampler.seed = env.seed
     cfg.model.decode_head.num_classes = cfg.model.auxiliary_head.num_classes = len(class_names(root))
-    counts = {split: len(paired_files(root, split)[0]) for split in ("training", "validation")}
+    counts = {split: len(pictures) for split, pictures in check_pairs(root, env.limit).items()}
     env.report(sizes={f"ade20k_{split}": size(count, len(class_names(root))) for split, count in counts.items()})
     return min(counts["validation"], env.limit or counts["validation"])

@@ -6,6 +6,7 @@ y2 in pixels), ``gt_bboxes_labels``. Random numbers come from numpy's global gen
 each sample.
 """
 
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import PolygonMasks
 from PIL import Image, ImageOps
 
+from evaluate.data.ade20k import read_labels
 from evaluate.runtime.errors import UserError
 
 Sample = dict[str, Any]
@@ -189,18 +191,13 @@ class LoadLabels:
 
     def __call__(self, sample: Sample) -> Sample:
         path = sample["seg_map_path"]
-        labels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-        if labels is None or labels.ndim != 2:
-            raise UserError(f"the label map {path} cannot be read as one channel of labels; restore it")
+        labels = read_labels(Path(path), sample["classes"])
         if labels.shape != tuple(sample["ori_shape"]):
             size, expected = labels.shape[::-1], tuple(sample["ori_shape"])[::-1]
             raise UserError(f"the label map {path} is {size} pixels, but its image is {expected}; restore it")
-        if labels.max() > sample["classes"]:
-            problem = f"holds label {labels.max()}, but there are {sample['classes']} classes"
-            raise UserError(f"the label map {path} {problem}; restore it")
         # uint8 arithmetic on purpose: 0 - 1 is 255, ignored
         return {
             **sample,
-            "gt_seg_map": labels.astype(np.uint8) - np.uint8(1),
+            "gt_seg_map": labels - np.uint8(1),
             "seg_fields": [*sample["seg_fields"], "gt_seg_map"],
         }

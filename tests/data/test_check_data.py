@@ -85,7 +85,7 @@ def test_a_dense_set_with_a_hole(world: Path, tmp_path: Path) -> None:
     label.rename(label.with_stem("another"))
     findings = {finding.name: finding for finding in check.check(copy, ("coco", "lvis", "ade20k"), 3)}
     assert image.name in findings["coco"].detail and findings["coco"].status == "wrong"
-    assert findings["ade20k"].status == "wrong" and "only the image or only the annotation" in findings["ade20k"].detail
+    assert findings["ade20k"].status == "wrong" and "ADE_train_00000006 is not in both" in findings["ade20k"].detail
     (copy / "coco/annotations/instances_val2017.json").write_text('{"images": [')
     assert "is not an instances file" in check.check(copy, ("coco",), 3)[0].detail
 
