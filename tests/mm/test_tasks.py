@@ -90,12 +90,12 @@ def test_a_loss_that_is_no_number_ends_the_training(encoder: Encoder, world: Pat
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_picture_is_one_sentence(encoder: Encoder, world: Path, tmp_path: Path, workers: int) -> None:
     root = tmp_path / "world"
-    shutil.copytree(world / "ade20k", root / "ade20k")
-    picture = sorted((root / "ade20k/images/training").iterdir())[0]
-    picture.write_bytes(b"")
+    shutil.copytree(world / "coco", root / "coco")
+    picture = sorted((root / "coco/train2017").iterdir())[0]
+    picture.write_bytes(picture.read_bytes()[:-400])  # its header, which is looked at before, is whole
     with pytest.raises(UserError) as raised:
-        run(segmentation, encoder, root, tmp_path / "out", iterations=5, limit=1, workers=workers)
-    assert str(raised.value) == f"the image {picture} cannot be read; restore it"
+        run(detection, encoder, root, tmp_path / "out", iterations=5, limit=1, workers=workers)
+    assert f"the image {picture} named by" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_absent_data_and_packages_are_skipped(
