@@ -13,6 +13,7 @@ from typing import Any
 
 from evaluate.data.outlines import NUMBERS, has_area, near, outline_fault, pixels, usable_parts
 from evaluate.data.pictures import picture_sizes
+from evaluate.data.published_counts import INSTANCES
 from evaluate.runtime.errors import UserError
 
 ANNOTATIONS = {  # of train and of val, below the data root
@@ -25,6 +26,7 @@ IMAGES = {
     "lvis": "coco",
     "voc": "VOCdevkit",
 }  # the folder below the data root that picture paths start from
+PUBLISHED_VAL = {(counts["val"], classes) for classes, counts in INSTANCES.values()}  # images and categories
 FIELDS = ("image_id", "category_id", "bbox", "segmentation")  # that every annotation must have
 LONGEST_SIDE = 65_535  # pixels, a JPEG's limit
 SMALLEST_BOX = 0.01  # pixels: COCO's boxes are written in hundredths
@@ -242,11 +244,14 @@ def _require_learnable(path: Path, content: dict[str, Any]) -> int:
 def require_scorable(path: Path, content: dict[str, Any], limit: int | None) -> int:
     """How many images of a validation json are scored: the first by id, at most ``limit``.
 
-    An object that no detection could find is refused: COCO's own evaluation would count it as missed.
+    An object that no detection could find is refused: COCO's own evaluation would count it as missed. The published
+    sets are scored as they are, by that evaluation's rules.
 
     Raises:
-        UserError: none holds an object, or one has a box or an outline without area.
+        UserError: none holds an object, or one has an outline that cannot be read, or no area and the set is not a
+            published one.
     """
+    published = (len(content["images"]), len(content["categories"])) in PUBLISHED_VAL
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     tested = set(sorted(sizes)[:limit])
     if all(a.get("iscrowd", 0) for a in content["annotations"] if a["image_id"] in tested):
@@ -254,22 +259,29 @@ def require_scorable(path: Path, content: dict[str, Any], limit: int | None) -> 
             f"{path} has no image with an object that can be scored among the {len(tested)} read; fetch it again"
         )
     for number, annotation in enumerate(content["annotations"]):
-        fault = _unscorable(annotation, *sizes[annotation["image_id"]])
+        fault = _unreadable(annotation)
+        if not published:
+            fault = fault or _not_findable(annotation, *sizes[annotation["image_id"]])
         if fault:
             raise UserError(f"{path}: {_called(annotation, number)} {fault}; fetch the file again")
     return len(tested)
 
 
-def _unscorable(annotation: dict[str, Any], height: int, width: int) -> str | None:
-    outline, crowd = annotation["segmentation"], annotation.get("iscrowd", 0)
+def _unreadable(annotation: dict[str, Any]) -> str | None:
+    outline = annotation["segmentation"]
     if not isinstance(outline, dict):
         # as the scorer reads them: the first part decides that all are polygons
         if not outline or len(outline[0]) < 6:
             return "has an outline of fewer than three points"
         if any(len(part) % 2 or not part for part in outline):
             return "has a polygon of an odd count of numbers, or of none"
-    if crowd:
+    return None
+
+
+def _not_findable(annotation: dict[str, Any], height: int, width: int) -> str | None:
+    if annotation.get("iscrowd", 0):
         return None
+    outline = annotation["segmentation"]
     x, y, box_width, box_height = annotation["bbox"]
     outside = x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0
     if outside or min(box_width, box_height) < SMALLEST_BOX:

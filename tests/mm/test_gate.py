@@ -245,6 +245,14 @@ def test_a_fault_is_named(split: str, entries: str, field: str, value: Any, says
     assert says in str(raised.value) and str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
+def test_a_published_set_is_scored_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = written(tmp_path, lvis=False)["val"]
+    content["annotations"][0]["bbox"] = [9, 9, 0, 4]
+    put(tmp_path, False, "val", content)
+    monkeypatch.setattr(coco, "PUBLISHED_VAL", {(len(content["images"]), len(content["categories"]))})
+    assert coco.check_instances(tmp_path, "coco")
+
+
 def test_train_and_val_have_the_same_categories(tmp_path: Path) -> None:
     contents = written(tmp_path, lvis=False)
     contents["val"]["categories"].append({"id": 12, "name": "d"})
