@@ -23,7 +23,7 @@ from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
 from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
-from evaluate.runtime.errors import Skip, UserError
+from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from evaluate.runtime.progress import track
 
 SAMPLES = 100  # images of each set that are read in full
@@ -83,8 +83,8 @@ def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES, subset:
                 found.append(Finding(name, "ok", detail))
         except Skip as reason:
             found.append(Finding(name, "absent", str(reason)))
-        except UserError as reason:
-            found.append(Finding(name, "wrong", str(reason)))
+        except (UserError, PermissionError) as reason:
+            found.append(Finding(name, "wrong", in_one_sentence(reason)))
     return found
 
 
