@@ -94,7 +94,7 @@ def root(path: Path) -> Path:
         )
     if not _holds_a_set(path):
         whole = Path(os.path.abspath(path))
-        deeper = (Path(entry.path) for entry in listing.entries(path) if listing.is_folder(entry))
+        deeper = (Path(entry.path) for entry in listing.entries(whole) if listing.is_folder(entry))
         meant = next((near for near in (*whole.parents[:DEPTH], *deeper) if _holds_a_set(near)), None)
         if meant:
             raise UserError(f"the data root {path} holds none of the data sets; did you mean --data-root {meant}?")

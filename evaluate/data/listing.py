@@ -42,7 +42,10 @@ def entries(folder: str | Path) -> list[os.DirEntry[str]]:
     """What lies in a folder, sorted by name. Raises UserError for a folder that cannot be read."""
     try:
         with os.scandir(folder) as found:
-            return sorted((entry for entry in found if not is_left_behind(entry.name)), key=lambda entry: entry.name)
+            visible = [entry for entry in found if not is_left_behind(entry.name)]
+        if not os.access(folder, os.X_OK):  # then names can be listed, and no file opened
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return sorted(visible, key=lambda entry: entry.name)
     except OSError as error:
         raise _closed(f"the folder {folder}", error) from error
 

@@ -13,7 +13,7 @@ from evaluate.data.archives import File
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.pixels import READ_ERRORS, read_rgb
 from evaluate.data.transforms import Transform
-from evaluate.runtime.errors import UserError
+from evaluate.runtime.errors import UserError, in_one_sentence
 
 UNREADABLE = -1  # the label of an image that could not be read, where such are kept
 LOADING_SECONDS = 600  # that a data loading process may take for one batch
@@ -27,6 +27,8 @@ def read_image(file: File) -> Image.Image:
     """An RGB image; raises UserError naming a file that cannot be read to its end."""
     try:
         return read_rgb(io.BytesIO(file.read()) if isinstance(file, archives.Member) else file)
+    except PermissionError as error:
+        raise UserError(in_one_sentence(error)) from error
     except READ_ERRORS as error:
         raise UserError(
             f"the image {file} cannot be read ({error}); download it again (a task leaves images out only with its "
