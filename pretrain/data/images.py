@@ -158,7 +158,11 @@ def _classes(folder: Path, names: list[str]) -> list[str]:
                 f"{folder / above} holds {train[0]} beside {held_out[0]}, on which nothing may be pretrained; "
                 f"did you mean --data {folder / above / train[0]}?"
             )
-    while len(distinct := set(found)) > 1 and len({name.rpartition("/")[2] for name in distinct}) == 1:
+    while (
+        len(distinct := set(found)) > 1
+        and all("/" in name for name in distinct)
+        and len({name.rpartition("/")[2] for name in distinct}) == 1
+    ):
         found = [name.rpartition("/")[0] for name in found]
     places: dict[str, str] = {}
     for name in sorted(set(found)):

@@ -76,7 +76,7 @@ def test_droppings_are_no_class_no_image_and_no_change(tmp_path: Path) -> None:
 
 @pytest.fixture
 def closed(tmp_path: Path) -> Path:
-    return write_world(tmp_path / "data", train=3, val=1)
+    return write_world(tmp_path / "data", train=6, val=1)
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="root may enter every folder")
