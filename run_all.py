@@ -29,7 +29,7 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.errors import UserError
+from evaluate.runtime.errors import UserError, in_one_sentence
 from evaluate.runtime.settings import Settings, split_overrides
 from results import tables
 
@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     try:
         return run(arguments)
-    except UserError as error:
-        print(f"run_all.py: {error}", file=sys.stderr)
+    except (UserError, PermissionError) as error:
+        print(f"run_all.py: {in_one_sentence(error)}", file=sys.stderr)
         return EXIT_USER
     except executor.Stopped as stop:
         print(f"run_all.py: {stop}", file=sys.stderr)

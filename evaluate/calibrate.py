@@ -40,7 +40,7 @@ from evaluate.runtime.cli import (
 )
 from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
-from evaluate.runtime.errors import Skip, UserError
+from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 
 # top-1 in percent of released files, by a part of their name: SiameseIM docs/finetune.md; MAE FINETUNE.md
 RELEASED = {
@@ -196,8 +196,8 @@ def main(argv: list[str] | None = None) -> int:
             limit=arguments.limit,
         )
         verdict = calibrate(arguments.ckpt, env, expected, arguments.tolerance, arguments.precision, crop)
-    except UserError as error:
-        print(f"evaluate.calibrate: {error}", file=sys.stderr)
+    except (UserError, PermissionError) as error:
+        print(f"evaluate.calibrate: {in_one_sentence(error)}", file=sys.stderr)
         return EXIT_SKIPPED if isinstance(error, Skip) else EXIT_USER
     if distributed.rank() == 0:
         print(json.dumps({**asdict(verdict), "reproduced": verdict.reproduced}) if arguments.json else verdict)

@@ -38,7 +38,7 @@ class Faults:
 
     def __init__(self, images: ImageFolder, out: Path, say: Callable[[str], None] = print):
         self.images, self.path, self.say = images, out / "faults.jsonl", say
-        self.damaged: set[int] = set()
+        self.damaged: set[str] = set()  # names
         self.skipped = self.in_a_row = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -46,16 +46,20 @@ class Faults:
         return {"damaged": sorted(self.damaged), "skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.damaged, self.skipped, self.in_a_row = set(state["damaged"]), state["skipped"], state["in_a_row"]
+        names = self.images.names  # earlier versions kept indices
+        damaged = {names[one] if isinstance(one, int) else one for one in state["damaged"]}
+        self.damaged = damaged.intersection(names)
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
 
     def note_unreadable(self, step: int, damaged: dict[int, str]) -> None:
         """Names the images that could not be read for a step, once each. Raises DataError above
         MAX_UNREADABLE_SHARE."""
-        new = {index: why for index, why in damaged.items() if index not in self.damaged}
+        names = self.images.names
+        new = {index: why for index, why in damaged.items() if names[index] not in self.damaged}
         for found in distributed.gather_objects(new or None):
             for index, why in found.items():
-                if index not in self.damaged:
-                    self.damaged.add(index)
+                if names[index] not in self.damaged:
+                    self.damaged.add(names[index])
                     self._note(f"{why}; another image is taken in its place", step, "damaged image", [index])
         if len(self.damaged) > MAX_UNREADABLE_SHARE * len(self.images):
             distributed.raise_together(

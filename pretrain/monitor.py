@@ -5,8 +5,6 @@ On center crops of a fixed sample of the training images: the accuracy of a leav
 moves no statistic of the model, so a run is the same with it and without it.
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -24,18 +22,17 @@ COLLAPSED_SPREAD = 0.02
 
 
 class Monitor:
-    """Holds center crops (M, 3, S, S) uint8 of up to IMAGES images below ``folder``, and the classes that their folders
-    name."""
+    """Holds center crops (M, 3, S, S) uint8 of up to IMAGES images, and their classes."""
 
-    def __init__(self, images: ImageFolder, folder: Path, config: PretrainConfig):
-        crops, folders = [], []
+    def __init__(self, images: ImageFolder, config: PretrainConfig):
+        crops, classes = [], []
         for index in np.random.default_rng(config.seed).permutation(len(images))[:IMAGES].tolist():
             try:
                 crops.append(center_crop(images.read(index), config.img_size))
             except DataError:
                 continue  # the loop names it
-            folders.append(images.paths[index].parent.relative_to(folder).as_posix())
-        self.crops, self.labels = torch.stack(crops), torch.from_numpy(np.unique(folders, return_inverse=True)[1])
+            classes.append(images.classes[index])
+        self.crops, self.labels = torch.stack(crops), torch.from_numpy(np.unique(classes, return_inverse=True)[1])
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
 
     def measure(self, model: Method, device: str, dtype: torch.dtype | None = None) -> dict[str, float]:

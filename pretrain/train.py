@@ -80,6 +80,8 @@ class Execution:
     grad_checkpointing: bool = False
     """Compute the inside of the blocks again in the backward pass instead of keeping it: the same numbers, less memory,
     more time."""
+    allow_other_images: bool = False
+    """Resume a run on other images than it began with."""
 
 
 def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -> Path:
@@ -91,6 +93,9 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     """
     device = execution.device
     images, micro_batch = distributed.all_or_none(lambda: _prepare(config, data, out, execution))
+    if distributed.rank() == 0:
+        classes = len(set(images.classes))
+        print(f"pretrain: {len(images):,} images of {classes:,} class{'es' * (classes > 1)} in {data}", flush=True)
     steps = steps_per_epoch(len(images), config)
     total = config.epochs * steps
     method = method_of(config)
@@ -106,13 +111,13 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     faults = Faults(images, out)
     together = micro_batch * distributed.world_size()
     parts: dict[str, Any] = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
-    first = _resume(out, model, method, config, parts, together)
+    first = _resume(out, model, method, config, parts, together, images.identity, execution.allow_other_images)
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
     batches = steps_from(images, first, micro_batch, config, execution.workers)
     looks = steps * (
         max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs
     )  # steps between two
-    monitor = distributed.on_rank_zero(lambda: Monitor(images, data, config) if looks else None)
+    monitor = distributed.on_rank_zero(lambda: Monitor(images, config) if looks else None)
 
     with Log(out, config, steps, first) as log, listening() as heard:
         faults.say, saved = log.say, time.monotonic()
@@ -151,6 +156,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             if signals or overdue or (step + 1) % steps == 0:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 states |= {"step": step + 1, "epoch": (step + 1) // steps, "normalised_together": together}
+                states |= {"images": images.identity}
                 distributed.on_rank_zero(
                     functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states)
                 )
@@ -176,7 +182,7 @@ def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution
         raise ValueError("precision fp16 needs a GPU; on a CPU take --set precision=bf16 or fp32")
     method_of(config)
     out.mkdir(parents=True, exist_ok=True)
-    images = ImageFolder(data)
+    images = ImageFolder(data, leave_out=out)
     steps_per_epoch(len(images), config)
     return images, images_at_once(execution.micro_batch, config)
 
@@ -194,10 +200,17 @@ def _look(monitor: Monitor | None, model: Method, config: PretrainConfig, step: 
 
 
 def _resume(
-    out: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, parts: dict[str, Any], together: int
+    out: Path,
+    model: nn.Module,
+    method: MethodModule,
+    config: PretrainConfig,
+    parts: dict[str, Any],
+    together: int,
+    images: dict[str, int | str],
+    allow_other_images: bool,
 ) -> int:
     """Loads the newest whole checkpoint, if there is one; the step to go on with. Raises ValueError for one of another
-    config."""
+    config, or of other images."""
     found = distributed.gather_objects(distributed.on_rank_zero(lambda: checkpoint.newest(out)))
     if not found:
         return 0
@@ -212,6 +225,16 @@ def _resume(
             raise ValueError(
                 f"{out} holds a run with another {', '.join(other)}; choose another --out or the same settings"
             )
+        began_on = saved.get("images", images)  # earlier versions did not keep it
+        if began_on != images:
+            change = f"{began_on['number']:,} images before and {images['number']:,} now, of other names"
+            if not allow_other_images:
+                raise ValueError(
+                    f"{out} holds a run on other images ({change}); restore them, choose another --out, or say "
+                    "--allow-other-images to go on with those that there are"
+                )
+            if distributed.rank() == 0:
+                print(f"pretrain: the run goes on with other images ({change})", flush=True)
         model.load_state_dict(method.from_official(saved["model"], list(model.state_dict())))
         if saved["step"]:  # before the first step (--init-only) there is nothing but the weights
             for name, part in parts.items():
@@ -364,6 +387,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--export",
         action="store_true",
         help="at the end, write OUT/export: the weights alone, and the certified encoder file",
+    )
+    parser.add_argument(
+        "--allow-other-images",
+        action="store_true",
+        help="resume although images were added, removed or renamed; order and schedule are then those of neither set",
     )
     parser.add_argument("--init-only", action="store_true", help="write the randomly initialized checkpoint and stop")
     arguments = parser.parse_args(argv)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from evaluate.data import listing
 from evaluate.data.pictures import THREADS, picture_sizes
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.progress import track
@@ -42,13 +43,17 @@ def class_names(root: Path) -> tuple[str, ...]:
 
 
 def paired_files(root: Path, split: str) -> tuple[dict[str, Path], dict[str, Path]]:
-    """The pictures and the label maps of one split by name; hidden files are none.
+    """The pictures and the label maps of one split by name.
 
-    Raises UserError where one is without the other, or there are none.
+    Raises UserError for a folder that cannot be read, and where one is without the other, or there are none.
     """
     pictures, labels = (
-        {path.stem: path for path in sorted((root / kind / split).glob(f"*.{end}")) if not path.name.startswith(".")}
-        for kind, end in (("images", "jpg"), ("annotations", "png"))
+        {
+            Path(entry.name).stem: Path(entry.path)
+            for entry in listing.entries(root / kind / split)
+            if entry.name.endswith(end)
+        }
+        for kind, end in (("images", ".jpg"), ("annotations", ".png"))
     )
     odd = sorted(set(pictures) ^ set(labels))
     if odd or not pictures:
@@ -79,7 +84,7 @@ def check_pairs(root: Path, limit: int | None = None) -> dict[str, list[Path]]:
         found[split] = [pictures[name] for name in sorted(pictures)]
         with ThreadPoolExecutor(THREADS) as pool:
             sizes = list(pool.map(label_size, maps))
-        for path, own, expected in zip(maps, sizes, picture_sizes(found[split][:limit]), strict=True):
+        for path, own, expected in zip(maps, sizes, picture_sizes(found[split][:limit], upright=False), strict=True):
             if own != expected:
                 raise UserError(f"the label map {path} is {own} pixels, but its image is {expected}; restore it")
         step = 1 if split == "validation" else max(1, len(maps) // TRAIN_SAMPLES)

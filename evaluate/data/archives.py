@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from evaluate.data import archives
+from evaluate.data import archives, listing
 from evaluate.runtime.errors import UserError
 
 SUFFIXES = (".tar", ".zip")
@@ -58,21 +58,18 @@ class Member:
 
 @functools.lru_cache(maxsize=1)  # sets are read one after the other, and the largest index takes half a gigabyte
 def folders(archive: Path) -> dict[PurePosixPath, list[Member]]:
-    """The files inside an archive by their folder, sorted by name, without hidden ones.
+    """The files inside an archive by their folder, sorted by name, without those that ``listing`` leaves out.
 
     Raises UserError for one that is damaged.
     """
     found: dict[str, list[Member]] = {}
     try:
         for member in _zip_members(archive) if archive.suffix == ".zip" else _tar_members(archive):
-            found.setdefault(member.path.rpartition("/")[0], []).append(member)
+            if not any(map(listing.is_left_behind, PurePosixPath(member.path).parts)):
+                found.setdefault(member.path.rpartition("/")[0], []).append(member)
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
         raise UserError(f"the archive {archive} is damaged or cut short ({error}); fetch it again") from error
-    visible = {
-        PurePosixPath(name): [member for member in files if not member.name.startswith(".")]
-        for name, files in found.items()
-    }
-    return {folder: sorted(files, key=lambda member: member.path) for folder, files in visible.items() if files}
+    return {PurePosixPath(name): sorted(files, key=lambda member: member.path) for name, files in found.items()}
 
 
 @functools.lru_cache(maxsize=8)

@@ -23,7 +23,7 @@ from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
 from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
-from evaluate.runtime.errors import Skip, UserError
+from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from evaluate.runtime.progress import track
 
 SAMPLES = 100  # images of each set that are read in full
@@ -82,9 +82,9 @@ def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES, subset:
             else:
                 found.append(Finding(name, "ok", detail))
         except Skip as reason:
-            found.append(Finding(name, "absent", str(reason)))
-        except UserError as reason:
-            found.append(Finding(name, "wrong", str(reason)))
+            found.append(Finding(name, "absent", f"{reason}; {ORIGINS[name]}"))
+        except (UserError, PermissionError) as reason:
+            found.append(Finding(name, "wrong", in_one_sentence(reason)))
     return found
 
 
@@ -197,6 +197,21 @@ CHECKS: dict[str, Callable[[Path, int, Counts], str]] = {
     **{name: _instances(name) for name in INSTANCES},
     "ade20k": _ade20k,
     "voc": _voc,
+}
+
+# where each set is to be had, as docs/data.md says too
+ORIGINS = {
+    "imagenet": "ImageNet-1k (ILSVRC2012) is published at image-net.org for registered users: train 138 GB, val 6.3 GB",
+    "imagenet_1percent": "github.com/google-research/simclr has it as imagenet_subsets/1percent.txt: 12,811 names",
+    "imagenet_10percent": "github.com/google-research/simclr has it as imagenet_subsets/10percent.txt: 128,116 names",
+    "imagenet_a": "ImageNet-A is published at github.com/hendrycks/natural-adv-examples: 7,500 images",
+    "imagenet_r": "ImageNet-R is published at github.com/hendrycks/imagenet-r: 30,000 images, 2.2 GB",
+    "imagenet_sketch": "ImageNet-Sketch is published at github.com/HaohanWang/ImageNet-Sketch: 50,889 images",
+    "imagenet_c": "ImageNet-C is published at github.com/hendrycks/robustness: 3,750,000 images in four archives",
+    "coco": "COCO 2017 is published at cocodataset.org: train 18 GB, val 1 GB, annotations 241 MB",
+    "lvis": "LVIS v1 is published at lvisdataset.org: two files of annotations; its images are COCO's",
+    "ade20k": "ADE20k is published at sceneparsing.csail.mit.edu as ADEChallengeData2016.zip: 22,210 images",
+    "voc": "PASCAL VOC is published at host.robots.ox.ac.uk/pascal/VOC: trainval of 2007 and 2012, test of 2007",
 }
 
 

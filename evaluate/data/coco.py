@@ -342,7 +342,7 @@ def require_present(pictures: Iterable[Path], listed_by: Path) -> None:
 
 def require_sizes(pictures: Sequence[Path], images: Sequence[dict[str, Any]], listed_by: Path) -> None:
     """Raises UserError naming a picture that has another size by its header than its entry says."""
-    for picture, (width, height), image in zip(pictures, picture_sizes(pictures), images, strict=True):
+    for picture, (width, height), image in zip(pictures, picture_sizes(pictures, upright=True), images, strict=True):
         if (width, height) != (image["width"], image["height"]):
             raise UserError(
                 f"{picture} is {width} x {height} pixels, but {listed_by} says {image['width']} x {image['height']}; "

@@ -12,20 +12,18 @@ What is known of a part is kept in a manifest below OUT, one file an identity.
 import hashlib
 import json
 import os
-import stat
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from evaluate.data import layouts, val_labels
-from evaluate.runtime.errors import UserError
+from evaluate.data import layouts, listing, val_labels
+from evaluate.data.listing import THREADS
 from results.atomic import atomic_write
 
-THREADS = 16  # file systems of a network answer many at once
 SAMPLE = 64  # files whose contents decide where all times changed
 TEXT_BYTES = 64 * 1024**2  # lists and annotations up to this size count by their contents
 TEXTS = (".txt", ".json", ".csv", ".xml", ".mat")
@@ -88,7 +86,7 @@ def snapshot(path: Path) -> Snapshot:
     if path.is_file():
         facts = [("", path.stat())]
     else:
-        facts = sorted(_walk(path))
+        facts = sorted((name, about) for name, about in listing.walk(path, _facts) if about)
     names = tuple(name for name, _ in facts)
     sizes = np.array([about.st_size for _, about in facts], dtype=np.int64)
     times = np.array([about.st_mtime_ns for _, about in facts], dtype=np.int64)
@@ -100,41 +98,11 @@ def snapshot(path: Path) -> Snapshot:
     return Snapshot(names, sizes, times, digest.hexdigest())
 
 
-def _walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every regular file below a folder by its path there; a link that leads back above itself is passed over."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        level = [(str(root), "", frozenset({os.path.realpath(root)}))]
-        while level:
-            following = []
-            for files, folders in pool.map(_scan, level):
-                yield from files
-                following += folders
-            level = following
-
-
-Folder = tuple[str, str, frozenset[str]]  # path, path below the part, the real paths of the folders above it
-
-
-def _scan(folder: Folder) -> tuple[list[tuple[str, os.stat_result]], list[Folder]]:
-    path, below, above = folder
-    files, folders = [], []
+def _facts(entry: os.DirEntry[str]) -> os.stat_result | None:
     try:
-        entries = list(os.scandir(path))
-    except OSError as error:
-        raise UserError(f"the folder {path} cannot be read ({error.strerror}); allow access to it") from error
-    for entry in entries:
-        try:
-            about = entry.stat()
-        except OSError:
-            continue  # a dangling link; the readers name it where it counts
-        name = f"{below}/{entry.name}" if below else entry.name
-        if stat.S_ISDIR(about.st_mode):
-            real = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
-            if real not in above:
-                folders.append((entry.path, name, above | {real}))
-        elif stat.S_ISREG(about.st_mode):
-            files.append((name, about))
-    return files, folders
+        return entry.stat()
+    except OSError:
+        return None  # a link that leads nowhere; the readers name it where it counts
 
 
 def _identity(path: Path, part: str, store: Path, verify: bool) -> str:

@@ -8,7 +8,6 @@ an image that cannot be read are errors that name what was found.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from evaluate.data import archives, layouts, val_labels
+from evaluate.data import archives, layouts, listing, val_labels
 from evaluate.data.archives import File
 from evaluate.runtime.errors import UserError
 
@@ -103,25 +102,21 @@ def class_names(folder: Path) -> tuple[str, ...]:
     """The sorted names of the folders inside ``folder``; raises UserError if there is none."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; it should hold one folder a class, named by its wnid")
-    names = tuple(
-        sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    )
+    names = tuple(entry.name for entry in listing.entries(folder) if listing.is_folder(entry))
     if not names:
         raise UserError(f"{folder} holds no class folders; it should hold one folder a class, named by its wnid")
     return names
 
 
 def _is_flat(folder: Path) -> bool:
-    return folder.is_dir() and not any(
-        entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)
-    )
+    return folder.is_dir() and not any(map(listing.is_folder, listing.entries(folder)))
 
 
 def _folder(folder: Path) -> dict[str, list[File]]:
     """The images of each class folder. Raises UserError for one that is empty."""
     images: dict[str, list[File]] = {}
     for wnid in class_names(folder):
-        names = sorted(name for name in os.listdir(folder / wnid) if not name.startswith("."))
+        names = [entry.name for entry in listing.entries(folder / wnid)]
         if not names:
             raise UserError(
                 f"the class folder {folder / wnid} is empty; unpack it again, or remove the class from every set"
@@ -133,7 +128,7 @@ def _folder(folder: Path) -> dict[str, list[File]]:
 def _flat(folder: Path, wnid_of: dict[str, str]) -> dict[str, list[File]]:
     """The images of each class from a folder without class folders, by the classes of the images' names."""
     images: dict[str, list[File]] = {}
-    for name in sorted(name for name in os.listdir(folder) if not name.startswith(".")):
+    for name in (entry.name for entry in listing.entries(folder)):
         wnid = wnid_of.get(Path(name).stem)
         if wnid is None:
             raise UserError(

@@ -2,10 +2,11 @@
 there.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from evaluate.data import coco
+from evaluate.data import coco, listing
 from evaluate.runtime.errors import Skip, UserError
 
 CORRUPTIONS = (
@@ -26,6 +27,7 @@ CORRUPTIONS = (
     "jpeg_compression",
 )
 SEVERITIES = (1, 2, 3, 4, 5)  # of each corruption
+DEPTH = 3  # folders between a data root and the deepest folder that is taken for it by mistake
 OWN_GENERATOR = (
     "impulse_noise",
     "glass_blur",
@@ -85,12 +87,22 @@ def locate(data_root: Path, part: str) -> Path | None:
 
 
 def root(path: Path) -> Path:
-    """The data root itself; raises UserError if it is no folder."""
+    """The data root itself; raises UserError if it is no folder, or if the sets lie above it or one folder deeper."""
     if not path.is_dir():
         raise UserError(
             f"the data root {path} is not a folder; it should hold imagenet/, coco/, lvis/, ade20k/, imagenet-a/ …"
         )
+    if not _holds_a_set(path):
+        whole = Path(os.path.abspath(path))
+        deeper = (Path(entry.path) for entry in listing.entries(whole) if listing.is_folder(entry))
+        meant = next((near for near in (*whole.parents[:DEPTH], *deeper) if _holds_a_set(near)), None)
+        if meant:
+            raise UserError(f"the data root {path} holds none of the data sets; did you mean --data-root {meant}?")
     return path
+
+
+def _holds_a_set(folder: Path) -> bool:
+    return os.access(folder, os.X_OK) and any(locate(folder, part) for parts in LAYOUTS.values() for part in parts)
 
 
 def require(data_root: Path, name: str) -> None:

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 from evaluate.data import archives
 from evaluate.data.archives import File
 from evaluate.data.imagenet import ImageSet
+from evaluate.data.pixels import READ_ERRORS, read_rgb
 from evaluate.data.transforms import Transform
-from evaluate.runtime.errors import UserError
+from evaluate.runtime.errors import UserError, in_one_sentence
 
 UNREADABLE = -1  # the label of an image that could not be read, where such are kept
 LOADING_SECONDS = 600  # that a data loading process may take for one batch
@@ -25,9 +26,10 @@ Sample = tuple[
 def read_image(file: File) -> Image.Image:
     """An RGB image; raises UserError naming a file that cannot be read to its end."""
     try:
-        with Image.open(io.BytesIO(file.read()) if isinstance(file, archives.Member) else file) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return read_rgb(io.BytesIO(file.read()) if isinstance(file, archives.Member) else file)
+    except PermissionError as error:
+        raise UserError(in_one_sentence(error)) from error
+    except READ_ERRORS as error:
         raise UserError(
             f"the image {file} cannot be read ({error}); download it again (a task leaves images out only with its "
             f"setting max_unreadable_images)"

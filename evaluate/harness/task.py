@@ -33,7 +33,7 @@ from evaluate.runtime.cli import (
 )
 from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
-from evaluate.runtime.errors import Skip, UserError
+from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from evaluate.runtime.locks import exclusive
 from evaluate.runtime.processes import end_with_parent
 from evaluate.runtime.settings import Settings, as_json, help_text, override, read_config, split_overrides
@@ -74,8 +74,8 @@ def main(task: str, argv: list[str] | None = None) -> int:
     """The command line of one task; returns the exit status (0 ok, 1 failed, 2 bad input, 3 skipped)."""
     try:
         return _main(task, argv)
-    except UserError as error:
-        print(f"evaluate.{task}: {error}", file=sys.stderr)
+    except (UserError, PermissionError) as error:
+        print(f"evaluate.{task}: {in_one_sentence(error)}", file=sys.stderr)
         return EXIT_SKIPPED if isinstance(error, Skip) else EXIT_USER
 
 
@@ -232,8 +232,8 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
         entry["status"], status = "ok", 0
     except Skip as error:
         entry["status"], entry["reason"], status = "skipped", str(error), EXIT_SKIPPED
-    except UserError as error:
-        entry["status"], entry["reason"], status = "failed", str(error), EXIT_USER
+    except (UserError, PermissionError) as error:
+        entry["status"], entry["reason"], status = "failed", in_one_sentence(error), EXIT_USER
     except Exception as error:  # a fault of ours or of a library: the record keeps it, the log has the traceback
         traceback.print_exc()
         entry["status"], entry["reason"], status = "failed", f"{type(error).__name__}: {error}", EXIT_FAILED

@@ -9,13 +9,13 @@ each sample.
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import PolygonMasks
-from PIL import Image, ImageOps
+from PIL import Image
 
 from evaluate.data.ade20k import read_labels
+from evaluate.data.pixels import READ_ERRORS, read_rgb
 from evaluate.runtime.errors import UserError
 
 Sample = dict[str, Any]
@@ -48,7 +48,7 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 class LoadImage:
-    """Reads ``img_path``; the picture must have the size that the annotations say.
+    """Reads ``img_path``, turned as its EXIF orientation says; it must have the size that the annotations say.
 
     Raises:
         UserError: an unreadable picture, or one of another size.
@@ -57,9 +57,8 @@ class LoadImage:
     def __call__(self, sample: Sample) -> Sample:
         path = sample["img_path"]
         try:
-            with Image.open(path) as file:
-                image = np.asarray(ImageOps.exif_transpose(file).convert("RGB"))
-        except (OSError, ValueError) as error:
+            image = np.asarray(read_rgb(path, upright=True))
+        except READ_ERRORS as error:
             raise UserError(
                 f"the image {path} named by {sample['annotations']} cannot be read ({error}); restore it"
             ) from error
@@ -173,12 +172,16 @@ class TestResize:
 
 
 class LoadPicture:
-    """Reads ``img`` (H, W, 3) uint8 BGR, as mmseg does. Raises UserError naming an unreadable file."""
+    """Reads ``img`` (H, W, 3) uint8 BGR, as mmseg does, but as it is stored: the label map knows no EXIF orientation.
+
+    Raises UserError naming an unreadable file.
+    """
 
     def __call__(self, sample: Sample) -> Sample:
-        image = cv2.imread(sample["img_path"], cv2.IMREAD_COLOR)
-        if image is None:
-            raise UserError(f"the image {sample['img_path']} cannot be read; restore it")
+        try:
+            image = np.ascontiguousarray(np.asarray(read_rgb(sample["img_path"]))[..., ::-1])
+        except READ_ERRORS as error:
+            raise UserError(f"the image {sample['img_path']} cannot be read ({error}); restore it") from error
         return {**sample, "img": image, "img_shape": image.shape[:2], "ori_shape": image.shape[:2]}
 
 

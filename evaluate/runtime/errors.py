@@ -1,4 +1,4 @@
-"""The two errors a person may meet: each is one clear sentence, never a traceback."""
+"""The errors a person may meet: each is one clear sentence, never a traceback."""
 
 
 class UserError(Exception):
@@ -10,3 +10,10 @@ class Skip(UserError):
 
     The record of the task says ``skipped``; other tasks go on.
     """
+
+
+def in_one_sentence(error: UserError | PermissionError) -> str:
+    """What a command says of bad input, or of a file or folder that it may not touch."""
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename} cannot be read or written ({error.strerror}); allow access to it"
+    return str(error)

@@ -5,25 +5,30 @@ An image that cannot be read is replaced by another one, chosen by its index alo
 alike. What the decoder does not notice (a wrong stripe in a JPEG) nobody can.
 """
 
-from pathlib import Path
+import hashlib
+import os
+import re
+from collections import defaultdict
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
+
+from evaluate.data import listing
+from evaluate.data.pixels import READ_ERRORS, read_rgb
 
 JPEG = b"\xff\xd8\xff"
 
 
 def decode(path: Path) -> Tensor:
-    """(3, H, W) RGB, colours next to each other in memory; the pixels that PIL's ``convert("RGB")`` gives, EXIF
-    rotation not applied.
+    """(3, H, W) RGB, colours next to each other in memory; the pixels that ``read_rgb`` gives, as they are stored.
 
     Raises:
-        OSError, SyntaxError, ValueError: of PIL, for a file that is not a whole image.
+        READ_ERRORS: for a file that is not a whole image.
     """
     content = bytearray(path.read_bytes())
     if content.startswith(JPEG):
@@ -39,8 +44,7 @@ def decode(path: Path) -> Tensor:
 
 
 def _by_pil(path: Path) -> Tensor:
-    with Image.open(path) as file:
-        return torch.from_numpy(np.array(file.convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1)
 
 
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
@@ -54,6 +58,10 @@ STRIDE = 7919
 
 
 MAX_REPLACEMENTS = 100
+
+
+TRAIN = re.compile(r"train(ing)?\d*", re.I)
+HELD_OUT = re.compile(r"(val(id(ation)?)?|test(ing)?)\d*", re.I)
 
 
 class DataError(ValueError):
@@ -70,14 +78,26 @@ class Sample(NamedTuple):
 
 
 class ImageFolder(Dataset[Sample]):
-    """All images below a folder, sorted by path."""
+    """All images below a folder, sorted by path, but for those below ``leave_out``.
 
-    def __init__(self, folder: Path):
+    ``names`` are their paths below the folder, ``classes`` the folder that names each one's class, and ``identity``
+    (their number and a digest of their names) says whether two runs read the same ones.
+    """
+
+    def __init__(self, folder: Path, leave_out: Path | None = None):
         if not folder.is_dir():
             raise DataError(f"the training folder {folder} does not exist; it should hold one folder of images a class")
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-        if not self.paths:
+        if leave_out and os.path.realpath(leave_out) == os.path.realpath(folder):
+            raise DataError(f"the output folder is the training folder {folder} itself; choose another --out")
+        files = {name for name, _ in listing.walk(folder, lambda entry: None, leave_out)}
+        names = (name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS)
+        self.names = sorted((name for name in names if not _is_of_a_run(name, files)), key=lambda name: name.split("/"))
+        if not self.names:
             raise DataError(f"no images below {folder}; expected files ending in {', '.join(sorted(EXTENSIONS))}")
+        self.classes = _classes(folder, self.names)
+        self.paths = [folder / name for name in self.names]
+        digest = hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()[:16]
+        self.identity: dict[str, int | str] = {"number": len(self.names), "digest": digest}
         self.cache: dict[int, Sample] | None = None
         if self[0].image.numel() * len(self.paths) <= CACHE_BYTES:
             self.cache = {}
@@ -107,7 +127,49 @@ class ImageFolder(Dataset[Sample]):
         """One image (3, H, W) uint8 from its file. Raises DataError naming a file that cannot be read."""
         try:
             return decode(self.paths[index])
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except READ_ERRORS as error:
             raise DataError(
                 f"{self.paths[index]} cannot be read as an image ({error}); replace or remove it"
             ) from error
+
+
+def _is_of_a_run(name: str, files: set[str]) -> bool:
+    """Whether an image is the picture that an earlier run has drawn in its output folder."""
+    head, _, tail = name.rpartition("/")
+    return tail == "batch.png" and f"{head}/log.jsonl".lstrip("/") in files
+
+
+def _classes(folder: Path, names: list[str]) -> list[str]:
+    """The folder below ``folder`` that names each image's class: the one that it lies in, or the one above where all
+    of these are called alike (``<class>/images/``).
+
+    Raises:
+        DataError: held-out images lie beside those of train, or class folders of one name in several places.
+    """
+    found = [name.rpartition("/")[0] for name in names]
+    inside: dict[PurePosixPath, set[str]] = defaultdict(set)
+    for lowest in set(found):
+        for part in (PurePosixPath(lowest), *PurePosixPath(lowest).parents)[:-1]:
+            inside[part.parent].add(part.name)
+    for above, below in sorted(inside.items()):
+        train, held_out = (sorted(filter(kind.fullmatch, below)) for kind in (TRAIN, HELD_OUT))
+        if train and held_out:
+            raise DataError(
+                f"{folder / above} holds {train[0]} beside {held_out[0]}, on which nothing may be pretrained; "
+                f"did you mean --data {folder / above / train[0]}?"
+            )
+    while (
+        len(distinct := set(found)) > 1
+        and all("/" in name for name in distinct)
+        and len({name.rpartition("/")[2] for name in distinct}) == 1
+    ):
+        found = [name.rpartition("/")[0] for name in found]
+    places: dict[str, str] = {}
+    for name in sorted(set(found)):
+        other = places.setdefault(name.rpartition("/")[2], name)
+        if other != name:
+            raise DataError(
+                f"{folder} holds the class folder {other.rpartition('/')[2]} in several places, {other} and {name}; "
+                "give --data the folder that holds each class once"
+            )
+    return found

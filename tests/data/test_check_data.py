@@ -74,6 +74,12 @@ def test_an_absent_set_is_no_fault(data: Path) -> None:
     (data / "imagenet-r").rename(data / "away")
     assert check.report(data, IMAGENET) == EXIT_SKIPPED
     assert check.report(data, IMAGENET[:3]) == 0
+    absent = {finding.name: finding.detail for finding in check.check(data, check.CHECKS) if finding.status == "absent"}
+    assert absent.keys() > {"imagenet_r", "coco", "voc"}
+    document = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    for name in check.CHECKS:
+        assert f"| `{name}` | {check.ORIGINS[name]} |" in document
+        assert name not in absent or absent[name].endswith(check.ORIGINS[name])
 
 
 def test_a_dense_set_with_a_hole(world: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def _slow(rank: int) -> None:
 def test_a_second_ctrl_c_stops_at_once(images, tmp_path):
     run = Run(images, tmp_path / "out", sabotage=_slow)
     assert run.statuses() == [130]
-    assert run.said().count("\n") == 1 and "stopped; the same command goes on" in run.said()
+    assert run.said().count("\n") == 2 and "stopped; the same command goes on" in run.said()
 
 
 # ---- other processes
@@ -202,7 +202,7 @@ def _unreadable(at: int, rank: int) -> None:
 def test_an_error_in_one_process_ends_all_with_one_sentence(images, tmp_path, rank):
     run = Run(images, tmp_path / "out", processes=2, sabotage=functools.partial(_unreadable, rank))
     assert run.statuses() == [2, 2]
-    assert run.said(0).count("\n") == 1 and "cannot be read as an image (a fault)" in run.said(0)
+    assert run.said(0).count("\n") == 2 and "cannot be read as an image (a fault)" in run.said(0)
     assert run.said(1) == ""
 
 
@@ -231,7 +231,7 @@ def _killed_worker(rank: int) -> None:
 def test_a_killed_data_process_is_one_sentence(images, tmp_path):
     run = Run(images, tmp_path / "out", "--workers", "1", sabotage=_killed_worker)
     assert run.statuses() == [1]
-    assert run.said().count("\n") == 1 and "a data loading process was ended from outside" in run.said()
+    assert run.said().count("\n") == 2 and "a data loading process was ended from outside" in run.said()
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_it_knows_classes_and_moves_nothing(folder, method):
     model = method.build(replace(method.DEMO, **SMALL)).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state = torch.get_rng_state()
-    found = monitor.Monitor(ImageFolder(folder), folder, CONFIG).measure(model, "cpu")
+    found = monitor.Monitor(ImageFolder(folder), CONFIG).measure(model, "cpu")
     assert found["knn_top1"] == 100 and 1 <= found["feature_rank"] <= 24 and not monitor.is_collapsed(found)
     assert model.training and torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -44,7 +44,7 @@ def test_a_collapsed_encoder_is_seen(folder):
         for parameter in model.online.blocks.parameters():
             parameter.zero_()
         model.online.patch_embed.proj.weight.zero_()
-    found = monitor.Monitor(ImageFolder(folder), folder, CONFIG).measure(model, "cpu")
+    found = monitor.Monitor(ImageFolder(folder), CONFIG).measure(model, "cpu")
     assert monitor.is_collapsed(found) and found["feature_spread"] < 1e-3
 
 
@@ -56,9 +56,7 @@ def test_labels_without_meaning_are_guessed(folder):
 
 
 def test_images_of_one_folder_have_no_accuracy(folder):
-    found = monitor.Monitor(ImageFolder(folder / "dark"), folder / "dark", CONFIG).measure(
-        siameseim.build(CONFIG), "cpu"
-    )
+    found = monitor.Monitor(ImageFolder(folder / "dark"), CONFIG).measure(siameseim.build(CONFIG), "cpu")
     assert set(found) == {"feature_rank", "feature_spread"}
 
 
