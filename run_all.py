@@ -1,6 +1,7 @@
 """From a checkpoint to the paper's whole table.
 
     uv run run_all.py                                    the demo: data, three encoders and every column, in minutes
+    uv run run_all.py --demo --data-root DIR             the demo on your images: pretrains on them, then measures
     uv run run_all.py --ckpt FILE --data-root DIR        any checkpoint on the real data sets, by the paper's protocols
     uv run run_all.py --ckpt FILE --data-root DIR --dry-run
 
@@ -11,6 +12,7 @@ bad input; --check-data and --calibrate also 3, data absent.
 
 import argparse
 import itertools
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ from pathlib import Path
 from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
-from evaluate.harness import clean, executor, jobs, plan, rows, suite
+from evaluate.harness import clean, demo, executor, jobs, plan, rows, suite
 from evaluate.runtime.cli import (
     EXIT_CTRL_C,
     EXIT_SKIPPED,
@@ -52,16 +54,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """The whole of it. Raises UserError on bad input, before anything runs."""
-    demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
+    if arguments.demo and (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean):
+        raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --check-data, --calibrate and --clean")
+    is_demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
+    minutes = minutes_of(arguments) if is_demo else None
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
-    configs = plan.configure(nodes, arguments.preset or ("demo" if demo else "paper"), split_overrides(arguments.set))
+    settings = split_overrides(arguments.set)
+    settings = demo.with_settings(nodes, settings) if minutes else settings
+    configs = plan.configure(nodes, arguments.preset or ("demo" if is_demo else "paper"), settings)
     out = Path(os.path.abspath(arguments.out))
-    checkpoints = (
-        {row: jobs.demo_checkpoint(out, row) for row in jobs.DEMO} if demo else rows.named_checkpoints(arguments.ckpt)
-    )
+    checkpoints = dict.fromkeys(demo.ROWS, out) if is_demo else rows.named_checkpoints(arguments.ckpt)
     if arguments.clean:
         return clean.main(Path(os.path.abspath(arguments.clean)), remove=arguments.yes)
-    if not demo and not arguments.data_root:
+    if not is_demo and not arguments.data_root:
         raise UserError(
             "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … "
             "(README, data layout)"
@@ -74,13 +79,19 @@ def run(arguments: argparse.Namespace) -> int:
 
     make_folder(out)
     make_folder(out / "records")
-    data_root = Path(os.path.abspath(layouts.root(arguments.data_root))) if arguments.data_root else make_toy_world(out)
+    data_root = arguments.data_root and Path(os.path.abspath(layouts.root(arguments.data_root)))
+    data_root = data_root or make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device")}
     shared = suite.Suite(out, identities, nodes, configs, conversion=said, **where)
-    work = jobs.pretraining(out, data_root) if demo else []
+    work: list[executor.Job] = []
+    if is_demo:
+        pretrained = demo.Demo(out, identities, arguments.seed, arguments.device, minutes)
+        print(pretrained.plan(), flush=True)
+        checkpoints, work = pretrained.checkpoints(), pretrained.pretraining()
     for row, path in checkpoints.items():
-        work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after=(f"{row}/pretrain",) if demo else ())
+        after = (f"{row}/pretrain",) if is_demo else ()
+        work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after)
     gpus = [] if all(job.is_done() for job in work) else visible_gpus(arguments.device)  # counting them takes torch
     slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
     shared.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
@@ -92,9 +103,9 @@ def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], wor
     """Prints the table, where it lies, the time of each part and what failed; the exit status."""
     out = run.out
     entries = run.entries(shown, nodes)
+    pairs = [tables.paired(out, entries, first, second) for first, second in itertools.combinations(shown, 2)]
+    print("", *(pair for pair in pairs if pair), sep="\n")
     print(f"\n{tables.render(out, shown, entries)}")
-    for first, second in itertools.combinations(shown, 2):
-        print(tables.paired(out, entries, first, second))
     print("tables: " + ", ".join(str(out / f"table.{kind}") for kind in ("csv", "tex", "md", "html")))
     print("seconds: " + ", ".join(f"{job.name} {job.seconds:.0f}" for job in work if job.seconds))
     failed = [job for job in work if job.status not in (0, EXIT_SKIPPED)]
@@ -103,12 +114,26 @@ def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], wor
     return int(bool(failed))
 
 
-def make_toy_world(out: Path) -> Path:
+def minutes_of(arguments: argparse.Namespace) -> float | None:
+    """Minutes of each pretraining of the demo on the images of a data root; None on the toy world.
+
+    Raises UserError for options that do not go together, and for a data root without images to pretrain on.
+    """
+    on_images = arguments.data_root is not None and not layouts.is_toy(layouts.root(arguments.data_root))
+    if arguments.minutes is not None and not (on_images and 0 < arguments.minutes < math.inf):
+        raise UserError("--minutes N is a number above 0 and goes with --demo --data-root DIR, the demo on your images")
+    missing = layouts.absent(arguments.data_root, ["imagenet"]) if on_images else {}
+    if missing:
+        raise UserError(f"the demo on your images pretrains on imagenet/train: {missing['imagenet']}")
+    return (arguments.minutes or demo.MINUTES) if on_images else None
+
+
+def make_toy_world(out: Path, seed: int) -> Path:
     """The demo's data, made once."""
     from evaluate.data import toy
 
     print("toy world: making it, or taking the one that stands", flush=True)
-    return toy.make(out / "data")
+    return toy.make(out / "data", toy.World(seed=seed))
 
 
 def dry_run(
@@ -164,6 +189,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         help="folder that holds imagenet/, coco/, lvis/, ade20k/, imagenet-a/ … (default: the demo's toy world)",
     )
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="pretrain SiameseIM and MAE on the images of --data-root and measure both beside a random encoder (what "
+        "happens without --ckpt too)",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        help=f"of each pretraining of the demo on your images (default: {demo.MINUTES:g})",
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="records, logs and tables go here (default: out)")
     extra = ", ".join(node.name for node in plan.NODES if node.extra)
     parser.add_argument(
@@ -190,7 +226,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=at_least_zero,
         help="data loading processes per task (default: on a GPU its share of the cores, at most 16; none on a CPU)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the tasks (default: 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="random seed of the tasks, and of the demo's world and pretraining (default: 0)",
+    )
     parser.add_argument(
         "--task-timeout",
         type=float,

@@ -93,11 +93,11 @@ PRESETS = {
     "demo": Config(
         img_size=32,  # the toy world's images
         resize=32,
-        epochs=10,  # some ten seconds on one core
-        warmup_epochs=1,
-        batch_size=128,  # more steps at the paper's rate of 6.4
-        micro_batch=128,
-        base_lr=12.8,
+        epochs=60,  # of 500 images: some ten seconds on one core
+        warmup_epochs=6,
+        batch_size=64,  # more steps at the paper's rate of 6.4
+        micro_batch=64,
+        base_lr=25.6,
     ),
 }
 

@@ -47,7 +47,7 @@ class Config(Settings):
 
 PRESETS = {
     "paper": Config(),
-    # half a minute on one core: small heads, crops of 64 pixels, 150 iterations
+    # half a minute on one core: small heads, crops of 64 pixels, 300 iterations
     "demo": Config(recipe="demo", multi_scale=False),
 }
 

@@ -58,7 +58,7 @@ PRESETS = {
         resize=32,
         blocks=(1, 2),  # of three
         base_lrs=(1e-3, 1e-2, 1e-1, 1.0),
-        epochs=8,  # some ten seconds on one core
+        epochs=60,  # of 500 images: some ten seconds on one core
         batch_size=64,
         micro_batch=64,
     ),

@@ -17,7 +17,7 @@ from evaluate.mm.transforms import LargeScaleJitter
 
 image_size = 96
 batch_size = 4
-max_iters = 110
+max_iters = 220
 channels = 32
 norm = dict(type=ChannelLayerNorm, eps=1e-6)  # the heads are those of the demo for ViTs
 
@@ -54,7 +54,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=5.0),
 )
 param_scheduler[0].update(end=15)
-param_scheduler[1].update(milestones=[90, 103])
+param_scheduler[1].update(milestones=[180, 206])
 train_cfg.update(max_iters=max_iters, val_interval=max_iters + 1)
 
 train_dataloader.dataset.pipeline[1] = dict(type=LargeScaleJitter, size=image_size, scales=(0.8, 1.2))

@@ -13,7 +13,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
 image_size = 96
 batch_size = 4
-max_iters = 110
+max_iters = 220
 channels = 32
 
 model.update(
@@ -40,7 +40,7 @@ model.roi_head.bbox_head.pop("init_cfg")  # mmdet's here too
 # fewer steps need a higher rate, and none of the encoder may stand still
 optim_wrapper.update(optimizer=dict(lr=2e-3), paramwise_cfg=dict(layer_decay=0.9), clip_grad=dict(max_norm=5.0))
 param_scheduler[0].update(end=15)
-param_scheduler[1].update(milestones=[90, 103])
+param_scheduler[1].update(milestones=[180, 206])
 train_cfg.update(max_iters=max_iters, val_interval=max_iters + 1)
 
 train_dataloader.dataset.pipeline[1].update(size=image_size, scales=(0.8, 1.2))

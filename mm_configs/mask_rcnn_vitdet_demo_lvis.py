@@ -13,7 +13,7 @@ from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
 image_size = 96
 batch_size = 4
-max_iters = 110
+max_iters = 220
 channels = 32
 
 model.update(
@@ -41,7 +41,7 @@ model.roi_head.bbox_head.loss_cls.update(num_kept=4)  # of six classes
 # fewer steps need a higher rate, and none of the encoder may stand still
 optim_wrapper.update(optimizer=dict(lr=2e-3), paramwise_cfg=dict(layer_decay=0.9), clip_grad=dict(max_norm=5.0))
 param_scheduler[0].update(end=15)
-param_scheduler[1].update(milestones=[90, 103])
+param_scheduler[1].update(milestones=[180, 206])
 train_cfg.update(max_iters=max_iters, val_interval=max_iters + 1)
 
 train_dataloader.sampler.update(repeat_threshold=0.3)  # with 200 images the paper's 0.001 would repeat none

@@ -11,7 +11,7 @@ with read_base():
 
 crop = 64
 batch_size = 4
-max_iters = 150
+max_iters = 300
 
 model.update(
     backbone=dict(img_size=(crop, crop), drop_path=0.0),
@@ -30,5 +30,4 @@ train_cfg.update(max_iters=max_iters, val_interval=max_iters + 1)
 
 train_dataloader.dataset.pipeline[2].update(scale=(4 * crop, crop), ratio_range=(0.8, 1.5))
 train_dataloader.dataset.pipeline[3].update(crop_size=(crop, crop))
-train_dataloader.dataset.pipeline[5].update(hue_delta=4)  # hue tells the toy classes apart
 test_dataloader.dataset.pipeline[1].update(scale=(4 * crop, crop))

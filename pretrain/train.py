@@ -36,7 +36,7 @@ from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS, at_least_o
 from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import help_text
-from pretrain import checkpoint, distributed, preview
+from pretrain import budget, checkpoint, distributed, preview
 from pretrain.config import MODELS, PretrainConfig
 from pretrain.data import views
 from pretrain.data.images import ImageFolder
@@ -282,7 +282,12 @@ def _main(arguments: argparse.Namespace) -> int:
                 settings["workers"] = (
                     min(max(distributed.cores() - 1, 1), MAX_WORKERS) if device.startswith("cuda") else 0
                 )
-            path = train(config, arguments.data, arguments.out, Execution(device, **settings))
+            execution = Execution(device, **settings)
+            if arguments.minutes:
+                together = images_at_once(arguments.micro_batch, config)
+                place = (arguments.data, arguments.out, device)
+                config = budget.fit(config, arguments.minutes, *place, execution.workers, together)
+            path = train(config, arguments.data, arguments.out, execution)
             if arguments.export:
                 distributed.on_rank_zero(functools.partial(export, path))
     except distributed.FailedOnRankZero:
@@ -343,6 +348,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400"
     )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="N",
+        help="train for about N minutes instead of the preset's epochs; a few steps are timed first",
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--workers",
@@ -395,6 +406,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--init-only", action="store_true", help="write the randomly initialized checkpoint and stop")
     arguments = parser.parse_args(argv)
+    if arguments.minutes and any(text.split("=")[0] == "epochs" for text in arguments.set):
+        parser.error("give --minutes or --set epochs=…, not both")
+    if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
+        parser.error(f"argument --minutes: must be above 0, not {arguments.minutes}")
     if not arguments.save_minutes >= 0:
         parser.error(f"argument --save-minutes: must be at least 0, not {arguments.save_minutes}")
     return arguments

@@ -52,7 +52,9 @@ class ImageSet:
 def train_set(data_root: Path, limit: int | None = None, identities: Identities = NONE) -> ImageSet:
     """``imagenet/train/<wnid>/*``, in the order of wnid and file name."""
     folder = data_root / "imagenet/train"
-    return _image_set("train", data_root, "imagenet/train", _folder(folder), class_names(folder), limit, identities)
+    return _image_set(
+        "train", data_root, "imagenet/train", images_of_classes(folder), class_names(folder), limit, identities
+    )
 
 
 def val_set(data_root: Path, limit: int | None = None, identities: Identities = NONE) -> ImageSet:
@@ -62,7 +64,11 @@ def val_set(data_root: Path, limit: int | None = None, identities: Identities = 
     Raises UserError unless its classes are exactly those of train.
     """
     classes, folder = class_names(data_root / "imagenet/train"), data_root / "imagenet/val"
-    images = _flat(folder, val_labels.read(data_root / "imagenet", classes)) if _is_flat(folder) else _folder(folder)
+    images = (
+        _flat(folder, val_labels.read(data_root / "imagenet", classes))
+        if _is_flat(folder)
+        else images_of_classes(folder)
+    )
     if tuple(images) != classes:
         raise UserError(
             f"the classes of imagenet/val differ from those of imagenet/train: {_difference(tuple(images), classes)}; "
@@ -83,7 +89,7 @@ def robustness_set(
     """
     classes = class_names(data_root / "imagenet/train")
     folder = data_root / part
-    images = _folder(folder) if folder.is_dir() else _archived(data_root, part)
+    images = images_of_classes(folder) if folder.is_dir() else _archived(data_root, part)
     found = tuple(images)
     if len(classes) == FULL_CLASSES:
         official = tuple(json.loads(OFFICIAL_CLASSES.read_text()).get(name, classes))
@@ -112,7 +118,7 @@ def _is_flat(folder: Path) -> bool:
     return folder.is_dir() and not any(map(listing.is_folder, listing.entries(folder)))
 
 
-def _folder(folder: Path) -> dict[str, list[File]]:
+def images_of_classes(folder: Path) -> dict[str, list[File]]:
     """The images of each class folder. Raises UserError for one that is empty."""
     images: dict[str, list[File]] = {}
     for wnid in class_names(folder):

@@ -116,6 +116,11 @@ def require(data_root: Path, name: str) -> None:
         )
 
 
+def pretraining_part(data_root: Path) -> str:
+    """The part below the data root whose images are for pretraining: the toy world's unlabelled ones, else train."""
+    return "unlabelled" if (data_root / "unlabelled").is_dir() else "imagenet/train"
+
+
 def is_toy(data_root: Path) -> bool:
     """Whether the data were made by this project (``evaluate.data.toy``)."""
     return (data_root / "world.json").is_file()

@@ -3,10 +3,11 @@ a download.
 
     python -m evaluate.data.toy FOLDER
 
-The classes are ten textures under strong noise. Phase, scale, rotation, polarity and brightness vary inside a class, so
-raw pixels and random features say little about it, while what two crops of one image share says much: pretraining can
-show itself in minutes. (Strong colours would spoil that: they are shared by the crops too, and easier to predict than
-the texture.)
+The classes are ten textures, each picture in two random colors under strong noise. The colors dominate the pixels and
+say nothing of the class, so that raw pixels and random features are of little use; two views of one image, whose colors
+are jittered, share the texture alone. ``unlabelled/`` has many pictures for pretraining and ``imagenet/train`` few
+labeled ones, since that is what pretraining is for. The world was made so that a good encoder can be seen in minutes;
+it says nothing of photographs.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,10 +24,12 @@ from PIL import Image
 
 from evaluate.data import toy_dense
 from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR, SEVERITIES, imagenet_c
+from evaluate.data.textures import TEXTURES, colored, texture
 
-TEXTURES = ("stripes", "bars", "diagonals", "checks", "dots", "rings", "blotches", "grid", "zigzag", "waves")
 WNIDS = tuple(f"n{index:08d}" for index in range(1, len(TEXTURES) + 1))
-VERSION = 4  # raise it when a change of this file changes an image
+VERSION = 5  # raise it when a change of this file changes an image
+
+NOISE = 40.0  # standard deviation, of 255
 
 
 @dataclass(frozen=True)
@@ -34,71 +38,21 @@ class World:
 
     seed: int = 0
     size: int = 32  # pixels a side of the classification images
-    train_per_class: int = 400
+    unlabelled_per_class: int = 400  # for pretraining; their folders are read by its monitor alone
+    train_per_class: int = 50
     val_per_class: int = 100
-    list_per_class: int = 10  # images a class in the 1 % list: 1 % of this world would be four
+    list_per_class: int = 10  # images a class in the 1 % list: 1 % would be none
     shifted_per_class: int = 50  # of the look-alikes of IN-A, IN-R and IN-Sketch
     corrupted_per_class: int = 2  # of each of the 75 folders of the IN-C look-alike
     version: int = VERSION
 
 
 def paint(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:
-    """A (size, size, 3) uint8 picture of one texture in two random greys with a slight tint, under noise."""
-    pattern = texture(class_index, size, generator)
-    dark, light = colours(generator)
-    image = dark + (light - dark) * pattern[..., None]
-    image += generator.normal(0, 40, image.shape)
+    """A (size, size, 3) uint8 picture of one texture in two random colors, under noise."""
+    image = colored(texture(TEXTURES[class_index], size, generator), generator) + generator.normal(
+        0, NOISE, (size, size, 3)
+    )
     return image.clip(0, 255).astype(np.uint8)
-
-
-def colours(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The two colours of a picture, (3,) each in 0..255: a slight tint, a random brightness, contrast and polarity."""
-    middle = generator.uniform(110, 145)
-    contrast = generator.uniform(40, 60) * generator.choice((-1, 1))
-    tint = generator.uniform(-8, 8, 3)
-    return middle - contrast + tint, middle + contrast + tint
-
-
-def texture(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:
-    """The bare pattern (size, size) in 0..1, with random period, rotation of up to 9 degrees and phase."""
-    period = generator.uniform(5.5, 8.5) * max(size / 32, 1) ** 0.5
-    angle = np.deg2rad(generator.uniform(-9, 9))
-    shift = generator.uniform(0, period, 2)
-    rows, columns = np.mgrid[:size, :size] - size / 2
-    y = (np.cos(angle) * rows - np.sin(angle) * columns + shift[0]) * 2 * np.pi / period
-    x = (np.sin(angle) * rows + np.cos(angle) * columns + shift[1]) * 2 * np.pi / period
-    sharp = 3.0  # how fast a pattern goes from dark to light
-    match TEXTURES[class_index]:
-        case "stripes":
-            value = np.sin(y)
-        case "bars":
-            value = np.sin(x)
-        case "diagonals":
-            value = np.sin((x + generator.choice((-1, 1)) * y) / np.sqrt(2))
-        case "checks":
-            value = np.sin(x) * np.sin(y) * 2
-        case "dots":
-            value = np.cos(x) + np.cos(y) - 0.9
-        case "rings":
-            centre = generator.uniform(-0.25, 0.25, 2) * size
-            value = np.sin(np.hypot(rows - centre[0], columns - centre[1]) * 2 * np.pi / period + shift[0])
-        case "blotches":
-            value = smooth_noise(size, period / 3.5, generator) * 1.5
-        case "grid":
-            value = np.maximum(np.cos(x), np.cos(y)) - 0.6
-        case "zigzag":
-            value = np.sin(y + 2.2 * np.abs((x / np.pi) % 2 - 1) * 1.5)
-        case "waves":
-            value = np.sin(x + 1.8 * np.sin(y / 1.3))
-    return 1 / (1 + np.exp(-sharp * value))
-
-
-def smooth_noise(size: int, sigma: float, generator: np.random.Generator) -> np.ndarray:
-    """(size, size) Gaussian noise of unit variance, correlated over ``sigma`` pixels."""
-    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
-    spectrum = np.fft.rfft2(generator.normal(size=(size, size))) * np.exp(-2 * (np.pi * sigma * frequency) ** 2)
-    noise = np.fft.irfft2(spectrum, (size, size))
-    return (noise - noise.mean()) / noise.std()
 
 
 def make(folder: Path, world: World | None = None) -> Path:
@@ -126,17 +80,20 @@ def _make_imagenet(root: Path, world: World) -> None:
     def generator(*key: int) -> np.random.Generator:
         return np.random.default_rng([world.seed, *key])
 
+    def paintings(index: int, *, key: int, count: int) -> Iterator[np.ndarray]:
+        return (paint(index, world.size, generator(key, index, i)) for i in range(count))
+
     val: dict[str, list[np.ndarray]] = {}
     for index, wnid in enumerate(WNIDS):
-        names = [f"{wnid}_{i}" for i in range(world.train_per_class)]
-        _save(
-            root / "imagenet/train" / wnid,
-            names,
-            (paint(index, world.size, generator(0, index, i)) for i in range(len(names))),
-        )
+        for folder, key, count in (
+            ("unlabelled", 5, world.unlabelled_per_class),
+            ("imagenet/train", 0, world.train_per_class),
+        ):
+            names = [f"{wnid}_{i}" for i in range(count)]
+            _save(root / folder / wnid, names, paintings(index, key=key, count=count))
         with (root / "imagenet/1percent.txt").open("a") as file:
             file.writelines(f"{name}.JPEG\n" for name in names[: world.list_per_class])
-        val[wnid] = [paint(index, world.size, generator(1, index, i)) for i in range(world.val_per_class)]
+        val[wnid] = list(paintings(index, key=1, count=world.val_per_class))
         _save(
             root / "imagenet/val" / wnid,
             [f"ILSVRC2012_val_{index}_{i:05d}" for i in range(world.val_per_class)],
@@ -184,16 +141,15 @@ def _adversarial(class_index: int, size: int, generator: np.random.Generator) ->
 
 def _rendition(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:
     """The pattern in two saturated flat colours."""
-    pattern = texture(class_index, size, generator)[..., None] > 0.5
+    pattern = texture(TEXTURES[class_index], size, generator)[..., None] > 0.5
     first, second = generator.uniform(0, 255, (2, 3))
     return np.where(pattern, first, second).astype(np.uint8)
 
 
 def _sketch(class_index: int, size: int, generator: np.random.Generator) -> np.ndarray:
-    """Black outlines of the pattern on white."""
-    steps = np.gradient(texture(class_index, size, generator))
-    edge = np.hypot(*steps) > 0.3
-    return np.repeat(np.where(edge, 40, 245)[..., None], 3, axis=2).astype(np.uint8)
+    """Black ink where the pattern is light, on white."""
+    ink = texture(TEXTURES[class_index], size, generator) > 0.6
+    return np.repeat(np.where(ink, 40, 245)[..., None], 3, axis=2).astype(np.uint8)
 
 
 def _save(folder: Path, names: list[str], pictures: object) -> None:

@@ -1,7 +1,8 @@
 """The dense part of the toy world: COCO 2017, LVIS v1 on the same images, and ADE20k, all as their publishers lay them
 out.
 
-Six kinds of things, each of its own hue, lie on a grey background. LVIS knows all six: two are frequent (more than 100
+Six kinds of things, told apart by their texture, lie on a ground of two colors. Form and colors say nothing of the
+kind, as in the classification images. LVIS knows all six: two are frequent (more than 100
 training images), two common (11 to 100), two rare (at most 10). COCO labels the first four, under category ids with
 gaps as in the real file. ADE20k labels the six kinds, and the ground as stuff; 0 is "other", which is never scored.
 """
@@ -15,24 +16,18 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from evaluate.data import coco
+from evaluate.data.textures import colored, texture
 
-VERSION = 1  # raise it when a change of this file changes a file it writes
+VERSION = 2  # raise it when a change of this file changes a file it writes
 
-COLOURS = ((215, 60, 55), (60, 90, 220), (60, 190, 75), (225, 205, 60), (200, 70, 205), (60, 200, 205))
-CORNERS = (24, 4, 3, 24, 4, 3)  # a round, a square, a triangle, and again
-COCO_CATEGORIES = ((1, "ball"), (3, "box"), (8, "tent"), (15, "coin"))  # (id, name) of the kinds 0 to 3
-LVIS_CATEGORIES = (
-    (1, "ball", "f"),
-    (2, "box", "f"),
-    (3, "tent", "c"),
-    (4, "coin", "c"),
-    (5, "tile", "r"),
-    (6, "sail", "r"),
-)
-ADE20K_CLASSES = ("ball", "box", "tent", "coin", "tile", "sail", "field")  # labels 1 to 7
-GROUNDS = ((120, 120, 120), (70, 75, 70))  # the upper and the lower part of a picture
+CORNERS = (24, 4, 3)  # a round, a square, a triangle
+KINDS = ("stripes", "checks", "bars", "blotches", "diagonals", "grid")  # textures
+COCO_IDS = (1, 3, 8, 15)  # of the kinds 0 to 3
+FREQUENCIES = "ffccrr"  # of the kinds in LVIS
+GROUND = len(KINDS) + 1  # its label in ADE20k, after those of the kinds
 SIZE = 96  # pixels of the longer side
 TRAIN_IMAGES, VAL_IMAGES = 200, 40
+NOISE = 20.0  # standard deviation, of 255
 SHARES = (0.75, 0.75, 0.35, 0.35)  # of the training images that hold the kinds 0 to 3
 RARE_EVERY = 24  # one training image in so many holds a rare kind
 FIRST_ID = {"train": 1000, "val": 90000}
@@ -96,20 +91,17 @@ def scene(kinds: list[int], generator: np.random.Generator) -> tuple[np.ndarray,
     """
     height, width = (SIZE, int(generator.integers(SIZE * 3 // 4, SIZE + 1)))[:: generator.choice((-1, 1))]
     horizon = int(height * generator.uniform(0.3, 0.7))
-    labels = np.full((height, width), 7, np.uint8)
-    picture = (
-        np.where((np.arange(height) < horizon)[:, None, None], *GROUNDS)
-        + np.zeros((1, width, 1))
-        + generator.normal(0, 10, 3)
-    )
+    labels = np.full((height, width), GROUND, np.uint8)
+    upper, lower = generator.uniform(60, 190, (2, 3))
+    picture = np.where((np.arange(height) < horizon)[:, None, None], upper, lower) + np.zeros((1, width, 1))
     drawn: list[tuple[int, np.ndarray, np.ndarray]] = []
     for kind in generator.permutation(kinds).tolist():
-        polygon, mask = _shape(kind, height, width, [other for _, _, other in drawn], generator)
-        picture[mask] = np.array(COLOURS[kind]) * generator.uniform(0.8, 1.1) + generator.normal(0, 8, 3)
+        polygon, mask = _shape(height, width, [other for _, _, other in drawn], generator)
+        picture[mask] = colored(texture(KINDS[kind], SIZE, generator), generator)[:height, :width][mask]
         labels[mask] = kind + 1
         drawn.append((kind, polygon, mask))
     labels[:2] = 0  # a border of "other", as real ADE20k pictures have unlabelled pixels
-    picture = picture + generator.normal(0, 8, picture.shape)
+    picture = picture + generator.normal(0, NOISE, picture.shape)
     visible = []
     for position, (kind, polygon, mask) in enumerate(drawn):
         hidden = (
@@ -123,14 +115,15 @@ def scene(kinds: list[int], generator: np.random.Generator) -> tuple[np.ndarray,
 
 
 def _shape(
-    kind: int, height: int, width: int, others: list[np.ndarray], generator: np.random.Generator
+    height: int, width: int, others: list[np.ndarray], generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A polygon and its mask, at the place of five tries where it covers least of what is there."""
+    """A random form as a polygon and its mask, at the place of five tries where it covers least of what is there."""
     best: tuple[float, np.ndarray, np.ndarray] | None = None
+    corners = int(generator.choice(CORNERS))
     for _ in range(5):
-        radius = generator.uniform(10, 19)
+        radius = generator.uniform(13, 22)
         centre = generator.uniform(radius, np.array([width, height]) - radius)
-        angles = generator.uniform(0, 0.6) + np.linspace(0, 2 * np.pi, CORNERS[kind], endpoint=False)
+        angles = generator.uniform(0, 0.6) + np.linspace(0, 2 * np.pi, corners, endpoint=False)
         polygon = (centre + radius * np.stack([np.cos(angles), np.sin(angles)], 1)).round(2)
         canvas = Image.new("1", (width, height))
         ImageDraw.Draw(canvas).polygon([tuple(point) for point in polygon.tolist()], fill=1)
@@ -147,10 +140,9 @@ def _coco(images: list[dict], things: list[list[Thing]]) -> dict:
     annotations: list[dict] = []
     for number, (image, found) in enumerate(zip(images, things, strict=True)):
         for thing in found:
-            if thing.kind < len(COCO_CATEGORIES):
+            if thing.kind < len(COCO_IDS):
                 annotations.append(
-                    _annotation(len(annotations) + 1, image["id"], COCO_CATEGORIES[thing.kind][0], thing)
-                    | {"iscrowd": 0}
+                    _annotation(len(annotations) + 1, image["id"], COCO_IDS[thing.kind], thing) | {"iscrowd": 0}
                 )
         if number % 20 == 7:
             region = np.zeros((image["height"], image["width"]), bool)
@@ -159,7 +151,7 @@ def _coco(images: list[dict], things: list[list[Thing]]) -> dict:
                 {
                     "id": len(annotations) + 1,
                     "image_id": image["id"],
-                    "category_id": COCO_CATEGORIES[0][0],
+                    "category_id": COCO_IDS[0],
                     "iscrowd": 1,
                     "bbox": [4.0, 4.0, 20.0, 10.0],
                     "area": 200.0,
@@ -171,7 +163,9 @@ def _coco(images: list[dict], things: list[list[Thing]]) -> dict:
         "licenses": [],
         "images": [{**image, "file_name": image["coco_url"].rsplit("/", 1)[1]} for image in images],
         "annotations": annotations,
-        "categories": [{"id": i, "name": name, "supercategory": "toy"} for i, name in COCO_CATEGORIES],
+        "categories": [
+            {"id": i, "name": name, "supercategory": "toy"} for i, name in zip(COCO_IDS, KINDS, strict=False)
+        ],
     }
 
 
@@ -182,16 +176,15 @@ def _lvis(images: list[dict], things: list[list[Thing]]) -> dict:
     annotations: list[dict] = []
     entries = []
     for number, (image, found) in enumerate(zip(images, things, strict=True)):
-        present = {LVIS_CATEGORIES[thing.kind][0] for thing in found}
-        absent = [i for i, _, _ in LVIS_CATEGORIES if i not in present]
+        present = {thing.kind + 1 for thing in found}
+        absent = [i for i in range(1, len(KINDS) + 1) if i not in present]
         not_exhaustive = sorted(present)[:1] if number % 10 == 3 else []
         entries.append({**image, "neg_category_ids": absent, "not_exhaustive_category_ids": not_exhaustive})
         annotations += [
-            _annotation(len(annotations) + 1 + k, image["id"], LVIS_CATEGORIES[thing.kind][0], thing)
-            for k, thing in enumerate(found)
+            _annotation(len(annotations) + 1 + k, image["id"], thing.kind + 1, thing) for k, thing in enumerate(found)
         ]
     categories = []
-    for category, name, frequency in LVIS_CATEGORIES:
+    for category, (name, frequency) in enumerate(zip(KINDS, FREQUENCIES, strict=True), 1):
         owned = [a for a in annotations if a["category_id"] == category]
         categories.append(
             {
@@ -235,7 +228,7 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 def _make_ade20k(root: Path, seed: int, splits: dict[str, int]) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    rows = [f"{number}\t0.1\t1\t1\t{name}" for number, name in enumerate(ADE20K_CLASSES, 1)]
+    rows = [f"{number}\t0.1\t1\t1\t{name}" for number, name in enumerate((*KINDS, "ground"), 1)]
     (root / "objectInfo150.txt").write_text("\n".join(["Idx\tRatio\tTrain\tVal\tName", *rows]) + "\n")
     for number, (split, count) in enumerate(splits.items()):
         images, annotations = root / "images" / split, root / "annotations" / split
@@ -244,7 +237,7 @@ def _make_ade20k(root: Path, seed: int, splits: dict[str, int]) -> None:
         for index in range(count):
             generator = np.random.default_rng([seed, 20 + number, index])
             picture, labels, _ = scene(
-                generator.choice(6, int(generator.integers(2, 5)), replace=False).tolist(), generator
+                generator.choice(len(KINDS), int(generator.integers(2, 5)), replace=False).tolist(), generator
             )
             name = f"ADE_{'train' if split == 'training' else 'val'}_{index + 1:08d}"
             Image.fromarray(picture).save(images / f"{name}.jpg", quality=95)

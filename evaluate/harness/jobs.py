@@ -1,8 +1,7 @@
-"""The commands behind the table: what makes the demo's checkpoints, and what measures one checkpoint."""
+"""The commands behind the table: what converts and measures one checkpoint."""
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from evaluate.checkpoints import command_line
@@ -12,35 +11,6 @@ from evaluate.harness.plan import Node
 from evaluate.runtime.cli import EXIT_SKIPPED
 from evaluate.runtime.errors import UserError
 from results import record, tables
-
-DEMO = {  # row: how it is pretrained
-    "siameseim": ("--preset", "demo"),
-    "mae": ("--preset", "mae_demo"),
-    "random": ("--preset", "demo", "--init-only"),
-}
-
-
-def demo_checkpoint(out: Path, row: str) -> Path:
-    """Where the demo's checkpoint of a row lies."""
-    return out / "pretrain" / row / "checkpoint.pth"
-
-
-def pretraining(out: Path, data_root: Path) -> list[Job]:
-    """Jobs that make the demo's checkpoints: pretrained encoders, and their random start."""
-    jobs = []
-    for row, options in DEMO.items():
-        folder = demo_checkpoint(out, row).parent
-        finished = folder / "finished"  # checkpoint.pth stands from the first epoch on
-        command = [sys.executable, "-m", "pretrain.train", "--data", str(data_root / "imagenet/train")]
-        command += ["--out", str(folder), "--device", "cpu", *options]
-
-        def on_exit(status: int, finished: Path = finished) -> None:
-            if status == 0:
-                finished.touch()
-
-        log = out / "logs" / f"{row}-pretrain.log"
-        jobs.append(Job(f"{row}/pretrain", partial(list, command), log, is_done=finished.is_file, on_exit=on_exit))
-    return jobs
 
 
 def measuring(

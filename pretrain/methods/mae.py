@@ -18,7 +18,7 @@ from timm.models.vision_transformer import PatchEmbed
 from torch import Tensor, nn
 
 from evaluate.runtime.settings import Probability
-from pretrain.config import DEMO_SETTINGS, PretrainConfig, Share
+from pretrain.config import DEMO_SETTINGS, SMALL_SETTINGS, PretrainConfig, Share
 from pretrain.data.views import Batch, patch_noise
 from pretrain.geometry import sincos_2d
 from pretrain.methods import Method
@@ -74,8 +74,17 @@ class Config(PretrainConfig):
 
 
 PAPER = Config()
-DEMO = replace(PAPER, **DEMO_SETTINGS, decoder_embed_dim=48, decoder_num_heads=3, decoder_depth=2)
-PRESETS = {"paper": PAPER, "demo": DEMO}
+DEMO = replace(PAPER, **DEMO_SETTINGS, decoder_embed_dim=48, decoder_num_heads=3, decoder_depth=1, mask_ratio=0.5)
+SMALL = replace(
+    PAPER,
+    **SMALL_SETTINGS,
+    decoder_embed_dim=128,
+    decoder_num_heads=4,
+    decoder_depth=2,
+    epochs=100,
+    warmup_epochs=5.0,
+)
+PRESETS = {"paper": PAPER, "demo": DEMO, "small": SMALL}
 
 TARGET_EPS = 1e-6  # added to the variance of a patch
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from evaluate.runtime.settings import Probability
 from pretrain import distributed
-from pretrain.config import DEMO_SETTINGS, PretrainConfig
+from pretrain.config import DEMO_SETTINGS, SMALL_SETTINGS, PretrainConfig
 from pretrain.data.views import Batch, block_masks
 from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
 from pretrain.methods import Method
@@ -79,12 +79,34 @@ DEMO = replace(
     **DEMO_SETTINGS,
     decoder_embed_dim=48,
     decoder_num_heads=3,
-    predictor_depth=2,
-    num_masked=10,  # 60 % of 16
+    projector_depth=1,
+    predictor_depth=1,
+    num_masked=5,  # of 16
     min_block=2,
-    momentum=0.99,
+    neg_weight=0.5,  # the term's pull grows with the width: 48, not 768
+    momentum=0.97,
+    # the colors are a shortcut that two views share, unless their hues differ: then the texture is left
+    jitter=(0.4, 0.4, 0.4, 0.5),
+    jitter_probability=1.0,
+    gray_probability=0.3,
+    blur_probability=(0.2, 0.1),
+    solarize_probability=(0.0, 0.0),
 )
-PRESETS = {"paper": PAPER, "paper_400": replace(PAPER, epochs=400), "demo": DEMO}
+SMALL = replace(
+    PAPER,
+    **SMALL_SETTINGS,
+    decoder_embed_dim=128,
+    decoder_num_heads=4,
+    predictor_depth=2,
+    num_masked=18,  # half of 36
+    min_block=3,
+    neg_weight=0.05,
+    momentum=0.99,
+    blur_sigma=(0.1, 1.0),  # of 48 pixels
+    epochs=60,
+    warmup_epochs=4.0,
+)
+PRESETS = {"paper": PAPER, "paper_400": replace(PAPER, epochs=400), "demo": DEMO, "small": SMALL}
 MODELS = {"vit_huge": {"num_masked": 154}}  # 60.2 % of 256 patches
 
 TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5

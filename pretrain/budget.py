@@ -1,0 +1,63 @@
+"""How many epochs fit into the minutes that a user has, by a few timed steps on this machine."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pretrain import checkpoint, distributed
+from pretrain.config import PretrainConfig
+from pretrain.data.images import ImageFolder
+from pretrain.data.loader import steps_from, steps_per_epoch
+from pretrain.methods import method_of, read_config
+from pretrain.optimizer import make_optimizer
+from pretrain.step import accumulate, set_arithmetic
+
+UNTIMED_STEPS, TIMED_STEPS = 5, 15
+
+
+def fit(
+    config: PretrainConfig, minutes: float, data: Path, out: Path, device: str, workers: int, micro_batch: int
+) -> PretrainConfig:
+    """The config with as many epochs as ``minutes`` allow, at least one; the warm-up keeps its share of the run.
+
+    A run that stands in ``out`` keeps its epochs: how long it takes to its end was decided at its start.
+    """
+    written = out / "config.json"
+    if checkpoint.newest(out) and written.is_file():
+        before = read_config(written)
+        return replace(config, epochs=before.epochs, warmup_epochs=before.warmup_epochs)
+    images = ImageFolder(data)
+    seconds = distributed.gather_objects(seconds_per_step(config, images, device, workers, micro_batch))[0]
+    epochs = max(1, int(60 * minutes / (seconds * steps_per_epoch(len(images), config))))
+    if distributed.rank() == 0:
+        print(f"pretrain: {epochs} epochs fit into {minutes:g} minutes, at {seconds:.2f} s a step of this machine")
+    return replace(config, epochs=epochs, warmup_epochs=config.warmup_epochs * epochs / config.epochs)
+
+
+def seconds_per_step(config: PretrainConfig, images: ImageFolder, device: str, workers: int, micro_batch: int) -> float:
+    """Seconds of an optimizer step with the loading of its images: the mean of TIMED_STEPS, on a model of its own."""
+    set_arithmetic(config)
+    model = method_of(config).build(config).to(device).train()
+    optimizer = make_optimizer(model, config)
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")
+    steps = UNTIMED_STEPS + TIMED_STEPS
+    epochs = replace(config, epochs=-(-steps // steps_per_epoch(len(images), config)))
+    begun = 0.0
+    for number, batch in zip(range(steps), steps_from(images, 0, micro_batch, epochs, workers), strict=False):
+        if number == UNTIMED_STEPS:
+            begun = _now(device)
+        accumulate(model, scaler, batch, config, device)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return (_now(device) - begun) / TIMED_STEPS
+
+
+def _now(device: str) -> float:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.monotonic()
