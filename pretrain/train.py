@@ -284,9 +284,9 @@ def _main(arguments: argparse.Namespace) -> int:
                 )
             execution = Execution(device, **settings)
             if arguments.minutes:
-                together = images_at_once(arguments.micro_batch, config)
-                place = (arguments.data, arguments.out, device)
-                config = budget.fit(config, arguments.minutes, *place, execution.workers, together)
+                at_once = images_at_once(execution.micro_batch, config)
+                folders = (arguments.data, arguments.out)
+                config = budget.fit(config, arguments.minutes, *folders, device, execution.workers, at_once)
             path = train(config, arguments.data, arguments.out, execution)
             if arguments.export:
                 distributed.on_rank_zero(functools.partial(export, path))

@@ -31,7 +31,7 @@ TITLE = "SiameseIM table; percent."
 TOY_TITLE = "Toy data: these numbers show that everything works and compare with nothing published."
 Place = tuple[str, str]  # a row's label and a column's heading
 Shown = Mapping[Place, tuple[Mapping[str, Any], str]]  # where there is a number: its record and its metric
-PAIRED = (("LIN", "linear_probe"), ("kNN", "knn"))
+PAIRED = (("FT", "finetune"), ("LIN", "linear_probe"), ("1%", "few_shot"), ("kNN", "knn"))
 
 
 def published() -> pd.DataFrame:
@@ -200,7 +200,8 @@ def told_apart(shown: Shown) -> list[str]:
 
 
 def paired(out: Path, entries: Sequence[dict[str, Any]], first: str, second: str) -> str:
-    """A line a column of PAIRED: the difference of two encoders on the same images, with its 95 % interval."""
+    """A sentence for each column of PAIRED: the difference of two encoders on the same images, with its 95 %
+    interval."""
     lines = []
     chosen = {label: rows.choose(own) for label, own in rows.by_row(entries).items()}
     for heading, node in PAIRED:
@@ -215,11 +216,16 @@ def paired(out: Path, entries: Sequence[dict[str, Any]], first: str, second: str
             difference, half = paired_difference(
                 *(np.load(out / entry["work"] / "predictions.npz")["correct"] for entry in measured)
             )
-            interval = f"[{difference - half:+.1f}, {difference + half:+.1f}]"
-            lines.append(
-                f"{heading}: {plain(first)} - {plain(second)} = {difference:+.1f} points, 95 % interval {interval}"
-            )
+            lines.append(_in_words(plain(first), plain(second), heading, difference, half))
     return "\n".join(lines)
+
+
+def _in_words(first: str, second: str, heading: str, difference: float, half: float) -> str:
+    interval = f"95 % interval [{difference - half:+.1f}, {difference + half:+.1f}]"
+    if abs(difference) <= half:
+        return f"{heading}: {first} and {second} cannot be told apart: {difference:+.1f} points, {interval}"
+    word = "ahead of" if difference > 0 else "behind"
+    return f"{heading}: {first} is {word} {second} by {abs(difference):.1f} points, {interval}"
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

@@ -43,6 +43,8 @@ def mae_state(seed: int = 0) -> dict[str, torch.Tensor]:
 FINETUNE = replace(
     finetune.PRESETS["demo"],
     epochs=4,
+    warmup_epochs=1,
+    base_lr=4e-3,
     batch_size=32,
     micro_batch=16,
     mixup=0.2,
@@ -52,7 +54,7 @@ FINETUNE = replace(
 )
 
 
-PROBE = replace(linear_probe.PRESETS["demo"], epochs=4, batch_size=32, micro_batch=16)
+PROBE = replace(linear_probe.PRESETS["demo"], epochs=4, warmup_epochs=1, base_lr=12.8, batch_size=32, micro_batch=16)
 
 
 def vit(seed: int = 0, class_token: bool = True, **fields: object) -> Encoder:

@@ -16,7 +16,14 @@ from evaluate.data import toy
 from pretrain import train
 
 HERE = Path(run_all.__file__).parent
-SMALL = toy.World(train_per_class=24, val_per_class=8, list_per_class=5, shifted_per_class=2, corrupted_per_class=1)
+SMALL = toy.World(
+    unlabelled_per_class=1,
+    train_per_class=24,
+    val_per_class=8,
+    list_per_class=5,
+    shifted_per_class=2,
+    corrupted_per_class=1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +140,10 @@ def test_a_file_that_is_no_checkpoint_fails_every_column_with_its_reason(world, 
         (["--set", "finetune.epochs=soon"], "setting 'epochs' is a whole number above 0, not 'soon'"),
         (["--ckpt", "absent.pth", "--data-root", "."], "there is no checkpoint absent.pth"),
         (["--ckpt", "run_all.py"], "need --data-root"),
+        (["--minutes", "5"], "goes with --demo --data-root DIR"),
+        (["--demo", "--data-root", ".", "--minutes", "nan"], "--minutes N is a number above 0"),
+        (["--demo", "--data-root", "."], "the demo on your images pretrains on imagenet/train: imagenet is not under"),
+        (["--demo", "--ckpt", "run_all.py"], "leave out --ckpt"),
         (["--ckpt", "run_all.py", "--data-root", "nowhere"], "the data root nowhere is not a folder"),
     ],
 )
@@ -152,7 +163,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
 def test_a_dry_run_prints_every_node_and_writes_nothing(tmp_path, capsys):
     assert run_all.main(["--out", str(tmp_path / "out"), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(run_all.jobs.DEMO) * len(run_all.plan.choose([])) and not (tmp_path / "out").exists()
+    assert len(lines) == len(run_all.demo.ROWS) * len(run_all.plan.choose([])) and not (tmp_path / "out").exists()
 
 
 def test_a_node_brings_what_it_needs():

@@ -33,11 +33,11 @@ def make(folder: Path, copies: Path, side: int) -> int:
         place.mkdir(parents=True, exist_ok=True)
         image = read_image(file)
         if min(image.size) <= side:
-            (place / file.name).symlink_to(file.absolute())
+            (place / file.name).symlink_to(Path(str(file)).absolute())
             continue
-        size = tuple(max(side, round(length * side / min(image.size))) for length in image.size)
+        width, height = (max(side, round(length * side / min(image.size))) for length in image.size)
         with atomic_write(place / f"{file.name}.jpg") as written:
-            image.resize(size, Image.Resampling.BICUBIC).save(written, format="JPEG", quality=QUALITY)
+            image.resize((width, height), Image.Resampling.BICUBIC).save(written, format="JPEG", quality=QUALITY)
     return len(images)
 
 

@@ -67,7 +67,8 @@ class Demo:
     def pretraining(self) -> list[Job]:
         """Jobs that make the checkpoints: pretrained encoders, and their random start."""
         part = layouts.pretraining_part(self.identities.data_root)
-        images, jobs, after = self.identities.data_root / part, [], ()
+        images, jobs = self.identities.data_root / part, []
+        after: tuple[str, ...] = ()
         if self.minutes:
             copies = self.out / "data" / f"copies-{SIDE}-{self.identities[part]}"
             command = [sys.executable, "-m", "evaluate.data.copies", str(images), str(copies), "--side", str(SIDE)]

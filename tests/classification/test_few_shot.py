@@ -101,12 +101,18 @@ def test_ten_percent_is_a_list_or_a_fraction(env: Env) -> None:
     names = sorted(file.name for file in imagenet.train_set(env.data_root).files)[::10]
     (env.data_root / "imagenet/10percent.txt").write_text("\n".join(names))
     assert set(few_shot.run(class_token_vit(), replace(DEMO, subset="10percent"), env)) == {"top1"}
-    assert (
-        env.notes["images_evaluated"]["10percent"] == 16
-        and few_shot.reads(replace(DEMO, subset="10percent"))[1] == "imagenet_10percent"
-    )
+    assert env.notes["images_evaluated"]["10percent"] == 16 and few_shot.reads_if_there(
+        replace(DEMO, subset="10percent")
+    ) == ("imagenet_10percent",)
     few_shot.run(class_token_vit(), replace(DEMO, fraction=0.1, seeds=2), env)
-    assert env.notes["images_evaluated"]["drawn"] == 16 and few_shot.reads(replace(DEMO, fraction=0.1)) == ("imagenet",)
+    assert env.notes["images_evaluated"]["drawn"] == 16 and few_shot.reads_if_there(replace(DEMO, fraction=0.1)) == ()
+
+
+def test_without_the_list_its_share_is_drawn_and_the_record_says_so(env: Env) -> None:
+    (env.data_root / "imagenet/1percent.txt").unlink()
+    assert set(few_shot.run(class_token_vit(), DEMO, env)) == {"top1"}
+    assert env.notes["images_evaluated"]["drawn"] == 4, "1 % of 40, at least one of each class"
+    assert "drawn at random, since imagenet/1percent.txt is absent" in env.notes["protocol"]["other_protocol"]
 
 
 @pytest.mark.parametrize(

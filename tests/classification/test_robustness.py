@@ -140,9 +140,12 @@ def test_corrupted_here(env: Env, monkeypatch: pytest.MonkeyPatch) -> None:
     )  # compiling this loop takes longer than running it on pictures this small
     monkeypatch.setattr(corruptions, "_shuffle_pixels_njit_glass_blur", getattr(shuffle, "py_func", shuffle))
     (env.data_root / "imagenet-c").rename(env.data_root / "away")
-    assert "imagenet_c" not in robustness.run(class_token_vit(), DEMO, env)
+    monkeypatch.setattr(robustness, "MADE_IMAGES", 2)
+    absent = robustness.run(class_token_vit(), DEMO, env)
+    assert "2 of 60 images" in env.notes["protocol"]["estimates"]["imagenet_c"]
     config = replace(DEMO, corruptions="made", corrupted_images=2)
     result = robustness.run(class_token_vit(), config, env)
+    assert absent == result, "without IN-C its estimate is what is measured"
     estimate = env.notes["protocol"]["estimates"]["imagenet_c"]
     assert "corrupted here from val" in estimate and "2 of 60 images" in estimate
     assert "imagenet_c" in result and "imagenet_c" not in robustness.reads(config)

@@ -11,7 +11,14 @@ import pytest
 
 from evaluate.data import layouts, toy
 
-TINY = toy.World(train_per_class=3, val_per_class=2, list_per_class=2, shifted_per_class=1, corrupted_per_class=1)
+TINY = toy.World(
+    unlabelled_per_class=2,
+    train_per_class=3,
+    val_per_class=2,
+    list_per_class=2,
+    shifted_per_class=1,
+    corrupted_per_class=1,
+)
 MAKE = (
     "import sys; from pathlib import Path; from evaluate.data import toy; print(toy.make(Path(sys.argv[1]), "
     "toy.World(*map(int, sys.argv[2:]))))"
@@ -64,6 +71,17 @@ def test_another_seed_is_another_world(world, tmp_path):
     assert toy.make(tmp_path, other).name != world.name
 
 
-def test_classes_cannot_be_told_by_their_mean_colour():
-    means = np.array([[toy.paint(c, 32, np.random.default_rng([c, i])).mean() for i in range(40)] for c in range(10)])
-    assert means.mean(1).std() < means.std(1).mean()
+def test_classes_cannot_be_told_by_their_colors():
+    """The mean color of a picture differs more inside the classes than between them, in each channel."""
+    means = np.array(
+        [[toy.paint(c, 32, np.random.default_rng([c, i])).mean((0, 1)) for i in range(40)] for c in range(10)]
+    )
+    assert (means.mean(1).std(0) < 0.3 * means.std(1).mean(0)).all()
+
+
+def test_images_for_pretraining_are_none_of_the_labeled_ones(world):
+    def digests(part):
+        return {hashlib.sha256(path.read_bytes()).hexdigest() for path in (world / part).rglob("*.JPEG")}
+
+    unlabelled = digests("unlabelled")
+    assert len(unlabelled) == 20 and not unlabelled & (digests("imagenet/train") | digests("imagenet/val"))

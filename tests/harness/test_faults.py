@@ -20,7 +20,14 @@ from evaluate.harness import executor
 from pretrain import train
 
 HERE = Path(run_all.__file__).parent
-SMALL = toy.World(train_per_class=24, val_per_class=8, list_per_class=5, shifted_per_class=2, corrupted_per_class=1)
+SMALL = toy.World(
+    unlabelled_per_class=1,
+    train_per_class=24,
+    val_per_class=8,
+    list_per_class=5,
+    shifted_per_class=2,
+    corrupted_per_class=1,
+)
 OPTIONS = ["--tasks", "finetune,linear_probe,few_shot,knn,robustness", "--preset", "demo", "--device", "cpu"]
 OPTIONS += ["--set", "finetune.epochs=3", "--set", "linear_probe.epochs=4"]
 WAYS = {"SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP, "SIGINT": signal.SIGINT, "SIGKILL": signal.SIGKILL}

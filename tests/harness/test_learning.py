@@ -10,8 +10,10 @@ from evaluate.data import toy
 from pretrain import train
 from results.tables import paired_difference
 
-WORLD = toy.World(shifted_per_class=1, corrupted_per_class=1)  # the demo's train and val sets in full
-EPOCHS = 5  # of the demo's 14
+WORLD = toy.World(
+    shifted_per_class=1, corrupted_per_class=1
+)  # the demo's images for pretraining, train and val in full
+EPOCHS = 5  # of the demo's 16
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,7 @@ def outcomes(tmp_path_factory):
             "--device",
             "cpu",
             "--data",
-            str(root / "imagenet/train"),
+            str(root / "unlabelled"),
             "--out",
             str(out / name),
         ]

@@ -94,7 +94,9 @@ def test_pairs_are_of_the_same_images_and_a_damaged_file_ends_nothing(tmp_path: 
     for one in entries:
         (tmp_path / one["work"]).mkdir(parents=True)
         np.savez(tmp_path / one["work"] / "predictions.npz", correct=np.array([True, False, True, True]))
-    assert tables.paired(tmp_path, entries, "first", "second").startswith("kNN: first - second = +0.0 points")
+    assert tables.paired(tmp_path, entries, "first", "second").startswith(
+        "kNN: first and second cannot be told apart: +0.0 points, 95 % interval ["
+    )
     assert tables.paired(tmp_path, [entries[0], {**entries[1], "data_fingerprint": "other"}], "first", "second") == ""
     for content in (b"", b"PK\x03\x04", (tmp_path / "first/knn-0/predictions.npz").read_bytes()[:80], b"\x80\x04N."):
         (tmp_path / "second/knn-0/predictions.npz").write_bytes(content)
