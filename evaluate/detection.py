@@ -35,6 +35,8 @@ class Config(Settings):
     """paper: the recipe of the encoder's family (ViT, ResNet); demo: for the toy world; or a file of mm_configs/."""
     iterations: PositiveInt | None = None
     """Training iterations, if not the recipe's; the warm-up and the milestones are scaled with them."""
+    image_size: PositiveInt | None = None
+    """Side of the pictures in pixels, if not the recipe's; for the recipes with square pictures (ViTDet)."""
     batch_size: PositiveInt | None = None
     """Images in an iteration over all processes, if not the recipe's number."""
     lr: PositiveFloat | None = None
@@ -79,8 +81,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
     name = detector.recipe_of(config.recipe, config.dataset, encoder.spec.family)
     cfg = recipes.read_recipe(name)
+    same = ["image_size"] if config.image_size == cfg.image_size else []
+    if config.image_size:
+        detector.set_image_size(cfg, config.image_size)
     detector.fill_encoder(cfg, encoder)
-    same = recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
+    same += recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
     if encoder.spec.family == "vit":  # those recipes have LayerNorm everywhere; the ResNets' train BatchNorm
         same.append("micro_batch")
     published = detector.RECIPES.get((encoder.spec.family, PRESETS["paper"].recipe, config.dataset))

@@ -33,6 +33,8 @@ class Config(Settings):
     """paper: the paper's recipe (160,000 iterations); demo: for the toy world."""
     iterations: PositiveInt | None = None
     """Training iterations, if not the recipe's; the warm-up is scaled with them."""
+    crop: PositiveInt | None = None
+    """Side of the crops in pixels, if not the recipe's; pictures are resized with it."""
     batch_size: PositiveInt | None = None
     """Crops in an iteration over all processes, if not the recipe's number."""
     lr: PositiveFloat | None = None
@@ -72,8 +74,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
     schedule = "160k" if config.recipe == "paper" else config.recipe
     cfg = recipes.read_recipe(f"upernet_{encoder.spec.family}_{schedule}_ade20k")
+    same = ["crop"] if config.crop == cfg.crop else []
+    if config.crop:
+        segmenter.set_crop(cfg, config.crop)
     segmenter.fill_encoder(cfg, encoder)
-    same = recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
+    same += recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
     env.report(immaterial={"": [*same, "multi_scale"]})  # several scales are measured beside the column
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
     asked = segmenter.fill_data(cfg, env)

@@ -29,6 +29,8 @@ SETTINGS: dict[str, dict[str, str]] = {
     "sweep": SIZES,
     "few_shot": SIZES,
     "knn": SIZES,
+    "detection": {"image_size": "192", "iterations": "600"},
+    "segmentation": {"crop": "128", "iterations": "600"},
 }
 
 

@@ -47,6 +47,20 @@ def recipe_of(recipe: str, dataset: str, family: str) -> str:
     return name
 
 
+def set_image_size(cfg: Config, side: int) -> None:
+    """Takes pictures of another side than the recipe's, in training and in testing.
+
+    Raises:
+        UserError: a recipe whose pictures are not square.
+    """
+    jitter, test = (loader.dataset.pipeline[1] for loader in (cfg.train_dataloader, cfg.test_dataloader))
+    if "img_size" not in cfg.model.backbone:
+        raise UserError(
+            f"image_size {side} is a setting of the recipes with square pictures, which are ViTDet's; leave it out"
+        )
+    cfg.image_size = cfg.model.backbone.img_size = jitter.size = test.shortest = test.longest = side
+
+
 def fill_encoder(cfg: Config, encoder: Encoder) -> None:
     """Puts in what follows from the encoder: width, depth, the padding, strides and normalization.
 

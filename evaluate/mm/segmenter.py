@@ -63,6 +63,19 @@ def multi_scale_loader(cfg: Config) -> ConfigDict:
     return loader
 
 
+def set_crop(cfg: Config, side: int) -> None:
+    """Takes crops of another side than the recipe's, of pictures that are smaller or larger in the same ratio."""
+    train, test = (loader.dataset.pipeline for loader in (cfg.train_dataloader, cfg.test_dataloader))
+    for resize in (train[2], test[1]):
+        resize.scale = (resize.scale[0] * side // cfg.crop, side)
+    if "img_size" in cfg.model.backbone:
+        cfg.model.backbone.img_size = (side, side)
+    train[3].crop_size = cfg.model.data_preprocessor.size = (side, side)
+    if cfg.model.test_cfg.mode == "slide":
+        cfg.model.test_cfg.update(crop_size=(side, side), stride=(side * 2 // 3, side * 2 // 3))
+    cfg.crop = side
+
+
 def fill_encoder(cfg: Config, encoder: Encoder) -> None:
     """Puts in what follows from the encoder: width, depth, the padding and normalization."""
     spec, model = encoder.spec, cfg.model

@@ -2,11 +2,14 @@
 
 import ast
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as functional
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
@@ -301,3 +304,32 @@ def test_a_shortened_recipe_keeps_its_shape() -> None:
         recipes.accumulate(cfg, 3)
     with pytest.raises(UserError, match="upernet_vit_demo_ade20k"):
         recipes.read_recipe("nothing")
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "setter"),
+    [
+        ("mask_rcnn_vitdet_100ep_coco", "image_size = 1024", detector.set_image_size),
+        ("mask_rcnn_vitdet_demo_lvis", "image_size = 96", detector.set_image_size),
+        ("upernet_vit_160k_ade20k", "crop = 512", segmenter.set_crop),
+        ("upernet_resnet_160k_ade20k", "crop = 512", segmenter.set_crop),
+    ],
+)
+def test_another_size_is_the_recipe_with_that_size_written_in(
+    name: str, written: str, setter: Callable[[Config, int], None], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(recipes.RECIPES, tmp_path / "mm_configs")
+    for path in folder.glob("*.py"):
+        if path.stem in (name, "_upernet_ade20k"):
+            text = path.read_text().replace(written, f"{written.split()[0]} = 256")
+            path.write_text(text.replace("longest = 2048", "longest = 1024"))  # four crops
+    expected, cfg = Config.fromfile(str(folder / f"{name}.py")), recipes.read_recipe(name)
+    setter(cfg, 256)
+    if cfg.model.data_preprocessor.get("size") and "img_size" in cfg.model.backbone:
+        cfg.model.data_preprocessor.size = None  # fill_encoder puts it in
+    assert cfg.to_dict() == expected.to_dict()
+
+
+def test_an_image_size_is_for_square_pictures() -> None:
+    with pytest.raises(UserError, match="image_size 512 is a setting of the recipes with square pictures"):
+        detector.set_image_size(recipes.read_recipe("mask_rcnn_resnet_fpn_1x_coco"), 512)
