@@ -66,6 +66,7 @@ def multi_scale_loader(cfg: Config) -> ConfigDict:
 def set_crop(cfg: Config, side: int) -> None:
     """Takes crops of another side than the recipe's, of pictures that are smaller or larger in the same ratio."""
     train, test = (loader.dataset.pipeline for loader in (cfg.train_dataloader, cfg.test_dataloader))
+    cfg.longest = cfg.longest * side // cfg.crop
     for resize in (train[2], test[1]):
         resize.scale = (resize.scale[0] * side // cfg.crop, side)
     if "img_size" in cfg.model.backbone:
