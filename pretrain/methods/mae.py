@@ -74,7 +74,7 @@ class Config(PretrainConfig):
 
 
 PAPER = Config()
-DEMO = replace(PAPER, **DEMO_SETTINGS, decoder_embed_dim=48, decoder_num_heads=3, decoder_depth=1, mask_ratio=0.5)
+DEMO = replace(PAPER, **DEMO_SETTINGS, decoder_embed_dim=48, decoder_num_heads=3, decoder_depth=2, mask_ratio=0.5)
 SMALL = replace(
     PAPER,
     **SMALL_SETTINGS,
