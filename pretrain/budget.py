@@ -29,7 +29,7 @@ def fit(
     if checkpoint.newest(out) and written.is_file():
         before = read_config(written)
         return replace(config, epochs=before.epochs, warmup_epochs=before.warmup_epochs)
-    images = ImageFolder(data)
+    images = ImageFolder(data, leave_out=out)
     seconds = distributed.gather_objects(seconds_per_step(config, images, device, workers, micro_batch))[0]
     epochs = max(1, int(60 * minutes / (seconds * steps_per_epoch(len(images), config))))
     if distributed.rank() == 0:
