@@ -125,7 +125,7 @@ def test_lin_fast_has_a_column_and_a_footnote_of_its_own(
         "--device",
         "cpu",
     ]
-    small = ["--set", "epochs=2", "--set", "batch_size=32"]
+    small = ["--set", "epochs=2", "--set", "warmup_epochs=1", "--set", "batch_size=32"]
     assert task.main("linear_probe", [*common, *small]) == 0
     assert task.main("linear_probe", [*common, *small, "--set", "views=cached"]) == 0
     assert not list((tmp_path / "out").glob("mine/linear_fast-*/training_state.pt")), (

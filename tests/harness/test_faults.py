@@ -29,7 +29,8 @@ SMALL = toy.World(
     corrupted_per_class=1,
 )
 OPTIONS = ["--tasks", "finetune,linear_probe,few_shot,knn,robustness", "--preset", "demo", "--device", "cpu"]
-OPTIONS += ["--set", "finetune.epochs=3", "--set", "linear_probe.epochs=4"]
+OPTIONS += ["--set", "finetune.epochs=3", "--set", "finetune.warmup_epochs=1"]
+OPTIONS += ["--set", "linear_probe.epochs=4", "--set", "linear_probe.warmup_epochs=1"]
 WAYS = {"SIGTERM": signal.SIGTERM, "SIGHUP": signal.SIGHUP, "SIGINT": signal.SIGINT, "SIGKILL": signal.SIGKILL}
 
 

@@ -91,7 +91,7 @@ def test_official_names_round_trip():
     official = siameseim.to_official(state)
     assert {
         "mm_blocks.0.attn.qkv.weight",
-        "mm_projector_decoder_blocks.1.norm1.bn.weight",
+        "mm_projector_decoder_blocks.0.norm1.bn.weight",
         "decoder_pos_mlp.bias",
     } <= official.keys()
     back = siameseim.from_official(official, list(state))
