@@ -190,6 +190,7 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         **identity,
         "encoder": env.out_dir.parent.name,
         "encoder_source": encoder.source,
+        "architecture": encoder.spec.architecture,
         "preset": preset,
         "paper_config": as_json(paper_config(node)),
         "toy_data": layouts.is_toy(env.data_root),
