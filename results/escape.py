@@ -22,6 +22,9 @@ LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    "[": "{[}",  # after a line's end, a bracket or a star would belong to it
+    "]": "{]}",
+    "*": "{*}",
     "-": "-{}",  # two of them would become a dash
     "–": "--",
     "—": "---",
@@ -59,7 +62,7 @@ def html(text: str) -> str:
 def latex(text: str) -> str:
     """For running text or a cell; a letter that pdflatex may lack becomes its code point, as U+4E2D."""
     return "".join(
-        LATEX.get(sign, sign if sign.isascii() or ACCENTED.fullmatch(sign) else f"[U+{ord(sign):04X}]")
+        LATEX.get(sign, sign if sign.isascii() or ACCENTED.fullmatch(sign) else f"{{[}}U+{ord(sign):04X}{{]}}")
         for sign in plain(text)
     )
 

@@ -306,5 +306,11 @@ def _markdown_note(text: str) -> str:
 def _latex_note(text: str) -> str:
     mark, separator, note = text.partition("] ")
     if separator and re.fullmatch(r"\[[a-z]+", mark):
-        return rf"\textsuperscript{{{mark[1:]}}} {escape.latex(note)}"
-    return escape.latex(text)
+        return rf"\textsuperscript{{{mark[1:]}}} {_breakable(note)}"
+    return _breakable(text)
+
+
+def _breakable(text: str) -> str:
+    """LaTeX whose long words, as file names are, may be broken anywhere after some signs."""
+    pieces = (re.findall(r".{1,20}", word) for word in escape.plain(text).split(" "))
+    return " ".join(r"\allowbreak{}".join(map(escape.latex, parts)) for parts in pieces)

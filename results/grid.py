@@ -41,6 +41,8 @@ class Cell:
     """The record."""
     emphasis: str = ""
     """best, second, or nothing."""
+    takes_part: bool = True
+    """Whether it can be the best of its column: not where it was published by another protocol."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def build(
     grid = Grid(columns, measured, any(entry.get("toy_data") for entry in entries))
     if not grid.toy:
         _add_published(grid, baselines)
+    elif baselines:
+        grid.notes.append("no published row stands beside toy data")
     outcomes = comparison.Outcomes(out)
     grid.rows = [replace(row, cells=dict(row.cells)) for row in grid.rows]
     for heading, _, metric in columns:
@@ -213,8 +217,16 @@ def _published(heading: str, number: published.Published | None, left_out: bool)
     if left_out or number is None:
         return Cell(NOT_BESIDE if left_out else NOT_RUN)
     images = ACCURACY_IMAGES.get(heading)
-    error = comparison.binomial(number.value, images) if images else number.seed_std
-    return Cell("", number.value, error, images=images, protocol=number.group, marks=number.marks, source=number.source)
+    return Cell(
+        text="",
+        value=number.value,
+        error=comparison.binomial(number.value, images) if images else number.seed_std,
+        images=images,
+        protocol=number.group,
+        marks=number.marks,
+        source=number.source,
+        takes_part=number.is_of_this_protocol,
+    )
 
 
 def _protocols(architecture: str, found: Mapping[str, Mapping[str, published.Published]]) -> str:
@@ -224,7 +236,7 @@ def _protocols(architecture: str, found: Mapping[str, Mapping[str, published.Pub
     for numbers in found.values():
         for heading, number in numbers.items():
             sources[number.source] = None
-            if not any(mark.startswith("published by") for mark in number.marks):
+            if number.is_of_this_protocol:
                 headings = groups.setdefault(number.group, [])
                 headings += [heading] if heading not in headings else []
     told = "; ".join(f"{', '.join(headings)}: {published.PROTOCOLS[group]}" for group, headings in groups.items())
@@ -236,7 +248,7 @@ def _emphasize(grid: Grid, heading: str, metric: str, outcomes: comparison.Outco
     cells = {
         row.label: row.cells[heading]
         for row in grid.rows
-        if row.cells[heading].value is not None and not (row.kind == "published" and row.cells[heading].marks)
+        if row.cells[heading].value is not None and row.cells[heading].takes_part
     }
     values = {label: cell.value for label, cell in cells.items() if cell.value is not None}
 

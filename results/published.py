@@ -8,14 +8,14 @@ Nearly every number that is published as "1 %" comes from fine-tuning, and the c
 are not in the file either.
 """
 
+import csv
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from results.escape import plain
 
@@ -85,6 +85,7 @@ PROTOCOLS = {  # what a group of published numbers has in common; of one column,
     "voc_other": "Faster R-CNN with C4, VOC 07+12, as its source captions it",
 }
 LINEAR = {"simsiam": "lin_r50_simsiam", "moco": "lin_r50_moco", "moco_v3": "lin_sgd_mocov3"}  # preset: group
+OTHER = "published by another protocol"  # what the mark of such a number begins with
 SWEEPS = ("lin_dino", "lin_dinov2")  # their learning rate is chosen among many, as in the column LIN sweep
 
 
@@ -106,14 +107,17 @@ class Published:
     marks: tuple[str, ...]
     """How it differs from what is measured here, a sentence each."""
 
+    @property
+    def is_of_this_protocol(self) -> bool:
+        """Whether it was measured as its column is."""
+        return not any(mark.startswith(OTHER) for mark in self.marks)
+
 
 @functools.cache
-def numbers() -> pd.DataFrame:
-    """The lines of published.csv; ``pretrain_epochs`` and ``seed_std`` are missing where the source gives none."""
-    text = dict.fromkeys(("row", "architecture", "pretrain_data", "group", "standing", "status", "source", "note"), str)
-    return pd.read_csv(FILE, dtype=text, keep_default_na=False, na_values=[""]).fillna(
-        {"note": "", "pretrain_data": ""}
-    )
+def numbers() -> tuple[dict[str, str], ...]:
+    """The lines of published.csv; ``pretrain_epochs`` and ``seed_std`` are empty where the source gives none."""
+    with FILE.open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
 
 
 def group_measured(heading: str, architecture: str, entry: Mapping[str, Any] | None) -> str:
@@ -156,7 +160,7 @@ def rows(
 
     Raises NoSuchBaseline.
     """
-    known = numbers()[numbers()["architecture"] == architecture]
+    known = [line for line in numbers() if line["architecture"] == architecture]
     asked = list(baselines or DEFAULTS.get(architecture, ()))
     found, notes = [], []
     for text in asked:
@@ -166,22 +170,20 @@ def rows(
         variants = _variants(known, text)
         if variants:
             found.append(variants[-1])
-        elif baselines and not _variants(numbers(), text):
-            names = ", ".join(sorted(set(known["row"]))) or "none"
+        elif not _variants(numbers(), text):
+            names = ", ".join(sorted({line["row"] for line in known})) or "none"
             raise NoSuchBaseline(f"there is no baseline {plain(text)!r}; of {architecture} there are: {names}")
-        elif baselines:
+        else:
             notes.append(f"{plain(text)}: no published number of {architecture} in these protocols")
     if not asked:
-        found = [variant for name in dict.fromkeys(known["row"]) for variant in _variants(known, name)[-1:]]
+        found = [_variants(known, name)[-1] for name in dict.fromkeys(line["row"] for line in known)]
     result = {}
-    for name, data, epochs in dict.fromkeys(found):
-        of_row = known[(known["row"] == name) & (known["pretrain_data"] == data)]
-        of_row = of_row[of_row["pretrain_epochs"].isna() if epochs is None else of_row["pretrain_epochs"] == epochs]
-        cells = {
-            heading: _number(of_row, heading, architecture, entry, measured) for heading, entry in measured.items()
-        }
-        several = sum(other == name for other, *_ in dict.fromkeys(found)) > 1
-        label = f"{name}, {epochs:.0f} epochs" if several and epochs is not None else name
+    for variant in dict.fromkeys(found):
+        name, _, epochs = variant
+        of_row = [line for line in known if _variant(line) == variant]
+        cells = {heading: _number(of_row, heading, architecture, measured) for heading in measured}
+        several = sum(other[0] == name for other in dict.fromkeys(found)) > 1
+        label = f"{name}, {epochs} epochs" if several and epochs else name
         if any(cells.values()):
             result[label] = {heading: cell for heading, cell in cells.items() if cell}
         elif baselines:
@@ -189,43 +191,43 @@ def rows(
     return result, notes
 
 
-def _variants(known: pd.DataFrame, text: str) -> list[tuple[str, str, float | None]]:
-    """The pretrainings (row, data, epochs) that a baseline names; that with the most numbers is the last."""
+def _variant(line: Mapping[str, str]) -> tuple[str, str, str]:
+    """Whose number it is: row, pretraining data and epochs."""
+    return line["row"], line["pretrain_data"], line["pretrain_epochs"]
+
+
+def _variants(known: Iterable[Mapping[str, str]], text: str) -> list[tuple[str, str, str]]:
+    """The pretrainings that a baseline names; the one to show is the last."""
     name, separator, epochs = text.rpartition("@")
     wanted = _plain(name if separator else text)
-    own = known[known["row"].map(_plain) == wanted]
-    if separator:
-        own = own[own["pretrain_epochs"].map(lambda value: f"{value:g}") == epochs]
-    counts = own.groupby(["row", "pretrain_data", "pretrain_epochs"], dropna=False).size()
-    keys = sorted(counts.index, key=lambda key: (counts[key], -1 if pd.isna(key[2]) else key[2]))
-    return [(row, data, None if pd.isna(value) else float(value)) for row, data, value in keys]
+    counts = Counter(_variant(line) for line in known if _plain(line["row"]) == wanted)
+    own = [variant for variant in counts if not separator or variant[2] == epochs]
+    # ImageNet-1K before other data, then the most numbers, then the longest
+    return sorted(own, key=lambda variant: (variant[1].startswith("IN-1K"), counts[variant], float(variant[2] or 0)))
 
 
 def _number(
-    of_row: pd.DataFrame,
-    heading: str,
-    architecture: str,
-    entry: Mapping[str, Any] | None,
-    measured: Mapping[str, Any],
+    of_row: Sequence[Mapping[str, str]], heading: str, architecture: str, measured: Mapping[str, Any]
 ) -> Published | None:
-    own = group_measured(heading, architecture, entry)
-    candidates = of_row[of_row["column"] == ("LIN" if heading == "LIN sweep" else heading)]
+    """The number of a row to show in a column, or None."""
+    own = group_measured(heading, architecture, measured[heading])
+    column = "LIN" if heading == "LIN sweep" else heading
+    candidates = [line for line in of_row if line["column"] == column]
     if heading == "LIN sweep":
-        candidates = candidates[candidates["group"].isin(SWEEPS)]
+        candidates = [line for line in candidates if line["group"] in SWEEPS]
     elif heading == "LIN" and "LIN sweep" in measured:
-        candidates = candidates[~candidates["group"].isin(SWEEPS)]
+        candidates = [line for line in candidates if line["group"] not in SWEEPS]
     if architecture.startswith("ResNet") or own not in PROTOCOLS:
-        candidates = candidates[candidates["group"] == own]
-    if candidates.empty:
+        candidates = [line for line in candidates if line["group"] == own]
+    if not candidates:
         return None
-    order = [own, *PROTOCOLS]
-    line = candidates.loc[candidates["group"].map(order.index).idxmin()]
-    marks = [] if line["group"] == own else [f"published by another protocol: {PROTOCOLS[line['group']]}"]
+    line = min(candidates, key=lambda line: [own, *PROTOCOLS].index(line["group"]))
+    marks = [] if line["group"] == own else [f"{OTHER}: {PROTOCOLS[line['group']]}"]
     if line["pretrain_data"] not in ("IN-1K", "IN-1K labels", "none", ""):
         marks.append(f"pretrained with {line['pretrain_data']}")
     if line["status"] == "quoted":
         marks.append(f"not read in its paper, but quoted: {line['source']}")
-    spread = None if pd.isna(line["seed_std"]) else float(line["seed_std"])
+    spread = float(line["seed_std"]) if line["seed_std"] else None
     return Published(float(line["value"]), spread, line["group"], line["source"], tuple(marks))
 
 

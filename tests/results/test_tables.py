@@ -3,9 +3,7 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
-import pytest
 
 from evaluate import knn
 from evaluate.harness.plan import NODES
@@ -128,13 +126,3 @@ def test_a_broken_record_is_named(tmp_path, capsys):
     (tmp_path / "records" / "x.json").write_text("{")
     assert command.main([str(tmp_path)]) == 2
     assert "x.json is not a record" in capsys.readouterr().err
-
-
-def test_paired_interval_is_the_textbook_one():
-    first, second = np.array([1, 1, 1, 0, 1, 1, 0, 1], bool), np.array([0, 1, 0, 0, 1, 0, 1, 1], bool)
-    difference, half = tables.paired_difference(first, second)
-    gaps = [1, 0, 1, 0, 0, 1, -1, 0]
-    assert difference == pytest.approx(25.0)
-    assert half == pytest.approx(100 * 1.96 * np.std(gaps, ddof=1) / 8**0.5)
-    with pytest.raises(ValueError, match="paired"):
-        tables.paired_difference(first, second[:4])
