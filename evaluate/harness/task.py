@@ -203,7 +203,10 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         "epoch_rule": "final epoch",
         "images_asked": {},
         "images_evaluated": {},
-        **{name: {} for name in ("sizes", "subset", "unreadable_images", "rests_on", "immaterial", "skipped")},
+        **{
+            name: {}
+            for name in ("sizes", "subset", "unreadable_images", "rests_on", "immaterial", "skipped", "resamples")
+        },
         "work": f"{env.out_dir.parent.name}/{env.out_dir.name}",
         "data": dict(env.identities),
         "files": {},
