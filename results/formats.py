@@ -157,7 +157,7 @@ def as_latex(grid: Grid) -> str:
         *body,
         r"\bottomrule",
         r"\end{tabular}}%",
-        r"\ifdim\wd0>\textwidth\resizebox{\textwidth}{!}{\box0}\else\box0\fi",
+        r"\leavevmode\ifdim\wd0>\textwidth\resizebox{\textwidth}{!}{\box0}\else\box0\fi",
         rf"\caption{{{escape.latex(title_of(grid))}}}",
         r"\end{table*}",
         r"{\scriptsize\raggedright",
