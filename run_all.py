@@ -106,7 +106,7 @@ def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], wor
     pairs = [tables.paired(out, entries, first, second) for first, second in itertools.combinations(shown, 2)]
     print("", *(pair for pair in pairs if pair), sep="\n")
     print(f"\n{tables.render(out, shown, entries)}")
-    print("tables: " + ", ".join(str(out / f"table.{kind}") for kind in ("csv", "tex", "md", "html")))
+    print("tables: " + ", ".join(str(out / file) for file, _ in tables.FORMATS.values()))
     print("seconds: " + ", ".join(f"{job.name} {job.seconds:.0f}" for job in work if job.seconds))
     failed = [job for job in work if job.status not in (0, EXIT_SKIPPED)]
     for job in failed:

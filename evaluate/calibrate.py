@@ -41,6 +41,7 @@ from evaluate.runtime.cli import (
 from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError, in_one_sentence
+from results.comparison import binomial
 
 # top-1 in percent of released files, by a part of their name: SiameseIM docs/finetune.md; MAE FINETUNE.md
 RELEASED = {
@@ -171,7 +172,7 @@ def calibrate(
     crop = crop or CenterCrop(224, 256, "bicubic")
     right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).correct["top1"]
     whole = len(val) == val.asked
-    slack = 0.0 if whole else DEVIATIONS * metrics.standard_error(expected, len(val))
+    slack = 0.0 if whole else DEVIATIONS * binomial(expected, len(val))
     return Verdict(metrics.percent(right), expected, tolerance + slack, len(val), whole)
 
 

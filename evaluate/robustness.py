@@ -29,6 +29,7 @@ from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.precision import Precision
 from evaluate.runtime.precision import resolve as resolve_precision
 from evaluate.runtime.settings import Settings
+from results.comparison import binomial
 
 if TYPE_CHECKING:
     from evaluate.classification.predictions import Predictor
@@ -77,6 +78,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     Where IN-C is absent it is estimated from val. Raises Skip without a classifier.
     """
     from evaluate.classification import classifier as classifiers
+    from evaluate.classification import metrics
+    from evaluate.runtime import distributed
 
     path = env.inputs.get("classifier")
     if path is None or not path.is_file():
@@ -101,8 +104,13 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         for name in SETS[:3]
         if name not in skipped
     }
-    result = natural_shifts(val, sets, predict, crop, env)
-    result.update(corrupted(config, crop, predict, env))
+    outcomes = natural_shifts(val, sets, predict, crop)
+    result = {name: metrics.percent(correct) for name, correct in outcomes.items()}
+    env.report(standard_error={name: binomial(value, len(outcomes[name])) for name, value in result.items()})
+    of_corruptions, outcomes["imagenet_c"] = corrupted(config, crop, predict, env)
+    result |= of_corruptions
+    if distributed.rank() == 0:
+        metrics.save_predictions(env.out_dir, outcomes)
     protocol = {
         "head": "fine-tuned classifier",
         "logit_mask": "200 classes of IN-A and of IN-R",
@@ -117,11 +125,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
 
 def natural_shifts(
-    val: ImageSet, sets: dict[str, ImageSet], predict: "Predictor", crop: "CenterCrop", env: Env
-) -> dict[str, float]:
-    """IN-A and IN-R among their own classes, over all classes and clean; IN-Sketch over all classes; val itself."""
-    from evaluate.classification import metrics
-
+    val: ImageSet, sets: dict[str, ImageSet], predict: "Predictor", crop: "CenterCrop"
+) -> dict[str, np.ndarray]:
+    """By metric whether each image is right, bool (n,): IN-A and IN-R among their own classes, over all classes and
+    clean; IN-Sketch over all classes; val itself.
+    """
     own = {name: images.scored for name, images in sets.items() if name in ("imagenet_a", "imagenet_r")}
     clean = predict(val, crop, own)
     scores = {"clean_top1": clean.correct["top1"]}
@@ -131,13 +139,13 @@ def natural_shifts(
         if name in own:
             scores[f"{name}_top1_all_classes"] = found.correct["top1"]
             scores[f"{name}_clean_top1"] = clean.correct[name][np.isin(clean.labels, own[name])]
-    result = {key: metrics.percent(correct) for key, correct in scores.items() if len(correct)}
-    env.report(standard_error={key: metrics.standard_error(value, len(scores[key])) for key, value in result.items()})
-    return result
+    return {name: correct for name, correct in scores.items() if len(correct)}
 
 
-def corrupted(config: Config, crop: "CenterCrop", predict: "Predictor", env: Env) -> dict[str, float]:
-    """IN-C, and in the record what makes it an estimate."""
+def corrupted(
+    config: Config, crop: "CenterCrop", predict: "Predictor", env: Env
+) -> tuple[dict[str, float], np.ndarray]:
+    """IN-C and each image's share of it, as ``imagenet_c.measure``; and in the record what makes it an estimate."""
     from evaluate.classification import imagenet_c
 
     cells_count = len(imagenet_c.CELLS)
@@ -147,7 +155,7 @@ def corrupted(config: Config, crop: "CenterCrop", predict: "Predictor", env: Env
         cells = imagenet_c.made(val_set(env.data_root, per_cell, env.identities), crop, env.seed)
     else:
         cells = imagenet_c.published(env, replace(crop, resize=config.corrupted_resize), per_cell)
-    result = imagenet_c.measure(cells, predict, env)
+    measured = imagenet_c.measure(cells, predict, env)
     asked, taken = (env.notes[name]["imagenet_c"] // cells_count for name in ("images_asked", "images_evaluated"))
     reasons = ["corrupted here from val, not the published images"] if config.corruptions == "made" else []
     reasons += [f"{taken} of {asked} images of each corruption and severity"] if per_cell and per_cell < asked else []
@@ -160,7 +168,7 @@ def corrupted(config: Config, crop: "CenterCrop", predict: "Predictor", env: Env
                 "estimates": {"imagenet_c": f"IN-C is an estimate ({'; '.join(reasons)}), standard error {error:.2f}"}
             }
         )
-    return result
+    return measured
 
 
 if __name__ == "__main__":

@@ -24,3 +24,26 @@ EXTRA_COLUMNS = (  # shown where there is a record; protocols of their own, or m
     ("VOC AP", "detection_voc", "box_ap"),
     ("VOC AP75", "detection_voc", "box_ap75"),
 )
+GROUPS = {  # what stands over neighboring columns of a node, without repeating it in each heading
+    "detection_coco": "COCO",
+    "segmentation": "ADE20k",
+    "detection_lvis": "LVIS",
+    "detection_voc": "VOC",
+    "robustness": "Robustness",
+}
+ACCURACY_IMAGES = {  # columns that are an accuracy: the images of the whole set, over which a published one is binomial
+    **dict.fromkeys(("FT", "LIN", "1%", "kNN", "LIN fast", "LIN sweep"), 50_000),
+    "IN-A": 7_500,
+    "IN-R": 30_000,
+    "IN-Sketch": 50_889,
+}
+
+
+def heading_of(node: str, metric: str) -> str:
+    """The heading of the column that shows a metric of a node, or "" where no column does."""
+    return next((heading for heading, *place in (*COLUMNS, *EXTRA_COLUMNS) if place == [node, metric]), "")
+
+
+def group_of(node: str) -> str:
+    """What stands over the columns of a node."""
+    return GROUPS.get(node, "ImageNet")

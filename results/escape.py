@@ -21,8 +21,20 @@ LATEX = {
     "%": r"\%",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # after a line's end, a bracket or a star would belong to it
+    "]": "{]}",
+    "*": "{*}",
+    "-": "-{}",  # two of them would become a dash
     "–": "--",
+    "—": "---",
+    "…": r"\ldots{}",
+    "’": "'",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
 }
+ACCENTED = re.compile("[À-ÅÇ-ÏÑ-ÖÙ-Ýà-åç-ïñ-öù-ýÿ]")  # pdflatex has these in any font
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # a spreadsheet may compute such a cell
 NUMBER = re.compile(r"[-+]?\d+(\.\d+)?([eE][-+]?\d+)?")
 UNPRINTABLE = (
@@ -48,8 +60,11 @@ def html(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """For running text or a cell; in a comment ``plain`` is enough."""
-    return "".join(LATEX.get(sign, sign) for sign in plain(text))
+    """For running text or a cell; a letter that pdflatex may lack becomes its code point, as U+4E2D."""
+    return "".join(
+        LATEX.get(sign, sign if sign.isascii() or ACCENTED.fullmatch(sign) else f"{{[}}U+{ord(sign):04X}{{]}}")
+        for sign in plain(text)
+    )
 
 
 def markdown(text: str) -> str:

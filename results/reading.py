@@ -4,6 +4,7 @@ Nothing that lies there ends a run: what is no record is passed over and named, 
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -52,6 +53,9 @@ OPTIONAL = {  # what a table, or whoever finds a record, takes out of one
     "folder": str,
     "versions": dict,
     "git": dict,
+    "architecture": str,
+    "resamples": dict,
+    "checksum": str,
 }
 VALUES = {  # of the dictionaries among these
     "metrics": int | float,
@@ -64,6 +68,7 @@ VALUES = {  # of the dictionaries among these
     "data": str,
     "files": str,
     "versions": str,
+    "resamples": list,
 }
 
 
@@ -137,9 +142,20 @@ def checked(entry: Any, schema: int, fields: Collection[str] = ()) -> dict[str, 
         raise NotARecord(f"has the status {plain(entry['status'])[:40]!r}, none of {', '.join(STATUSES)}")
     if not all(_is_finite(value) for value in entry["metrics"].values()):
         raise NotARecord("has a metric that is no finite number")
+    for values in entry.get("resamples", {}).values():
+        if not _are_finite(values):
+            raise NotARecord("has a resample that is no finite number")
+    if "checksum" in entry and entry["checksum"] != checksum(entry):
+        raise NotARecord("was edited: its checksum is not that of its contents")
     if not entry["encoder"] or "/" in entry["encoder"] or "\0" in entry["encoder"]:
         raise NotARecord("has an encoder's name that is none")
     return entry
+
+
+def checksum(entry: Mapping[str, Any]) -> str:
+    """SHA-256 of a record's fields, whatever their order and the file's layout; the checksum itself is left out."""
+    text = json.dumps({name: value for name, value in entry.items() if name != "checksum"}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_folder(folder: Path, schema: int, fields: Collection[str] = ()) -> tuple[list[dict[str, Any]], list[str]]:
@@ -192,4 +208,11 @@ def _is(value: Any, kind: Any) -> bool:
 def _is_finite(value: float) -> bool:
     with contextlib.suppress(OverflowError):  # a whole number beyond every float
         return math.isfinite(value)
+    return False
+
+
+def _are_finite(values: list[Any]) -> bool:
+    """Whether all are finite numbers; there may be thousands."""
+    with contextlib.suppress(OverflowError, ValueError):
+        return set(map(type, values)) <= {int, float} and math.isfinite(math.fsum(values))
     return False

@@ -34,8 +34,9 @@ def labels_of(names: Iterable[str], entries: Sequence[Entry]) -> list[str]:
     return list(dict.fromkeys(labels))
 
 
-def choose(entries: Sequence[Entry]) -> dict[str, tuple[Entry, list[Entry]]]:
-    """Of one row, by task: the record to show, and the other ``ok`` ones: of other settings, seed, data or limit.
+def choose(entries: Sequence[Entry]) -> dict[str, tuple[Entry, list[Entry], list[Entry]]]:
+    """Of one row, by task: the record to show; the other ``ok`` ones, of other settings, data or limit; and one record
+    for each seed of what is shown, that record first.
 
     ``ok`` comes before anything else, all images before a part of them, the paper's settings before others, then the
     newest.
@@ -47,7 +48,12 @@ def choose(entries: Sequence[Entry]) -> dict[str, tuple[Entry, list[Entry]]]:
     for task, own in tasks.items():
         shown = own[-1]
         others = [entry for entry in own[:-1] if entry["status"] == "ok" and how_it_differs(entry, shown)]
-        chosen[task] = (shown, others)
+        seeds = {shown["seed"]: shown}
+        for entry in reversed(others if shown["status"] == "ok" else []):
+            if entry["seed"] not in seeds and _is_of_another_seed_alone(entry, shown):
+                seeds[entry["seed"]] = entry
+        others = [entry for entry in others if not any(entry is one for one in seeds.values())]
+        chosen[task] = (shown, others, list(seeds.values()))
     return chosen
 
 
@@ -62,6 +68,13 @@ def how_it_differs(entry: Entry, shown: Entry) -> str:
     parts += ["other data"] if entry["data_fingerprint"] != shown["data_fingerprint"] else []
     parts += ["another classifier"] if entry["inputs"] != shown["inputs"] else []
     return ", ".join(parts)
+
+
+def _is_of_another_seed_alone(entry: Entry, shown: Entry) -> bool:
+    """Whether two measurements differ in their seed alone: another seed's classifier is another file."""
+    same = all(entry[name] == shown[name] for name in ("config", "limit", "data_fingerprint"))
+    settings = [{task: made.get("config") for task, made in one.get("rests_on", {}).items()} for one in (entry, shown)]
+    return same and set(entry["inputs"]) == set(shown["inputs"]) and settings[0] == settings[1]
 
 
 def _rank(entry: Entry) -> tuple[bool, bool, int, bool, str]:

@@ -10,6 +10,7 @@ from evaluate import convert
 from evaluate.harness import task
 from pretrain import parity, train
 from pretrain.benchmark import __main__
+from results import __main__ as results_command
 
 README = (Path(run_all.__file__).parent / "README.md").read_text()
 HELP = {
@@ -19,6 +20,7 @@ HELP = {
     "evaluate.convert": lambda: convert.main(["--help"]),
     "pretrain.train": lambda: train.main(["--help"]),
     "pretrain.benchmark": lambda: __main__.main(["--help"]),
+    "results": lambda: results_command.main(["--help"]),
     "pretrain.parity": lambda: parity.main(["--help"]),
 }
 COMMANDS = re.findall(

@@ -107,8 +107,11 @@ def made(val: ImageSet, crop: CenterCrop, seed: int) -> Iterator[Cell]:
         yield corruption, severity, val, Corrupt(crop, corruption, severity, seed)
 
 
-def measure(cells: Iterable[Cell], predict: Callable[..., Predictions], env: Env) -> dict[str, float]:
-    """imagenet_c (100 - mCE), imagenet_c_mce and imagenet_c_mean_error (not over AlexNet's), in percent.
+def measure(
+    cells: Iterable[Cell], predict: Callable[..., Predictions], env: Env
+) -> tuple[dict[str, float], np.ndarray]:
+    """imagenet_c (100 - mCE), imagenet_c_mce and imagenet_c_mean_error (not over AlexNet's), in percent; and of each of
+    the N images its share, (N,), whose mean is imagenet_c.
 
     Every corruption's and severity's error goes into the record and into ``imagenet_c.csv``.
     """
@@ -130,11 +133,12 @@ def measure(cells: Iterable[Cell], predict: Callable[..., Predictions], env: Env
         protocol={"corruption_errors": by_corruption, "severity_errors": table},
         standard_error={"imagenet_c": error, "imagenet_c_mce": error},
     )
-    return {
+    result = {
         "imagenet_c": 100 - mce,
         "imagenet_c_mce": mce,
         "imagenet_c_mean_error": float(np.mean(list(by_corruption.values()))),
     }
+    return result, 1 - len(shares) * np.array(list(shares.values())) / 100
 
 
 def _write_table(path: Path, table: dict[str, dict[str, float]], means: dict[str, float]) -> None:

@@ -1,7 +1,8 @@
-"""Accuracy, its standard error, and the per-image outcome from which paired comparisons are made."""
+"""Accuracy, and the per-image outcome from which paired comparisons are made."""
 
-import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +23,12 @@ def percent(correct: torch.Tensor | np.ndarray) -> float:
     return 100.0 * int(correct.sum()) / len(correct)
 
 
-def standard_error(percentage: float, count: int) -> float:
-    """Standard error of an accuracy over ``count`` independent images, in percent points (binomial)."""
-    share = percentage / 100
-    return 100 * math.sqrt(share * (1 - share) / count)
+def save_predictions(out_dir: Path, outcomes: Mapping[str, torch.Tensor | np.ndarray]) -> None:
+    """Writes ``predictions.npz`` with what became of each image, in the order of the set, by metric: paired comparisons
+    of two encoders are made from it, and the metric can be computed again.
 
-
-def save_predictions(out_dir: Path, correct: torch.Tensor | np.ndarray) -> None:
-    """Writes ``predictions.npz`` with ``correct``, bool in the order of val, for paired comparisons of two encoders."""
+    An outcome is bool, or a share whose mean is the metric; that of ``top1`` is called ``correct``.
+    """
+    arrays: dict[str, Any] = {name: np.asarray(outcome) for name, outcome in outcomes.items()}
     with atomic_write(out_dir / "predictions.npz") as written:  # every process of torchrun may write
-        np.savez_compressed(written, correct=np.asarray(correct, dtype=bool))
+        np.savez_compressed(written, **arrays)

@@ -22,6 +22,7 @@ from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.seeding import seed_of
 from evaluate.runtime.settings import as_json
+from results.comparison import binomial
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ def report(
     """
     result = {name: metrics.percent(outcome) for name, outcome in correct.items()}
     if distributed.rank() == 0:
-        metrics.save_predictions(env.out_dir, correct["top1"])
+        metrics.save_predictions(env.out_dir, {"correct": torch.as_tensor(correct["top1"]).bool()})
     env.report(
         protocol=dict(protocol),
         images_asked=dict(images_asked),
         images_evaluated=dict(images_evaluated),
-        standard_error={name: metrics.standard_error(value, len(correct[name])) for name, value in result.items()},
+        standard_error={name: binomial(value, len(correct[name])) for name, value in result.items()},
     )
     return result
 

@@ -47,6 +47,21 @@ CHOICES = {
     "interpolation": METHODS,
     "block": ("", "basic", "bottleneck"),
 }
+VITS = {  # width and depth: name and heads
+    (192, 12): ("T", 3),
+    (384, 12): ("S", 6),
+    (768, 12): ("B", 12),
+    (1024, 24): ("L", 16),
+    (1280, 32): ("H", 16),
+    (1536, 40): ("g", 24),
+}
+RESNETS: dict[tuple[str, tuple[int, ...]], str] = {
+    ("basic", (2, 2, 2, 2)): "18",
+    ("basic", (3, 4, 6, 3)): "34",
+    ("bottleneck", (3, 4, 6, 3)): "50",
+    ("bottleneck", (3, 4, 23, 3)): "101",
+    ("bottleneck", (3, 8, 36, 3)): "152",
+}
 
 
 @dataclass(frozen=True)
@@ -129,6 +144,19 @@ class EncoderSpec:
     def source_digests(self) -> tuple[str, str]:
         """As ``evaluate.checkpoints.files.digests`` of the source."""
         return self.source_sha256, self.source_json_sha256
+
+    @property
+    def architecture(self) -> str:
+        """As papers name it, with the side of a patch: ViT-B/16, ResNet-50; another shape by its numbers."""
+        if self.family == "vit":
+            size, heads = VITS.get((self.embed_dim, self.depth), ("", 0))
+            if not size:
+                return f"ViT (width {self.embed_dim}, depth {self.depth}, {self.num_heads} heads)/{self.patch_size}"
+            other = "" if self.num_heads == heads else f" ({self.num_heads} heads)"  # MoCo-v3's ViT-S has 12
+            return f"ViT-{size}/{self.patch_size}{other}"
+        name = RESNETS.get((self.block, self.layers), f"({self.block}, {'-'.join(map(str, self.layers))})")
+        wide = f" (cardinality {self.cardinality}, base width {self.base_width})"
+        return f"ResNet-{name}{'' if (self.cardinality, self.base_width) == (1, 64) else wide}"
 
     def to_json(self) -> str:
         """The text that stands in the metadata of an encoder file."""

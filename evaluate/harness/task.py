@@ -190,6 +190,7 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         **identity,
         "encoder": env.out_dir.parent.name,
         "encoder_source": encoder.source,
+        "architecture": encoder.spec.architecture,
         "preset": preset,
         "paper_config": as_json(paper_config(node)),
         "toy_data": layouts.is_toy(env.data_root),
@@ -202,7 +203,10 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         "epoch_rule": "final epoch",
         "images_asked": {},
         "images_evaluated": {},
-        **{name: {} for name in ("sizes", "subset", "unreadable_images", "rests_on", "immaterial", "skipped")},
+        **{
+            name: {}
+            for name in ("sizes", "subset", "unreadable_images", "rests_on", "immaterial", "skipped", "resamples")
+        },
         "work": f"{env.out_dir.parent.name}/{env.out_dir.name}",
         "data": dict(env.identities),
         "files": {},

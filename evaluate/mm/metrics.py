@@ -3,7 +3,8 @@
 Boxes and masks of COCO and of LVIS, which is COCO's arithmetic on partial labels, are scored by faster-coco-eval.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from evaluate.data.coco import read_annotations
 from evaluate.data.voc import CLASSES, read_voc
+from evaluate.mm import resampling
 from evaluate.runtime.errors import UserError
 
 NAMES = {"bbox": "box_ap", "segm": "mask_ap"}
@@ -28,6 +30,7 @@ def average_precision(
     image_ids: Sequence[int],
     lvis: bool,
     max_detections: int,
+    resamples: dict[str, list[float]] | None = None,
 ) -> dict[str, float]:
     """AP in percent: ``box_ap`` and ``mask_ap``, each also with ``50`` and ``75`` at the end.
 
@@ -40,6 +43,7 @@ def average_precision(
         image_ids: the images scored.
         lvis: score by LVIS' rules; each image is first cut to its ``max_detections`` best over all classes, as lvis
             does on load.
+        resamples: is given each metric's values on resampled images (``evaluate.mm.resampling``).
 
     No detections are 0. A group of categories that the ground truth lacks has no key.
     """
@@ -62,7 +66,33 @@ def average_precision(
         if lvis:
             keys.update({label: f"{name}_{frequency}" for label, frequency in FREQUENCIES.items()})
         metrics.update({key: 100 * stats[label] for label, key in keys.items() if stats[label] >= 0})
+        if resamples is not None:
+            groups = dict(zip(FREQUENCIES.values(), evaluation.freq_groups, strict=True)) if lvis else {}
+            drawn = resampled(evaluation, resampling.draws(len(image_ids)), name, groups)
+            resamples.update(resampling.kept({key: values for key, values in drawn.items() if key in metrics}))
     return metrics
+
+
+def resampled(
+    evaluation: COCOeval_faster, weights: np.ndarray, name: str, groups: Mapping[str, Sequence[int]]
+) -> dict[str, np.ndarray]:
+    """Each AP of an evaluation that has run, in percent, for R weightings (R, N) of its images.
+
+    Args:
+        name: ``box_ap`` or ``mask_ap``.
+        groups: positions of categories by the end of a metric's name.
+    """
+    outcomes = resampling.instance_outcomes(evaluation)
+    levels = resampling.COCO_LEVELS
+    by_class = 100 * np.stack([resampling.precision(one, weights, levels) for one in outcomes])  # (classes, R, T)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any object has no mean: NaN
+        return {
+            name: np.nanmean(by_class, axis=(0, 2)),
+            f"{name}50": np.nanmean(by_class[:, :, 0], axis=0),
+            f"{name}75": np.nanmean(by_class[:, :, 5], axis=0),
+            **{f"{name}_{end}": np.nanmean(by_class[chosen], axis=(0, 2)) for end, chosen in groups.items() if chosen},
+        }
 
 
 def _scored(annotation: dict[str, Any], number: int) -> dict[str, Any]:
@@ -116,6 +146,7 @@ class InstanceAP(BaseMetric):
         self.lvis, self.max_detections = lvis, max_detections
         self.categories = sorted(category["id"] for category in self.ground_truth["categories"])
         self.image_ids = sorted(image["id"] for image in self.ground_truth["images"])[:limit]
+        self.resamples: dict[str, list[float]] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keeps an image's detections as COCO results."""
@@ -146,7 +177,8 @@ class InstanceAP(BaseMetric):
         """
         require_each_once([image_id for image_id, _ in results], self.image_ids)
         detections = [detection for _, of_image in results for detection in of_image]
-        metrics = average_precision(self.ground_truth, detections, self.image_ids, self.lvis, self.max_detections)
+        scored = self.ground_truth, detections, self.image_ids, self.lvis, self.max_detections
+        metrics = average_precision(*scored, self.resamples)
         if len({"box_ap", "mask_ap"} & set(metrics)) < 2:
             tested = f"{len(results)} images of {self.annotations} that were tested"
             raise UserError(f"none of the {tested} has an annotated object; raise --limit")
@@ -156,10 +188,16 @@ class InstanceAP(BaseMetric):
 THRESHOLDS = tuple(k / 100 for k in range(50, 100, 5))
 
 
-def class_precision(
-    truth: dict[int, np.ndarray], difficult: dict[int, np.ndarray], detections: list[tuple[int, float, np.ndarray]]
-) -> list[float]:
-    """AP of one class at each of ``THRESHOLDS``, as the mean of the best precision from the recalls 0, 0.1, …, 1 on.
+LEVELS = np.arange(0, 1.1, 0.1)
+
+
+def class_outcomes(
+    truth: dict[int, np.ndarray],
+    difficult: dict[int, np.ndarray],
+    detections: list[tuple[int, float, np.ndarray]],
+    images: Sequence[int],
+) -> resampling.Outcomes:
+    """What became of the detections of one class at each of ``THRESHOLDS``.
 
     Detections are taken from the best score down (ties in the order given). Each looks only at the object that it
     overlaps most: above the threshold it is right if that object was not yet found, else wrong; a difficult object
@@ -169,27 +207,28 @@ def class_precision(
         truth: image to boxes (n, 4).
         difficult: image to (n,) bool.
         detections: (image, score, box (4,)).
+        images: all that were tested.
     """
-    positives = sum(int((~flags).sum()) for flags in difficult.values())
+    index = {image: number for number, image in enumerate(images)}
     detections = sorted(detections, key=lambda detection: -detection[1])
     best = [
         _overlap(box, truth[image]) if image in truth and len(truth[image]) else (0.0, -1)
         for image, _, box in detections
     ]
-    result = []
-    for threshold in THRESHOLDS:
+    right = np.zeros((len(detections), len(THRESHOLDS)), bool)
+    wrong = np.zeros_like(right)
+    for column, threshold in enumerate(THRESHOLDS):
         taken = {image: np.zeros(len(boxes), bool) for image, boxes in truth.items()}
-        right, wrong = np.zeros(len(detections)), np.zeros(len(detections))
-        for index, ((image, _, _), (overlap, owner)) in enumerate(zip(detections, best, strict=True)):
+        for row, ((image, _, _), (overlap, owner)) in enumerate(zip(detections, best, strict=True)):
             if overlap <= threshold:
-                wrong[index] = 1
+                wrong[row, column] = True
             elif not difficult[image][owner]:
-                (wrong if taken[image][owner] else right)[index] = 1
+                (wrong if taken[image][owner] else right)[row, column] = True
                 taken[image][owner] = True
-        right, wrong = right.cumsum(), wrong.cumsum()
-        recall, precision = right / max(positives, 1), right / np.maximum(right + wrong, 1)
-        result.append(float(np.mean([precision[recall >= level].max(initial=0.0) for level in np.arange(0, 1.1, 0.1)])))
-    return result
+    positives = np.zeros(len(images), np.int64)
+    for image, flags in difficult.items():
+        positives[index[image]] = (~flags).sum()
+    return resampling.Outcomes(np.array([index[image] for image, *_ in detections], np.int64), right, wrong, positives)
 
 
 def _overlap(box: np.ndarray, boxes: np.ndarray) -> tuple[float, int]:
@@ -215,6 +254,7 @@ class VOCAP(BaseMetric):
         content = read_voc(Path(annotations), folder.split("+"))
         self.image_ids = [image["id"] for image in content["images"]][:limit]
         asked = set(self.image_ids)
+        self.resamples: dict[str, list[float]] = {}
         # of each class and image: the boxes in the files' pixels, and which are difficult
         self.objects: list[dict[int, list[tuple[list[float], bool]]]] = [{} for _ in CLASSES]
         for annotation in content["annotations"]:
@@ -240,6 +280,7 @@ class VOCAP(BaseMetric):
             UserError: no object to find.
         """
         require_each_once([image for image, *_ in results], self.image_ids)
+        weights = np.concatenate([np.ones((1, len(results)), np.int64), resampling.draws(len(results))])
         precisions = []
         for label, by_image in enumerate(self.objects):
             truth = {image: np.array([box for box, _ in objects]) for image, objects in by_image.items()}
@@ -252,16 +293,16 @@ class VOCAP(BaseMetric):
                 for box, score, k in zip(boxes, scores, labels, strict=True)
                 if k == label
             ]
-            precisions.append(class_precision(truth, difficult, detections))
+            outcomes = class_outcomes(truth, difficult, detections, self.image_ids)
+            precisions.append(resampling.precision(outcomes, weights, LEVELS))
         if not precisions:
             raise UserError("none of the tested images has an annotated object; raise --limit or unpack VOC again")
-        table = 100 * np.array(precisions).mean(0)
-        return {
-            "box_ap": float(table.mean()),
-            "box_ap50": float(table[0]),
-            "box_ap75": float(table[5]),
-            "images": len(results),
-        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any object has no mean: NaN
+            table = 100 * np.nanmean(np.array(precisions), axis=0)  # (1 + draws, thresholds): first, each image once
+        metrics = {"box_ap": table.mean(1), "box_ap50": table[:, 0], "box_ap75": table[:, 5]}
+        self.resamples = resampling.kept({name: values[1:] for name, values in metrics.items()})
+        return {**{name: float(values[0]) for name, values in metrics.items()}, "images": len(results)}
 
 
 IGNORED = 255
@@ -291,6 +332,7 @@ class MeanIoU(BaseMetric):
 
     def __init__(self, collect_dir: str | None = None) -> None:
         super().__init__(prefix="seg", collect_dir=collect_dir)
+        self.resamples: dict[str, list[float]] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         classes = len(self.dataset_meta["classes"])
@@ -311,4 +353,10 @@ class MeanIoU(BaseMetric):
         if not counts[2].any():
             folder = self.dataset_meta["folder"]
             raise UserError(f"the {len(results)} label maps read from {folder} have no labeled pixel; restore them")
+        by_image = torch.stack(results).flatten(1).double()  # exact: no count of pixels reaches 2^53
+        drawn = [
+            scores((torch.from_numpy(weights).double() @ by_image).view_as(counts))
+            for weights in resampling.draws(len(results))
+        ]
+        self.resamples = resampling.kept({name: [one[name] for one in drawn] for name in drawn[0]})
         return {**scores(counts), "images": len(results)}

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.evaluator import Evaluator
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, TestLoop
 from mmengine.visualization import Visualizer
 from torch import nn
 
 from evaluate.encoder.model import Encoder
-from evaluate.mm import mixed_precision
+from evaluate.mm import mixed_precision, resampling
 from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo
 from evaluate.mm.multi_scale import MultiScale
 from evaluate.mm.recipes import accumulate, share_out
@@ -41,11 +42,12 @@ class QuickRunner(Runner):
     def dump_config(self) -> None:
         """The log has it."""
 
-    def test_multi_scale(self, loader: ConfigDict) -> dict[str, float]:
-        """The evaluator's metrics of a segmenter on a data loader of views."""
+    def test_multi_scale(self, loader: ConfigDict) -> tuple[dict[str, float], Evaluator]:
+        """The evaluator's metrics of a segmenter on a data loader of views, and the evaluator."""
         single, self.model = self.model, MultiScale(self.model)
         try:
-            return TestLoop(self, loader, self.cfg.test_evaluator).run()
+            loop = TestLoop(self, loader, self.cfg.test_evaluator)
+            return loop.run(), loop.evaluator
         finally:
             self.model = single
 
@@ -107,8 +109,11 @@ def train_and_test(
             # where BatchNorm is a process's own, the processes' running statistics differ; the first's are the model's
             distributed.broadcast(list(runner.model.buffers()))
             metrics = _plain(runner.test())
+            resampling.report(env, runner.test_loop.evaluator)
             if multi_scale is not None:
-                metrics |= {f"{key}_ms": value for key, value in _plain(runner.test_multi_scale(multi_scale)).items()}
+                several, evaluator = runner.test_multi_scale(multi_scale)
+                metrics |= {f"{key}_ms": value for key, value in _plain(several).items()}
+                resampling.report(env, evaluator, "_ms")
         except UserError as error:
             if "Original Traceback" not in str(error):
                 raise

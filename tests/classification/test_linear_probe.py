@@ -133,11 +133,11 @@ def test_lin_fast_has_a_column_and_a_footnote_of_its_own(
     )
     entries = sorted(record.read_all(tmp_path / "out/records"), key=lambda entry: entry["task"], reverse=True)
     assert [entry["task"] for entry in entries] == ["linear_probe", "linear_fast"]
-    table, notes = tables.cells(entries, ["mine"])
-    assert table.loc["mine", "LIN fast"] != table.loc["mine", "LIN"] and any(
-        note.startswith("LIN fast: on features") for note in notes
-    )
-    assert "LIN fast" not in tables.cells(entries[:1], ["mine"])[0].columns, "a column that nothing fills"
+    made = tables.build(tmp_path, ["mine"], entries)
+    cells = made.rows[-1].cells
+    assert [cells[name].entry["task"] for name in ("LIN fast", "LIN")] == ["linear_fast", "linear_probe"]
+    assert any(note.startswith("LIN fast: on features") for note in cells["LIN fast"].marks)
+    assert "LIN fast" not in tables.build(tmp_path, ["mine"], entries[:1]).rows[-1].cells, "a column that nothing fills"
     text = tables.render(tmp_path, ["mine"], entries)
     assert "LIN fast" in text and "nan" not in text
 

@@ -67,6 +67,10 @@ def test_scores_among_own_classes_over_all_and_clean(env: Env) -> None:
             100 * (masked_clean.argmax(1) == labels)[same].double().mean().item()
         )
     assert set(env.notes["standard_error"]) == set(result) - {"imagenet_c_mean_error"}
+    with np.load(env.out_dir / "predictions.npz") as kept:  # every column is compared image by image, and verified
+        means = {name: 100 * kept[name].mean() for name in kept}
+    assert means == pytest.approx({name: result[name] for name in means})
+    assert {"imagenet_a_top1", "imagenet_r_top1", "imagenet_sketch_top1", "imagenet_c"} <= set(means)
 
 
 def test_a_limit_does_not_make_the_question_easier(env: Env) -> None:
@@ -119,7 +123,9 @@ def test_the_standard_error_is_the_deviation_over_draws_of_images(tmp_path: Path
             )
 
         env = Env(tmp_path, tmp_path)
-        found.append(imagenet_c.measure(cells, outcome, env)["imagenet_c"])
+        result, shares = imagenet_c.measure(cells, outcome, env)
+        assert 100 * shares.mean() == pytest.approx(result["imagenet_c"])
+        found.append(result["imagenet_c"])
         errors.append(env.notes["standard_error"]["imagenet_c"])
     assert np.mean(errors) == pytest.approx(np.std(found), rel=0.25)
 

@@ -111,3 +111,26 @@ def test_a_number_too_large_for_a_float_is_refused_as_any_other(file) -> None:
     spec = dataclasses.replace(encoder.read_spec(file), layer_norm_eps=10**400)
     with pytest.raises(ValueError, match="layer_norm_eps"):
         spec.check()
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"),
+    [
+        ({"embed_dim": 768, "depth": 12, "num_heads": 12}, "ViT-B/16"),
+        ({"embed_dim": 1024, "depth": 24, "num_heads": 16, "patch_size": 14}, "ViT-L/14"),
+        ({"embed_dim": 384, "depth": 12, "num_heads": 6}, "ViT-S/16"),
+        ({"embed_dim": 384, "depth": 12, "num_heads": 12}, "ViT-S/16 (12 heads)"),
+        ({"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 4}, "ViT (width 64, depth 3, 4 heads)/4"),
+        ({"family": "resnet", "block": "bottleneck", "layers": (3, 4, 6, 3)}, "ResNet-50"),
+        (
+            {"family": "resnet", "block": "bottleneck", "layers": (3, 4, 6, 3), "cardinality": 32, "base_width": 4},
+            "ResNet-50 (cardinality 32, base width 4)",
+        ),
+        ({"family": "resnet", "block": "basic", "layers": (1, 1, 1, 1)}, "ResNet-(basic, 1-1-1-1)"),
+    ],
+)
+def test_an_architecture_has_the_name_of_the_papers(shape: dict, name: str) -> None:
+    spec = encoder.EncoderSpec(
+        **{"family": "vit", "embed_dim": 2048, "depth": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3, **shape}
+    )
+    assert spec.architecture == name

@@ -43,7 +43,7 @@ def measured(run, value, settings=None):
         data_fingerprint=fingerprint(run.data(node)),
         inputs={},
     )
-    encoder = SimpleNamespace(source={})
+    encoder = SimpleNamespace(source={}, spec=SimpleNamespace(architecture="ViT-B/16"))
     entry = task.start(
         identity, "paper", node, encoder, Env(data_root=run.identities.data_root, out_dir=run.out / "mine/knn")
     )
@@ -51,15 +51,19 @@ def measured(run, value, settings=None):
 
 
 def shown(run):
-    table, _ = tables.cells(run.entries(["mine"], plan.choose(["knn"])), ["mine"])
-    return table.loc["mine", "kNN"]
+    (row,) = (
+        row
+        for row in tables.build(run.out, ["mine"], run.entries(["mine"], plan.choose(["knn"]))).rows
+        if row.label == "mine"
+    )
+    return row.cells["kNN"].value or row.cells["kNN"].text
 
 
 def test_the_record_of_this_run_is_found_and_shown(run):
     assert run.find("mine", plan.choose(["knn"])[0]) is None
     measured(run, 71.0)
     assert run.find("mine", plan.choose(["knn"])[0])["metrics"] == {"top1": 71.0}
-    assert shown(run) == "71.0"
+    assert shown(run) == 71.0
 
 
 def test_another_checkpoint_of_the_same_name_does_not_lend_its_number(run):
@@ -78,7 +82,7 @@ def test_a_checkpoint_that_is_refused_does_not_keep_the_number_of_the_one_before
 def test_other_settings_do_not_lend_their_number(run):
     measured(run, 71.0)
     measured(run, 1.0, {"knn": {"temperature": "9"}})  # newer
-    assert shown(run).startswith("71.0")
+    assert shown(run) == 71.0
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,7 @@ def test_a_missing_file_that_another_task_needs_is_made_again(run, capsys):
     measured(run, 71.0)
     (path,) = (run.out / "records").iterdir()
     entry = json.loads(path.read_text())
-    path.write_text(json.dumps({**entry, "files": {"classifier.safetensors": "0" * 64}}))
+    changed = {**entry, "files": {"classifier.safetensors": "0" * 64}}
+    record.write(run.out / "records", changed, replace=True)
     assert run.find("mine", plan.choose(["knn"])[0]) is None
     assert "classifier.safetensors is missing or damaged: measured again" in capsys.readouterr().out

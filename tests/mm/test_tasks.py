@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +41,11 @@ def test_detection(
     assert set(metrics) <= expected and {"box_ap", "mask_ap"} <= set(metrics)
     assert all(0 <= value <= 100 for value in metrics.values())
     assert env.notes["images_asked"] == env.notes["images_evaluated"] == {dataset: 6}
+    drawn = env.notes["resamples"]
+    assert {"box_ap", "mask_ap"} <= set(drawn) <= set(metrics) and {len(values) for values in drawn.values()} == {200}
+    assert env.notes["standard_error"] == {
+        name: pytest.approx(np.std(values, ddof=1)) for name, values in drawn.items()
+    }
     assert env.notes["protocol"]["framework"] == "mmdet"
     assert capsys.readouterr().out == "" and (tmp_path / "a" / f"{dataset}.log").stat().st_size > 1000
 
@@ -51,7 +57,8 @@ def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Pat
     again, _ = run(segmentation, encoder, world, tmp_path / "a", iterations=3, workers=1)
     other, _ = run(segmentation, encoder, world, tmp_path / "b", iterations=3, seed=1, micro_batch=2)
     assert first == again != other
-    assert set(first) == {"miou", "aacc"} and env.notes["images_evaluated"] == {"ade20k": 8}
+    assert set(first) == set(env.notes["resamples"]) == set(env.notes["standard_error"]) == {"miou", "aacc"}
+    assert env.notes["images_evaluated"] == {"ade20k": 8}
 
 
 @pytest.mark.parametrize("module", [detection, segmentation], ids=["coco", "ade20k"])

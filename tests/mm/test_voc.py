@@ -7,7 +7,8 @@ import pytest
 
 from evaluate.data.voc import CLASSES, read_voc
 from evaluate.mm.datasets import VOCSet
-from evaluate.mm.metrics import THRESHOLDS, VOCAP, class_precision
+from evaluate.mm.metrics import LEVELS, THRESHOLDS, VOCAP, class_outcomes
+from evaluate.mm.resampling import precision
 from evaluate.runtime.errors import UserError
 from tests.worlds import make_voc, xml
 
@@ -74,7 +75,8 @@ def test_precision_equals_the_rules(seed: int) -> None:
             for _ in range(int(generator.integers(0, 3))):
                 found.append((image, float(generator.random()), box + generator.normal(0, 2, 4)))
         found.append((image, float(generator.random()), np.array([3.0, 3.0, 20.0, 20.0])))
-    ours = class_precision(truth, difficult, found)
+    outcomes = class_outcomes(truth, difficult, found, range(8))
+    (ours,) = precision(outcomes, np.ones((1, 8), np.int64), LEVELS)
     assert ours == pytest.approx([reference(truth, difficult, found, threshold) for threshold in THRESHOLDS])
     assert 0 < ours[0] < 1
 

@@ -1,7 +1,11 @@
 """Records as a task would leave them, for tests of the tables."""
 
 import itertools
+import re
+from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from results import record
 from results.columns import COLUMNS
@@ -33,3 +37,15 @@ def entry(task: str = "finetune", **changes: Any) -> dict[str, Any]:
         "immaterial": {"": ["max_unreadable_images"]},
     }
     return {**known, **base, **changes}
+
+
+def shown(out: Path) -> tuple[pd.DataFrame, str]:
+    """What table.md shows, text with marks and without emphasis or the lines of errors; and the whole file."""
+    text = (out / "table.md").read_text()
+    lines = [
+        [re.sub(r"^(\*+)(.*?)\1", r"\2", cell.strip()) for cell in line.strip("|").split(" | ")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
+    body = [line for line in lines[1:] if line[0] != "±"]
+    return pd.DataFrame([line[1:] for line in body], index=[line[0] for line in body], columns=lines[0][1:]), text

@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from results import escape, formats, record, tables
+from results import __main__ as command
+from results import escape, formats, grid, record
 from tests.results.entries import entry
 
 PARTS = (
@@ -104,7 +104,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list) -> None:
         self.tags.append(tag)
         self.cells += [""] if tag in ("td", "th") else []
-        assert not attrs or tag in ("meta", "table") and all("x" not in str(value) for _, value in attrs), attrs
+        assert not attrs or tag in ("meta", "table", "th") and all("x" not in str(value) for _, value in attrs), attrs
 
     def handle_data(self, data: str) -> None:
         if self.tags[-1:] and self.tags[-1] in ("td", "th"):
@@ -114,65 +114,60 @@ class Page(HTMLParser):
         raise AssertionError(f"a comment: {data}")
 
 
-def frame(name: str) -> pd.DataFrame:
-    table = pd.DataFrame(
-        [["71.3[a][b]", name], ["–", "-14.8"]],
-        index=pd.Index([name, "other"], name="encoder"),
-        columns=["FT", name + "1%"],
-    )
-    table.index.name = "encoder"
-    return table
+def table(name: str) -> grid.Grid:
+    """Two rows and two columns, with a name from outside wherever one can stand."""
+    columns = (("FT", "finetune", "top1"), ("kNN", "knn", "top1"))
+    first = {"FT": grid.Cell("", 71.3, marks=(name, f"{name} too"), emphasis="best"), "kNN": grid.Cell(name)}
+    second = {"FT": grid.Cell(), "kNN": grid.Cell("", -14.8, source=name)}
+    rows = [grid.Row(name, "measured", name, first), grid.Row("other", "measured", "", second)]
+    return grid.Grid(columns, rows, toy=False, notes=[name])
 
 
 @pytest.mark.parametrize("start", range(8))
 def test_hostile_text_stays_text(start: int) -> None:
     commonmark = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
     for name in itertools.islice(hostile(), start, None, 8):
-        table, notes, plain = frame(name), [f"[a] {name}", name], escape.plain(name)
+        made, plain = table(name), escape.plain(name)
         assert plain.isprintable() and plain.encode() is not None
+        notes = len(formats.notes_of(made))
 
-        page = Page(formats.as_html(table, name, notes))
+        page = Page(formats.as_html(made))
         assert page.tags == [
-            "meta",
-            "title",
-            "p",
-            "table",
-            *["tr", "th", "th", "th"],
-            *2 * ["tr", "th", "td", "td"],
-            "p",
-            "br",
+            *["meta", "title", "p", "table"],
+            *2 * ["tr", "th", "th"],
+            *["th", "tr", "th", "td", "b", "sup", "td"],
+            *["tr", "th", "td", "td", "p", *["br"] * (notes - 1)],
         ], name
-        assert [cell.strip() for cell in page.cells[3:6]] == [plain.strip(), "71.3[a][b]", plain.strip()]
+        assert [page.cells[place].strip() for place in (5, 7)] == 2 * [plain.strip()]
 
-        text = formats.as_markdown(table, name, notes)
-        rendered = commonmark.render(
-            text.split("\n", 2)[2]
-        )  # a title of "# h" is ours to choose, and never from outside
-        table_html = Page(rendered.partition("</table>")[0])
-        assert table_html.tags == ["table", "thead", "tr", "th", "th", "th", "tbody", *2 * ["tr", "td", "td", "td"]], (
-            name,
-            rendered,
-        )
-        assert [" ".join(cell.split()) for cell in table_html.cells[3:6]] == [
-            " ".join(part.split()) for part in (plain, "71.3[a][b]", plain)
-        ]
-        after = rendered.partition("</table>")[2]
-        assert set(re.findall(r"<[^>]*>", after)) <= {"<p>", "</p>", "<br />"}, (name, after)
+        for text in (formats.as_markdown(made), formats.as_card(made).partition("\n---\n\n")[2]):
+            rendered = commonmark.render(text.split("\n", 2)[2])  # the title is ours, and never from outside
+            inside, _, after = rendered.partition("</table>")
+            html = Page(inside)
+            body = ["tr", "td", "td", "strong", "td", "tr", "td", "td", "td"]
+            assert html.tags == ["table", "thead", "tr", "th", "th", "th", "tbody", *body], (name, rendered)
+            assert [" ".join(html.cells[place].split()) for place in (3, 5)] == 2 * [" ".join(plain.split())]
+            assert set(re.findall(r"<[^>]*>", after)) <= {"<p>", "</p>", "<br />"}, (name, after)
+        header = formats.as_card(made).split("\n---\n")[0]
+        assert json.loads(header.partition("model-index: ")[2])[0]["name"] == plain
 
-        lines = formats.as_latex(table, name, notes).splitlines()
-        assert len(lines) == 3 + 8 and all(line.startswith("% ") for line in lines[:3])
-        for line in lines[5:6] + lines[7:9]:
-            body = line.removesuffix(r" \\").replace("$^{a,b}$", "")
+        lines = formats.as_latex(made).partition(r"\midrule")[2].splitlines()
+        cells = [line for line in lines if line.endswith(r" \\")]
+        assert len(cells) == 2
+        for line in [*cells, *(line for line in lines if line.startswith(r"\noindent"))]:
+            body = re.sub(r"\\(textbf|textsuperscript)\{([\w.,]*)\}|^\\noindent|\\par$| \\\\$", r"\2", line)
             bare = re.sub(
-                r"\\(textbackslash|textasciicircum|textasciitilde|textless|textgreater)\{\}|\\[{}$&#_%]", "", body
+                r"\\(text[a-z]+|ldots|allowbreak)\{\}|\\[{}$&#_%]|-\{\}|\{[\[\]*]\}|\$(\\[a-z]+|-)\$", "", body
             )
-            assert bare.count("&") == 2 and not re.search(r"[\\{}$#^_~%<>]", bare), (name, line)
+            assert bare.count("&") == 2 * (line in cells) and not re.search(r"[\\{}$#^_~%<>|]", bare), (name, line)
 
-        rows = list(csv.reader(io.StringIO(formats.as_csv(table))))
-        assert len(rows) == 3 and [len(row) for row in rows] == [3] * 3
-        for cell in itertools.chain(*rows):
-            assert not cell.startswith(escape.FORMULA) or escape.NUMBER.fullmatch(cell), cell
-        assert rows[2][2] == "-14.8" and rows[1][0].removeprefix("'") == plain.removeprefix("'")
+        for text in (formats.as_csv(made), formats.as_tidy(made)):
+            rows = list(csv.reader(io.StringIO(text)))
+            assert len(rows) == 3 and len({len(row) for row in rows}) == 1
+            for cell in itertools.chain(*rows):
+                assert not cell.startswith(escape.FORMULA) or escape.NUMBER.fullmatch(cell), cell
+            assert rows[1][0].removeprefix("'") == plain.removeprefix("'") and "-14.8" in rows[2]
+        assert json.loads(formats.as_json(made))["numbers"][0]["value"] == 71.3
 
 
 def test_numbers_stay_numbers_and_formulas_do_not_stay_formulas() -> None:
@@ -219,12 +214,11 @@ def test_no_field_of_a_record_is_markup(hostile_text: str, tmp_path: Path) -> No
         (tmp_path / "records").mkdir(exist_ok=True)
         (tmp_path / "records" / f"{one['task']}.json").write_text(json.dumps(one))
     assert len(record.read_all(tmp_path / "records")) == len(entries)
-    assert tables.main([str(tmp_path)]) == 0
+    assert command.main([str(tmp_path)]) == 0
     page = (tmp_path / "table.html").read_text()
-    assert set(Page(page).tags) == {"meta", "title", "p", "table", "tr", "th", "td", "br"} and "<img" not in page
-    tex = (tmp_path / "table.tex").read_text()
-    assert all(line.startswith("%") for line in tex.partition("\\begin")[0].splitlines())
-    assert "\\input" not in tex.partition("\\begin")[2]
+    tags = {"meta", "title", "p", "table", "tr", "th", "td", "br", "b", "u", "sup"}
+    assert set(Page(page).tags) <= tags and "<img" not in page
+    assert "\\input" not in (tmp_path / "table.tex").read_text().partition("\\begin{table*}")[2]
     for path in tmp_path.glob("table.*"):
         assert all(line.isprintable() for line in path.read_text().split("\n")), path
     assert "\n=1" not in (tmp_path / "table.csv").read_text()

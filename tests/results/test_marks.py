@@ -6,9 +6,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from results import marks, record, tables
+from results import __main__ as command
+from results import marks, record
 from results.columns import COLUMNS
-from tests.results.entries import PAPER, entry
+from tests.results.entries import PAPER, entry, shown
 
 SET_COLUMNS = {"IN-A": "imagenet_a", "IN-R": "imagenet_r", "IN-Sketch": "imagenet_sketch", "IN-C": "imagenet_c"}
 
@@ -28,10 +29,8 @@ def made(**changes: Any) -> dict[str, Any]:
 def table_of(tmp_path: Path, *entries: dict[str, Any]) -> tuple[pd.DataFrame, str]:
     for one in entries:
         record.write(tmp_path / "records", one)
-    assert tables.main([str(tmp_path)]) == 0
-    return pd.read_csv(tmp_path / "table.csv", index_col=0, dtype=str, keep_default_na=False), (
-        tmp_path / "table.md"
-    ).read_text()
+    assert command.main([str(tmp_path)]) == 0
+    return shown(tmp_path)
 
 
 def test_the_papers_protocol_has_no_mark(tmp_path: Path) -> None:

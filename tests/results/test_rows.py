@@ -7,17 +7,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from results import __main__ as command
 from results import record, tables
-from tests.results.entries import entry
+from tests.results.entries import entry, shown
 
 
 def table_of(tmp_path: Path, *entries: dict[str, Any], options: tuple[str, ...] = ()) -> tuple[pd.DataFrame, str]:
     for one in entries:
         record.write(tmp_path / "records", one)
-    assert tables.main(["--out", str(tmp_path), *options]) == 0
-    return pd.read_csv(tmp_path / "table.csv", index_col=0, dtype=str, keep_default_na=False), (
-        tmp_path / "table.md"
-    ).read_text()
+    assert command.main([str(tmp_path), *options]) == 0
+    return shown(tmp_path)
 
 
 def of(fingerprint: str, task: str, **changes: Any) -> dict[str, Any]:
@@ -89,7 +88,8 @@ def test_all_images_come_before_a_later_limit_and_the_others_are_named(tmp_path:
 
 def test_pairs_are_of_the_same_images_and_a_damaged_file_ends_nothing(tmp_path: Path) -> None:
     entries = [
-        of(sign, "knn", encoder=name, work=f"{name}/knn-0") for sign, name in (("aaaa", "first"), ("bbbb", "second"))
+        of(sign, "knn", encoder=name, work=f"{name}/knn-0", metrics={"top1": 75.0})
+        for sign, name in (("aaaa", "first"), ("bbbb", "second"))
     ]
     for one in entries:
         (tmp_path / one["work"]).mkdir(parents=True)
@@ -101,10 +101,3 @@ def test_pairs_are_of_the_same_images_and_a_damaged_file_ends_nothing(tmp_path: 
     for content in (b"", b"PK\x03\x04", (tmp_path / "first/knn-0/predictions.npz").read_bytes()[:80], b"\x80\x04N."):
         (tmp_path / "second/knn-0/predictions.npz").write_bytes(content)
         assert tables.paired(tmp_path, entries, "first", "second") == ""
-
-
-def test_an_output_folder_is_given_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for options in ([], [str(tmp_path), "--out", str(tmp_path)]):
-        with pytest.raises(SystemExit):
-            tables.main(options)
-        assert "give one output folder" in capsys.readouterr().err

@@ -3,17 +3,16 @@
 import json
 from types import SimpleNamespace
 
-import numpy as np
 import pandas as pd
-import pytest
 
 from evaluate import knn
 from evaluate.harness.plan import NODES
 from evaluate.harness.task import start
 from evaluate.runtime.env import Env
 from evaluate.runtime.settings import as_json
+from results import __main__ as command
 from results import record, tables
-from results.columns import COLUMNS
+from tests.results.entries import shown
 
 
 def entry(tmp_path, task="knn", encoder="mine", status="ok", metrics=None, **changes):
@@ -28,17 +27,10 @@ def entry(tmp_path, task="knn", encoder="mine", status="ok", metrics=None, **cha
         inputs={},
     )
     (node,) = (node for node in NODES if node.name == task)
-    made = start(identity, "paper", node, SimpleNamespace(source={}), env)
+    made = start(
+        identity, "paper", node, SimpleNamespace(source={}, spec=SimpleNamespace(architecture="ViT-B/16")), env
+    )
     return {**made, "status": status, "metrics": metrics or {"top1": 71.26}, **changes}
-
-
-def test_published_rows_are_complete_and_sourced():
-    table = tables.published()
-    assert list(table.index) == ["MoCo-v3", "MAE", "SiameseIM"]
-    assert table.drop(columns="kNN").notna().all().all()
-    assert (table.loc["SiameseIM", ["FT", "LVIS mask rare", "IN-C"]] == [84.1, 30.1, 57.1]).all()
-    numbers = pd.read_csv(tables.PUBLISHED)
-    assert len(numbers) == 3 * (len(COLUMNS) - 1) and numbers["source"].str.len().min() > 10
 
 
 def test_the_key_names_what_can_change_the_number_and_nothing_else(tmp_path):
@@ -80,10 +72,13 @@ def test_a_table_beside_the_published_rows_marks_what_is_not_the_papers_protocol
     assert "| SiameseIM" in text and "71.3" in text
     assert "50.0[" in text and "only 10 images" in text
     frame = pd.read_csv(tmp_path / "table.csv", index_col=0)
-    assert frame.loc["mine", "kNN"] == "71.3" and frame.loc["MAE", "LIN"] == "68.0"
-    latex = (tmp_path / "table.tex").read_text()
-    assert r"\toprule" in latex and r"1\%" in latex and "50.0$^{" in latex
-    assert latex.count("&") == 5 * len(COLUMNS)  # heading, three published rows and ours
+    assert set(map(str, frame.dtypes)) == {"float64"}, "a spreadsheet and pandas read numbers"
+    assert frame.loc["mine", "kNN"] == 71.26 and frame.loc["MAE", "LIN"] == 68.0
+    tidy = pd.read_csv(tmp_path / "results.csv")
+    (limited,) = tidy[(tidy["row"] == "mine") & (tidy["column"] == "1%")].to_dict("records")
+    assert (limited["value"], limited["kind"], limited["protocol"]) == (50.0, "measured", "one_logreg")
+    assert "only 10 images" in limited["marks"] and limited["source"].startswith("records/mine-few_shot-")
+    assert json.loads((tmp_path / "table.json").read_text())["numbers"][0]["row"] == "MoCo-v3"
 
 
 def test_an_estimate_marks_its_own_cell_alone(tmp_path):
@@ -91,12 +86,8 @@ def test_an_estimate_marks_its_own_cell_alone(tmp_path):
     made = entry(
         tmp_path, task="robustness", metrics=metrics, protocol={"estimates": {"imagenet_c": "IN-C is an estimate"}}
     )
-    table, notes = tables.cells([made], ["mine"])
-    assert (table.loc["mine", "IN-A"], table.loc["mine", "IN-C"]) == (
-        "40.0[a]",
-        "57.0[a][b]",
-    )  # a: its settings are not the paper's
-    assert notes[1] == "IN-C is an estimate"
+    cells = tables.build(tmp_path, ["mine"], [made]).rows[-1].cells
+    assert cells["IN-C"].marks == (*cells["IN-A"].marks, "IN-C is an estimate") and len(cells["IN-C"].marks) == 2
 
 
 def test_toy_records_never_meet_published_numbers(tmp_path):
@@ -111,9 +102,10 @@ def test_what_was_not_measured_says_so(tmp_path):
         entry(tmp_path, task="finetune", status="failed", metrics={"x": 0}, reason="broke"),
     ]
     text = tables.render(tmp_path, ["mine"], entries)
-    frame = pd.read_csv(tmp_path / "table.csv", index_col=0)
-    assert (frame.loc["mine", "kNN"], frame.loc["mine", "FT"], frame.loc["mine", "LIN"]) == ("skipped", "failed", "–")
+    frame, _ = shown(tmp_path)
+    assert frame.loc["mine", ["kNN", "FT", "LIN"]].tolist() == ["skipped", "failed", "–"]
     assert "no data" in text and "broke" in text
+    assert "LIN, 1%" in text and "uv run run_all.py --ckpt mine=FILE --data-root DIR --tasks linear_probe,few" in text
 
 
 def test_a_table_that_cannot_be_written_is_named_and_the_others_are(tmp_path, capsys):
@@ -122,24 +114,15 @@ def test_a_table_that_cannot_be_written_is_named_and_the_others_are(tmp_path, ca
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine").touch()
     (tmp_path / "table.tex").symlink_to("nowhere")
-    assert tables.main([str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert "71.3" in shown and shown.count("could not be written") == 2 and "table.md could not be written" in shown
+    assert command.main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "71.3" in printed and printed.count("could not be written") == 2
+    assert "table.md could not be written" in printed
     assert "71.3" in (tmp_path / "table.html").read_text() and "71.3" in (tmp_path / "table.tex").read_text()
 
 
 def test_a_broken_record_is_named(tmp_path, capsys):
     (tmp_path / "records").mkdir()
     (tmp_path / "records" / "x.json").write_text("{")
-    assert tables.main([str(tmp_path)]) == 2
+    assert command.main([str(tmp_path)]) == 2
     assert "x.json is not a record" in capsys.readouterr().err
-
-
-def test_paired_interval_is_the_textbook_one():
-    first, second = np.array([1, 1, 1, 0, 1, 1, 0, 1], bool), np.array([0, 1, 0, 0, 1, 0, 1, 1], bool)
-    difference, half = tables.paired_difference(first, second)
-    gaps = [1, 0, 1, 0, 0, 1, -1, 0]
-    assert difference == pytest.approx(25.0)
-    assert half == pytest.approx(100 * 1.96 * np.std(gaps, ddof=1) / 8**0.5)
-    with pytest.raises(ValueError, match="paired"):
-        tables.paired_difference(first, second[:4])
