@@ -41,7 +41,7 @@ def seconds_per_step(config: PretrainConfig, images: ImageFolder, device: str, w
     """Seconds of an optimizer step with the loading of its images: the mean of TIMED_STEPS, on a model of its own."""
     set_arithmetic(config)
     model = method_of(config).build(config).to(device).train()
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, model.constant_rate())
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")
     steps = UNTIMED_STEPS + TIMED_STEPS
     epochs = replace(config, epochs=-(-steps // steps_per_epoch(len(images), config)))

@@ -1,13 +1,14 @@
 """What defines a pretraining run, whatever its method: image, encoder, augmentation, optimizer and schedule.
 
-A method adds its own settings in its own file: ``Config`` of ``pretrain.methods.siameseim`` and
-``pretrain.methods.mae``. The values here are SiameseIM's (arXiv 2206.01204): facts of the released scripts and
-defaults, named "script" where the paper's text is silent. Folders, devices and workers are no part of a run's
-definition: they are arguments of ``pretrain.train``.
+A method adds its own settings in its own file, on top of ``VitConfig`` or ``ResNetConfig``: ``Config`` of
+``pretrain.methods.siameseim`` is one. The values here are SiameseIM's (arXiv 2206.01204): facts of the released
+scripts and defaults, named "script" where the paper's text is silent. Folders, devices and workers are no part of a
+run's definition: they are arguments of ``pretrain.train``.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -23,30 +24,21 @@ Share = Annotated[float, Gt(0), Le(1)]
 class PretrainConfig(Settings):
     """Base of every method's config. Lengths of images are pixels; probabilities are in [0, 1]."""
 
+    needs_geometry: ClassVar[bool] = False
+    """Whether the method asks where view 2 lies in view 1."""
+
     method: str
     """The file of pretrain/methods/. A preset chooses it."""
 
     img_size: PositiveInt = 224
     """Side of a view, in pixels."""
-    patch_size: PositiveInt = 16
-    """Side of a patch, in pixels."""
-    embed_dim: PositiveInt = 768
-    """Width of the encoder."""
-    depth: PositiveInt = 12
-    """Blocks of the encoder."""
-    num_heads: PositiveInt = 12
-    """Attention heads of an encoder block."""
-    mlp_ratio: PositiveFloat = 4.0
-    """Width of the hidden layer of every block's MLP, in widths of the block."""
-    drop_path_rate: BelowOne = 0.0
-    """Stochastic depth of the encoder's last block; it rises linearly from 0."""
-    train_patch_embed: bool = False
-    """Whether the patch embedding is trained; if not it stays at its random start, as in MoCo-v3 (script)."""
 
     num_views: Annotated[int, Ge(1), Le(2)] = 2
     """Views that the method takes of an image."""
     crop_scale: tuple[Share, Share] = (0.08, 1.0)
     """Smallest and largest area of a crop, as a share of the image."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How a crop is resized; both filter what they shrink."""
     jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.4, 0.4, 0.2, 0.1)
     """Strength of the jitter of brightness, contrast, saturation and hue, as in torchvision's ColorJitter; hue at most
     0.5."""
@@ -74,13 +66,27 @@ class PretrainConfig(Settings):
     batch_size: PositiveInt = 4096
     """Images an optimizer step, over all processes and micro-batches."""
     base_lr: PositiveFloat = 6.25e-5
-    """Learning rate at 256 images a step; the rate is base_lr * batch_size / 256."""
+    """Learning rate before lr_scaling: with linear the rate at 256 images a step."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """The learning rate is base_lr * batch_size / 256 (linear), or base_lr * sqrt(batch_size)."""
+    lr_changes: Literal["step", "epoch"] = "step"
+    """Whether the learning rate changes at every step or once an epoch."""
     min_lr: NonNegativeFloat = 0.0
     """Learning rate at the end of the cosine."""
+    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
+    """SGD and LARS have momentum; LARS neither adapts nor decays one-dimensional parameters."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     """AdamW's decay rates of its averages of the gradient and of its square."""
+    sgd_momentum: BelowOne = 0.9
+    """Momentum of SGD and LARS."""
+    trust: PositiveFloat = 0.001
+    """LARS' trust coefficient."""
+    rate_inside: bool = False
+    """Whether LARS' momentum gathers steps, each of its own learning rate, or gradients."""
     weight_decay: NonNegativeFloat = 0.05
-    """AdamW's weight decay; not applied to biases and other one-dimensional parameters."""
+    """Weight decay."""
+    decayed: Literal["all", "matrices"] = "matrices"
+    """Which parameters decay: all, or all but biases and other one-dimensional ones."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; none: it is not clipped."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp16"
@@ -89,15 +95,58 @@ class PretrainConfig(Settings):
     """Random seed of the run."""
 
     def __post_init__(self) -> None:
-        if self.img_size % self.patch_size:
-            raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
-        self.check_width("embed_dim", "num_heads")
         for name in ("crop_scale", "blur_sigma"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} is the smallest and the largest value, in this order, not {low} and {high}")
         if self.jitter[3] > 0.5:
             raise ValueError(f"jitter of the hue (the last of the four) is at most 0.5, not {self.jitter[3]}")
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate (1e-3 for SiameseIM's run)."""
+        if self.lr_scaling == "sqrt":
+            return self.base_lr * math.sqrt(self.batch_size)
+        return self.base_lr * self.batch_size / 256
+
+    def draw_mask(self, epoch: int, index: np.ndarray) -> np.ndarray | None:
+        """Masks (B, N) bool of view 1 for images of index (B,), for a method that chooses them with the crops; else
+        None."""
+        return None
+
+    def draw_noise(self, epoch: int, index: np.ndarray) -> np.ndarray | None:
+        """Uniform numbers (B, N) for images of index (B,), for a method that masks by them; else None."""
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, written beside every checkpoint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class VitConfig(PretrainConfig):
+    """Base of a method that trains a vision transformer."""
+
+    patch_size: PositiveInt = 16
+    """Side of a patch, in pixels."""
+    embed_dim: PositiveInt = 768
+    """Width of the encoder."""
+    depth: PositiveInt = 12
+    """Blocks of the encoder."""
+    num_heads: PositiveInt = 12
+    """Attention heads of an encoder block."""
+    mlp_ratio: PositiveFloat = 4.0
+    """Width of the hidden layer of every block's MLP, in widths of the block."""
+    drop_path_rate: BelowOne = 0.0
+    """Stochastic depth of the encoder's last block; it rises linearly from 0."""
+    train_patch_embed: bool = False
+    """Whether the patch embedding is trained; if not it stays at its random start, as in MoCo-v3 (script)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.img_size % self.patch_size:
+            raise ValueError(f"img_size {self.img_size} is not a multiple of patch_size {self.patch_size}")
+        self.check_width("embed_dim", "num_heads")
 
     def check_width(self, width: str, heads: str) -> None:
         """Raises ValueError where the setting named ``heads`` or the position embedding does not divide the one named
@@ -119,23 +168,22 @@ class PretrainConfig(Settings):
         """Patches of a view."""
         return self.grid_size**2
 
-    @property
-    def lr(self) -> float:
-        """Peak learning rate (1e-3 for SiameseIM's run)."""
-        return self.base_lr * self.batch_size / 256
 
-    def draw_mask(self, epoch: int, index: np.ndarray) -> np.ndarray | None:
-        """Masks (B, N) bool of view 1 for images of index (B,), for a method that chooses them with the crops; else
-        None."""
-        return None
+@dataclass(frozen=True)
+class ResNetConfig(PretrainConfig):
+    """Base of a method that trains a ResNet of torchvision's form; the sizes are those of ResNet-50."""
 
-    def draw_noise(self, epoch: int, index: np.ndarray) -> np.ndarray | None:
-        """Uniform numbers (B, N) for images of index (B,), for a method that masks by them; else None."""
-        return None
+    block: Literal["basic", "bottleneck"] = "bottleneck"
+    """The residual block."""
+    layers: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (3, 4, 6, 3)
+    """Blocks of the four stages."""
+    width_per_group: PositiveInt = 64
+    """Channels of the 3x3 convolutions of the first stage; basic blocks have 64."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, written beside every checkpoint."""
-        return asdict(self)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.block == "basic" and self.width_per_group != 64:
+            raise ValueError(f"width_per_group of basic blocks is 64, not {self.width_per_group}")
 
 
 # How the demonstration of any method differs from its paper's run: a model that a laptop core trains on the toy world
@@ -155,6 +203,11 @@ DEMO_SETTINGS: dict[str, Any] = {
     "base_lr": 2e-2,  # minutes must do
     "precision": "fp32",
 }
+RESNET_DEMO: dict[str, Any] = {
+    name: value
+    for name, value in DEMO_SETTINGS.items()
+    if name in {field.name for field in fields(PretrainConfig)} - {"base_lr"}
+} | {"layers": (1, 1, 1, 1), "width_per_group": 8}
 
 # How a short run on photographs differs from its method's paper: small views and an encoder that one core trains in
 # an hour.
@@ -171,11 +224,12 @@ SMALL_SETTINGS: dict[str, Any] = {
     "precision": "bf16",
 }
 
-# ``--model``: how other encoders differ from ViT-B/16. Only ViT-B has a published SiameseIM; the others are MAE's
-# encoders.
+# ``--model``: the encoders of all methods, each a vision transformer or a ResNet. Only ViT-B has a published
+# SiameseIM; the other transformers are MAE's encoders.
 MODELS: dict[str, dict[str, Any]] = {
     "vit_small": {"embed_dim": 384, "depth": 12, "num_heads": 6},
     "vit_base": {"embed_dim": 768, "depth": 12, "num_heads": 12},
     "vit_large": {"embed_dim": 1024, "depth": 24, "num_heads": 16},
     "vit_huge": {"embed_dim": 1280, "depth": 32, "num_heads": 16, "patch_size": 14},
+    "resnet50": {"block": "bottleneck", "layers": (3, 4, 6, 3), "width_per_group": 64},
 }

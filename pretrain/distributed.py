@@ -93,6 +93,15 @@ def differentiable_sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor if world_size() == 1 else _Sum.apply(tensor)
 
 
+def gather_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """The rows (B, D) of all processes in the order of ranks, with their gradient, and where this process's begin."""
+    if world_size() == 1:
+        return tensor, 0
+    first = rank() * len(tensor)
+    after = (world_size() - 1) * len(tensor) - first
+    return _Sum.apply(torch.nn.functional.pad(tensor, (0, 0, first, after))), first
+
+
 class _Sum(torch.autograd.Function):
     """Each process adds its part to the sum and has a loss that depends on it: the gradient is the sum of theirs."""
 

@@ -36,16 +36,14 @@ class Monitor:
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
 
     def measure(self, model: Method, device: str, dtype: torch.dtype | None = None) -> dict[str, float]:
-        """``knn_top1`` in percent (absent with a single class folder), ``feature_rank`` and ``feature_spread`` of mean
-        patch tokens."""
+        """``knn_top1`` in percent (absent with a single class folder), ``feature_rank`` and ``feature_spread`` of the
+        method's features."""
         training = model.training
         model.eval()
         parts = []
         with torch.inference_mode(), torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
             for crops in self.crops.split(BATCH):
-                parts.append(
-                    model.tokens(((crops.float() / 255 - self.mean) / self.std).to(device))[:, 1:].float().mean(1)
-                )
+                parts.append(model.features(((crops.float() / 255 - self.mean) / self.std).to(device)))
         model.train(training)
         features = torch.cat(parts)
         found = {"feature_rank": effective_rank(features), "feature_spread": spread(features)}

@@ -1,8 +1,8 @@
 """A picture of a batch, so that a person sees what the model is asked before days are spent on it.
 
-A row is an image: view 1 with what the method hides of it in grey, and view 2. Dots of one colour are one place: in
-view 2 the center of a token, in view 1 where the relative position that goes with that token says it lies. They must
-sit on the same thing in both. A method of one view has neither.
+A row is an image: view 1 with what the method hides of it in grey, and view 2, if the method takes one. For a method
+that asks where view 2 lies, dots of one colour are one place: in view 2 the center of a token, in view 1 where the
+relative position that goes with that token says it lies. They must sit on the same thing in both.
 """
 
 import math
@@ -21,22 +21,26 @@ ROWS, SIDE = 6, 224
 DOTS = ("red", "yellow", "lime", "cyan", "magenta")
 
 
-def draw(batch: Batch, hidden: Tensor, config: PretrainConfig, path: Path) -> None:
-    """Writes a PNG of the first images of a batch; ``hidden`` (B, N) is True where the method does not see view 1."""
+def draw(batch: Batch, hidden: Tensor | None, config: PretrainConfig, path: Path) -> None:
+    """Writes a PNG of the first images of a batch; ``hidden`` (B, N) is True where the method does not see view 1, None
+    if it sees all."""
     shown = min(ROWS, len(batch.view1))
-    rows, columns = (positions.cpu() for positions in relative_positions(batch.geometry, config.grid_size))
+    grid_size = 1 if hidden is None else math.isqrt(hidden.shape[1])
     views = [view for view in (batch.view1, batch.view2) if view is not None]
     sheet = Image.new("RGB", (len(views) * SIDE, shown * SIDE))
     for number in range(shown):
         view1, *second = (_pixels(view[number], config) for view in views)
-        covered = hidden[number].cpu().view(config.grid_size, config.grid_size).numpy()
-        covered = covered.repeat(config.patch_size, 0).repeat(config.patch_size, 1)[..., None]
-        view1 = np.where(covered, view1 // 4 + 96, view1)
+        if hidden is not None:
+            patch_size = config.img_size // grid_size
+            covered = hidden[number].cpu().view(grid_size, grid_size).numpy()
+            covered = covered.repeat(patch_size, 0).repeat(patch_size, 1)[..., None]
+            view1 = np.where(covered, view1 // 4 + 96, view1)
         strip = Image.new("RGB", (len(views) * SIDE, SIDE))
         for column, pixels in enumerate((view1, *second)):
             strip.paste(Image.fromarray(pixels.astype(np.uint8)).resize((SIDE, SIDE)), (column * SIDE, 0))
-        if second:
-            _draw_dots(ImageDraw.Draw(strip), rows[number], columns[number], config.grid_size)
+        if batch.geometry is not None:
+            rows, columns = (positions.cpu() for positions in relative_positions(batch.geometry, grid_size))
+            _draw_dots(ImageDraw.Draw(strip), rows[number], columns[number], grid_size)
         sheet.paste(strip, (0, number * SIDE))
     sheet.save(path)
 

@@ -46,7 +46,7 @@ from pretrain.faults import Faults
 from pretrain.log import Log
 from pretrain.methods import METHODS, Method, MethodModule, configure, method_of, module_of, presets, read_config
 from pretrain.monitor import Monitor, describe
-from pretrain.optimizer import learning_rate, make_optimizer
+from pretrain.optimizer import learning_rate, make_optimizer, set_rate
 from pretrain.signals import listening, sentence
 from pretrain.step import PRECISIONS, accumulate, find_culprits, seed, set_arithmetic
 from pretrain.vit import set_grad_checkpointing
@@ -106,7 +106,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
         set_grad_checkpointing(model)
     if execution.compile:
         model.compile()
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, model.constant_rate())
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")
     faults = Faults(images, out)
     together = micro_batch * distributed.world_size()
@@ -126,8 +126,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             faults.note_unreadable(step, batch.damaged)
             if step == 0:
                 distributed.on_rank_zero(functools.partial(_draw, out / "batch.png", model, batch, config))
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step / steps, config)
+            set_rate(optimizer, learning_rate(step / steps, config))
             torch.manual_seed(seed(config, step))
             statistics = [buffer.clone() for buffer in model.buffers()]
 
@@ -141,7 +140,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
                 step, loss, norm, scaler, functools.partial(find_culprits, parallel, batch, config, device)
             ):
                 scaler.step(optimizer)
-                model.after_step((step + 1) / total)
+                model.after_step(step + 1, total)
                 log.step(step + 1, distributed.mean_over_ranks(loss), norm, optimizer.param_groups[0]["lr"])
             else:  # nothing of the step stays
                 for buffer, before in zip(model.buffers(), statistics, strict=True):

@@ -1,4 +1,4 @@
-"""What the methods' vision transformers share: blocks, their random start, choosing tokens, official names.
+"""What the methods' vision transformers share: blocks, their random start, choosing tokens.
 
 Axes: B batch, N patches, V visible patches, D width.
 """
@@ -93,16 +93,3 @@ def initialize(model: nn.Module, patch_embed: PatchEmbed, *tokens: nn.Parameter)
 def gather_tokens(tokens: Tensor, cells: Tensor) -> Tensor:
     """Tokens (B, N, D) at the cells (B, V): (B, V, D)."""
     return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def from_official_names(state: dict[str, Tensor], official: dict[str, str]) -> dict[str, Tensor]:
-    """A state dict under our names, from one under the official names; ``official`` maps ours to theirs.
-
-    Raises:
-        ValueError: naming keys that are absent or left over.
-    """
-    wanted = {theirs: ours for ours, theirs in official.items()}
-    if wanted.keys() != state.keys():
-        missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-        raise ValueError(f"state dict does not fit this model: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    return {wanted[name]: tensor for name, tensor in state.items()}

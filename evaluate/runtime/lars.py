@@ -1,6 +1,7 @@
-"""LARS, the optimizer of the linear probe."""
+"""LARS, the optimizer of linear probes and of some pretraining methods."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -14,21 +15,22 @@ class LARS(torch.optim.Optimizer):
 
     With d = g + wd w for tensors of two or more axes and d = g otherwise:
     d <- d * (trust |w| / |d|, or 1 where either norm is 0; matrices only);  m <- momentum m + d;  w <- w - lr m.
+    With ``rate_inside`` (SimCLR's) m <- momentum m + lr d;  w <- w - m: another step once the rate changes.
     Source: You et al. 2017 in the form MoCo-v3, MAE and SiameseIM use (``util/lars.py``).
     """
 
     def __init__(
         self,
-        params: Iterable[torch.nn.Parameter],
+        params: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]],
         lr: float,
         weight_decay: float = 0.0,
         momentum: float = 0.9,
         trust: float = 0.001,
         vectors: bool = False,
+        rate_inside: bool = False,
     ) -> None:
-        super().__init__(
-            params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust, "vectors": vectors}
-        )
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust}
+        super().__init__(params, defaults | {"vectors": vectors, "rate_inside": rate_inside})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -43,5 +45,6 @@ class LARS(torch.optim.Optimizer):
                     ratio = group["trust"] * norms[0] / norms[1]
                     direction = direction * torch.where((norms[0] > 0) & (norms[1] > 0), ratio, torch.ones_like(ratio))
                 momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                momentum.mul_(group["momentum"]).add_(direction)
-                parameter.sub_(group["lr"] * momentum)
+                inner, outer = (group["lr"], 1.0) if group["rate_inside"] else (1.0, group["lr"])
+                momentum.mul_(group["momentum"]).add_(direction, alpha=inner)
+                parameter.sub_(outer * momentum)

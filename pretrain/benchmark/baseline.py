@@ -29,7 +29,7 @@ from pretrain.optimizer import make_optimizer
 class PermutedBatchNorm(nn.Module):
     """BatchNorm over all tokens with the width moved to the second axis and back, in float32."""
 
-    def __init__(self, bn: nn.BatchNorm1d):
+    def __init__(self, bn: nn.Module):
         super().__init__()
         self.bn = bn
 
@@ -69,6 +69,7 @@ class PlainSiameseIM(SiameseIM):
             target.data = momentum * target.data + (1 - momentum) * online.data
 
     def online_side(self, batch: Batch) -> Tensor:
+        assert batch.geometry is not None
         mask = self.hidden(batch)
         count, cells = mask.shape
         branch, width = self.online, self.decoder_pos_embed.shape[-1]

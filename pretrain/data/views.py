@@ -63,8 +63,8 @@ class Batch:
     mask: Tensor | None
     """(B, N) bool, True where view 1 is hidden; None for a method that does not choose it with the crops
     (``draw_mask``)."""
-    geometry: RelativeGeometry
-    """Where view 2 lies in view 1."""
+    geometry: RelativeGeometry | None
+    """Where view 2 lies in view 1; None for a method that does not ask for it (``needs_geometry``)."""
     index: Tensor
     """(B,), which images they are."""
     noise: Tensor | None = None
@@ -160,7 +160,7 @@ def crop(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainCo
     flipped = draws[:, :, -1] < config.flip_probability
     taken = range(config.num_views)
     boxes = [crop_boxes(draws[:, view, :-1], heights, widths, config.crop_scale) for view in taken]
-    views = [_resized_crops(images, boxes[view], flipped[:, view], config.img_size) for view in taken]
+    views = [_resized_crops(images, boxes[view], flipped[:, view], config) for view in taken]
     mask = config.draw_mask(epoch, index)
     return Crops(
         views[0],
@@ -175,7 +175,7 @@ def crop(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainCo
     )
 
 
-def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray, size: int) -> Tensor:
+def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray, config: PretrainConfig) -> Tensor:
     """Crops of the flipped images (B, 3, S, S), cut from the unflipped ones: only the crop is turned over.
 
     They keep the colours of a pixel next to each other in memory, as the decoder leaves them: resizing is fastest so.
@@ -186,7 +186,7 @@ def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray,
             left = image.shape[-1] - left - width
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[top : top + height, left : left + width])
         crop = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-        crop = F.interpolate(crop, (size, size), mode="bicubic", antialias=True)
+        crop = F.interpolate(crop, (config.img_size,) * 2, mode=config.interpolation, antialias=True)
         crops.append(crop.flip(-1) if flip else crop)
     return torch.cat(crops)
 
@@ -198,7 +198,9 @@ def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
     color1, color2 = draws[:, :COLOR_DRAWS], draws[:, COLOR_DRAWS:]
     view1 = augment_view(crops.view1, color1, 0, config)
     view2 = None if crops.view2 is None else augment_view(crops.view2, color2, 1, config)
-    geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
+    geometry = None
+    if config.needs_geometry:
+        geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
     noise = config.draw_noise(epoch, index)
     return Batch(
         view1,

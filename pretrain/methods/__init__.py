@@ -7,7 +7,7 @@ example.
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -20,7 +20,7 @@ from evaluate.runtime.settings import from_json, override, split_overrides
 from pretrain.config import MODELS, PretrainConfig
 from pretrain.data.views import Batch
 
-METHODS = ("siameseim", "mae")
+METHODS = ("siameseim", "mae", "simsiam", "moco_v3_vit", "moco_v3_resnet", "byol", "simclr")
 
 
 class Outputs(Protocol):
@@ -39,26 +39,28 @@ class Method(nn.Module):
         the processes."""
         raise NotImplementedError
 
-    def after_step(self, progress: float) -> None:
-        """What changes the model otherwise than by gradients (a moving average); ``progress`` is the share of the run
-        done, in [0, 1]."""
-        raise NotImplementedError
+    def after_step(self, step: int, total: int) -> None:
+        """What changes the model otherwise than by gradients (a moving average), after the ``step``-th of ``total``
+        optimizer steps."""
 
-    def hidden(self, batch: Batch) -> Tensor:
+    def constant_rate(self) -> Iterable[nn.Parameter]:
+        """Parameters whose learning rate stays at its start."""
+        return ()
+
+    def hidden(self, batch: Batch) -> Tensor | None:
         """The cells of view 1 (B, N), bool, that the method does not show to its encoder: for the picture of the first
-        batch."""
-        raise NotImplementedError
+        batch. None: it shows all."""
+        return None
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """What the encoder that is handed over makes of whole images (B, 3, H, W): (B, 1+N, D), the class token
-        first."""
+    def features(self, images: Tensor) -> Tensor:
+        """What the encoder that is handed over makes of whole images (B, 3, H, W): one float32 vector each, (B, D)."""
         raise NotImplementedError
 
 
 class MethodModule(Protocol):
     """What a file of pretrain/methods/ offers.
 
-    It may also have MODELS: how the method's own settings differ with an encoder of ``pretrain.config.MODELS``.
+    It may also have MODELS: how the method's settings differ from ``pretrain.config.MODELS`` with an encoder.
     """
 
     __name__: str
@@ -117,6 +119,10 @@ def configure(
     """
     config = presets()[preset] if isinstance(preset, str) else preset
     encoder = {**MODELS[model], **getattr(method_of(config), "MODELS", {}).get(model, {})} if model else {}
+    known = {field.name for field in fields(config)}
+    if not encoder.keys() <= known:
+        possible = ", ".join(name for name, values in MODELS.items() if values.keys() <= known)
+        raise UserError(f"--model {model} is no encoder of {config.method}; its encoders are {possible}")
     for text in assignments:
         if "=" not in text or "." in text.partition("=")[0]:
             raise UserError(f"--set takes NAME=VALUE, for example epochs=400, not {text!r}")

@@ -18,15 +18,17 @@ from timm.models.vision_transformer import PatchEmbed
 from torch import Tensor, nn
 
 from evaluate.runtime.settings import Probability
-from pretrain.config import DEMO_SETTINGS, SMALL_SETTINGS, PretrainConfig, Share
+from pretrain.config import DEMO_SETTINGS, SMALL_SETTINGS, Share, VitConfig
 from pretrain.data.views import Batch, patch_noise
 from pretrain.geometry import sincos_2d
 from pretrain.methods import Method
-from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
+from pretrain.names import from_official as from_official
+from pretrain.names import to_official as to_official
+from pretrain.vit import LAYER_NORM, blocks, gather_tokens, initialize
 
 
 @dataclass(frozen=True)
-class Config(PretrainConfig):
+class Config(VitConfig):
     """MAE's run; the defaults are those of Table 8 of MAE (arXiv 2111.06377) and of its released code."""
 
     method: Literal["mae"] = "mae"
@@ -128,9 +130,6 @@ class MAE(Method):
         initialize(self, self.patch_embed, self.cls_token, self.mask_token)
         self.patch_embed.requires_grad_(config.train_patch_embed)
 
-    def after_step(self, progress: float) -> None:
-        """Nothing moves but by gradients; ``progress`` is the share of the run done, in [0, 1]."""
-
     def forward(self, batch: Batch) -> Outputs:
         """Sees view 1 alone; ``batch.noise`` decides what is hidden."""
         assert batch.noise is not None  # the config draws it
@@ -149,9 +148,9 @@ class MAE(Method):
         assert batch.noise is not None
         return random_mask(batch.noise, self.num_visible)[1]
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """What the encoder makes of whole images (B, 3, H, W): (B, 1+N, D)."""
-        return self.encode(images)
+    def features(self, images: Tensor) -> Tensor:
+        """The mean patch tokens (B, D) of whole images (B, 3, H, W)."""
+        return self.encode(images)[:, 1:].float().mean(1)
 
     def encode(self, images: Tensor, visible: Tensor | None = None) -> Tensor:
         """Images (B, 3, H, W) and the cells to keep (B, V), all if None, to tokens (B, 1+V, D)."""
@@ -196,16 +195,6 @@ def masked_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     with torch.autocast(prediction.device.type, enabled=False):
         error = (prediction.float() - target.float()).square().mean(-1)
         return (error * mask).sum() / mask.sum()
-
-
-def to_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under the released code's names, which are ours."""
-    return dict(state)
-
-
-def from_official(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
-    """The released code's state dict under our names. Raises ValueError naming keys that are absent or left over."""
-    return from_official_names(state, {name: name for name in names})
 
 
 def build(config: Config) -> MAE:

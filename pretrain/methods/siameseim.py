@@ -22,18 +22,23 @@ from torch import Tensor, nn
 
 from evaluate.runtime.settings import Probability
 from pretrain import distributed
-from pretrain.config import DEMO_SETTINGS, SMALL_SETTINGS, PretrainConfig
+from pretrain.config import DEMO_SETTINGS, SMALL_SETTINGS, VitConfig
 from pretrain.data.views import Batch, block_masks
 from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
 from pretrain.methods import Method
+from pretrain.names import from_official_names
+from pretrain.norm import BatchNorm
 from pretrain.optimizer import cosine
-from pretrain.vit import LAYER_NORM, blocks, from_official_names, gather_tokens, initialize
+from pretrain.target import move_towards
+from pretrain.vit import LAYER_NORM, blocks, gather_tokens, initialize
 
 
 @dataclass(frozen=True)
-class Config(PretrainConfig):
+class Config(VitConfig):
     """SiameseIM's run; the defaults are the paper's (released scripts and defaults, "script" where the paper's text is
     silent)."""
+
+    needs_geometry = True
 
     method: Literal["siameseim"] = "siameseim"
     """The file of pretrain/methods/. A preset chooses it."""
@@ -136,29 +141,11 @@ class TokenBatchNorm(nn.Module):
 
     def __init__(self, width: int, **factory: Any):
         super().__init__()
-        self.bn = nn.BatchNorm1d(width, **factory)
+        self.bn = BatchNorm(width, **factory)
 
     def forward(self, tokens: Tensor) -> Tensor:
         with torch.autocast(tokens.device.type, enabled=False):
-            flat = tokens.float().flatten(0, 1)
-            if self.training and distributed.world_size() > 1:
-                return self._synchronized(flat).view_as(tokens)
-            return self.bn(flat).view_as(tokens)
-
-    def _synchronized(self, flat: Tensor) -> Tensor:
-        """As SyncBatchNorm, on any device: the moments are summed over the processes (equal token counts are
-        assumed)."""
-        bn, count = self.bn, flat.shape[0] * distributed.world_size()
-        assert bn.running_mean is not None and bn.running_var is not None and bn.num_batches_tracked is not None
-        assert bn.momentum is not None
-        mean = distributed.differentiable_sum_over_ranks(flat.sum(0)) / count
-        centered = flat - mean
-        variance = distributed.differentiable_sum_over_ranks(centered.square().sum(0)) / count
-        with torch.no_grad():
-            bn.num_batches_tracked += 1
-            bn.running_mean.lerp_(mean, bn.momentum)
-            bn.running_var.lerp_(variance * count / (count - 1), bn.momentum)
-        return centered * torch.rsqrt(variance + bn.eps) * bn.weight + bn.bias
+            return self.bn(tokens.float().flatten(0, 1)).view_as(tokens)
 
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": TokenBatchNorm, "layer": LAYER_NORM}
@@ -226,26 +213,22 @@ class SiameseIM(Method):
         self.online.patch_embed.requires_grad_(config.train_patch_embed)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
-    def after_step(self, progress: float) -> None:
-        """Moves the target towards the new online branch; ``progress`` is the share of the run done, in [0, 1]."""
-        self.update_target(cosine(self.momentum, 1.0, progress))
+    def after_step(self, step: int, total: int) -> None:
+        """Moves the target towards the new online branch, after the ``step``-th of ``total`` steps."""
+        self.update_target(cosine(self.momentum, 1.0, step / total))
 
-    @torch.no_grad()
     def update_target(self, momentum: float) -> None:
-        """target = momentum * target + (1 - momentum) * online, for parameters only (BatchNorm keeps its own
-        statistics)."""
-        target: list[Tensor] = list(self.target.parameters())
-        online: list[Tensor] = list(self.online.parameters())
-        torch._foreach_lerp_(target, online, 1 - momentum)
+        """target = momentum * target + (1 - momentum) * online."""
+        move_towards(self.target, self.online, momentum)
 
     def hidden(self, batch: Batch) -> Tensor:
         """The cells of view 1 (B, N) that the online branch does not see."""
         assert batch.mask is not None  # the config draws it
         return batch.mask
 
-    def tokens(self, images: Tensor) -> Tensor:
-        """What the encoder that is kept makes of whole images (B, 3, H, W): (B, 1+N, D)."""
-        return self.online.encode(images, self.pos_embed)
+    def features(self, images: Tensor) -> Tensor:
+        """The mean patch tokens (B, D) of whole images (B, 3, H, W)."""
+        return self.online.encode(images, self.pos_embed)[:, 1:].float().mean(1)
 
     def forward(self, batch: Batch) -> Outputs:
         """The target goes first: what it needs is freed before the online branch starts to keep its activations."""
@@ -260,6 +243,7 @@ class SiameseIM(Method):
 
     def online_side(self, batch: Batch) -> Tensor:
         """What the online branch, from what the mask leaves of view 1, predicts for all of view 2: (B, N, D)."""
+        assert batch.geometry is not None  # the config asks for it
         visible = visible_cells(self.hidden(batch), self.num_seen)
         return self.predict(self.online(batch.view1, self.pos_embed, visible), visible, batch.geometry)
 

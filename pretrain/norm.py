@@ -1,0 +1,43 @@
+"""BatchNorm over the images of all processes, on any device."""
+
+import torch
+from torch import Tensor, nn
+
+from pretrain import distributed
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """BatchNorm of (B, C) or (B, C, H, W) whose moments are those of all processes, each of which has equally many.
+
+    As torch's SyncBatchNorm, which a CPU does not have. The moments of more than one process are taken in float32 or
+    better.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # of one or of no spatial axis too
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and distributed.world_size() > 1:
+            return self._synchronized(input)
+        return super().forward(input)
+
+    def _synchronized(self, input: Tensor) -> Tensor:
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert self.momentum is not None
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        shape = [1, -1] + [1] * (input.ndim - 2)
+        values = input.to(self.running_mean.dtype)
+        count = values.numel() // values.shape[1] * distributed.world_size()
+        mean = distributed.differentiable_sum_over_ranks(values.sum(axes)) / count
+        centered = values - mean.view(shape)
+        variance = distributed.differentiable_sum_over_ranks(centered.square().sum(axes)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        output = centered * torch.rsqrt(variance + self.eps).view(shape)
+        if self.weight is not None:
+            output = output * self.weight.view(shape)
+        if self.bias is not None:
+            output = output + self.bias.view(shape)
+        return output.to(input.dtype)
