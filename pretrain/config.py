@@ -7,8 +7,8 @@ run's definition: they are arguments of ``pretrain.train``.
 """
 
 import math
-from dataclasses import asdict, dataclass, fields
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
@@ -24,7 +24,7 @@ Share = Annotated[float, Gt(0), Le(1)]
 class PretrainConfig(Settings):
     """Base of every method's config. Lengths of images are pixels; probabilities are in [0, 1]."""
 
-    needs_geometry: ClassVar[bool] = False
+    needs_geometry = False
     """Whether the method asks where view 2 lies in view 1."""
 
     method: str
@@ -203,11 +203,20 @@ DEMO_SETTINGS: dict[str, Any] = {
     "base_lr": 2e-2,  # minutes must do
     "precision": "fp32",
 }
+# The colors are a shortcut that two views share, unless their hues differ: then the texture is left.
+DEMO_COLORS: dict[str, Any] = {
+    "jitter": (0.4, 0.4, 0.4, 0.5),
+    "jitter_probability": 1.0,
+    "gray_probability": 0.3,
+    "blur_probability": (0.2, 0.1),
+    "solarize_probability": (0.0, 0.0),
+}
+# For ResNets: the learning rates of their optimizers are of another size, so each keeps its method's.
 RESNET_DEMO: dict[str, Any] = {
-    name: value
-    for name, value in DEMO_SETTINGS.items()
-    if name in {field.name for field in fields(PretrainConfig)} - {"base_lr"}
-} | {"layers": (1, 1, 1, 1), "width_per_group": 8}
+    **{name: DEMO_SETTINGS[name] for name in ("img_size", "blur_sigma", "crop_scale", "epochs", "batch_size")},
+    **{"precision": "fp32", "layers": (1, 1, 1, 1), "width_per_group": 16},
+    **DEMO_COLORS,
+}
 
 # How a short run on photographs differs from its method's paper: small views and an encoder that one core trains in
 # an hour.

@@ -184,6 +184,6 @@ def time_parts(
     scaler.update()
     optimizer.zero_grad()
     clock.mark("optimizer")
-    model.after_step(0.5)
+    model.after_step(1, 2)
     clock.mark("EMA")
     return clock.seconds()

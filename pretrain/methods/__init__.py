@@ -127,7 +127,8 @@ def configure(
         if "=" not in text or "." in text.partition("=")[0]:
             raise UserError(f"--set takes NAME=VALUE, for example epochs=400, not {text!r}")
     overrides = split_overrides(assignments)
-    values = {name: json.dumps(value) for name, value in encoder.items()} | overrides.get("", {})
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in encoder.items()}
+    values = texts | overrides.get("", {})
     if values.get("method", config.method) != config.method:
         module_of(values["method"])
         raise UserError(f"--set method={values['method']}: a preset chooses the method; take another --preset")

@@ -101,7 +101,7 @@ class Outputs:
 
 
 class MAE(Method):
-    """Model and loss of one training step; the loop calls the module and then ``after_step``."""
+    """Model and loss of one training step; the loop calls the module."""
 
     pos_embed: Tensor
     decoder_pos_embed: Tensor

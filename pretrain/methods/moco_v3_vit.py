@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from evaluate.runtime.settings import Probability
 from pretrain import distributed
-from pretrain.config import DEMO_SETTINGS, BelowOne, VitConfig
+from pretrain.config import DEMO_COLORS, DEMO_SETTINGS, BelowOne, VitConfig
 from pretrain.convnet import at_least_float32, mlp
 from pretrain.data.views import Batch
 from pretrain.geometry import sincos_2d
@@ -57,7 +57,7 @@ class Config(VitConfig):
 
 
 PAPER = Config()
-DEMO = replace(PAPER, **DEMO_SETTINGS, mlp_dim=128, dim=32)
+DEMO = replace(PAPER, **DEMO_SETTINGS, **DEMO_COLORS, mlp_dim=128, dim=32)
 PRESETS = {"paper": PAPER, "300ep": PAPER, "demo": DEMO}
 MODELS = {"vit_small": {"num_heads": 12}}  # of 32 channels, unlike everyone else's
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from evaluate.runtime.settings import Probability
 from pretrain import distributed
-from pretrain.config import DEMO_SETTINGS, SMALL_SETTINGS, VitConfig
+from pretrain.config import DEMO_COLORS, DEMO_SETTINGS, SMALL_SETTINGS, VitConfig
 from pretrain.data.views import Batch, block_masks
 from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
 from pretrain.methods import Method
@@ -82,6 +82,7 @@ PAPER = Config()
 DEMO = replace(
     PAPER,
     **DEMO_SETTINGS,
+    **DEMO_COLORS,
     decoder_embed_dim=48,
     decoder_num_heads=3,
     projector_depth=1,
@@ -90,12 +91,6 @@ DEMO = replace(
     min_block=2,
     neg_weight=0.5,  # the term's pull grows with the width: 48, not 768
     momentum=0.97,
-    # the colors are a shortcut that two views share, unless their hues differ: then the texture is left
-    jitter=(0.4, 0.4, 0.4, 0.5),
-    jitter_probability=1.0,
-    gray_probability=0.3,
-    blur_probability=(0.2, 0.1),
-    solarize_probability=(0.0, 0.0),
 )
 SMALL = replace(
     PAPER,

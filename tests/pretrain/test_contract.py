@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import field_docs, from_json
 from pretrain import checkpoint, methods, train
-from pretrain.config import MODELS, PretrainConfig
+from pretrain.config import MODELS, PretrainConfig, VitConfig
 from pretrain.data import views
 from tests.pretrain.runs import write_images
 
@@ -24,7 +25,8 @@ def method(request):
 
 @pytest.fixture
 def config(method):
-    return dataclasses.replace(method.PRESETS["demo"], depth=1, batch_size=IMAGES)
+    smaller = {"depth": 1} if issubclass(method.Config, VitConfig) else {"width_per_group": 4}
+    return dataclasses.replace(method.PRESETS["demo"], **smaller, batch_size=IMAGES)
 
 
 @pytest.fixture
@@ -56,10 +58,15 @@ def test_the_presets_are_legal_and_the_defaults_are_the_papers(method):
         assert type(preset) is method.Config and preset.method == method.__name__.rpartition(".")[2], name
         assert from_json(method.Config, json.loads(json.dumps(preset.to_json()))) == preset, name
     paper = next(name for name, preset in methods.presets().items() if preset is method.PRESETS["paper"])
-    for encoder in MODELS:
-        assert methods.configure(paper, model=encoder).embed_dim == MODELS[encoder]["embed_dim"]
-    assert methods.configure(paper, ["img_size=224", "epochs=3"]) == dataclasses.replace(
-        method.PRESETS["paper"], epochs=3
+    for encoder, sizes in MODELS.items():
+        if sizes.keys() <= vars(method.Config()).keys():
+            chosen = sizes | getattr(method, "MODELS", {}).get(encoder, {})
+            assert vars(methods.configure(paper, model=encoder)).items() >= chosen.items()
+        else:
+            with pytest.raises(UserError, match=f"{encoder} is no encoder of .*its encoders are (vit|resnet)"):
+                methods.configure(paper, model=encoder)
+    assert methods.configure(paper, ["img_size=224", "epochs=3", "warmup_epochs=1"]) == dataclasses.replace(
+        method.PRESETS["paper"], epochs=3, warmup_epochs=1.0
     )
 
 
@@ -75,16 +82,19 @@ def test_a_step_trains(model, batch):
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     assert gradients and all(bool(torch.isfinite(gradient).all()) for gradient in gradients)
     assert any(bool(gradient.any()) for gradient in gradients)
-    assert model.after_step(0.0) is None and model.after_step(1.0) is None
+    assert model.after_step(1, 2) is None and model.after_step(2, 2) is None
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
 
 
-def test_hidden_and_tokens_have_their_shapes(model, batch, config):
+def test_hidden_and_features_have_their_shapes(model, batch, config):
     hidden = model.hidden(batch)
-    assert hidden.shape == (IMAGES, config.num_patches) and hidden.dtype == torch.bool
-    assert 0 < hidden.sum() < hidden.numel()
+    if hidden is not None:
+        assert hidden.shape == (IMAGES, config.num_patches) and hidden.dtype == torch.bool
+        assert 0 < hidden.sum() < hidden.numel()
     with torch.inference_mode():
-        assert model.eval().tokens(batch.view1).shape == (IMAGES, 1 + config.num_patches, config.embed_dim)
+        features = model.eval().features(batch.view1)
+    width = config.embed_dim if isinstance(config, VitConfig) else 2048
+    assert features.shape == (IMAGES, width) and features.dtype == torch.float32
 
 
 def test_official_names_go_there_and_back_and_are_strict(method, model):
@@ -107,15 +117,15 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Literal
 
-import torch
 from torch import nn
 
 from evaluate.runtime.settings import Probability
-from pretrain.config import DEMO_SETTINGS, PretrainConfig
+from pretrain.config import DEMO_SETTINGS, VitConfig
+from pretrain.methods import Method
 
 
 @dataclass(frozen=True)
-class Config(PretrainConfig):
+class Config(VitConfig):
     method: Literal["toy"] = "toy"
     dropout: Probability = 0.0
     """Share of the inputs that are dropped."""
@@ -124,26 +134,18 @@ class Config(PretrainConfig):
 PRESETS = {"paper": Config(), "demo": replace(Config(), **DEMO_SETTINGS)}
 
 
-class Toy(nn.Module):
+class Toy(Method):
     def __init__(self, config):
         super().__init__()
-        self.patches = config.num_patches
         self.embed = nn.Conv2d(3, config.embed_dim, config.patch_size, config.patch_size)
         self.head = nn.Linear(config.embed_dim, 3)
 
-    def tokens(self, images):
-        patches = self.embed(images).flatten(2).mT
-        return torch.cat([patches.mean(1, keepdim=True), patches], dim=1)
+    def features(self, images):
+        return self.embed(images).mean((2, 3))
 
     def forward(self, batch):
-        error = self.head(self.tokens(batch.view1)[:, 0]) - batch.view1.mean((2, 3))
+        error = self.head(self.features(batch.view1)) - batch.view1.mean((2, 3))
         return SimpleNamespace(loss=error.square().mean())
-
-    def after_step(self, progress):
-        pass
-
-    def hidden(self, batch):
-        return torch.zeros(len(batch.view1), self.patches, dtype=torch.bool)
 
 
 def build(config):

@@ -37,7 +37,7 @@ def main(device: str, preset: str, size: int) -> None:
         norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
         bool(torch.isfinite(torch.stack([loss, norm])).all())  # as the loop asks, once
         optimizer.step()
-        model.after_step(0.5)
+        model.after_step(1, 2)
         optimizer.zero_grad()
 
     def timed() -> float:

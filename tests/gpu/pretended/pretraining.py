@@ -54,7 +54,7 @@ def trace_step(options: argparse.Namespace) -> Trace:
         on_gpu(model).train()
         if options.grad_checkpointing:
             train.set_grad_checkpointing(model)
-        optimizer = train.make_optimizer(model, config)
+        optimizer = train.make_optimizer(model, config, model.constant_rate())
         scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
         trace.hold(model)
         with trace.part("forward and backward", options.batch):
@@ -65,7 +65,7 @@ def trace_step(options: argparse.Namespace) -> Trace:
             norm = nn.utils.clip_grad_norm_(model.parameters(), limit)
             bool(torch.isfinite(torch.stack([loss, norm])).all())  # as the loop asks, once
             scaler.step(optimizer)
-            model.after_step(0.5)
+            model.after_step(1, 2)
             scaler.update()
             optimizer.zero_grad()
         trace.hold(optimizer)
