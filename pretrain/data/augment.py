@@ -43,7 +43,7 @@ def _color(images: Tensor, draws: np.ndarray, blur: float, solarize: float, conf
     jitter = draws[:, 1:5], JITTER_ORDERS[(draws[:, 5] * len(JITTER_ORDERS)).astype(int)]
     jittered = draws[:, 0] < config.jitter_probability
     images = color_jitter(images, *jitter, config.jitter, jittered)
-    images = _where(draws[:, 6] < config.gray_probability, lambda part: grayscale(part).expand(-1, 3, -1, -1), images)
+    images = _where(draws[:, 6] < config.gray_probability, lambda part: grayscale(part).repeat(1, 3, 1, 1), images)
     low, high = config.blur_sigma
     sigma = torch.from_numpy(low + (high - low) * draws[:, 8]).float().to(images.device)
     blurred = functools.partial(gaussian_blur, reach=math.ceil(4 * high))

@@ -9,7 +9,7 @@ from pretrain.methods import configure, mae, siameseim
 from pretrain.methods.siameseim import PAPER
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("vit")])
 @pytest.mark.parametrize(("preset", "method"), [("paper", siameseim), ("mae_paper", mae)])
 def test_an_encoder_has_the_parameters_of_timms(name, preset, method):
     config = configure(preset, model=name)

@@ -1,58 +1,59 @@
 """What --export hands over is the encoder that was trained."""
 
-import numpy as np
+from dataclasses import replace
+
 import pytest
 import torch
-from PIL import Image
 
 from evaluate import encoder
 from pretrain import train
-from pretrain.methods import configure, mae, siameseim
+from pretrain.methods import METHODS, configure, method_of
+from tests.pretrain.runs import write_images
 
-TINY = [
-    "epochs=1",
-    "warmup_epochs=0.5",
-    "batch_size=8",
-    "embed_dim=24",
-    "num_heads=2",
-    "depth=1",
-    "decoder_embed_dim=24",
-    "decoder_num_heads=2",
-]
+TINY = ["epochs=1", "warmup_epochs=0.5", "batch_size=8"]
+TINY_VIT = ["embed_dim=24", "num_heads=2", "depth=1"]
+TINY_DECODER = ["decoder_embed_dim=24", "decoder_num_heads=2"]
+TINY_RESNET = ["width_per_group=4"]
+DEMOS = {  # preset: its settings, and the format that its file has
+    "demo": (TINY_VIT + TINY_DECODER, "siameseim"),
+    "mae_demo": (TINY_VIT + TINY_DECODER, "mae"),
+    "simsiam_demo": (TINY_RESNET, "simsiam"),
+    "moco_v3_vit_demo": (TINY_VIT, "moco_v3_vit"),
+    "moco_v3_resnet_demo": (TINY_RESNET, "moco_v3_resnet"),
+    "byol_demo": (TINY_RESNET, "solo_learn"),
+    "simclr_demo": (TINY_RESNET, "solo_learn"),
+}
 
 
-@pytest.mark.parametrize(("preset", "method"), [("demo", siameseim), ("mae_demo", mae)])
-def test_the_exported_encoder_has_the_trained_features(tmp_path, preset, method, capsys):
-    for i in range(8):
-        (tmp_path / "images").mkdir(exist_ok=True)
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
-            tmp_path / "images" / f"{i}.png"
-        )
-    sets = [part for setting in TINY for part in ("--set", setting)]
-    arguments = [
-        "--preset",
-        preset,
-        "--data",
-        str(tmp_path / "images"),
-        "--out",
-        str(tmp_path / "out"),
-        "--device",
-        "cpu",
-        "--export",
-        *sets,
-    ]
-    assert train.main(arguments) == 0
-    weights = torch.load(tmp_path / "out/export" / f"{method.DEMO.method}.pth", weights_only=True)
+def test_every_method_is_here():
+    assert [configure(preset).method for preset in DEMOS] == list(METHODS)
+
+
+@pytest.mark.parametrize("preset", DEMOS)
+def test_the_exported_encoder_has_the_trained_features(tmp_path, preset, capsys):
+    images = write_images(tmp_path / "images", 8)
+    sizes, source_format = DEMOS[preset]
+    sets = [part for setting in TINY + sizes for part in ("--set", setting)]
+    command = ["--preset", preset, "--data", str(images), "--out", str(tmp_path / "out"), "--device", "cpu", "--export"]
+    assert train.main([*command, *sets]) == 0
+    config = configure(preset, TINY + sizes)
+    weights = torch.load(tmp_path / "out/export" / f"{config.method}.pth", weights_only=True)
     assert "optimizer" not in weights and weights["epoch"] == 1
-    model = method.build(configure(preset, TINY)).eval()
+    method = method_of(config)
+    model = method.build(config).eval()
     model.load_state_dict(method.from_official(weights["model"], list(model.state_dict())))
     exported = encoder.load(tmp_path / "out/export/encoder.safetensors")
+    assert (exported.spec.source_format, exported.spec.mean, exported.spec.std) == (
+        source_format,
+        config.mean,
+        config.std,
+    )
+    assert not exported.spec.assumed
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        tokens = model.tokens(images)
-        if method is mae:  # its tokens end with the norm, the encoder file's forward before it
-            exported_tokens = exported.model.norm(exported.forward_tokens(images).patches)
-        else:
-            exported_tokens = exported.forward_tokens(images).patches
-    assert torch.allclose(tokens[:, 1:], exported_tokens, atol=1e-5)
+        tokens = exported.forward_tokens(images)
+        if exported.spec.final_norm:  # the features end with it, the encoder file's forward before it
+            tokens = replace(tokens, cls=exported.model.norm(tokens.cls), patches=exported.model.norm(tokens.patches))
+        expected = tokens.pooled("cls" if config.method == "moco_v3_vit" else "mean")
+        assert torch.allclose(model.features(images), expected, atol=1e-5)
     assert "certificate" in capsys.readouterr().out.lower()

@@ -1,5 +1,5 @@
-"""MoCo-v3, ViT and ResNet-50: {"state_dict": base_encoder.*, momentum_encoder.*, predictor.*}; the official scripts
-take the base.
+"""MoCo-v3, ViT and ResNet-50: {"state_dict": base_encoder.*, momentum_encoder.*, predictor.*}, ours in "model"; the
+official scripts take the base.
 
 Its ViT-S has 12 heads of 32 channels, unlike everyone else's. The stored sine-cosine positions are rows-first: loaded,
 never made again.
@@ -40,7 +40,7 @@ FORMATS = (
         name="moco_v3_vit",
         description="MoCo-v3 ViT training checkpoint",
         family="vit",
-        state_dict_paths=("state_dict",),
+        state_dict_paths=("state_dict", "model"),
         required_keys=(r"base_encoder\.blocks\.\d+\.attn\.qkv\.weight",),
         branches=_branches("vit"),
         num_heads=moco_v3_heads,
@@ -49,7 +49,7 @@ FORMATS = (
         name="moco_v3_resnet",
         description="MoCo-v3 ResNet-50 training checkpoint",
         family="resnet",
-        state_dict_paths=("state_dict",),
+        state_dict_paths=("state_dict", "model"),
         required_keys=(r"base_encoder\.conv1\.weight",),
         branches=_branches("resnet"),
         pooling="mean",

@@ -15,6 +15,7 @@ from evaluate.checkpoints.formats.table import (
     resnet_rows,
     with_prefix,
 )
+from evaluate.checkpoints.reader import Checkpoint
 
 
 def sequential_rows(prefix: str) -> Rows:
@@ -54,6 +55,11 @@ def _resnet(name: str, description: str, branches: Mapping[str, Branch], **extra
 
 def _branch(prefix: str, *patterns: str, group: str | None = None) -> Branch:
     return Branch(_rows(prefix, *patterns), with_prefix(prefix, RESNET_ROLES), group)
+
+
+def _is_own(checkpoint: Checkpoint) -> bool:
+    """Whether ``pretrain/`` has written a file with solo-learn's names, which its keys alone do not tell."""
+    return checkpoint.settings.get("method") in ("byol", "simclr")
 
 
 FC = r"fc\.(weight|bias)"
@@ -103,7 +109,7 @@ FORMATS = (
         "simsiam",
         "SimSiam training checkpoint",
         {"encoder": _branch("encoder.", r"encoder\.fc\..+", r"predictor\..+")},
-        state_dict_paths=("state_dict",),
+        state_dict_paths=("state_dict", "model"),
         required_keys=(r"encoder\.conv1\.weight", r"encoder\.fc\..+", r"predictor\..+"),
         forbidden_keys=(r"momentum_.+",),
     ),
@@ -116,12 +122,13 @@ FORMATS = (
     ),
     _resnet(
         "solo_learn",
-        "solo-learn, a Lightning checkpoint",
+        "solo-learn, a Lightning checkpoint; BYOL and SimCLR of our own, in `model`",
         {
             "online": _branch("backbone.", r"backbone\.fc\..+", r"momentum_(backbone|encoder)\..+", HEADS, r"queue.*"),
             "momentum": _branch("momentum_backbone.", r"momentum_backbone\.fc\..+", r"backbone\..+", HEADS, r"queue.*"),
         },
-        state_dict_paths=("state_dict",),
+        state_dict_paths=("state_dict", "model"),
+        matches=lambda checkpoint, path: path == "state_dict" or _is_own(checkpoint),
         required_keys=(r"backbone\.conv1\.weight", r"(classifier|projector|momentum_backbone)\..+"),
         forbidden_keys=(r"(neck|head)\..+",),
     ),
@@ -150,6 +157,7 @@ FORMATS = (
         "Barlow Twins or VICReg training checkpoint",
         {"encoder": _branch("backbone.", r"backbone\.fc\..+", r"(projector|bn)\..+")},
         state_dict_paths=("model",),
+        matches=lambda checkpoint, path: not _is_own(checkpoint),
         required_keys=(r"backbone\.conv1\.weight", r"projector\..+"),
     ),
     _resnet(
