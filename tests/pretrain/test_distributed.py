@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretrain import distributed
+from pretrain import distributed, methods
 from pretrain.data import views
 from pretrain.geometry import RelativeGeometry
-from pretrain.methods import siameseim
+from pretrain.methods import configure, siameseim
 from pretrain.methods.siameseim import DEMO
+from pretrain.optimizer import make_optimizer, set_rate
 from pretrain.vit import set_grad_checkpointing
 from tests.pretrain.runs import Run, write_images
 
@@ -34,6 +35,13 @@ CONFIG = replace(
     neg_weight=0.5,
     batch_size=8,
 )
+SMALL = {  # the settings of a method's demo
+    "simsiam": ["width_per_group=4"],
+    "moco_v3_vit": ["embed_dim=24", "num_heads=2", "depth=1", "optimizer=sgd"],  # AdamW makes steps of rounding
+    "moco_v3_resnet": ["width_per_group=4"],
+    "byol": ["width_per_group=4"],
+    "simclr": ["width_per_group=4"],
+}
 SPAWN = multiprocessing.get_context("forkserver")
 SPAWN.set_forkserver_preload(["pretrain.methods.siameseim"])
 
@@ -113,6 +121,35 @@ def _train(accumulation: int, steps: int = 3, grad_checkpointing: bool = False) 
     return found
 
 
+def _method(name: str) -> dict[str, Tensor]:
+    """Steps of a method in float64, its optimizer's included, in as many processes as there are: losses, gradients of
+    the first and all tensors in the end."""
+    world, rank = distributed.world_size(), distributed.rank()
+    config = replace(configure(f"{name}_demo", SMALL[name]), batch_size=8)
+    torch.manual_seed(0)
+    model = methods.method_of(config).build(config).double()
+    with torch.no_grad():  # residual branches that start at 0 would say nothing
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    parallel = distributed.DataParallel(model) if world > 1 else model
+    optimizer = make_optimizer(model, config, model.constant_rate())
+    size = config.batch_size // world
+    views_of_all = torch.randn(2, config.batch_size, 3, 32, 32, dtype=torch.float64)
+    view1, view2 = views_of_all[:, rank * size : (rank + 1) * size]
+    found = {}
+    for step in range(3):
+        set_rate(optimizer, 0.01)
+        loss = parallel(views.Batch(view1, view2, None, None, torch.arange(size))).loss
+        loss.backward()
+        found[f"loss/{step}"] = distributed.mean_over_ranks(loss)
+        if step == 0:
+            found |= {f"gradient/{name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+        optimizer.zero_grad()
+        model.after_step(step + 1, 3)
+    return found | {f"state/{name}": value.double() for name, value in model.state_dict().items()}
+
+
 def _norm(accumulation: int) -> dict[str, Tensor]:
     """One BatchNorm of tokens: output, gradients, running statistics."""
     world, rank = distributed.world_size(), distributed.rank()
@@ -132,23 +169,23 @@ def _norm(accumulation: int) -> dict[str, Tensor]:
     return summed | {name: value.float() for name, value in norm.bn.named_buffers()}
 
 
-def _process(rank: int, port: int, action: str, accumulation: int, path: Path) -> None:
+def _process(rank: int, port: int, action: str, argument: int | str, path: Path) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank)
     )
     distributed.start("cpu")
-    found = globals()[action](accumulation)
+    found = globals()[action](argument)
     torch.save(found, path.with_suffix(f".{rank}"))
     distributed.leave()
 
 
-def _in_two(action: str, accumulation: int, folder: Path) -> list[dict[str, Tensor]]:
+def _in_two(action: str, argument: int | str, folder: Path) -> list[dict[str, Tensor]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = folder / "found"
-    processes = [SPAWN.Process(target=_process, args=(rank, port, action, accumulation, path)) for rank in range(2)]
+    processes = [SPAWN.Process(target=_process, args=(rank, port, action, argument, path)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
@@ -180,6 +217,26 @@ def test_loss_correlation_gradient_and_moving_average_of_two_processes(tmp_path,
     print(found)
     assert found.keys() == BOUNDS.keys()
     assert all(found[kind] <= bound for kind, bound in BOUNDS.items()), found
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_step_of_a_method_that_normalizes_over_all(tmp_path, name):
+    """The gradient of a shift before a norm is 0 but for rounding, so differences are shares of the largest number of
+    all tensors of a kind."""
+    one = _method(name)
+    two = _in_two("_method", name, tmp_path)
+    assert all(torch.equal(two[0][key], two[1][key]) for key in two[0]), "the processes differ"
+    assert one.keys() == two[0].keys()
+    for kind in ("loss", "gradient", "state"):
+        names = [key for key in one if key.startswith(kind)]
+        gap = max((two[0][key] - one[key]).abs().max().item() for key in names)
+        found = gap / max(one[key].abs().max().item() for key in names)
+        print(f"{name} {kind} {found:.1e}")
+        assert found <= 1e-10
+
+
+def test_every_new_method_is_here():
+    assert {*SMALL, "siameseim", "mae"} == {*methods.METHODS}
 
 
 def test_checkpointed_blocks_give_the_same_bits_in_two_processes(tmp_path):
