@@ -11,6 +11,8 @@ from timm.models.vision_transformer import Block, PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from evaluate.runtime.errors import UserError
+
 LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)
 
 
@@ -46,10 +48,12 @@ class CheckpointedBlock(Block):
 
 
 def set_grad_checkpointing(model: nn.Module) -> None:
-    """Lets all blocks of a model take less memory and more time: the same numbers."""
-    for module in model.modules():
-        if isinstance(module, CheckpointedBlock):
-            module.grad_checkpointing = True
+    """Lets all blocks of a model take less memory and more time: the same numbers. Raises UserError if it has none."""
+    found = [module for module in model.modules() if isinstance(module, CheckpointedBlock)]
+    if not found:
+        raise UserError("--grad-checkpointing is for transformers, and this encoder is none; leave it out")
+    for module in found:
+        module.grad_checkpointing = True
 
 
 def blocks(

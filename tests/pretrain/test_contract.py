@@ -3,6 +3,8 @@
 import dataclasses
 import inspect
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from evaluate.runtime.settings import field_docs, from_json
 from pretrain import checkpoint, methods, train
 from pretrain.config import MODELS, PretrainConfig, VitConfig
 from pretrain.data import views
-from tests.pretrain.runs import write_images
+from tests.pretrain.runs import content, same, write_images
 
 IMAGES = 4
 
@@ -108,6 +110,33 @@ def test_official_names_go_there_and_back_and_are_strict(method, model):
         method.from_official({key: value for key, value in official.items() if key != name}, list(state))
     with pytest.raises(ValueError, match="surprise"):
         method.from_official({**official, "surprise": official[name]}, list(state))
+
+
+def test_a_stopped_run_resumes_to_the_same_bits(method, config, tmp_path, monkeypatch):
+    """With learning rates that change, momentum and a moving average: all of a checkpoint but its clock is equal."""
+    images = write_images(tmp_path / "images", 8)
+    (tmp_path / "config.json").write_text(
+        json.dumps(dataclasses.replace(config, epochs=2, warmup_epochs=1.0).to_json())
+    )
+
+    def run(out):
+        command = ["--config", str(tmp_path / "config.json"), "--data", str(images), "--out", str(tmp_path / out)]
+        return train.main([*command, "--device", "cpu", "--monitor-epochs", "0"])
+
+    assert run("unbroken") == 0
+    step = train.Log.step
+
+    def stop(self, number, *rest):
+        step(self, number, *rest)
+        if number == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train.Log, "step", stop)
+    assert run("broken") == train.EXIT_SAVED
+    monkeypatch.undo()
+    assert run("broken") == 0
+    unbroken, broken = (content(tmp_path / name) for name in ("unbroken", "broken"))
+    assert unbroken["step"] == 4 and unbroken["optimizer"]["state"] and same(unbroken, broken)
 
 
 TOY = '''
