@@ -211,10 +211,12 @@ DEMO_COLORS: dict[str, Any] = {
     "blur_probability": (0.2, 0.1),
     "solarize_probability": (0.0, 0.0),
 }
-# For ResNets: the learning rates of their optimizers are of another size, so each keeps its method's.
 RESNET_DEMO: dict[str, Any] = {
-    **{name: DEMO_SETTINGS[name] for name in ("img_size", "blur_sigma", "crop_scale", "epochs", "batch_size")},
-    **{"precision": "fp32", "layers": (1, 1, 1, 1), "width_per_group": 16},
+    **{name: DEMO_SETTINGS[name] for name in ("img_size", "blur_sigma", "crop_scale", "epochs", "warmup_epochs")},
+    **{name: DEMO_SETTINGS[name] for name in ("batch_size", "precision")},
+    "layers": (1, 1, 1, 1),
+    "width_per_group": 16,
+    "base_lr": 8.0,  # LARS steps by a thousandth of this share of a weight, an eighth of it at 32 images
     **DEMO_COLORS,
 }
 

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PRETRAINING, TASKS = "tests.gpu.pretended.pretraining", "tests.gpu.pretended.tasks"
 ALL = ["finetune", "linear_probe", "sweep", "features", "predictions", "knn"]
 SHORT = ["--batch", "8", "--set", "depth=2"]  # widths and tokens of ViT-B; no block does what the one before does not
+SHORT_RESNET = ["--batch", "8", "--set", "layers=[1,1,1,1]"]
+RESNETS = ("simsiam", "moco_v3_resnet", "byol", "simclr")
 # A step brings no tensor to the CPU; what is no step brings its results, all from one line.
 STEPS = ("forward and backward", "optimizer", "finetune", "linear_probe", "sweep")
 ON_A_GPU_WITHOUT_VALUES = """
@@ -61,6 +63,8 @@ def run(environment, *arguments):
     [
         pytest.param([PRETRAINING, "--preset", "paper", *SHORT], id="siameseim"),
         pytest.param([PRETRAINING, "--preset", "mae_paper", *SHORT], id="mae"),
+        pytest.param([PRETRAINING, "--preset", "moco_v3_vit_paper", *SHORT], id="moco_v3_vit"),
+        *(pytest.param([PRETRAINING, "--preset", f"{name}_paper", *SHORT_RESNET], id=name) for name in RESNETS),
         pytest.param([TASKS, *ALL, "--encoder", "vit_short"], id="tasks"),
         pytest.param([TASKS, "finetune", "features", "--encoder", "resnet50"], id="tasks of a ResNet"),
     ],

@@ -107,6 +107,13 @@ def test_what_is_switched_off_leaves_the_pixels():
     assert torch.equal(ours(PLAIN, 0), picture().float().div(255).expand(COUNT, -1, -1, -1))
 
 
+def test_a_batch_that_is_gray_throughout_is_blurred_and_solarized():
+    """Of gray pictures the three colours are memory of their own: what follows writes into a part of the batch."""
+    gray = replace(PLAIN, gray_probability=1.0, blur_probability=(0.5, 0.5), solarize_probability=(0.5, 0.5))
+    pictures = ours(gray, 0)
+    assert torch.equal(pictures[:, 0], pictures[:, 2]) and 1 < len(pictures.flatten(1).unique(dim=0)) <= COUNT
+
+
 def test_crops_and_flips_have_torchvisions_distribution():
     """Of the pixels themselves, on an image whose values are its coordinates."""
     height, width = 75, 100

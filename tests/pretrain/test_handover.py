@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evaluate import encoder
+from evaluate import encoder, linear_probe
 from pretrain import train
 from pretrain.methods import METHODS, configure, method_of
 from tests.pretrain.runs import write_images
@@ -56,4 +56,7 @@ def test_the_exported_encoder_has_the_trained_features(tmp_path, preset, capsys)
             tokens = replace(tokens, cls=exported.model.norm(tokens.cls), patches=exported.model.norm(tokens.patches))
         expected = tokens.pooled("cls" if config.method == "moco_v3_vit" else "mean")
         assert torch.allclose(model.features(images), expected, atol=1e-5)
-    assert "certificate" in capsys.readouterr().out.lower()
+    said = capsys.readouterr().out
+    probe = getattr(method, "PROBE", None)
+    assert "certificate" in said and (probe is not None) == ("linear_probe.preset=" in said)
+    assert probe is None or f"linear_probe.preset={probe}\n" in said and probe in linear_probe.PRESETS

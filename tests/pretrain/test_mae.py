@@ -16,7 +16,7 @@ from evaluate.checkpoints import conversion
 from evaluate.runtime.errors import UserError
 from pretrain import checkpoint, methods, parity, preview, train
 from pretrain.data import views
-from pretrain.methods import configure, mae, siameseim
+from pretrain.methods import configure, mae, siameseim, simsiam
 from pretrain.methods.mae import DEMO as MAE_DEMO
 from pretrain.methods.mae import PAPER as MAE_PAPER
 
@@ -120,9 +120,13 @@ def test_mask_noise_takes_nothing_from_the_augmentations():
 
 def test_what_a_method_does_not_use_is_not_drawn():
     images = [torch.zeros(3, 40, 48, dtype=torch.uint8)] * 2
-    for config, draws in ((siameseim.DEMO, (True, False)), (MAE_DEMO, (False, True))):
+    for config, made in (
+        (siameseim.DEMO, (True, False, True)),
+        (MAE_DEMO, (False, True, False)),
+        (simsiam.DEMO, (False, False, False)),
+    ):
         batch = views.augment(views.crop(images, np.arange(2), 0, config), 0, config)
-        assert (batch.mask is not None, batch.noise is not None) == draws
+        assert tuple(part is not None for part in (batch.mask, batch.noise, batch.geometry)) == made
 
 
 def test_official_names():

@@ -115,6 +115,20 @@ def test_relative_positions_point_at_the_pixels_that_the_target_sees():
     assert min(checked.values()) > 200, checked
 
 
+@pytest.mark.parametrize("name", ["bicubic", "bilinear"])
+def test_a_crop_is_resized_as_torchvision_does(name):
+    image = torch.randint(0, 255, (3, 90, 110), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    config = replace(DEMO, interpolation=name, flip_probability=0.0)
+    crops = views.crop([image], np.arange(1), 0, config)
+    box, size = crops.crop1[0].tolist(), [config.img_size] * 2
+    modes = {
+        mode: v2.functional.resized_crop(image, *box, size, v2.InterpolationMode(mode))
+        for mode in ("bicubic", "bilinear")
+    }
+    gaps = {mode: (crops.view1[0].int() - view.int()).abs().max() for mode, view in modes.items()}
+    assert gaps[name] <= 1 < max(gaps.values()), gaps
+
+
 def test_every_tensor_of_a_batch_is_pinned_for_the_gpu(monkeypatch):
     images = [Sample(torch.zeros(3, 40, 48, dtype=torch.uint8), index, {7: "damaged"}) for index in range(2)]
     pinned = []
