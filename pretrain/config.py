@@ -216,7 +216,7 @@ RESNET_DEMO: dict[str, Any] = {
     **{name: DEMO_SETTINGS[name] for name in ("batch_size", "precision")},
     "layers": (1, 1, 1, 1),
     "width_per_group": 16,
-    "base_lr": 8.0,  # LARS steps by a thousandth of this share of a weight, an eighth of it at 32 images
+    "base_lr": 8.0,  # the rate is 1 at 32 images: LARS then steps by a thousandth of a weight's norm
     **DEMO_COLORS,
 }
 
