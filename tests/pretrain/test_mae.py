@@ -1,8 +1,6 @@
 """MAE: its golden numbers, what it hides, its loss beside a naive loop, its run and its checkpoint."""
 
 import json
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate import encoder
-from evaluate.checkpoints import conversion
 from evaluate.runtime.errors import UserError
-from pretrain import checkpoint, methods, parity, preview, train
+from pretrain import methods, parity, preview
 from pretrain.data import views
 from pretrain.methods import configure, mae, siameseim, simsiam
 from pretrain.methods.mae import DEMO as MAE_DEMO
@@ -178,49 +174,6 @@ def test_clipping_can_be_set_and_taken_away():
     assert siameseim.PAPER.clip_norm == 1.0
     with pytest.raises(UserError, match="setting 'epochs' is a whole number above 0, not None"):
         configure("mae_paper", ["epochs=null"])
-
-
-def test_a_stopped_run_resumes_to_the_same_bits_and_converts(tmp_path, monkeypatch):
-    folder = tmp_path / "images" / "n1"
-    folder.mkdir(parents=True)
-    for i in range(16):
-        Image.fromarray(np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)).save(
-            folder / f"{i:02d}.png"
-        )
-    options = [
-        "--preset",
-        "mae_demo",
-        "--device",
-        "cpu",
-        *(o for s in ("batch_size=8", "epochs=2", "warmup_epochs=1") for o in ("--set", s)),
-    ]
-
-    def run(out: str) -> int:
-        return train.main(["--data", str(folder.parent), "--out", str(tmp_path / out), *options])
-
-    assert run("unbroken") == 0
-    step = train.Log.step
-
-    def stop(self, number, *rest):
-        step(self, number, *rest)
-        if number == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train.Log, "step", stop)
-    assert run("broken") == train.EXIT_SAVED
-    monkeypatch.undo()
-    assert run("broken") == 0
-    unbroken, broken = (
-        torch.load(tmp_path / name / checkpoint.NAME, weights_only=True)["model"] for name in ("unbroken", "broken")
-    )
-    assert all(torch.equal(unbroken[name], broken[name]) for name in unbroken | broken)
-    entries = [json.loads(line) for line in (tmp_path / "unbroken" / "log.jsonl").read_text().splitlines()]
-    steps = [entry for entry in entries if "loss" in entry]
-    assert len(steps) == 2 and all(entry["grad_norm"] > 0 for entry in steps)
-
-    made = conversion.convert(tmp_path / "unbroken" / checkpoint.NAME, tmp_path / "encoder.safetensors")
-    spec = encoder.load(tmp_path / "encoder.safetensors").spec
-    assert made.passed and (spec.source_format, spec.num_heads, spec.embed_dim, spec.final_norm) == ("mae", 3, 48, True)
 
 
 def test_one_view_alone_is_cut_and_it_is_the_first_of_two(tmp_path):
