@@ -27,6 +27,16 @@ class PretrainConfig(Settings):
     needs_geometry = False
     """Whether the method asks where view 2 lies in view 1."""
 
+    @property
+    def one_crop(self) -> bool:
+        """Whether view 2 is cut and flipped as view 1 is."""
+        return False
+
+    @property
+    def plain_view1(self) -> bool:
+        """Whether the colors of view 1 stay as they are."""
+        return False
+
     method: str
     """The file of pretrain/methods/. A preset chooses it."""
 

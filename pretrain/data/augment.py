@@ -27,9 +27,10 @@ def augment_view(pixels: Tensor, draws: np.ndarray, number: int, config: Pretrai
     for first in range(0, batch, rows):
         part = slice(first, first + rows)
         images = view[part].copy_(pixels[part]).div_(255)  # from here on colour by colour
-        images = _color(
-            images, draws[part], config.blur_probability[number], config.solarize_probability[number], config
-        )
+        if number == 1 or not config.plain_view1:
+            images = _color(
+                images, draws[part], config.blur_probability[number], config.solarize_probability[number], config
+            )
         torch.sub(images, mean, out=view[part]).div_(std)
     return view
 

@@ -116,6 +116,14 @@ def patch_noise(seed: int, epoch: int, index: np.ndarray, num_patches: int) -> n
     return uniforms(seed, epoch, index, num_patches, first=2 * (CROP_DRAWS + COLOR_DRAWS))
 
 
+def random_masks(seed: int, epoch: int, index: np.ndarray, num_patches: int, num_masked: int) -> np.ndarray:
+    """A mask of each image, (B, num_patches) bool, with exactly ``num_masked`` True, each patch by itself."""
+    order = patch_noise(seed, epoch, index, num_patches).argsort(axis=1)
+    mask = np.zeros(order.shape, dtype=bool)
+    np.put_along_axis(mask, order[:, :num_masked], True, axis=1)
+    return mask
+
+
 def block_masks(
     seed: int, epoch: int, index: np.ndarray, grid_size: int, num_masked: int, min_block: int
 ) -> np.ndarray:
@@ -156,6 +164,8 @@ def crop(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainCo
     """Images (3, H, W) uint8 of any sizes to the resized crops of each. An image is flipped as a whole and cropped
     then."""
     draws = uniforms(config.seed, epoch, index, 2 * CROP_DRAWS).reshape(len(images), 2, CROP_DRAWS)
+    if config.one_crop:
+        draws[:, 1] = draws[:, 0]
     heights, widths = (np.array([image.shape[axis] for image in images]) for axis in (-2, -1))
     flipped = draws[:, :, -1] < config.flip_probability
     taken = range(config.num_views)

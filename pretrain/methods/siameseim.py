@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from evaluate.runtime.settings import Probability
 from pretrain import distributed
 from pretrain.config import DEMO_COLORS, DEMO_SETTINGS, SMALL_SETTINGS, VitConfig
-from pretrain.data.views import Batch, block_masks
+from pretrain.data.views import Batch, block_masks, random_masks
 from pretrain.geometry import RelativeGeometry, relative_parts, sincos_2d
 from pretrain.methods import Method
 from pretrain.names import from_official_names
@@ -63,6 +63,18 @@ class Config(VitConfig):
     min_block: PositiveInt = 16
     """Patches of the smallest block that the mask is made of."""
 
+    # What the paper and its authors' talks compare; the defaults are the paper's run.
+    target_view: Literal["other", "same"] = "other"
+    """The target's crop: another one, or that of the masked view, whose colors differ all the same."""
+    masked_view_colors: bool = True
+    """Whether the colors of the masked view are augmented."""
+    mask: Literal["block", "random"] = "block"
+    """Masks of blocks, or of patches each by itself; num_masked is the same for both."""
+    dense_weight: NonNegativeFloat = 1.0
+    """Weight of the loss between patches."""
+    global_weight: NonNegativeFloat = 0.0
+    """Weight of the same loss between the means of an image's patches (ours: no source spells it out)."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_width("decoder_embed_dim", "decoder_num_heads")
@@ -72,9 +84,23 @@ class Config(VitConfig):
             )
         if self.num_views != 2:
             raise ValueError(f"siameseim predicts one view from another: num_views is 2, not {self.num_views}")
+        if self.dense_weight == self.global_weight == 0:
+            raise ValueError("dense_weight and global_weight are both 0: nothing would be learned")
+
+    @property
+    def one_crop(self) -> bool:
+        """Whether view 2 is cut and flipped as view 1 is."""
+        return self.target_view == "same"
+
+    @property
+    def plain_view1(self) -> bool:
+        """Whether the colors of view 1, the masked one, stay as they are."""
+        return not self.masked_view_colors
 
     def draw_mask(self, epoch: int, index: np.ndarray) -> np.ndarray:
-        """Block-wise masks (B, N) of the online view."""
+        """Masks (B, N) of the online view."""
+        if self.mask == "random":
+            return random_masks(self.seed, epoch, index, self.num_patches, self.num_masked)
         return block_masks(self.seed, epoch, index, self.grid_size, self.num_masked, self.min_block)
 
 
@@ -106,7 +132,16 @@ SMALL = replace(
     epochs=60,
     warmup_epochs=4.0,
 )
-PRESETS = {"paper": PAPER, "paper_400": replace(PAPER, epochs=400), "demo": DEMO, "small": SMALL}
+ABLATIONS = {  # rows of an ablation: the paper's run with one or two settings changed
+    "same_view": replace(PAPER, target_view="same"),
+    "same_view_plain": replace(PAPER, target_view="same", masked_view_colors=False),
+    "plain_masked_view": replace(PAPER, masked_view_colors=False),
+    "global_loss": replace(PAPER, dense_weight=0.0, global_weight=1.0),
+    "both_losses": replace(PAPER, global_weight=1.0),
+    "layer_norm": replace(PAPER, projector_norm="layer", predictor_norm="layer"),
+    "random_mask": replace(PAPER, mask="random"),
+}
+PRESETS = {"paper": PAPER, "paper_400": replace(PAPER, epochs=400), "demo": DEMO, "small": SMALL, **ABLATIONS}
 MODELS = {"vit_huge": {"num_masked": 154}}  # 60.2 % of 256 patches
 
 TARGET_NORM_EPS = 1e-5  # torch's default; with 1e-6 the golden loss moves by 1.4e-5
@@ -194,6 +229,7 @@ class SiameseIM(Method):
         self.grid_size = config.grid_size
         self.num_seen = config.num_patches - config.num_masked
         self.neg_weight = config.neg_weight
+        self.weights = config.dense_weight, config.global_weight
         self.momentum = config.momentum
         width = config.decoder_embed_dim
         self.online = Branch(config)
@@ -243,8 +279,12 @@ class SiameseIM(Method):
         return self.predict(self.online(batch.view1, self.pos_embed, visible), visible, batch.geometry)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The UniGrad loss of prediction and target, both (B, N, D)."""
-        return unigrad_loss(prediction, normalize(target), self.neg_weight)
+        """The UniGrad loss of prediction and target, both (B, N, D); dense, global, or the weighted sum."""
+        target = normalize(target)
+        means = prediction.float().mean(1, keepdim=True), target.mean(1, keepdim=True)
+        parts = zip(self.weights, ((prediction, target), means), strict=True)
+        losses = [(weight, unigrad_loss(*pair, self.neg_weight)) for weight, pair in parts if weight]
+        return sum((weight * loss for weight, loss in losses[1:]), losses[0][0] * losses[0][1])
 
     def predict(self, online: Tensor, visible: Tensor, geometry: RelativeGeometry) -> Tensor:
         """Online tokens (B, 1+V, D) and their cells (B, V) to the predicted tokens of view 2 (B, N, D)."""

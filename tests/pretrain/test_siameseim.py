@@ -4,11 +4,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from evaluate.runtime.errors import UserError
 from pretrain import parity
+from pretrain.data import views
+from pretrain.geometry import relative_positions
 from pretrain.methods import configure, siameseim
 from pretrain.methods.siameseim import DEMO, PAPER
 
@@ -143,3 +146,60 @@ def test_a_value_that_is_not_legal_is_named(wrong):
 
 def test_config_has_no_mutable_values():
     assert all(not isinstance(value, list | dict) for value in vars(PAPER).values())
+
+
+def two_views(**settings):
+    """The batch of eight images of noise, with a seed of its own for nothing but the settings."""
+    config = replace(DEMO, **settings)
+    images = [
+        torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in range(8)
+    ]
+    return config, views.augment(views.crop(images, np.arange(8), 0, config), 0, config)
+
+
+def test_the_target_may_be_the_same_view():
+    plain = {"gray_probability": 0.0, "blur_probability": (0.0, 0.0), "jitter_probability": 0.0}
+    _, other = two_views(**plain)
+    config, same = two_views(**plain, target_view="same")
+    assert torch.equal(same.view1, same.view2) and torch.equal(same.view1, other.view1)
+    assert not torch.equal(other.view1, other.view2)
+    rows, columns = relative_positions(same.geometry, config.grid_size)
+    cells = torch.arange(config.num_patches)
+    assert torch.allclose(rows, (cells // config.grid_size).float().expand_as(rows), atol=1e-5)
+    assert torch.allclose(columns, (cells % config.grid_size).float().expand_as(columns), atol=1e-5)
+    _, colored = two_views(target_view="same")
+    assert not torch.equal(colored.view1, colored.view2), "the colors of the two are drawn apart"
+
+
+def test_the_colors_of_the_masked_view_may_stay():
+    _, kept = two_views(target_view="same", masked_view_colors=False)
+    _, plain = two_views(gray_probability=0.0, blur_probability=(0.0, 0.0), jitter_probability=0.0)
+    _, both = two_views(target_view="same")
+    assert torch.equal(kept.view1, plain.view1) and torch.equal(kept.view2, both.view2)
+
+
+def test_random_masks_hide_as_many_patches_and_no_blocks():
+    for name, adjacent in (("random", (0.30, 0.41)), ("block", (0.47, 0.60))):
+        config = replace(PAPER, mask=name)
+        masks = config.draw_mask(0, np.arange(60))
+        assert (masks.sum(1) == PAPER.num_masked).all() and np.array_equal(config.draw_mask(0, np.arange(60)), masks)
+        grids = masks.reshape(-1, 14, 14)
+        low, high = adjacent  # (118 / 196) ** 2 is 0.36
+        assert low < (grids[:, :, 1:] & grids[:, :, :-1]).mean() < high, name
+
+
+def test_the_weights_add_the_dense_and_the_global_loss():
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = torch.randn(2, 3, 16, 48, generator=generator)
+    losses = {}
+    for weights in ((1.0, 0.0), (0.0, 1.0), (2.0, 3.0)):
+        config = replace(DEMO, dense_weight=weights[0], global_weight=weights[1])
+        losses[weights] = siameseim.build(config).loss(prediction, target)
+    normal = siameseim.normalize(target)
+    means = prediction.mean(1, keepdim=True), normal.mean(1, keepdim=True)
+    assert torch.equal(losses[1.0, 0.0], siameseim.unigrad_loss(prediction, normal, DEMO.neg_weight))
+    assert torch.equal(losses[0.0, 1.0], siameseim.unigrad_loss(*means, DEMO.neg_weight))
+    torch.testing.assert_close(losses[2.0, 3.0], 2 * losses[1.0, 0.0] + 3 * losses[0.0, 1.0])
+    with pytest.raises(UserError, match="both 0"):
+        configure("demo", ["dense_weight=0"])
