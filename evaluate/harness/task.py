@@ -22,6 +22,7 @@ from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import protocol, rows
 from evaluate.harness.plan import NODES, Node, data_sets, from_preset, module_of, node_of, paper_config
 from evaluate.harness.suite import stale_files, work_folder
+from evaluate.runtime import devices
 from evaluate.runtime.cli import (
     EXIT_FAILED,
     EXIT_SKIPPED,
@@ -31,7 +32,6 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.locks import exclusive
@@ -103,7 +103,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     node = node_of(task, config)
     inputs = _inputs(arguments, node)
     data_root = layouts.root(arguments.data_root)
-    device = resolve_device(arguments.device)
+    device = devices.resolve_device(arguments.device)
     name = rows.check_name(arguments.name or next(iter(rows.named_checkpoints([str(arguments.ckpt)]))))
 
     from evaluate import encoder as encoders
@@ -207,6 +207,7 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         "data": dict(env.identities),
         "files": {},
         "device": env.device,
+        "hardware": devices.hardware(env.device),
         "versions": record.versions(),
         "git": record.git_state(),
         "started_utc": record.utc_now(),
@@ -281,7 +282,7 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="take the settings of a record, or of a file that run_all.py wrote"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    devices.add_option(parser)
     parser.add_argument(
         "--workers",
         type=at_least_zero,

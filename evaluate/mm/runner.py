@@ -26,7 +26,7 @@ from evaluate.mm.resume import Resume
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from evaluate.runtime.precision import resolve
+from evaluate.runtime.precision import allow_tf32, resolve
 from evaluate.runtime.training_state import DENSE_STATE
 
 
@@ -72,8 +72,8 @@ def train_and_test(
     Returns:
         The evaluator's metrics under its names; those of several scales with ``_ms`` at the end.
     """
-    rank = distributed.rank()
-    mixed_precision.use(cfg, resolve(precision, env.device), env.device)
+    rank, resolved = distributed.rank(), resolve(precision, env.device)
+    mixed_precision.use(cfg, resolved, env.device)
     share_out(cfg, env)
     accumulate(cfg, micro_batch)
     work_dir = env.out_dir / "work"
@@ -103,7 +103,9 @@ def train_and_test(
         if not wrapped:
             runner.model.to(env.device)  # mmengine takes a GPU wherever there is one
         try:
+            allow_tf32(resolved == "tf32")
             runner.train()
+            allow_tf32(False)
             # where BatchNorm is a process's own, the processes' running statistics differ; the first's are the model's
             distributed.broadcast(list(runner.model.buffers()))
             metrics = _plain(runner.test())

@@ -1,14 +1,11 @@
 """Steps of pretraining and of the tasks on a pretended GPU: nothing of the CPU is mixed in; their waits are told."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from tests.gpu.pretended.build import CannotBuild, build
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAINING, TASKS = "tests.gpu.pretended.pretraining", "tests.gpu.pretended.tasks"
@@ -38,15 +35,6 @@ clean, faulty = trace.parts
 assert not clean["waits"] and not clean["mixed"] and not clean["to_cpu"], clean
 print(len(faulty["mixed"]), len(faulty["to_cpu"]), faulty["waits"])
 """
-
-
-@pytest.fixture(scope="module")
-def pretended(tmp_path_factory):
-    """The variables with which a process finds one pretended H100."""
-    try:
-        return {**os.environ, **build(tmp_path_factory.mktemp("pretended"))}
-    except CannotBuild as error:
-        pytest.skip(str(error))
 
 
 def run(environment, *arguments):

@@ -137,6 +137,7 @@ def test_a_device_that_cannot_be_used_is_named(images, tmp_path, capsys, device,
 )
 def test_a_gpu_is_the_one_asked_for(images, tmp_path, monkeypatch, asked, world, taken):
     current, found = [], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(train.distributed.dist, "init_process_group", lambda *_, **__: None)
