@@ -139,7 +139,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     )
     entry = {**start(identity, preset, node, encoder, env), "encoder": name, "data": data}
     if not first:
-        return measure(module, encoder, config, env, entry)
+        return distributed.end_together(measure(module, encoder, config, env, entry))
     with exclusive(env.out_dir / rows.LOCK, f"{name}/{node.name}"):
         standing = record.find(out / "records", name, identity)
         if standing and not stale_files(out, standing) and distributed.world_size() == 1:
@@ -157,7 +157,7 @@ def _main(task: str, argv: list[str] | None) -> int:
             training_state.clear(env.out_dir)
             print(json.dumps(entry["metrics"], indent=2))
         print(f"record: {written}")
-    return status
+    return distributed.end_together(status)
 
 
 def _prepare(

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, TestLoop
@@ -94,8 +93,6 @@ def train_and_test(
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
     if cfg.get("precise_bn"):
         cfg.custom_hooks.append({"type": PreciseBN, "batches": cfg.precise_bn})
-    if env.device.startswith("cuda:"):
-        torch.cuda.set_device(env.device)  # mmengine takes the current one
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
         runner = QuickRunner.from_cfg(cfg)
         wrapped = hasattr(runner.model, "module")  # as it is in several processes
