@@ -1,6 +1,7 @@
 """From a recipe in mm_configs to metrics: what detection and segmentation share in calling mmengine."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -18,9 +19,9 @@ from torch import nn
 
 from evaluate.encoder.model import Encoder
 from evaluate.mm import mixed_precision
-from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo
+from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo, StepSchedulers
 from evaluate.mm.multi_scale import MultiScale
-from evaluate.mm.recipes import accumulate, share_out
+from evaluate.mm.recipes import accumulate, normalized_together, share_out
 from evaluate.mm.resume import Resume
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
@@ -73,10 +74,12 @@ def train_and_test(
     """
     rank, resolved = distributed.rank(), resolve(precision, env.device)
     mixed_precision.use(cfg, resolved, env.device)
+    recipe = copy.deepcopy(cfg)
     share_out(cfg, env)
     accumulate(cfg, micro_batch)
     work_dir = env.out_dir / "work"
-    identity = identity_of(cfg, encoder, env)  # of the recipe alone, before folders and hooks are put in
+    # of the recipe alone: not of folders and hooks, nor of how many processes share a batch in how many parts
+    identity = identity_of(recipe, encoder, env, normalized_together(cfg, env))
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
     cfg.randomness = {"seed": env.seed, "deterministic": False}
@@ -86,10 +89,12 @@ def train_and_test(
     cfg.default_hooks = {
         "runtime_info": {"type": RuntimeInfo},
         "logger": {"type": "LoggerHook", "interval": 20},
+        "param_scheduler": {"type": StepSchedulers},
         "checkpoint": None,
     }
-    interval = save_interval(cfg.train_cfg.max_iters, cfg.optim_wrapper.get("accumulative_counts", 1))
-    resume = {"type": Resume, "folder": str(env.out_dir / DENSE_STATE), "identity": identity, "interval": interval}
+    parts = cfg.optim_wrapper.get("accumulative_counts", 1)
+    resume = {"type": Resume, "folder": str(env.out_dir / DENSE_STATE), "identity": identity, "parts": parts}
+    resume["interval"] = save_interval(cfg.train_cfg.max_iters, parts)
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
     if cfg.get("precise_bn"):
         cfg.custom_hooks.append({"type": PreciseBN, "batches": cfg.precise_bn})
@@ -130,17 +135,21 @@ def save_interval(iterations: int, parts: int) -> int:
     return -(-min(1000, max(1, iterations // 5)) // parts) * parts
 
 
-def identity_of(cfg: Config, encoder: Encoder, env: Env) -> str:
+def identity_of(cfg: Config, encoder: Encoder, env: Env, together: int | None = None) -> str:
     """A digest of all that decides a training's weights.
 
     The number of loading processes does not, nor which GPU it is: each process of a group has its own.
+
+    Args:
+        cfg: the recipe, before it is shared out.
+        together: how many images BatchNorm sees at once, if there is one.
     """
     settings = {name: value for name, value in cfg.to_dict().items() if not name.startswith("test_")}
     loader = settings["train_dataloader"]
     settings["train_dataloader"] = {
         name: loader[name] for name in loader if name not in ("num_workers", "persistent_workers")
     }
-    whole = [encoder.fingerprint, env.seed, env.limit, env.device.partition(":")[0], settings]
+    whole = [encoder.fingerprint, env.seed, env.limit, env.device.partition(":")[0], together, settings]
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=_qualified_name).encode()).hexdigest()
 
 
