@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -235,6 +236,8 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
         entry["status"], entry["reason"], status = "skipped", str(error), EXIT_SKIPPED
     except UserError as error:
         entry["status"], entry["reason"], status = "failed", str(error), EXIT_USER
+    except torch.OutOfMemoryError as error:
+        entry["status"], entry["reason"], status = "failed", out_of_memory(error, config), EXIT_USER
     except Exception as error:  # a fault of ours or of a library: the record keeps it, the log has the traceback
         traceback.print_exc()
         entry["status"], entry["reason"], status = "failed", f"{type(error).__name__}: {error}", EXIT_FAILED
@@ -242,6 +245,18 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
     entry.update(env.notes)
     protocol.complete(entry)
     return status
+
+
+def out_of_memory(error: Exception, config: Settings) -> str:
+    """One sentence that names the setting, if there is one, and what it changes."""
+    found = re.search(r"total capacity of [\d.]+ \w+", str(error))
+    of = f" (a {found[0]})" if found else ""
+    if "micro_batch" not in as_json(config):
+        return f"the GPU's memory{of} is too small for this encoder; take a larger GPU"
+    return (
+        f"the GPU's memory{of} does not hold a micro-batch of this encoder; take a larger GPU, or a smaller --set "
+        f"micro_batch: where images of a micro-batch are mixed or normalized together, the cell is then marked"
+    )
 
 
 def _inputs(arguments: argparse.Namespace, node: Node) -> dict[str, Path]:

@@ -158,6 +158,13 @@ def accumulate(cfg: "Config", micro_batch: int | None) -> None:
     cfg.train_cfg.update(max_iters=iterations, val_interval=iterations + 1)
 
 
+def checkpoint(cfg: "Config", spec: "EncoderSpec") -> None:
+    """Lets a ViT's blocks be computed again in the backward pass. Raises UserError for a ResNet."""
+    if spec.family != "vit":
+        raise UserError("grad_checkpointing works for ViTs only; leave it false for a ResNet")
+    cfg.model.backbone.checkpointing = True
+
+
 def normalized_together(cfg: "Config", env: Env) -> int | None:
     """How many images a BatchNorm that is trained sees at once; None where the model has none.
 

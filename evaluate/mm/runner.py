@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import gc
 import hashlib
 import json
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, TestLoop
@@ -18,7 +20,7 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from evaluate.encoder.model import Encoder
-from evaluate.mm import mixed_precision
+from evaluate.mm import fitting, mixed_precision
 from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo, StepSchedulers
 from evaluate.mm.multi_scale import MultiScale
 from evaluate.mm.recipes import accumulate, normalized_together, share_out
@@ -62,24 +64,57 @@ def train_and_test(
     """Trains and tests a complete config from the encoder's weights, in this process.
 
     mmengine's own output goes to ``out_dir/<name>.log``. Killed and started again, it goes on from its last state and
-    returns the same; the states stay for the caller to clear.
+    returns the same; the states stay for the caller to clear. Where the memory does not hold a step, fewer images are
+    taken at once, if that gives the same training.
 
     Args:
-        micro_batch: images that a process takes at once; ``None`` is its whole share of the batch.
+        micro_batch: images that a process takes at once; ``None``: as many as ``evaluate.mm.fitting`` chooses.
         precision: of the training's forward pass, as ``evaluate.runtime.precision`` names them; the test is in float32.
         multi_scale: a data loader of views (``evaluate.mm.multi_scale``) that a segmenter is tested on as well.
 
     Returns:
         The evaluator's metrics under its names; those of several scales with ``_ms`` at the end.
+
+    Raises:
+        UserError: a step that does not fit, among others.
     """
-    rank, resolved = distributed.rank(), resolve(precision, env.device)
+    resolved = resolve(precision, env.device)
     mixed_precision.use(cfg, resolved, env.device)
     recipe = copy.deepcopy(cfg)
     share_out(cfg, env)
+    micro_batch = fitting.choose(cfg, micro_batch, encoder.spec, env)
+    while True:
+        try:
+            return _train_and_test(copy.deepcopy(cfg), recipe, name, encoder, env, micro_batch, resolved, multi_scale)
+        except torch.OutOfMemoryError:  # its traceback holds the step's tensors until this block ends
+            micro_batch = fitting.after_out_of_memory(cfg, micro_batch, env)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _train_and_test(
+    cfg: Config,
+    recipe: Config,
+    name: str,
+    encoder: Encoder,
+    env: Env,
+    micro_batch: int | None,
+    resolved: str,
+    multi_scale: ConfigDict | None,
+) -> dict[str, float]:
+    """``train_and_test`` with so many images at once; ``recipe`` is ``cfg`` before it was shared out."""
+    rank = distributed.rank()
     accumulate(cfg, micro_batch)
+    together = normalized_together(cfg, env)
+    env.report(
+        protocol={
+            "images at once": cfg.train_dataloader.batch_size,
+            **({"normalized together": together} if together else {}),
+        }
+    )
     work_dir = env.out_dir / "work"
     # of the recipe alone: not of folders and hooks, nor of how many processes share a batch in how many parts
-    identity = identity_of(recipe, encoder, env, normalized_together(cfg, env))
+    identity = identity_of(recipe, encoder, env, together)
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
     cfg.randomness = {"seed": env.seed, "deterministic": False}
