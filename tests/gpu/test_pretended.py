@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gpu.pretended.expected import check
+
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAINING, TASKS = "tests.gpu.pretended.pretraining", "tests.gpu.pretended.tasks"
 ALL = ["finetune", "linear_probe", "sweep", "features", "predictions", "knn"]
@@ -62,6 +64,7 @@ def test_no_tensor_of_the_cpu_is_mixed_in(command, pretended, tmp_path):
         assert not part["mixed"], part["part"]
         assert len({entry["place"] for entry in part["to_cpu"]}) <= 1, part["to_cpu"]
         assert not (part["part"].partition(":")[0] in STEPS and part["to_cpu"]), part["to_cpu"]
+        check(part, command[-1])
 
 
 def test_the_audit_sees_a_copy_to_the_cpu_a_mixed_tensor_and_waits(pretended):
