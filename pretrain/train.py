@@ -55,10 +55,6 @@ from pretrain.vit import set_grad_checkpointing
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
 EXIT_CTRL_C = 130
 SAVE_MINUTES = 10.0
-OUT_OF_MEMORY = (
-    "the device's memory does not hold a step; give --grad-checkpointing (the same numbers), more processes, or a "
-    "smaller --micro-batch: BatchNorm and SiameseIM's loss then see fewer images together than in the paper"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,9 +273,6 @@ def _main(arguments: argparse.Namespace) -> int:
         return _end(EXIT_USER, str(error))
     except Interrupted as stop:
         return _end(stop.status, str(stop))
-    except torch.OutOfMemoryError:
-        print(f"pretrain.train: process {distributed.rank()}: {OUT_OF_MEMORY}", file=sys.stderr)
-        return EXIT_USER
     except RuntimeError as error:
         text = sentence(error)
         if text is None:
