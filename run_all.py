@@ -22,6 +22,7 @@ from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
 from evaluate.harness import clean, demo, executor, jobs, plan, rows, suite
+from evaluate.runtime import devices
 from evaluate.runtime.cli import (
     EXIT_CTRL_C,
     EXIT_SKIPPED,
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """The whole of it. Raises UserError on bad input, before anything runs."""
+    devices.check_word(arguments.device)
     if arguments.demo and (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean):
         raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --check-data, --calibrate and --clean")
     is_demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
@@ -92,7 +94,11 @@ def run(arguments: argparse.Namespace) -> int:
     for row, path in checkpoints.items():
         after = (f"{row}/pretrain",) if is_demo else ()
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after)
-    gpus = [] if all(job.is_done() for job in work) else visible_gpus(arguments.device)  # counting them takes torch
+    gpus = []
+    if not all(job.is_done() for job in work):  # to look for GPUs takes torch
+        device = devices.resolve_device(arguments.device)
+        gpus = devices.visible_gpus(device)
+        shared.device = "cuda" if gpus else device  # a job sees its own GPU alone
     slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
     shared.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
     executor.run(work, slots, gpus, arguments.task_timeout)
@@ -165,13 +171,6 @@ def examine(
     return check.report(root, names, subset=arguments.subset)
 
 
-def visible_gpus(device: str) -> list[int]:
-    """GPUs that tasks may take, one each."""
-    import torch
-
-    return list(range(torch.cuda.device_count())) if device != "cpu" else []
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -219,7 +218,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=at_least_one, help="read at most so many images of each set; the cells are marked"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    devices.add_option(parser)
     parser.add_argument("--jobs", type=at_least_one, help="tasks at a time (default: one per GPU, or two on a CPU)")
     parser.add_argument(
         "--workers",

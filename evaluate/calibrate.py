@@ -27,7 +27,7 @@ from evaluate.classification.classifier import Classifier, predictor
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, val_set
 from evaluate.data.transforms import CenterCrop
-from evaluate.runtime import distributed
+from evaluate.runtime import devices, distributed
 from evaluate.runtime import precision as precisions
 from evaluate.runtime.cli import (
     EXIT_FAILED,
@@ -38,7 +38,6 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from results.comparison import binomial
@@ -180,7 +179,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     arguments = parse(argv)
     try:
-        device = distributed.start(resolve_device(arguments.device))
+        device = distributed.start(devices.resolve_device(arguments.device))
         expected = arguments.expected if arguments.expected is not None else expected_of(arguments.ckpt)
         if not 0 < expected <= 100 or arguments.tolerance < 0:
             raise UserError(
@@ -234,7 +233,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=precisions.CHOICES, default="auto", help="auto is fp16 on CUDA and fp32 on a CPU"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    devices.add_option(parser)
     parser.add_argument(
         "--workers",
         type=at_least_zero,

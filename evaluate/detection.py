@@ -42,7 +42,10 @@ class Config(Settings):
     lr: PositiveFloat | None = None
     """Learning rate of the last layer, if not the recipe's."""
     micro_batch: PositiveInt | None = None
-    """Images that a process takes at once; gradients are accumulated over the rest of its share of the batch."""
+    """Images that a process takes at once; gradients are accumulated over the rest of its share of the batch. none: its
+    whole share, or with a ViT on a GPU as many as the memory holds."""
+    grad_checkpointing: bool = False
+    """Compute a ViT's blocks again in the backward pass: the same numbers, less memory, more time."""
 
     def __post_init__(self) -> None:
         if self.recipe not in ("paper", "demo") and not self.recipe.endswith(f"_{self.dataset}"):
@@ -86,11 +89,14 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         detector.set_image_size(cfg, config.image_size)
     detector.fill_encoder(cfg, encoder)
     same += recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
+    same.append("grad_checkpointing")
     if encoder.spec.family == "vit":  # those recipes have LayerNorm everywhere; the ResNets' train BatchNorm
         same.append("micro_batch")
     published = detector.RECIPES.get((encoder.spec.family, PRESETS["paper"].recipe, config.dataset))
     env.report(immaterial={"": [*same, *(["recipe"] if name == published else [])]})
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
+    if config.grad_checkpointing:
+        recipes.checkpoint(cfg, encoder.spec)
     asked = detector.fill_data(cfg, config.dataset, env)
     iterations, padded = cfg.train_cfg.max_iters, cfg.model.backbone.get("img_size", cfg.image_size)
     metrics = runner.train_and_test(cfg, config.dataset, encoder, env, config.micro_batch)

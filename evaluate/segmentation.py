@@ -40,7 +40,10 @@ class Config(Settings):
     lr: PositiveFloat | None = None
     """Learning rate of the last layer, if not the recipe's."""
     micro_batch: PositiveInt | None = None
-    """Crops that a process takes at once; gradients are accumulated over the rest of its share of the batch."""
+    """Crops that a process takes at once; gradients are accumulated over the rest of its share of the batch. none: its
+    whole share. UPerNet's BatchNorm sees them together."""
+    grad_checkpointing: bool = False
+    """Compute a ViT's blocks again in the backward pass: the same numbers, less memory, more time."""
     precision: Precision = "auto"
     """Precision of the training; auto is fp16 on a GPU and fp32 on a CPU."""
     multi_scale: bool = True
@@ -79,8 +82,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         segmenter.set_crop(cfg, config.crop)
     segmenter.fill_encoder(cfg, encoder)
     same += recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, config.micro_batch)
-    env.report(immaterial={"": [*same, "multi_scale"]})  # several scales are measured beside the column
+    # several scales are measured beside the column
+    env.report(immaterial={"": [*same, "multi_scale", "grad_checkpointing"]})
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
+    if config.grad_checkpointing:
+        recipes.checkpoint(cfg, encoder.spec)
     asked = segmenter.fill_data(cfg, env)
     iterations = cfg.train_cfg.max_iters
     segmenter.require_two_crops(cfg, config.micro_batch, env.device)

@@ -1,7 +1,7 @@
 # ruff: noqa: F403, F405
 """Mask R-CNN with a ViTDet backbone on COCO 2017, 100 epochs: the COCO columns of the SiameseIM table.
 
-    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR --set micro_batch=1
+    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR
 
 detectron2's ViTDet gives box AP 51.6 and mask AP 45.9 from MAE's ViT-B (55.5 and 49.2 from its ViT-L), on 64 A100 with
 one image each; with fewer GPUs the rest of the batch of 64 is accumulated. Drop path and layer decay of ViT-L follow

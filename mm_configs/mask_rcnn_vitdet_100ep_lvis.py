@@ -1,7 +1,7 @@
 # ruff: noqa: F403, F405
 """Mask R-CNN with a ViTDet backbone on LVIS v1, 100 epochs: the LVIS columns of the SiameseIM table.
 
-    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR --set dataset=lvis --set micro_batch=1
+    torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR --set dataset=lvis
 
 detectron2's ViTDet gives box AP 40.2 and mask AP 38.2 from MAE's ViT-B (46.1 and 43.6 from its ViT-L), on 64 A100 with
 one image each. The model is that of COCO; the federated loss, repeat factors, 300 detections an image and twice the

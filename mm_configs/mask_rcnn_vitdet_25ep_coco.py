@@ -2,7 +2,7 @@
 """Mask R-CNN with a ViTDet backbone on COCO 2017, 25 epochs instead of the paper's 100.
 
     torchrun --nproc-per-node 8 -m evaluate.detection --ckpt FILE --data-root DIR \\
-        --set recipe=mask_rcnn_vitdet_25ep_coco --set micro_batch=1
+        --set recipe=mask_rcnn_vitdet_25ep_coco
 
 The record says that this is the smaller budget. The steps lie at the same shares of the schedule. On 8 GPUs or any
 number that divides 64. No published box AP or mask AP of this length.

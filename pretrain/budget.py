@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from evaluate.runtime.precision import allow_tf32
 from pretrain import checkpoint, distributed
 from pretrain.config import PretrainConfig
 from pretrain.data.images import ImageFolder
 from pretrain.data.loader import steps_from, steps_per_epoch
 from pretrain.methods import method_of, read_config
 from pretrain.optimizer import make_optimizer
-from pretrain.step import accumulate, set_arithmetic
+from pretrain.step import accumulate
 
 UNTIMED_STEPS, TIMED_STEPS = 5, 15
 
@@ -39,7 +40,7 @@ def fit(
 
 def seconds_per_step(config: PretrainConfig, images: ImageFolder, device: str, workers: int, micro_batch: int) -> float:
     """Seconds of an optimizer step with the loading of its images: the mean of TIMED_STEPS, on a model of its own."""
-    set_arithmetic(config)
+    allow_tf32(config.precision == "tf32")
     model = method_of(config).build(config).to(device).train()
     optimizer = make_optimizer(model, config, model.constant_rate())
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")

@@ -1,6 +1,7 @@
 """All communication between the processes of a run; in a single process every function is the identity.
 
-Where this differs from ``evaluate.runtime.distributed`` (gradients by DDP, failing together) it is pretraining's own.
+Groups are joined and left by ``evaluate.runtime.distributed``; gradients by DDP and failing together are pretraining's
+own.
 
 Axes: B batch, N tokens, D width.
 """
@@ -16,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
+from evaluate.runtime import distributed as runtime
 from evaluate.runtime.errors import UserError
 
 T = TypeVar("T")
@@ -29,26 +31,11 @@ class FailedOnRankZero(Exception):
 
 
 def start(device: str) -> str:
-    """Joins the processes that torchrun has started, if it has; returns the device that this process is to use, which
-    is made current.
-
-    Under torchrun each process takes the GPU of its local rank. What the processes tell each other goes over gloo,
-    gradients over NCCL.
-    """
-    joined = "WORLD_SIZE" in os.environ
-    if device.startswith("cuda") and joined:
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    if joined:
-        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=TIMEOUT)
-    if ":" in device:
-        torch.cuda.set_device(device)
-    return device
+    """Joins the processes that torchrun has started, if it has, as ``evaluate.runtime.distributed.start``."""
+    return runtime.start(device, TIMEOUT)
 
 
-def leave() -> None:
-    """Leaves the process group, if there is one."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+leave = runtime.leave
 
 
 def world_size() -> int:

@@ -1,6 +1,6 @@
 """Checks one training step against numbers made by the official code.
 
-    python -m pretrain.parity FILE.json ...
+    python -m pretrain.parity FILE.json ... [--device cuda]
 
 Prints the largest relative difference of each kind of number and exits with status 1 if one exceeds the bound. A file
 holds sizes, the keys of the official state dict, inputs by formula and sampled results (tests/golden/README.md); or
@@ -18,13 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER
+from evaluate.runtime.errors import UserError
 from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_sincos
 from pretrain.methods import METHODS, Method, MethodModule, mae, module_of, siameseim
 from pretrain.optimizer import learning_rate, make_optimizer, set_rate
 
 FLOAT32_BOUND = 1e-5  # of a step of SiameseIM or MAE
+GPU_BOUND = 1e-4  # the same on a GPU, which adds up in another order; set before any GPU was measured
 FLOAT64_BOUND = 1e-6  # of a step of a method that a file names
 OPTIMIZER_BOUND = 5e-9  # the nine digits of a sample
 SCHEDULE_BOUND = 1e-9
@@ -56,7 +59,7 @@ def difference(ours: Tensor, expected: dict[str, Any] | float) -> float:
     """The largest difference of samples and norm, relative to the largest expected sample (for a number: to itself)."""
     if not isinstance(expected, dict):
         return abs(ours.item() - expected) / max(abs(expected), 1e-30)
-    flat = ours.detach().double().flatten()
+    flat = ours.detach().cpu().double().flatten()
     values = torch.tensor(expected["value"], dtype=torch.float64)
     scale = max(values.abs().max().item(), expected["norm"] / max(len(flat), 1) ** 0.5, 1e-30)
     samples = (flat[torch.tensor(expected["index"])] - values).abs().max().item() / scale
@@ -64,14 +67,16 @@ def difference(ours: Tensor, expected: dict[str, Any] | float) -> float:
     return max(samples, norm)
 
 
-def compare(golden: dict[str, Any]) -> dict[str, float]:
-    """Runs the step of a file; the largest difference by kind of number. Raises ValueError for a file of another
-    form."""
+def compare(golden: dict[str, Any], device: str = "cpu") -> dict[str, float]:
+    """Runs the step of a file on a device; the largest difference by kind of number. Raises ValueError for a file of
+    another form."""
     config = golden.get("config", {})
     if "predictor_depth" in config:
-        return _compare_siameseim(golden)
+        return _compare_siameseim(golden, device)
     if "decoder_depth" in config:
-        return _compare_mae(golden)
+        return _compare_mae(golden, device)
+    if device != "cpu":
+        raise ValueError(f"it is compared on a CPU alone, not on {device}; leave out --device")
     if golden.get("method") in METHODS:
         return _compare_method(golden)
     if "optimizers" in golden:
@@ -98,11 +103,11 @@ def _config(method: MethodModule, golden: dict[str, Any], **others: Any) -> Any:
     return dataclasses.replace(method.PRESETS["paper"], **{name: sizes[name] for name in same}, **others)
 
 
-def _load(method: MethodModule, model: Method, golden: dict[str, Any]) -> dict[str, Tensor]:
-    """Gives a model the file's weights, for training; its position embeddings."""
+def _load(method: MethodModule, model: Method, golden: dict[str, Any], device: str) -> dict[str, Tensor]:
+    """Gives a model the file's weights, for training on a device; its position embeddings."""
     buffers = {name: getattr(model, name) for name in ("pos_embed", "decoder_pos_embed")}
     model.load_state_dict(method.from_official(fill(golden, buffers), list(model.state_dict())))
-    model.train()
+    model.to(device).train()
     return buffers
 
 
@@ -119,39 +124,41 @@ def _compare_gradients(
     }
 
 
-def _compare_mae(golden: dict[str, Any]) -> dict[str, float]:
+def _compare_mae(golden: dict[str, Any], device: str) -> dict[str, float]:
     inputs, expected, tag = golden["inputs"], golden["expected"], golden["tag"]
     config = _config(mae, golden, train_patch_embed=True)
     model = mae.build(config)
-    buffers = _load(mae, model, golden)
+    buffers = _load(mae, model, golden, device)
     image, noise = (
-        generate(f"{tag}/image", [inputs["batch"], 3, config.img_size, config.img_size]),
-        torch.tensor(inputs["noise"]),
+        generate(f"{tag}/image", [inputs["batch"], 3, config.img_size, config.img_size]).to(device),
+        torch.tensor(inputs["noise"], device=device),
     )
     out = model.reconstruct(image, noise)
     out.loss.backward()
     return {
         "inputs": difference(image, inputs["image"]),
         "loss": difference(out.loss, expected["loss"]),
-        "mask": 0.0 if torch.equal(out.mask, torch.tensor(expected["mask"]).bool()) else float("inf"),
+        "mask": 0.0 if torch.equal(out.mask.cpu(), torch.tensor(expected["mask"]).bool()) else float("inf"),
         "prediction": difference(out.prediction, expected["pred"]),
         **_compare_gradients(mae, model, buffers, expected),
     }
 
 
-def _compare_siameseim(golden: dict[str, Any]) -> dict[str, float]:
+def _compare_siameseim(golden: dict[str, Any], device: str) -> dict[str, float]:
     inputs, expected, tag = golden["inputs"], golden["expected"], golden["tag"]
     frozen = golden["config"]["patch_embed_frozen"]
     config = _config(siameseim, golden, num_masked=sum(inputs["mask"][0]), train_patch_embed=not frozen)
     model = siameseim.build(config)
-    buffers = _load(siameseim, model, golden)
+    buffers = _load(siameseim, model, golden, device)
     shape = [inputs["batch"], 3, config.img_size, config.img_size]
-    views = {name: generate(f"{tag}/{name}", shape) for name in ("view1", "view2")}
-    geometry = RelativeGeometry(*(torch.tensor(inputs[field.name]) for field in dataclasses.fields(RelativeGeometry)))
-    mask = torch.tensor(inputs["mask"]).bool()
+    views = {name: generate(f"{tag}/{name}", shape).to(device) for name in ("view1", "view2")}
+    geometry = RelativeGeometry(
+        *(torch.tensor(inputs[field.name], device=device) for field in dataclasses.fields(RelativeGeometry))
+    )
+    mask = torch.tensor(inputs["mask"], device=device).bool()
 
     model.update_target(golden["config"]["momentum"])
-    out = model(Batch(views["view1"], views["view2"], mask, geometry, torch.arange(inputs["batch"])))
+    out = model(Batch(views["view1"], views["view2"], mask, geometry, torch.arange(inputs["batch"], device=device)))
     out.loss.backward()
 
     return {
@@ -313,24 +320,31 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m pretrain.parity", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="numbers of one training step")
-    files = parser.parse_args(argv).files
+    devices.add_option(parser)
+    arguments = parser.parse_args(argv)
+    files = arguments.files
+    try:
+        device = devices.resolve_device(arguments.device)
+    except UserError as error:
+        print(f"pretrain.parity: {error}", file=sys.stderr)
+        return EXIT_USER
     statuses = []
     for path in files:
         if len(files) > 1:
             print(path)
-        statuses.append(_report(path))
+        statuses.append(_report(path, device))
     return max(statuses)
 
 
-def _report(path: Path) -> int:
+def _report(path: Path, device: str) -> int:
     """Compares one file and prints what was found; its exit status."""
     try:
         golden = json.loads(path.read_text())
-        found = compare(golden)
+        found = compare(golden, device)
     except (OSError, ValueError, KeyError) as error:
         print(f"pretrain.parity: {path} cannot be compared: {error}", file=sys.stderr)
         return EXIT_USER
-    bounds = {name: bound_of(golden, name) for name in found}
+    bounds = {name: bound_of(golden, name) if device == "cpu" else GPU_BOUND for name in found}
     for name, value in found.items():
         print(f"{name:<30} {value:.2e} {'ok' if value <= bounds[name] else 'TOO LARGE'}")
     return EXIT_FAILED if any(value > bounds[name] for name, value in found.items()) else 0

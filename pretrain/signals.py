@@ -30,12 +30,12 @@ def sentence(error: RuntimeError) -> str | None:
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            "the GPU has too little memory; --grad-checkpointing takes less and changes nothing else, "
-            "a lower --micro-batch takes less too"
+            "the GPU has too little memory; --grad-checkpointing takes less and changes nothing else; a lower "
+            "--micro-batch takes less too, but then BatchNorm and SiameseIM's loss see fewer images together"
         )
     if "DataLoader worker" in text:
         return (
-            "a data loading process was ended from outside, perhaps for want of memory; "
+            "a data loading process was ended from outside, perhaps for want of memory or of /dev/shm; "
             "start again, with fewer --workers"
         )
     if isinstance(error, torch.distributed.DistNetworkError):

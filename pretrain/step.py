@@ -16,12 +16,6 @@ from pretrain.faults import Culprits
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def set_arithmetic(config: PretrainConfig) -> None:
-    """Lets a GPU take TF32 for the products that autocast leaves in float32 (the loss's): what goes in has no more
-    bits. fp32 stays fp32."""
-    torch.backends.cuda.matmul.allow_tf32 = config.precision in PRECISIONS
-
-
 def accumulate(model: nn.Module, scaler: Any, batch: Step, config: PretrainConfig, device: str) -> Tensor:
     """Adds up the gradients of a step; the mean loss of this process, detached."""
     total = torch.zeros((), device=device)

@@ -32,9 +32,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS, at_least_one, at_least_zero
-from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.errors import UserError
+from evaluate.runtime.precision import allow_tf32
 from evaluate.runtime.settings import help_text
 from pretrain import budget, checkpoint, distributed, preview
 from pretrain.config import MODELS, PretrainConfig
@@ -48,7 +49,7 @@ from pretrain.methods import METHODS, Method, MethodModule, configure, method_of
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer, set_rate
 from pretrain.signals import listening, sentence
-from pretrain.step import PRECISIONS, accumulate, find_culprits, seed, set_arithmetic
+from pretrain.step import PRECISIONS, accumulate, find_culprits, seed
 from pretrain.vit import set_grad_checkpointing
 
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
@@ -100,7 +101,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     total = config.epochs * steps
     method = method_of(config)
     torch.manual_seed(config.seed)
-    set_arithmetic(config)
+    allow_tf32(config.precision == "tf32")
     model = method.build(config).to(device).train()
     if execution.grad_checkpointing:
         set_grad_checkpointing(model)
@@ -267,7 +268,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _main(arguments: argparse.Namespace) -> int:
     try:
-        device = distributed.start(resolve_device(arguments.device))
+        device = distributed.start(devices.resolve_device(arguments.device))
         config = distributed.all_or_none(lambda: configured(arguments))
         if arguments.init_only:
             path = initialize(config, arguments.out)
@@ -353,7 +354,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="train for about N minutes instead of the preset's epochs; a few steps are timed first",
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    devices.add_option(parser)
     parser.add_argument(
         "--workers",
         type=at_least_zero,

@@ -111,6 +111,8 @@ class Record(Identity):
     work: str
     """The folder below OUT where the task kept its files."""
     device: str
+    hardware: dict[str, Any]
+    """Of a GPU: its name, its memory in GiB, the driver and CUDA; empty on a CPU."""
     versions: dict[str, str]
     """Of Python and of the packages that can change a number."""
     git: dict[str, Any]

@@ -178,7 +178,8 @@ class _Pass:
         if self.loader is None:
             count = sum(len(self._batches(shard)) for shard in self.remaining())
             dataset = Images(self.images, self.transform, keep_unreadable=True)
-            self.loader = iter(track(batches(dataset, self._samples(), self.env.workers), self.images.name, count))
+            workers = min(self.env.workers, count)  # one that has nothing to load costs its start
+            self.loader = iter(track(batches(dataset, self._samples(), workers), self.images.name, count))
         first = next(self.loader, None)
         if first is None:
             self.loader = None

@@ -142,7 +142,7 @@ def extract(
     Several processes share the shards out; the features do not depend on how many, to the last bit.
 
     Args:
-        precision: fp32, bf16, fp16, or auto (fp16 on CUDA, fp32 on a CPU).
+        precision: fp32, tf32, bf16, fp16, or auto (fp16 on CUDA, fp32 on a CPU).
         blocks: the last so many; a ResNet has one.
         max_unreadable: so many images may be unreadable; the rest of the task then goes by ``labels``.
     """
@@ -186,4 +186,4 @@ def report_fp32(stored: cached_pass.CachedPass, name: str, precision: str, env: 
 def _shorten(tokens: torch.Tensor, precision: str) -> torch.Tensor:
     """float16 where the arithmetic was no finer and the values fit its range, else float32."""
     half = tokens.half()
-    return half if precision != "fp32" and bool(half.isfinite().all()) else tokens.float()
+    return half if precision in precisions.DTYPES and bool(half.isfinite().all()) else tokens.float()

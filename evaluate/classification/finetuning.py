@@ -26,8 +26,10 @@ def make_optimizer(model: Classifier, layer_decay: float, weight_decay: float) -
     """AdamW with a learning rate that falls with depth; the loop sets it at every step."""
     depth = model.encoder.spec.depth if model.encoder.spec.family == "vit" else 0
     groups = parameter_groups(model.named_timm_parameters(), depth, layer_decay, weight_decay)
+    # fused, it needs no look at whether the scaled gradient overflowed; on a CPU it would round otherwise
+    fused = next(model.parameters()).is_cuda
     return torch.optim.AdamW(
-        [{key: group[key] for key in ("params", "weight_decay", "scale")} for group in groups], lr=0.0
+        [{key: group[key] for key in ("params", "weight_decay", "scale")} for group in groups], lr=0.0, fused=fused
     )
 
 
@@ -71,7 +73,8 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
         pixels, labels = batch
         seed_global(env.device, env.seed, "step", number, part, sampler.rank)
-        images, targets = mix(normalize(pixels, spec.mean, spec.std, env.device), labels.to(env.device))
+        labels = labels.to(env.device, non_blocking=True)
+        images, targets = mix(normalize(pixels, spec.mean, spec.std, env.device), labels)
         last = part == sampler.micro_batches - 1
         waits = sampler.world_size > 1 and not last
         with parallel.no_sync() if waits else contextlib.nullcontext():  # type: ignore[operator]  # DDP's

@@ -24,11 +24,13 @@ def finite(forward: Callable[[str], dict[str, torch.Tensor]], precision: str) ->
     Raises:
         UserError: not finite in fp32 either.
     """
-    again = False
     values = forward(precision)
-    if precision != "fp32" and not _are_finite(values):
-        values, again = forward("fp32"), True
-    if not _are_finite(values):
+    good = _are_finite(values)
+    again = not good and precision != "fp32"
+    if again:
+        values = forward("fp32")
+        good = _are_finite(values)
+    if not good:
         raise UserError(TOO_LARGE)
     count = len(next(iter(values.values())))
     return {**values, IN_FP32: torch.full((count,), again)}
@@ -45,4 +47,5 @@ def require_finite(rows: torch.Tensor) -> torch.Tensor:
 
 
 def _are_finite(values: dict[str, torch.Tensor]) -> bool:
-    return all(bool(torch.isfinite(value).all()) for value in values.values())
+    """Read once, since a GPU is waited for."""
+    return bool(torch.stack([torch.isfinite(value).all() for value in values.values()]).all())

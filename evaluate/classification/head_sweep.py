@@ -88,9 +88,8 @@ def fit(
         if part == 0:
             optimizer.zero_grad(set_to_none=False)
         pixels, labels = batch
-        loss = heads.accumulate(
-            inputs.of_pixels(pixels, setup.precision, env.device), labels.to(env.device), sampler.batch
-        )
+        labels = labels.to(env.device, non_blocking=True)
+        loss = heads.accumulate(inputs.of_pixels(pixels, setup.precision, env.device), labels, sampler.batch)
         if part == sampler.micro_batches - 1:
             distributed.sum_gradients(list(heads.parameters()))
         return loss

@@ -8,7 +8,7 @@ import torch
 
 from evaluate.classification.sampler import BatchSampler
 from evaluate.classification.setup import Setup
-from evaluate.runtime import training_state
+from evaluate.runtime import distributed, training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.progress import track
@@ -36,10 +36,15 @@ def train(
             the gradients at micro-batch 0 and adds them up over processes at the last one.
 
     Raises:
-        UserError: the loss of an epoch is not finite; the state of the epoch before stays.
+        UserError: the loss of an epoch is not finite (the state of the epoch before stays), or processes that do not
+            see the same folder.
     """
     sampler = setup.sampler
     state = training_state.load(env.out_dir, setup.identity)
+    distributed.require_same(
+        state["step"] if state else 0,
+        f"not every process finds the same saved state in {env.out_dir}; give all of them the same output folder",
+    )
     if state:
         for name, part in parts.items():
             part.load_state_dict(state[name])

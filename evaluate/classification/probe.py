@@ -65,7 +65,7 @@ class FrozenInputs:
                 with torch.no_grad():
                     raw = finite(partial(self._tokens, normalized), self.setup.precision)
                     tokens = features.probe_input(self.encoder, self.pooling, raw["tokens"])
-                yield tokens, labels.to(env.device)
+                yield tokens, labels.to(env.device, non_blocking=True)
 
         return draw
 

@@ -58,8 +58,10 @@ def make_setup(encoder: Encoder, config: TrainingConfig, env: Env, train: ImageS
         )
     except ValueError as error:
         raise UserError(f"{error}; raise --limit or --set batch_size, or start fewer processes") from error
+    # a step's images are the same on any number of processes; what is drawn or normalized together follows from this
+    together = world_size * sampler.micro_batches
     identity = json.dumps(
-        [as_json(config), encoder.fingerprint, train.fingerprint, env.seed, world_size, resolved, *also]
+        [as_json(config), encoder.fingerprint, train.fingerprint, env.seed, together, resolved, *also]
     )
     return Setup(train, val, test_crop(encoder, config), sampler, resolved, identity)
 

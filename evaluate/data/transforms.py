@@ -148,6 +148,6 @@ def normalize(
     images: torch.Tensor, mean: Sequence[float], std: Sequence[float], device: str | torch.device
 ) -> torch.Tensor:
     """uint8 (B, 3, H, W) to float32 on the device: value / 255, minus ``mean``, over ``std`` (on the 0..1 scale)."""
-    shift = torch.tensor(mean, device=device).view(3, 1, 1)
-    scale = torch.tensor(std, device=device).view(3, 1, 1)
+    # copied without waiting for what the GPU has to do, as torch.tensor(…, device=…) would
+    shift, scale = (torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True) for values in (mean, std))
     return images.to(device, non_blocking=True).float().div_(255).sub_(shift).div_(scale)

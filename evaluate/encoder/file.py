@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -43,6 +44,8 @@ def load(path: Path | str, device: str = "cpu", *, _uncertified: bool = False) -
         ) from error
     if not _uncertified:
         _check_certificate(path, loaded)
+    if spec.family == "resnet" and device.startswith("cuda"):
+        return loaded.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own
     return loaded.eval().to(device)
 
 

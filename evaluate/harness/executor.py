@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from evaluate.runtime.devices import VISIBLE
 from evaluate.runtime.processes import PARENT
 from results.escape import plain
 
@@ -67,7 +68,7 @@ class Running:
         return time.monotonic() - self.heard
 
 
-def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = (), silence_minutes: float = 0.0) -> None:
+def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minutes: float = 0.0) -> None:
     """Runs all jobs, up to ``slots`` at a time, in their order as far as their needs allow; sets their status and
     seconds.
 
@@ -75,6 +76,7 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[int] = (), silence_minut
     With GPUs, each running job sees one of them alone (two share one where there are more slots than GPUs).
 
     Args:
+        gpus: the names by which CUDA_VISIBLE_DEVICES gives each of them.
         silence_minutes: a job that writes nothing for so long is ended; 0 for never.
 
     Raises: Stopped: on SIGINT, SIGTERM or SIGHUP, after every job has been asked to end and, GRACE_SECONDS later, been
@@ -169,12 +171,12 @@ def _propagate_failure(unmet: Job, job: Job) -> None:
     job.on_exit(unmet.status or 0)
 
 
-def _start(job: Job, gpu: int | None) -> subprocess.Popen[bytes]:
+def _start(job: Job, gpu: str | None) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
     environment[PARENT] = str(os.getpid())
     if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        environment[VISIBLE] = gpu
     with job.log.open("wb") as log:
         # a session of its own: a job is ended with all that it started, and Ctrl-C reaches it through this process
         # alone

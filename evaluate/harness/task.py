@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -22,6 +23,7 @@ from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import protocol, rows
 from evaluate.harness.plan import NODES, Node, data_sets, from_preset, module_of, node_of, paper_config
 from evaluate.harness.suite import stale_files, work_folder
+from evaluate.runtime import devices
 from evaluate.runtime.cli import (
     EXIT_FAILED,
     EXIT_SKIPPED,
@@ -31,7 +33,6 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from evaluate.runtime.locks import exclusive
@@ -103,7 +104,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     node = node_of(task, config)
     inputs = _inputs(arguments, node)
     data_root = layouts.root(arguments.data_root)
-    device = resolve_device(arguments.device)
+    device = devices.resolve_device(arguments.device)
     name = rows.check_name(arguments.name or next(iter(rows.named_checkpoints([str(arguments.ckpt)]))))
 
     from evaluate import encoder as encoders
@@ -139,7 +140,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     )
     entry = {**start(identity, preset, node, encoder, env), "encoder": name, "data": data}
     if not first:
-        return measure(module, encoder, config, env, entry)
+        return distributed.end_together(measure(module, encoder, config, env, entry))
     with exclusive(env.out_dir / rows.LOCK, f"{name}/{node.name}"):
         standing = record.find(out / "records", name, identity)
         if standing and not stale_files(out, standing) and distributed.world_size() == 1:
@@ -157,7 +158,7 @@ def _main(task: str, argv: list[str] | None) -> int:
             training_state.clear(env.out_dir)
             print(json.dumps(entry["metrics"], indent=2))
         print(f"record: {written}")
-    return status
+    return distributed.end_together(status)
 
 
 def _prepare(
@@ -211,6 +212,7 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         "data": dict(env.identities),
         "files": {},
         "device": env.device,
+        "hardware": devices.hardware(env.device),
         "versions": record.versions(),
         "git": record.git_state(),
         "started_utc": record.utc_now(),
@@ -238,6 +240,8 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
         entry["status"], entry["reason"], status = "skipped", str(error), EXIT_SKIPPED
     except (UserError, PermissionError) as error:
         entry["status"], entry["reason"], status = "failed", in_one_sentence(error), EXIT_USER
+    except torch.OutOfMemoryError as error:
+        entry["status"], entry["reason"], status = "failed", out_of_memory(error, config), EXIT_USER
     except Exception as error:  # a fault of ours or of a library: the record keeps it, the log has the traceback
         traceback.print_exc()
         entry["status"], entry["reason"], status = "failed", f"{type(error).__name__}: {error}", EXIT_FAILED
@@ -245,6 +249,18 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
     entry.update(env.notes)
     protocol.complete(entry)
     return status
+
+
+def out_of_memory(error: Exception, config: Settings) -> str:
+    """One sentence that names the setting, if there is one, and what it changes."""
+    found = re.search(r"total capacity of [\d.]+ \w+", str(error))
+    of = f" (a {found[0]})" if found else ""
+    if "micro_batch" not in as_json(config):
+        return f"the GPU's memory{of} is too small for this encoder; take a larger GPU"
+    return (
+        f"the GPU's memory{of} does not hold a micro-batch of this encoder; take a larger GPU, or a smaller --set "
+        f"micro_batch: where images of a micro-batch are mixed or normalized together, the cell is then marked"
+    )
 
 
 def _inputs(arguments: argparse.Namespace, node: Node) -> dict[str, Path]:
@@ -285,7 +301,7 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="take the settings of a record, or of a file that run_all.py wrote"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    devices.add_option(parser)
     parser.add_argument(
         "--workers",
         type=at_least_zero,

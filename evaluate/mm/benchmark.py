@@ -30,6 +30,7 @@ from evaluate.encoder.model import Encoder
 from evaluate.encoder.model import build as build_vit
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm import detector, mixed_precision, recipes, runner
+from evaluate.runtime import devices
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.precision import DTYPES, resolve
 
@@ -193,14 +194,11 @@ def main(argv: list[str] | None = None) -> int:
         "--batch", type=int, default=1, help="images a step (default: 1, as detectron2 on each of its GPUs)"
     )
     parser.add_argument("--steps", type=int, default=5, help="timed steps, of which the median is taken (default: 5)")
-    parser.add_argument(
-        "--device",
-        default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda or cuda:N (default: a GPU if there is one)",
-    )
+    devices.add_option(parser)
     arguments = parser.parse_args(argv)
     try:
-        report(arguments.recipe, arguments.size, arguments.batch, arguments.steps, arguments.device)
+        device = devices.resolve_device(arguments.device)
+        report(arguments.recipe, arguments.size, arguments.batch, arguments.steps, device)
     except (UserError, ValueError) as error:
         print(f"evaluate.mm.benchmark: {error}", file=sys.stderr)
         return 2

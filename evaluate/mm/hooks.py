@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from mmengine.hooks import Hook, RuntimeInfoHook
+from mmengine.hooks import Hook, ParamSchedulerHook, RuntimeInfoHook
 from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -48,6 +48,14 @@ class Progress(Hook):
         if runner.rank == 0 and time.monotonic() - self.last >= SECONDS_BETWEEN_LINES:
             self.last = time.monotonic()
             print(f"{self.name}: {line}", file=sys.stderr, flush=True)
+
+
+class StepSchedulers(ParamSchedulerHook):
+    """mmengine's hook, which counts steps of the optimizer: a batch that is split into parts has one learning rate."""
+
+    def after_train_iter(self, runner: Runner, *arguments: Any, **named: Any) -> None:
+        if runner.optim_wrapper.should_update():  # of the iteration that has just been counted
+            super().after_train_iter(runner, *arguments, **named)
 
 
 class FiniteLoss(Hook):

@@ -18,19 +18,22 @@ from torch import Tensor
 from evaluate.data.coco import read_annotations
 from evaluate.data.voc import CLASSES, read_voc
 from evaluate.mm import resampling
+from evaluate.mm.detections import Detections
 from evaluate.runtime.errors import UserError
 
 NAMES = {"bbox": "box_ap", "segm": "mask_ap"}
-FREQUENCIES = {"APr": "rare", "APc": "common", "APf": "frequent"}
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
+SCORED_AT_ONCE = 16  # categories
 
 
 def average_precision(
     ground_truth: dict[str, Any],
-    detections: list[dict[str, Any]],
+    detections: Detections,
     image_ids: Sequence[int],
     lvis: bool,
     max_detections: int,
     resamples: dict[str, list[float]] | None = None,
+    at_once: int = SCORED_AT_ONCE,
 ) -> dict[str, float]:
     """AP in percent: ``box_ap`` and ``mask_ap``, each also with ``50`` and ``75`` at the end.
 
@@ -38,51 +41,68 @@ def average_precision(
 
     Args:
         ground_truth: the parsed annotation json, as ``evaluate.data.coco`` accepts it; it stays as it is.
-        detections: COCO results, each with ``image_id``, ``category_id``, ``score``, ``bbox`` (x, y, width, height) and
-            ``segmentation`` (compressed run lengths).
         image_ids: the images scored.
         lvis: score by LVIS' rules; each image is first cut to its ``max_detections`` best over all classes, as lvis
             does on load.
         resamples: is given each metric's values on resampled images (``evaluate.mm.resampling``).
+        at_once: so many categories are scored at a time, on the images that concern them: the scorer keeps an entry
+            for each pair of an image and a category. A category's precision depends on no other one.
 
     No detections are 0. A group of categories that the ground truth lacks has no key.
     """
-    detections = _best(detections, max_detections)
+    kept = detections.best(max_detections)
+    if lvis:
+        kept = kept[_is_labelled(ground_truth, detections, kept)]
     truth = COCO({**ground_truth, "annotations": [_scored(a, k) for k, a in enumerate(ground_truth["annotations"], 1)]})
+    categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
+    ids = [category["id"] for category in categories]
+    groups = [ids[start : start + at_once] for start in range(0, len(ids), at_once)]
+    asked = set(image_ids)
+    of_frequency = {
+        frequency: [k for k, category in enumerate(categories) if category["frequency"] == letter]
+        for letter, frequency in (FREQUENCIES.items() if lvis else ())
+    }
     metrics: dict[str, float] = {}
     for kind, name in NAMES.items():
-        # without its box a mask result takes its area from the mask
-        field = "bbox" if kind == "bbox" else "segmentation"
-        results = [{k: d[k] for k in ("image_id", "category_id", "score", field)} for d in detections]
-        evaluation = COCOeval_faster(
-            truth, truth.loadRes(results), kind, lvis_style=lvis, print_function=lambda *_: None
-        )
-        evaluation.params.imgIds = sorted(image_ids)
-        if lvis:
-            evaluation.params.maxDets = [max_detections]
-        evaluation.run()
-        stats = evaluation.stats_as_dict
-        keys = {"AP_all": name, "AP_50": f"{name}50", "AP_75": f"{name}75"}
-        if lvis:
-            keys.update({label: f"{name}_{frequency}" for label, frequency in FREQUENCIES.items()})
-        metrics.update({key: 100 * stats[label] for label, key in keys.items() if stats[label] >= 0})
+        parts, outcomes = [], []
+        for group in groups:
+            # without its box a mask result takes its area from the mask
+            chosen = kept[np.isin(detections.category_ids[kept], group)]
+            results = detections.results(chosen, masks=kind == "segm")
+            concerned = {a["image_id"] for a in ground_truth["annotations"] if a["category_id"] in group}
+            concerned |= set(detections.image_ids[chosen].tolist())
+            evaluation = COCOeval_faster(
+                truth, truth.loadRes(results), kind, lvis_style=lvis, print_function=lambda *_: None
+            )
+            evaluation.params.imgIds, evaluation.params.catIds = sorted(concerned & asked), group
+            if lvis:
+                evaluation.params.maxDets = [max_detections]
+            evaluation.evaluate()
+            evaluation.accumulate()
+            if resamples is not None:
+                outcomes += resampling.instance_outcomes(evaluation, sorted(asked))
+            parts.append(evaluation.eval["precision"][:, :, :, 0, -1])  # all areas, the most detections
+        precision = np.concatenate(parts, axis=2)  # (10 overlaps, 101 recalls, categories)
+        found = {name: precision, f"{name}50": precision[:1], f"{name}75": precision[5:6]}
+        for frequency, members in of_frequency.items():
+            found[f"{name}_{frequency}"] = precision[:, :, members]
+        # -1 is a category without objects
+        metrics |= {key: 100 * float(np.mean(p[p > -1])) for key, p in found.items() if (p > -1).any()}
         if resamples is not None:
-            groups = dict(zip(FREQUENCIES.values(), evaluation.freq_groups, strict=True)) if lvis else {}
-            drawn = resampled(evaluation, resampling.draws(len(image_ids)), name, groups)
+            drawn = resampled(outcomes, resampling.draws(len(asked)), name, of_frequency)
             resamples.update(resampling.kept({key: values for key, values in drawn.items() if key in metrics}))
     return metrics
 
 
 def resampled(
-    evaluation: COCOeval_faster, weights: np.ndarray, name: str, groups: Mapping[str, Sequence[int]]
+    outcomes: Sequence[resampling.Outcomes], weights: np.ndarray, name: str, groups: Mapping[str, Sequence[int]]
 ) -> dict[str, np.ndarray]:
-    """Each AP of an evaluation that has run, in percent, for R weightings (R, N) of its images.
+    """Each AP in percent, for R weightings (R, N) of the images, from the outcomes of all categories.
 
     Args:
         name: ``box_ap`` or ``mask_ap``.
         groups: positions of categories by the end of a metric's name.
     """
-    outcomes = resampling.instance_outcomes(evaluation)
     levels = resampling.COCO_LEVELS
     by_class = 100 * np.stack([resampling.precision(one, weights, levels) for one in outcomes])  # (classes, R, T)
     with warnings.catch_warnings():
@@ -93,6 +113,18 @@ def resampled(
             f"{name}75": np.nanmean(by_class[:, :, 5], axis=0),
             **{f"{name}_{end}": np.nanmean(by_class[chosen], axis=(0, 2)) for end, chosen in groups.items() if chosen},
         }
+
+
+def _is_labelled(ground_truth: dict[str, Any], detections: Detections, kept: np.ndarray) -> np.ndarray:
+    """Which of the kept detections are of a category that LVIS says is in their image, or is not: others never count.
+
+    The scorer would leave them out itself, but it fails where nothing of an image is left.
+    """
+    known = [(a["image_id"], a["category_id"]) for a in ground_truth["annotations"]]
+    known += [(i["id"], category) for i in ground_truth["images"] for category in i.get("neg_category_ids", [])]
+    base = 1 + max([int(detections.category_ids.max(initial=0)), *(category for _, category in known)])
+    pairs = np.array([image * base + category for image, category in known], np.int64)
+    return np.isin(detections.image_ids[kept] * base + detections.category_ids[kept], pairs)
 
 
 def _scored(annotation: dict[str, Any], number: int) -> dict[str, Any]:
@@ -111,14 +143,6 @@ def require_each_once(evaluated: Sequence[int], asked: Sequence[int]) -> None:
         raise RuntimeError(
             f"{len(evaluated)} images were evaluated, {len(set(evaluated))} of them distinct, of {len(asked)} asked"
         )
-
-
-def _best(detections: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """The ``count`` best of each image; ties keep their order."""
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for detection in detections:
-        by_image.setdefault(detection["image_id"], []).append(detection)
-    return [d for of_image in by_image.values() for d in sorted(of_image, key=lambda d: -d["score"])[:count]]
 
 
 class InstanceAP(BaseMetric):
@@ -149,7 +173,7 @@ class InstanceAP(BaseMetric):
         self.resamples: dict[str, list[float]] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
-        """Keeps an image's detections as COCO results."""
+        """Keeps an image's detections."""
         for sample in data_samples:
             predicted = sample["pred_instances"]
             boxes = predicted["bboxes"].float().cpu().numpy().astype(np.float64)
@@ -166,9 +190,9 @@ class InstanceAP(BaseMetric):
                 }
                 for box, score, label, mask in zip(boxes, scores, labels, masks, strict=True)
             ]
-            self.results.append((sample["img_id"], detections))
+            self.results.append((sample["img_id"], Detections.of(detections)))
 
-    def compute_metrics(self, results: list[tuple[int, list[dict[str, Any]]]]) -> dict[str, float]:
+    def compute_metrics(self, results: list[tuple[int, Detections]]) -> dict[str, float]:
         """The metrics over all images, each of which must have come exactly once.
 
         Raises:
@@ -176,7 +200,7 @@ class InstanceAP(BaseMetric):
             UserError: none of the images has an object, so there is nothing to measure.
         """
         require_each_once([image_id for image_id, _ in results], self.image_ids)
-        detections = [detection for _, of_image in results for detection in of_image]
+        detections = Detections.joined([of_image for _, of_image in results])
         scored = self.ground_truth, detections, self.image_ids, self.lvis, self.max_detections
         metrics = average_precision(*scored, self.resamples)
         if len({"box_ap", "mask_ap"} & set(metrics)) < 2:

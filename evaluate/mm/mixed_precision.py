@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from evaluate.runtime.precision import autocast
+from evaluate.runtime.precision import DTYPES, autocast
 
 
 class MixedPrecision(OptimWrapper):
@@ -58,5 +58,5 @@ def use(cfg: Config, precision: str, device: str) -> None:
 
     In mmseg's MAE recipe ``fp16`` stands where mmengine does not read it, so that "amp" trains in float32 there.
     """
-    if precision != "fp32":
+    if precision in DTYPES:
         cfg.optim_wrapper.update(type=MixedPrecision, precision=precision, device=device.partition(":")[0])

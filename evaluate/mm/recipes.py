@@ -137,7 +137,8 @@ def share_out(cfg: "Config", env: Env) -> None:
 def accumulate(cfg: "Config", micro_batch: int | None) -> None:
     """Splits each process's share of a batch into parts of ``micro_batch`` images; a step sums their gradients.
 
-    mmengine counts parts as iterations, so all lengths grow with their number. BatchNorm sees a part at a time.
+    mmengine counts parts as iterations, so their number grows; the schedule goes by steps
+    (``evaluate.mm.hooks.StepSchedulers``). BatchNorm sees a part at a time.
 
     Raises:
         UserError: a share that is no multiple of ``micro_batch``.
@@ -153,7 +154,28 @@ def accumulate(cfg: "Config", micro_batch: int | None) -> None:
     parts = share // micro_batch
     cfg.train_dataloader.batch_size = micro_batch
     cfg.optim_wrapper.accumulative_counts = parts
-    _set_length(cfg, parts * cfg.train_cfg.max_iters)
+    iterations = parts * cfg.train_cfg.max_iters
+    cfg.train_cfg.update(max_iters=iterations, val_interval=iterations + 1)
+
+
+def checkpoint(cfg: "Config", spec: "EncoderSpec") -> None:
+    """Lets a ViT's blocks be computed again in the backward pass. Raises UserError for a ResNet."""
+    if spec.family != "vit":
+        raise UserError("grad_checkpointing works for ViTs only; leave it false for a ResNet")
+    cfg.model.backbone.checkpointing = True
+
+
+def normalized_together(cfg: "Config", env: Env) -> int | None:
+    """How many images a BatchNorm that is trained sees at once; None where the model has none.
+
+    Asked after ``share_out`` and ``accumulate``: GPUs synchronize BatchNorm over the processes, CPUs do not.
+    """
+    model = cfg.to_dict()["model"]
+    norms = [key for name in ("BN", "SyncBN") for key in _replaced(model, name, name, "model")]
+    if not norms and "ResNet" not in str(cfg.model.backbone.type):
+        return None
+    size = distributed.world_size() if env.device.startswith("cuda") else 1
+    return cfg.train_dataloader.batch_size * size
 
 
 def _replaced(value: Any, old: str, new: str, key: str) -> dict[str, str]:

@@ -79,21 +79,30 @@ def _interpolated(
     return np.take_along_axis(best, place, 1).mean(1)
 
 
-def instance_outcomes(evaluation: COCOeval_faster) -> list[Outcomes]:
-    """The outcomes of each category of an evaluation that has run, by COCO's and LVIS' rules."""
-    index = {image: number for number, image in enumerate(evaluation.params.imgIds)}
-    truth, detected = (_by_category(annotations, index) for annotations in (evaluation.cocoGt, evaluation.cocoDt))
+def instance_outcomes(evaluation: COCOeval_faster, image_ids: Sequence[int]) -> list[Outcomes]:
+    """The outcomes of each category of an evaluation that has run, by COCO's and LVIS' rules.
+
+    Args:
+        image_ids: all images tested, in the order of their indices; the evaluation may be of some of them.
+    """
+    index = {image: number for number, image in enumerate(image_ids)}
+    truth, detected = (
+        _by_category(annotations, index, set(evaluation.params.catIds))
+        for annotations in (evaluation.cocoGt, evaluation.cocoDt)
+    )
     return [
         _of_category(evaluation, category, index, truth.get(category, {}), detected.get(category, {}))
         for category in evaluation.params.catIds
     ]
 
 
-def _by_category(annotations: COCO, index: Mapping[int, int]) -> dict[int, dict[int, list[dict[str, Any]]]]:
+def _by_category(
+    annotations: COCO, index: Mapping[int, int], categories: set[int]
+) -> dict[int, dict[int, list[dict[str, Any]]]]:
     """The annotations of the images in ``index`` that the evaluation did not drop, by category and image."""
     found: dict[int, dict[int, list[dict[str, Any]]]] = {}
     for one in annotations.anns.values():
-        if one["image_id"] in index and not one.get("drop"):
+        if one["category_id"] in categories and one["image_id"] in index and not one.get("drop"):
             found.setdefault(one["category_id"], {}).setdefault(one["image_id"], []).append(one)
     return found
 

@@ -1,6 +1,8 @@
 """From a recipe in mm_configs to metrics: what detection and segmentation share in calling mmengine."""
 
 import contextlib
+import copy
+import gc
 import hashlib
 import json
 import logging
@@ -19,15 +21,15 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from evaluate.encoder.model import Encoder
-from evaluate.mm import mixed_precision, resampling
-from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo
+from evaluate.mm import fitting, mixed_precision, resampling
+from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo, StepSchedulers
 from evaluate.mm.multi_scale import MultiScale
-from evaluate.mm.recipes import accumulate, share_out
+from evaluate.mm.recipes import accumulate, normalized_together, share_out
 from evaluate.mm.resume import Resume
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from evaluate.runtime.precision import resolve
+from evaluate.runtime.precision import allow_tf32, resolve
 from evaluate.runtime.training_state import DENSE_STATE
 
 
@@ -64,22 +66,57 @@ def train_and_test(
     """Trains and tests a complete config from the encoder's weights, in this process.
 
     mmengine's own output goes to ``out_dir/<name>.log``. Killed and started again, it goes on from its last state and
-    returns the same; the states stay for the caller to clear.
+    returns the same; the states stay for the caller to clear. Where the memory does not hold a step, fewer images are
+    taken at once, if that gives the same training.
 
     Args:
-        micro_batch: images that a process takes at once; ``None`` is its whole share of the batch.
+        micro_batch: images that a process takes at once; ``None``: as many as ``evaluate.mm.fitting`` chooses.
         precision: of the training's forward pass, as ``evaluate.runtime.precision`` names them; the test is in float32.
         multi_scale: a data loader of views (``evaluate.mm.multi_scale``) that a segmenter is tested on as well.
 
     Returns:
         The evaluator's metrics under its names; those of several scales with ``_ms`` at the end.
+
+    Raises:
+        UserError: a step that does not fit, among others.
     """
-    rank = distributed.rank()
-    mixed_precision.use(cfg, resolve(precision, env.device), env.device)
+    resolved = resolve(precision, env.device)
+    mixed_precision.use(cfg, resolved, env.device)
+    recipe = copy.deepcopy(cfg)
     share_out(cfg, env)
+    micro_batch = fitting.choose(cfg, micro_batch, encoder.spec, env)
+    while True:
+        try:
+            return _train_and_test(copy.deepcopy(cfg), recipe, name, encoder, env, micro_batch, resolved, multi_scale)
+        except torch.OutOfMemoryError:  # its traceback holds the step's tensors until this block ends
+            micro_batch = fitting.after_out_of_memory(cfg, micro_batch, env)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _train_and_test(
+    cfg: Config,
+    recipe: Config,
+    name: str,
+    encoder: Encoder,
+    env: Env,
+    micro_batch: int | None,
+    resolved: str,
+    multi_scale: ConfigDict | None,
+) -> dict[str, float]:
+    """``train_and_test`` with so many images at once; ``recipe`` is ``cfg`` before it was shared out."""
+    rank = distributed.rank()
     accumulate(cfg, micro_batch)
+    together = normalized_together(cfg, env)
+    env.report(
+        protocol={
+            "images at once": cfg.train_dataloader.batch_size,
+            **({"normalized together": together} if together else {}),
+        }
+    )
     work_dir = env.out_dir / "work"
-    identity = identity_of(cfg, encoder, env)  # of the recipe alone, before folders and hooks are put in
+    # of the recipe alone: not of folders and hooks, nor of how many processes share a batch in how many parts
+    identity = identity_of(recipe, encoder, env, together)
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
     cfg.randomness = {"seed": env.seed, "deterministic": False}
@@ -89,15 +126,15 @@ def train_and_test(
     cfg.default_hooks = {
         "runtime_info": {"type": RuntimeInfo},
         "logger": {"type": "LoggerHook", "interval": 20},
+        "param_scheduler": {"type": StepSchedulers},
         "checkpoint": None,
     }
-    interval = save_interval(cfg.train_cfg.max_iters, cfg.optim_wrapper.get("accumulative_counts", 1))
-    resume = {"type": Resume, "folder": str(env.out_dir / DENSE_STATE), "identity": identity, "interval": interval}
+    parts = cfg.optim_wrapper.get("accumulative_counts", 1)
+    resume = {"type": Resume, "folder": str(env.out_dir / DENSE_STATE), "identity": identity, "parts": parts}
+    resume["interval"] = save_interval(cfg.train_cfg.max_iters, parts)
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
     if cfg.get("precise_bn"):
         cfg.custom_hooks.append({"type": PreciseBN, "batches": cfg.precise_bn})
-    if env.device.startswith("cuda:"):
-        torch.cuda.set_device(env.device)  # mmengine takes the current one
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
         runner = QuickRunner.from_cfg(cfg)
         wrapped = hasattr(runner.model, "module")  # as it is in several processes
@@ -105,7 +142,9 @@ def train_and_test(
         if not wrapped:
             runner.model.to(env.device)  # mmengine takes a GPU wherever there is one
         try:
+            allow_tf32(resolved == "tf32")
             runner.train()
+            allow_tf32(False)
             # where BatchNorm is a process's own, the processes' running statistics differ; the first's are the model's
             distributed.broadcast(list(runner.model.buffers()))
             metrics = _plain(runner.test())
@@ -136,17 +175,21 @@ def save_interval(iterations: int, parts: int) -> int:
     return -(-min(1000, max(1, iterations // 5)) // parts) * parts
 
 
-def identity_of(cfg: Config, encoder: Encoder, env: Env) -> str:
+def identity_of(cfg: Config, encoder: Encoder, env: Env, together: int | None = None) -> str:
     """A digest of all that decides a training's weights.
 
     The number of loading processes does not, nor which GPU it is: each process of a group has its own.
+
+    Args:
+        cfg: the recipe, before it is shared out.
+        together: how many images BatchNorm sees at once, if there is one.
     """
     settings = {name: value for name, value in cfg.to_dict().items() if not name.startswith("test_")}
     loader = settings["train_dataloader"]
     settings["train_dataloader"] = {
         name: loader[name] for name in loader if name not in ("num_workers", "persistent_workers")
     }
-    whole = [encoder.fingerprint, env.seed, env.limit, env.device.partition(":")[0], settings]
+    whole = [encoder.fingerprint, env.seed, env.limit, env.device.partition(":")[0], together, settings]
     return hashlib.sha256(json.dumps(whole, sort_keys=True, default=_qualified_name).encode()).hexdigest()
 
 

@@ -2,14 +2,23 @@
 
 A task started by ``torchrun`` shares its images out by index and puts the answers together in order: no padding
 duplicates, so a metric is the same to the last digit on any number of processes.
+
+What the processes tell each other (objects, flags) goes over gloo, tensors of GPUs over NCCL.
 """
 
 import atexit
 import os
+import socket
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from evaluate.runtime.errors import UserError
+
+TIMEOUT = timedelta(hours=12)  # one process converts, scores, or waits for a lock, and the others for it
+ENDED = "evaluate/ended"  # of the group's store: the first process's exit status
 
 
 def rank() -> int:
@@ -22,17 +31,87 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def start(device: str) -> str:
-    """Joins torchrun's process group, if this process is part of one; returns the device this rank is to use."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+def start(device: str, timeout: timedelta = TIMEOUT) -> str:
+    """Joins torchrun's process group, if this process is part of one; returns the device this rank is to use, which is
+    made current.
+
+    On GPUs each process takes the one of its local rank, or the only one that it sees.
+
+    Args:
+        device: a resolved one.
+        timeout: how long a process waits for another before it ends.
+
+    Raises:
+        UserError: variables of a group that do not fit together, processes that srun has started without a group, or
+            more processes than GPUs.
+    """
+    if dist.is_initialized():
         return device
-    if device.startswith("cuda"):
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    size = _size_of_group(device)
+    if size is not None:
+        device = _own_gpu(device, size)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=timeout)
+        # a group whose threads still run when the interpreter ends can abort a process whose work is done
+        atexit.register(leave)
+    if ":" in device:
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    # a group whose threads still run when the interpreter ends can abort a process whose work is done
-    atexit.register(leave)
+    if size is not None and device.startswith("cuda"):
+        cards = gather_objects((socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid)))
+        require_own_cards(cards)
     return device
+
+
+def _size_of_group(device: str) -> int | None:
+    """How many processes were started together, by the variables that torchrun sets; None where it has not started this
+    one.
+    """
+    if "WORLD_SIZE" not in os.environ:
+        if os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+            count = os.environ["SLURM_STEP_NUM_TASKS"]
+            raise UserError(
+                f"srun started {count} copies of this command, which know nothing of each other; start torchrun by "
+                f"srun, with one task a node (--ntasks-per-node=1)"
+            )
+        return None
+    values = {name: os.environ.get(name, "") for name in ("WORLD_SIZE", "RANK", "MASTER_PORT")}
+    if device.startswith("cuda"):
+        values["LOCAL_RANK"] = os.environ.get("LOCAL_RANK", "")
+    wrong = [f"{name}={value}" if value else f"no {name}" for name, value in values.items() if not value.isdigit()]
+    if wrong or not os.environ.get("MASTER_ADDR") or int(values["RANK"]) >= int(values["WORLD_SIZE"]):
+        found = ", ".join(wrong) or f"RANK={values['RANK']}, MASTER_ADDR={os.environ.get('MASTER_ADDR', '')}"
+        raise UserError(
+            f"WORLD_SIZE is set to {values['WORLD_SIZE']!r}, but the other variables of a process group do not fit it "
+            f"({found}); start the command by torchrun, or unset WORLD_SIZE"
+        )
+    return int(values["WORLD_SIZE"])
+
+
+def _own_gpu(device: str, size: int) -> str:
+    """The device of this process among those of this machine."""
+    if not device.startswith("cuda"):
+        return device
+    if size > 1 and device != "cuda":
+        raise UserError(f"--device {device} is one GPU for {size} processes; give --device cuda")
+    count, number = torch.cuda.device_count(), int(os.environ["LOCAL_RANK"])
+    if count == 1:  # srun and submitit can show each process its own GPU alone
+        return "cuda:0"
+    if number >= count:
+        here = os.environ.get("LOCAL_WORLD_SIZE", "several")
+        raise UserError(
+            f"{here} processes were started on this machine, but torch can use {count} GPUs here; start as many "
+            f"(--nproc-per-node {count})"
+        )
+    return f"cuda:{number}"
+
+
+def require_own_cards(cards: list[tuple[str, str]]) -> None:
+    """Raises UserError where two processes have the same GPU; ``cards`` are host and UUID, in the order of ranks."""
+    for rank, card in enumerate(cards):
+        if cards.index(card) < rank:
+            raise UserError(
+                f"processes {cards.index(card)} and {rank} have the same GPU of {card[0]}; start one process for each "
+                f"GPU (--nproc-per-node)"
+            )
 
 
 def leave() -> None:
@@ -42,9 +121,9 @@ def leave() -> None:
 
 
 def barrier() -> None:
-    """Waits for all processes."""
+    """Waits for all processes, over gloo."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.all_reduce(torch.zeros(1))
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
@@ -78,3 +157,29 @@ def broadcast(tensors: list[torch.Tensor]) -> None:
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
+
+
+def require_same(value: Any, text: str) -> None:
+    """Raises UserError with ``text`` and the values where the processes' values are not all the same."""
+    values = gather_objects(value)
+    if any(other != values[0] for other in values):
+        raise UserError(f"{text} (by process: {', '.join(map(str, values))})")
+
+
+def end_together(status: int, patience: timedelta = timedelta(minutes=1)) -> int:
+    """Waits for the first process's end, and returns its exit status in all processes.
+
+    torchrun ends every process as soon as one ends with another status than 0, and the first one may still be writing
+    its record. A process that has failed waits no longer than ``patience``: the first one may be waiting for it.
+    """
+    if not dist.is_initialized():
+        return status
+    store = dist.distributed_c10d._get_default_store()
+    if rank() == 0:
+        store.set(ENDED, str(status))
+        return status
+    try:
+        store.wait([ENDED], patience if status else TIMEOUT)
+    except dist.DistStoreError:
+        return status
+    return int(store.get(ENDED))

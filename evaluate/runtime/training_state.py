@@ -6,6 +6,7 @@ only evaluates again.
 
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ def load(out_dir: Path, identity: str) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        return state if state["identity"] == identity else None
+        if state["identity"] == identity:
+            return state
+        print(
+            f"{path} is the state of another training (settings or data); starting from the beginning", file=sys.stderr
+        )
+        return None
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError) as error:
         raise UserError(
             f"the training state {path} is damaged ({type(error).__name__}); remove it, and training starts again"

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
+from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_USER, at_least_one, at_least_zero
-from evaluate.runtime.devices import resolve_device
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import help_text
 from pretrain.benchmark.data_path import make_images, time_loader, time_views
@@ -143,12 +143,12 @@ def main(argv: list[str] | None = None) -> int:
         help="override one setting, for example batch_size=64",
     )
     parser.add_argument(
-        "--precision", default="fp32", help="fp32, bf16, fp16, or several with commas (default: %(default)s)"
+        "--precision", default="fp32", help="fp32, tf32, bf16, fp16, or several with commas (default: %(default)s)"
     )
     parser.add_argument(
         "--steps", type=at_least_one, default=3, help="timed steps, after one to warm up (default: %(default)s)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    devices.add_option(parser)
     parser.add_argument("--compile", action="store_true", help="run our step through torch.compile")
     parser.add_argument(
         "--grad-checkpointing", action="store_true", help="our step computes the blocks again in the backward pass"
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--child", choices=("ours", "baseline"), help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     try:
-        options.device = resolve_device(options.device)
+        options.device = devices.resolve_device(options.device)
         if ":" in options.device:
             torch.cuda.set_device(options.device)
         precisions = options.precision.split(",")

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from evaluate.runtime.precision import allow_tf32
 from pretrain.benchmark import baseline
 from pretrain.data import views
 from pretrain.data.images import decode
 from pretrain.methods import siameseim
 from pretrain.optimizer import make_optimizer
-from pretrain.step import set_arithmetic
 from pretrain.vit import set_grad_checkpointing
 
 PARTS = ("augment", "target", "online", "loss", "backward", "optimizer", "EMA")
@@ -112,9 +112,7 @@ def time_step(config: siameseim.Config, plain: bool, options: argparse.Namespace
     in bytes."""
     device = options.device
     torch.manual_seed(0)
-    set_arithmetic(config)
-    if plain:
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    allow_tf32(config.precision == "tf32")
     model: Any = (baseline.PlainSiameseIM if plain else siameseim.build)(config)
     model = model.to(device).train()
     if options.grad_checkpointing:

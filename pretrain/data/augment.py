@@ -21,7 +21,9 @@ JITTER_ORDERS = np.array(list(itertools.permutations(range(4))))
 def augment_view(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainConfig) -> Tensor:
     """View ``number`` (0 or 1), (B, 3, S, S) uint8 to normalized, by draws (B, COLOR_DRAWS) in [0, 1)."""
     device, batch = pixels.device, len(pixels)
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (config.mean, config.std))
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True) for values in (config.mean, config.std)
+    )
     rows = max(1, CPU_PIXELS // config.img_size**2) if device.type == "cpu" else batch
     view = torch.empty(pixels.shape, device=device)
     for first in range(0, batch, rows):
@@ -46,7 +48,7 @@ def _color(images: Tensor, draws: np.ndarray, blur: float, solarize: float, conf
     images = color_jitter(images, *jitter, config.jitter, jittered)
     images = _where(draws[:, 6] < config.gray_probability, lambda part: grayscale(part).repeat(1, 3, 1, 1), images)
     low, high = config.blur_sigma
-    sigma = torch.from_numpy(low + (high - low) * draws[:, 8]).float().to(images.device)
+    sigma = torch.from_numpy(low + (high - low) * draws[:, 8]).float().to(images.device, non_blocking=True)
     blurred = functools.partial(gaussian_blur, reach=math.ceil(4 * high))
     images = _where(draws[:, 7] < blur, blurred, images, sigma)
     return _where(draws[:, 9] < solarize, lambda part: torch.minimum(part, 1 - part), images)
@@ -59,7 +61,7 @@ def _where(chosen: np.ndarray, operation: Callable[..., Tensor], images: Tensor,
         return images
     if chosen.all():
         return operation(images, *amounts)
-    rows = torch.from_numpy(np.flatnonzero(chosen)).to(images.device)
+    rows = torch.from_numpy(np.flatnonzero(chosen)).to(images.device, non_blocking=True)
     return images.index_copy_(0, rows, operation(images.index_select(0, rows), *(amount[rows] for amount in amounts)))
 
 
@@ -77,7 +79,7 @@ def color_jitter(
     """
     amounts = np.array(strength) * (2 * draws - 1)
     amounts[:, :3] = np.maximum(1 + amounts[:, :3], 0)
-    amounts = torch.from_numpy(amounts).float().to(images.device)
+    amounts = torch.from_numpy(amounts).float().to(images.device, non_blocking=True)
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, shift_hue)
     for position in range(4):
         for number in np.unique(orders[chosen, position]):
@@ -93,7 +95,7 @@ def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Moves images (B, 3, S, S) in [0, 1], in place, from their mean luma (``factor`` 0) to themselves (1) and on;
     ``factor`` is (B,)."""
-    luma = (images.mean((2, 3)) * torch.tensor(LUMA, device=images.device)).sum(1)
+    luma = (images.mean((2, 3)) * torch.tensor(LUMA).to(images.device, non_blocking=True)).sum(1)
     return images.mul_(factor.view(-1, 1, 1, 1)).add_(((1 - factor) * luma).view(-1, 1, 1, 1)).clamp_(0, 1)
 
 

@@ -130,3 +130,16 @@ def test_any_number_of_processes_measures_the_same(count: int, single: tuple[Pat
 if __name__ == "__main__":
     distributed.start("cpu")
     measure(Path(sys.argv[1]), Path(sys.argv[2]))
+
+
+def test_a_saved_state_serves_any_processes_that_cut_a_step_alike(single: tuple[Path, Path], monkeypatch) -> None:
+    """Eight processes of one micro-batch go on from one of eight; what is mixed or normalized together stays."""
+
+    def identity(processes: int, micro_batch: int) -> str:
+        monkeypatch.setattr(distributed, "world_size", lambda: processes)
+        env = Env(single[0], single[1])
+        sets = setup.train_and_val(env)
+        return setup.make_setup(vit(), replace(TUNE, micro_batch=micro_batch), env, *sets).identity
+
+    assert identity(1, 8) == identity(5, 8) != identity(1, 4)
+    assert identity(1, 8) != identity(2, 8), "six micro-batches of up to 8 instead of five"

@@ -1,14 +1,13 @@
 """Steps of pretraining and of the tasks on a pretended GPU: nothing of the CPU is mixed in; their waits are told."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.gpu.pretended.build import CannotBuild, build
+from tests.gpu.pretended.expected import check
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAINING, TASKS = "tests.gpu.pretended.pretraining", "tests.gpu.pretended.tasks"
@@ -42,15 +41,6 @@ print(len(faulty["mixed"]), len(faulty["to_cpu"]), faulty["waits"])
 """
 
 
-@pytest.fixture(scope="module")
-def pretended(tmp_path_factory):
-    """The variables with which a process finds one pretended H100."""
-    try:
-        return {**os.environ, **build(tmp_path_factory.mktemp("pretended"))}
-    except CannotBuild as error:
-        pytest.skip(str(error))
-
-
 def run(environment, *arguments):
     command = [sys.executable, "-W", "ignore", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
@@ -78,6 +68,7 @@ def test_no_tensor_of_the_cpu_is_mixed_in(command, pretended, tmp_path):
         assert not part["mixed"], part["part"]
         assert len({entry["place"] for entry in part["to_cpu"]}) <= 1, part["to_cpu"]
         assert not (part["part"].partition(":")[0] in STEPS and part["to_cpu"]), part["to_cpu"]
+        check(part, command[-1])
 
 
 def test_the_audit_sees_a_copy_to_the_cpu_a_mixed_tensor_and_waits(pretended):

@@ -32,8 +32,8 @@ def test_what_stands_is_not_run_again(tmp_path):
 
 def test_each_job_sees_one_gpu_also_with_more_slots_than_gpus(tmp_path):
     jobs = [job(tmp_path, str(i), "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])") for i in range(3)]
-    executor.run(jobs, slots=3, gpus=[4, 6])
-    assert [executor.last_line(one.log) for one in jobs] == ["4", "6", "4"]
+    executor.run(jobs, slots=3, gpus=["4", "GPU-6"])
+    assert [executor.last_line(one.log) for one in jobs] == ["4", "GPU-6", "4"]
 
 
 @pytest.mark.parametrize(

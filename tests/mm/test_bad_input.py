@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from evaluate import detection, segmentation
 from evaluate.encoder.model import Encoder
 from evaluate.harness.task import main
+from evaluate.mm.detections import Detections
 from evaluate.mm.metrics import average_precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
@@ -197,7 +198,7 @@ def test_odd_objects_are_scored_as_cocos_own_tools_do(world: Path) -> None:
                 }
             )
         images = [image["id"] for image in truth["images"]]
-        ours = average_precision(truth, found, images, lvis=False, max_detections=100)
+        ours = average_precision(truth, Detections.of(found), images, lvis=False, max_detections=100)
         for kind, name, field in (("bbox", "box_ap", "bbox"), ("segm", "mask_ap", "segmentation")):
             results = [
                 {key: d[key] for key in ("image_id", "category_id", "score", field)} for d in copy.deepcopy(found)

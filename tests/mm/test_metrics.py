@@ -5,6 +5,7 @@ import copy
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,24 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluate.mm.metrics import IGNORED, InstanceAP, average_precision, count_pixels, scores
+from evaluate.mm import metrics
+from evaluate.mm.detections import Detections
+from evaluate.mm.metrics import IGNORED, InstanceAP, count_pixels, scores
 from evaluate.runtime.errors import UserError
 from tests.mm.detections import detection, random_world
+
+
+def average_precision(truth: dict, found: list[dict], *others: Any) -> dict[str, float]:
+    return metrics.average_precision(truth, Detections.of(found), *others)
+
+
+@pytest.mark.parametrize("lvis", [False, True])
+def test_categories_scored_in_groups_give_the_same_to_the_last_bit(lvis: bool) -> None:
+    truth, found = random_world(5, lvis)
+    ids = [i["id"] for i in truth["images"]]
+    whole = average_precision(copy.deepcopy(truth), found, ids, lvis, 100)
+    assert whole == average_precision(copy.deepcopy(truth), found, ids, lvis, 100, None, 1)
+    assert whole == average_precision(copy.deepcopy(truth), found, ids, lvis, 100, None, 1000) and 0 < whole["box_ap"] < 100
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -42,9 +58,9 @@ def test_coco_equals_pycocotools(seed: int) -> None:
 def test_no_detections_are_zero() -> None:
     truth, _ = random_world(0, lvis=True)
     for lvis in (False, True):
-        metrics = average_precision(truth, [], [i["id"] for i in truth["images"]], lvis, 300)
-        assert metrics["box_ap"] == metrics["mask_ap"] == 0.0
-        assert lvis == ("box_ap_rare" in metrics)
+        found = average_precision(truth, [], [i["id"] for i in truth["images"]], lvis, 300)
+        assert found["box_ap"] == found["mask_ap"] == 0.0
+        assert lvis == ("box_ap_rare" in found)
 
 
 def lvis_reference(truth: dict, found: list[dict], kind: str, most: int) -> dict[str, float]:
@@ -122,9 +138,9 @@ def test_images_without_any_object_are_an_error(world: Path, tmp_path: Path) -> 
     path.write_text(json.dumps({**content, "annotations": []}))
     metric = InstanceAP(str(path), lvis=False, max_detections=100)
     with pytest.raises(UserError, match="empty.json.* has an annotated object"):
-        metric.compute_metrics([(image["id"], []) for image in content["images"]])
+        metric.compute_metrics([(image["id"], Detections.of([])) for image in content["images"]])
     with pytest.raises(RuntimeError, match="7 images"):
-        metric.compute_metrics([(image["id"], []) for image in content["images"][1:]])
+        metric.compute_metrics([(image["id"], Detections.of([])) for image in content["images"][1:]])
 
 
 def test_lvis_ignores_what_is_not_labelled() -> None:
@@ -170,3 +186,13 @@ def test_mean_iou_equals_a_loop() -> None:
     result = scores(count_pixels(predicted, labels, 6))
     assert result["miou"] == pytest.approx(100 * sum(ious) / 4)
     assert result["aacc"] == pytest.approx(100 * float((predicted == labels)[3:].float().mean()))
+
+
+def test_lvis_images_of_which_no_detection_counts_are_no_error() -> None:
+    """The scorer looks for the size of such a picture in vain."""
+    truth, _ = random_world(1, lvis=True)
+    image = truth["images"][0]
+    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] != image["id"]]
+    image["neg_category_ids"] = []
+    stray = [detection(image["id"], 3, [5.0, 5.0, 20.0, 20.0], 0.999)]
+    assert average_precision(truth, stray, [i["id"] for i in truth["images"]], True, 300)["box_ap"] == 0.0

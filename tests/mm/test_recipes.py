@@ -297,6 +297,7 @@ def test_a_shortened_recipe_keeps_its_shape() -> None:
     recipes.accumulate(cfg, 4)
     assert (
         cfg.train_cfg.max_iters == 8
+        and cfg.param_scheduler[1].milestones == [2, 2]  # it counts steps
         and cfg.train_dataloader.batch_size == 4
         and cfg.optim_wrapper.accumulative_counts == 4
     )

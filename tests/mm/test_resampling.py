@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from evaluate.mm import metrics, resampling
+from evaluate.mm.detections import Detections
 from tests.mm.detections import random_world
 
 Z = 1.96
@@ -33,11 +34,13 @@ def test_a_draw_is_the_metric_of_images_that_are_there_so_often(lvis: bool, monk
     weights = np.concatenate([np.ones((1, len(ids)), np.int64), np.random.default_rng(1).integers(0, 4, (3, len(ids)))])
     monkeypatch.setattr(resampling, "draws", lambda images: weights)
     drawn: dict[str, list[float]] = {}
-    ours = metrics.average_precision(copy.deepcopy(truth), copy.deepcopy(found), ids, lvis, 300, drawn)
+    ours = metrics.average_precision(copy.deepcopy(truth), Detections.of(found), ids, lvis, 300, drawn)
     assert set(drawn) == set(ours) and len(ours) == (12 if lvis else 6)
     for number, row in enumerate(weights):
         world, detections = repeated(truth, found, row)
-        expected = metrics.average_precision(world, detections, [i["id"] for i in world["images"]], lvis, 300)
+        expected = metrics.average_precision(
+            world, Detections.of(detections), [i["id"] for i in world["images"]], lvis, 300
+        )
         assert {name: values[number] for name, values in drawn.items()} == pytest.approx(expected, abs=1e-4)
     assert len(set(drawn["box_ap"])) == 4
 

@@ -12,7 +12,7 @@ from pretrain import checkpoint, methods, train
 from pretrain.data import views
 from pretrain.data.loader import Step
 from pretrain.methods import mae, siameseim
-from pretrain.step import accumulate, set_arithmetic
+from pretrain.step import accumulate
 from tests.pretrain.runs import write_images
 
 
@@ -51,12 +51,6 @@ def test_a_step_is_float32s_to_the_bits_that_are_left(config, precision, toleran
     for name, value in short[2].items():
         assert value.dtype == exact[2][name].dtype
         torch.testing.assert_close(value.double(), exact[2][name].double(), rtol=5 * tolerance, atol=5 * tolerance)
-
-
-def test_products_outside_autocast_may_be_short_only_where_their_numbers_are():
-    for precision, allowed in (("bf16", True), ("fp16", True), ("fp32", False)):
-        set_arithmetic(replace(siameseim.DEMO, precision=precision))
-        assert torch.backends.cuda.matmul.allow_tf32 is allowed
 
 
 def test_a_bf16_run_resumes_to_the_same_bits(tmp_path, monkeypatch):

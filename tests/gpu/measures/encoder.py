@@ -43,13 +43,8 @@ def main(device: str, name: str) -> None:
         found = features(device, arithmetic)
         return ((found - wanted).abs().max() / wanted.abs().max()).item()
 
-    torch.backends.cudnn.allow_tf32 = False
-    found = {"fp32 (TF32 off)": difference("fp32")}
-    torch.backends.cudnn.allow_tf32 = True
-    found |= {"fp32 (torch's default)": difference("fp32"), "bf16": difference("bf16")}
-    if device == "cuda":
-        found["fp16"] = difference("fp16")
-    print(json.dumps(found))
+    names = ("fp32", "tf32", "bf16", "fp16") if device == "cuda" else ("fp32", "bf16")
+    print(json.dumps({name: difference(name) for name in names}))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ IMAGE_SIDE = 384  # pixels of the pictures that the crops are cut from
 def main(device: str, preset: str, size: int) -> None:
     """Three steps to warm up, then one that is looked at."""
     config = train.configure(preset, [f"batch_size={size}", "precision=bf16"])
-    train.set_arithmetic(config)
     batch = next(iter(train.steps_from(Photographs(size, IMAGE_SIDE), 0, size, config, 0)))
     model = train.method_of(config).build(config).to(device).train()
     optimizer = train.make_optimizer(model, config)

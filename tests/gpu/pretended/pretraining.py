@@ -40,7 +40,6 @@ class Photographs:
 def trace_step(options: argparse.Namespace) -> Trace:
     """One step of a preset's run. A tensor of another device that must not be there raises."""
     config = train.configure(options.preset, [f"batch_size={options.batch}", *options.set], options.model)
-    train.set_arithmetic(config)
     micro_batch = options.micro_batch or options.batch
     batch = next(iter(train.steps_from(Photographs(options.batch, config.img_size), 0, micro_batch, config, 0)))
     monitor = Monitor.__new__(Monitor)  # without its pass over a folder

@@ -1,11 +1,19 @@
 // A pretended CUDA runtime with one H100 (PRETENDED_GPUS: so many) whose kernels do nothing: for tracing with FakeTensorMode only.
+// PRETENDED_DRIVER=12040 is a driver for CUDA 12.4, too old for this torch; PRETENDED_MEMORY_GIB=40 another card.
 // PRETENDED_SAY=1 names on standard error the calls that a real card would have worked on.
 #include <cuda_runtime_api.h>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
-static const size_t MEMORY = 85017755648ull;  // bytes, of an H100 with 80 GB
+static size_t card_bytes() {
+  const char* asked = getenv("PRETENDED_MEMORY_GIB");
+  return asked ? (size_t)atoi(asked) << 30 : 85017755648ull;  // of an H100 with 80 GB
+}
+static int driver_version() {
+  const char* asked = getenv("PRETENDED_DRIVER");
+  return asked ? atoi(asked) : 13000;
+}
 
 static cudaError_t say(const char* name) {
   if (getenv("PRETENDED_SAY")) fprintf(stderr, "[pretended] %s\n", name);
@@ -20,11 +28,12 @@ extern "C" {
 cudaError_t cudaGetDeviceCount(int* count) {
   const char* asked = getenv("PRETENDED_GPUS");
   *count = asked ? atoi(asked) : 1;
-  return cudaSuccess;
+  if (*count == 0) return cudaErrorNoDevice;
+  return driver_version() < 13000 ? cudaErrorInsufficientDriver : cudaSuccess;
 }
 cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaDriverGetVersion(int* version) { *version = 13000; return cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) { *version = driver_version(); return cudaSuccess; }
 cudaError_t cudaRuntimeGetVersion(int* version) { *version = 13000; return cudaSuccess; }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
@@ -39,7 +48,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* device, int) {
   strcpy(device->name, "Pretended H100");
   device->major = 9;
   device->multiProcessorCount = 132;
-  device->totalGlobalMem = MEMORY;
+  device->totalGlobalMem = card_bytes();
   device->warpSize = 32;
   device->maxThreadsPerMultiProcessor = 2048;
   device->maxThreadsPerBlock = 1024;
@@ -84,7 +93,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t, cudaEvent_t) { *milliseconds = 1; return cudaSuccess; }
 
 // Memory: the machine's own
-cudaError_t cudaMemGetInfo(size_t* left, size_t* total) { *total = MEMORY; *left = MEMORY - (1ull << 30); return cudaSuccess; }
+cudaError_t cudaMemGetInfo(size_t* left, size_t* total) { *total = card_bytes(); *left = *total - (1ull << 30); return cudaSuccess; }
 cudaError_t cudaMalloc(void** made, size_t bytes) { say("cudaMalloc"); return memory(made, bytes); }
 cudaError_t cudaFree(void*) { return cudaSuccess; }
 cudaError_t cudaHostAlloc(void** made, size_t bytes, unsigned) { return memory(made, bytes); }

@@ -1,0 +1,25 @@
+"""torchrun with the exit status of what it ran: torchrun's own is 1 whatever a process ended with.
+
+    python -m evaluate.runtime.torchrun --standalone --nproc-per-node 8 -m evaluate.detection --ckpt FILE …
+
+Takes torchrun's arguments.
+"""
+
+import sys
+
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import parse_args, run
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0, the exit status of the first process that failed, or 128 and the signal that ended it."""
+    try:
+        run(parse_args(argv))
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        return status if status > 0 else 128 - status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

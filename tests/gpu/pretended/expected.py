@@ -1,0 +1,48 @@
+"""Where each traced part waits for the GPU, and the most memory it may need, as the test of the steps demands it.
+
+A new task or pretraining method adds its parts here. A wait that is not listed fails the test.
+"""
+
+from collections import Counter
+from typing import Any
+
+GIB = 2**30
+# part of a trace, up to the colon: file and number of waits; those of loop.py are at the end of an epoch, not of a step
+WAITS: dict[str, dict[str, int]] = {
+    "finetune": {"evaluate/classification/loop.py": 3},
+    # one look a micro-batch at whether the frozen features are finite
+    "linear_probe": {"evaluate/classification/loop.py": 1, "evaluate/classification/finite.py": 2},
+    "sweep": {"evaluate/classification/loop.py": 1, "evaluate/classification/finite.py": 2},
+    "features": {"evaluate/classification/finite.py": 1, "evaluate/classification/features.py": 8},  # results
+    "predictions": {"evaluate/classification/finite.py": 1, "evaluate/classification/predictions.py": 4},  # results
+    "knn": {"evaluate/classification/neighbors.py": 5},
+}
+FEATURES_OF_A_RESNET = {"evaluate/classification/finite.py": 1, "evaluate/classification/features.py": 1}
+# of a pretraining with two blocks and 8 images; the noise of MAE's mask is one copy
+PRETRAINING = {"forward and backward": 1, "optimizer": 1}
+PEAKS = {  # GiB of the tasks' own micro-batches, at ViT-B's width and four blocks
+    "finetune": 3.3,
+    "linear_probe": 2.5,
+    "sweep": 1.8,
+    "features": 0.65,
+    "predictions": 0.7,
+    "knn": 5.0,
+}
+
+
+def check(part: dict[str, Any], encoder: str) -> None:
+    """Fails where a part waits for the GPU where it must not, or needs more memory than it may."""
+    name = part["part"].partition(":")[0]
+    places: Counter[str] = Counter()
+    for entry in part["found"]:
+        if entry["kind"].startswith(("wait", "to the CPU")):
+            places[entry["place"].partition(":")[0]] += entry["count"]
+    if name in PRETRAINING:
+        assert sum(places.values()) <= PRETRAINING[name], (name, places)
+    elif name in WAITS:
+        wanted = FEATURES_OF_A_RESNET if (name, encoder) == ("features", "resnet50") else WAITS[name]
+        assert places == Counter(wanted), (name, places)
+        if encoder == "vit_short":
+            assert part["peak_bytes"] <= PEAKS[name] * GIB, (name, part["peak_bytes"] / GIB)
+    else:
+        assert name == "a look at the features", f"{name} is not listed"
