@@ -29,6 +29,7 @@ SETS = {
     "segmentation": "ADE20k",
     "robustness": "ImageNet-A, -R, -Sketch, -C",
 }
+NOTES_IN_TABLE = 25  # below the table itself; more would not fit its page and follow it
 LATEX_HEAD = r"""% Compiles as it stands. A paper that loads booktabs and graphicx can \input it, or take the table*.
 \ifx\toprule\undefined
 \documentclass[twocolumn]{article}
@@ -144,6 +145,8 @@ def as_latex(grid: Grid) -> str:
         size = r"\tiny " if label == ERRORS else ""
         body += [r"\midrule"] if number and kinds[number] != kinds[number - 1] else []
         body.append(" & ".join(size + part for part in (escape.latex(label), *map(cell, texts))) + r" \\")
+    notes = [rf"\noindent {_latex_note(note)}\par" for note in notes_of(grid)]
+    below = [r"\begingroup\scriptsize\raggedright", *notes, r"\endgroup"]
     lines = [
         LATEX_HEAD,
         r"\begin{table*}",
@@ -159,10 +162,9 @@ def as_latex(grid: Grid) -> str:
         r"\end{tabular}}%",
         r"\leavevmode\ifdim\wd0>\textwidth\resizebox{\textwidth}{!}{\box0}\else\box0\fi",
         rf"\caption{{{escape.latex(title_of(grid))}}}",
+        *(below if len(notes) <= NOTES_IN_TABLE else []),
         r"\end{table*}",
-        r"{\scriptsize\raggedright",
-        *(rf"\noindent {_latex_note(note)}\par" for note in notes_of(grid)),
-        "}",
+        *(below if len(notes) > NOTES_IN_TABLE else []),
         r"\endoftable",
     ]
     return "\n".join(lines) + "\n"
