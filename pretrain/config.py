@@ -56,6 +56,8 @@ class PretrainConfig(Settings):
     """Probability that a view's colors are jittered."""
     gray_probability: Probability = 0.2
     """Probability that a view becomes gray."""
+    gray_first: bool = False
+    """Whether that happens before the jitter of the colors."""
     flip_probability: Probability = 0.5
     """Probability that a view is flipped from left to right."""
     blur_probability: tuple[Probability, Probability] = (1.0, 0.1)
@@ -81,6 +83,8 @@ class PretrainConfig(Settings):
     """The learning rate is base_lr * batch_size / 256 (linear), or base_lr * sqrt(batch_size)."""
     lr_changes: Literal["step", "epoch"] = "step"
     """Whether the learning rate changes at every step or once an epoch."""
+    lr_schedule: Literal["cosine", "steps"] = "cosine"
+    """After the warm-up a half cosine to min_lr, or a tenth of the rate after 60 % and again after 80 % of the epochs."""
     min_lr: NonNegativeFloat = 0.0
     """Learning rate at the end of the cosine."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"

@@ -4,7 +4,7 @@ Axes: B batch, D width.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +17,26 @@ from pretrain.norm import BatchNorm
 class Backbone(ResNet):
     """torchvision's ResNet, which may be asked for the vector before ``fc``.
 
-    ``fc`` is the identity until a method puts its projector there. The last norm of each residual branch starts at 0,
-    as in the code of all the methods that are here.
+    ``fc`` is the identity until a method puts its projector there. ``zero_init_residual``: whether the last norm of
+    each residual branch starts at 0. ``norm_layer`` makes a norm of so many channels.
     """
 
     fc: nn.Module
 
-    def __init__(self, config: ResNetConfig):
+    def __init__(
+        self,
+        config: ResNetConfig,
+        zero_init_residual: bool = True,
+        norm_layer: Callable[[int], nn.Module] = BatchNorm,
+    ):
         block = {"basic": BasicBlock, "bottleneck": Bottleneck}[config.block]
         self.width = 512 * block.expansion
         super().__init__(
             block,
             list(config.layers),
-            zero_init_residual=True,
+            zero_init_residual=zero_init_residual,
             width_per_group=config.width_per_group,
-            norm_layer=BatchNorm,
+            norm_layer=norm_layer,
         )
         self.fc = nn.Identity()
 

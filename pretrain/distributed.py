@@ -89,6 +89,13 @@ def gather_rows(tensor: Tensor) -> tuple[Tensor, int]:
     return _Sum.apply(torch.nn.functional.pad(tensor, (0, 0, first, after))), first
 
 
+def from_rank_zero(tensor: Tensor) -> Tensor:
+    """Process 0's tensor, in all processes; it has the same shape in each and no gradient."""
+    if world_size() > 1:
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
 class _Sum(torch.autograd.Function):
     """Each process adds its part to the sum and has a loss that depends on it: the gradient is the sum of theirs."""
 

@@ -1,6 +1,7 @@
-"""BatchNorm over the images of all processes, on any device."""
+"""BatchNorm over the images of all processes, or over groups of a few images, on any device."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import distributed
@@ -41,3 +42,24 @@ class BatchNorm(nn.BatchNorm2d):
         if self.bias is not None:
             output = output + self.bias.view(shape)
         return output.to(input.dtype)
+
+
+class GroupedBatchNorm(nn.BatchNorm2d):
+    """BatchNorm of (B, C, H, W) whose moments are those of ``group`` images, one group after the other.
+
+    In training it computes what B / ``group`` processes with a BatchNorm of their own compute. The running statistics
+    are those of the first group, as a run of many processes saves those of its first. B is a multiple of ``group``.
+    """
+
+    def __init__(self, channels: int, group: int):
+        super().__init__(channels)
+        self.group = group
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        first, *others = input.split(self.group)
+        normalized = [super().forward(first)]
+        for part in others:
+            normalized.append(F.batch_norm(part, None, None, self.weight, self.bias, training=True, eps=self.eps))
+        return torch.cat(normalized)

@@ -13,11 +13,14 @@ from pretrain.config import PretrainConfig
 
 
 def learning_rate(epoch: float, config: PretrainConfig) -> float:
-    """Linear warm-up, then a half cosine to ``min_lr``; ``epoch`` is fractional."""
+    """Linear warm-up, then a half cosine to ``min_lr``, or two steps down; ``epoch`` is fractional."""
     if config.lr_changes == "epoch":
         epoch = math.floor(epoch)
     if epoch < config.warmup_epochs:
         return config.lr * epoch / config.warmup_epochs
+    if config.lr_schedule == "steps":
+        passed = sum(5 * epoch >= fifths * config.epochs for fifths in (3, 4))
+        return config.lr * 0.1**passed
     return cosine(config.lr, config.min_lr, (epoch - config.warmup_epochs) / (config.epochs - config.warmup_epochs))
 
 

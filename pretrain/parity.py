@@ -36,7 +36,7 @@ OPTIMIZERS = {  # the name in a file: whose optimizer it is
     "lars_moco_v3": "moco_v3_resnet",
     "lars_byol": "byol",
     "lars_simclr": "simclr",
-    "sgd_moco_simsiam": "simsiam",
+    "sgd_moco_simsiam": "moco_v2",
     "adamw_moco_v3_vit": "moco_v3_vit",
 }
 FILL = {  # kind of a tensor: what is made of standard normal numbers r
@@ -47,6 +47,7 @@ FILL = {  # kind of a tensor: what is made of standard normal numbers r
     "running_var": lambda r: 0.5 + r.abs(),
     "token": lambda r: 0.2 * r,
     "zero": lambda r: 0 * r,
+    "unit_columns": lambda r: r / r.norm(dim=0),
 }
 
 
@@ -90,6 +91,9 @@ def fill(golden: dict[str, Any], fixed: dict[str, Tensor]) -> dict[str, Tensor]:
     """The official state dict of a file; ``fixed`` gives what the model computes itself."""
     state = {}
     for key, shape, kind in golden["entries"]:
+        if kind == "queue_ptr":
+            state[key] = torch.tensor([golden["config"]["queue_ptr"]])
+            continue
         state[key] = fixed[key] if kind == "fixed_sincos" else FILL[kind](generate(f"{golden['tag']}/{key}", shape))
         if key.endswith("num_batches_tracked"):
             state[key] = state[key].long()
@@ -174,13 +178,26 @@ def _compare_siameseim(golden: dict[str, Any], device: str) -> dict[str, float]:
     }
 
 
-def _compare_method(golden: dict[str, Any]) -> dict[str, float]:
-    """The step of a file that names its method, in float64, with its optimizer's step and the moving average."""
-    expected, method = golden["expected"], module_of(golden["method"])
-    settings = golden["config"]["optimizer"]
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A method as a file has it before its step, in float64."""
+
+    method: MethodModule
+    config: Any
+    model: Method
+    fixed: dict[str, Tensor]
+    """What the model computes itself, under its official names."""
+    inputs: dict[str, Tensor]
+
+
+def prepare(golden: dict[str, Any]) -> Prepared:
+    """The model of a file that names its method, with the file's weights and inputs."""
+    method, settings = module_of(golden["method"]), golden["config"]["optimizer"]
     given = {"optimizer": settings["name"], "batch_size": golden["config"]["batch"], **_optimizer_settings(settings)}
     if "stop_grad_conv1" in golden["config"]:
         given |= {"train_patch_embed": not golden["config"]["stop_grad_conv1"]}
+    if "queue_ptr" in golden["config"]:  # each process normalizes its part of the batch
+        given |= {"bn_group": golden["config"]["batch"] // golden["config"].get("processes", 1)}
     config = _config(method, {"config": golden["config"] | given})
     model = method.build(config).double().train()
     names = list(model.state_dict())
@@ -189,8 +206,20 @@ def _compare_method(golden: dict[str, Any]) -> dict[str, float]:
     start = {key: tensor.double() for key, tensor in fill(golden, fixed).items()}
     model.load_state_dict(method.from_official(start, names))
     inputs = {
-        name: generate(f"{golden['tag']}/{name}", value["shape"]).double() for name, value in golden["inputs"].items()
+        name: generate(f"{golden['tag']}/{name}", value["shape"]).double()
+        for name, value in golden["inputs"].items()
+        if name != "shuffle"
     }
+    if "shuffle" in golden["inputs"]:
+        shuffle = torch.tensor(golden["inputs"]["shuffle"])
+        model.draw_shuffle = lambda count: shuffle  # type: ignore[assignment]  # told instead of drawn
+    return Prepared(method, config, model, fixed, inputs)
+
+
+def _compare_method(golden: dict[str, Any]) -> dict[str, float]:
+    """The step of a file that names its method, with its optimizer's step and the moving average."""
+    prepared, expected, settings = prepare(golden), golden["expected"], golden["config"]["optimizer"]
+    method, config, model, inputs = prepared.method, prepared.config, prepared.model, prepared.inputs
     # MoCo-v3 moves its target before the forward pass, BYOL (whose file tells of it) after the optimizer's step.
     moves_after = "target_after" in expected
     momentum = golden["config"].get("momentum")
@@ -201,11 +230,13 @@ def _compare_method(golden: dict[str, Any]) -> dict[str, float]:
     out.loss.backward()
     found = {"inputs": max(difference(tensor, golden["inputs"][name]) for name, tensor in inputs.items())}
     found |= {
-        name: difference(fixed["base_encoder.pos_embed"] if name == "pos_embed" else getattr(out, name), value)
+        name: difference(prepared.fixed["base_encoder.pos_embed"] if name == "pos_embed" else getattr(out, name), value)
         for name, value in expected.items()
         if isinstance(value, float) or "norm" in value
     }
-    found["state after the forward pass"] = worst(method.to_official(model.state_dict()), expected["after"])
+    found["state after the forward pass"] = worst(
+        method.to_official(model.state_dict()), expected["after"] | expected.get("after_process_0", {})
+    )
     parameters = method.to_official(dict(model.named_parameters()))
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     largest = max(gradient.abs().max().item() for gradient in gradients.values())
@@ -277,7 +308,7 @@ def _compare_schedules(golden: dict[str, Any]) -> dict[str, float]:
         if method is None:
             continue
         settings = given["settings"]
-        names = {"learning_rate": "base_lr", "batch": "batch_size", "moco_m": "momentum", "base_ema": "momentum"}
+        names = {"lr": "base_lr", "learning_rate": "base_lr", "batch": "batch_size", "moco_m": "momentum", "base_ema": "momentum"}
         names |= {"scaling": "lr_scaling"} | {same: same for same in ("base_lr", "batch_size", "epochs")}
         values = {ours: settings[theirs] for theirs, ours in names.items() if theirs in settings}
         steps = settings.get("steps_per_epoch", 1)

@@ -43,15 +43,23 @@ def _color(images: Tensor, draws: np.ndarray, blur: float, solarize: float, conf
     ``blur`` and ``solarize`` are probabilities. The choices are made on the CPU, so no device has to wait. ``images``
     are changed.
     """
+    gray = functools.partial(_where, draws[:, 6] < config.gray_probability, _gray)
+    if config.gray_first:
+        images = gray(images)
     jitter = draws[:, 1:5], JITTER_ORDERS[(draws[:, 5] * len(JITTER_ORDERS)).astype(int)]
     jittered = draws[:, 0] < config.jitter_probability
     images = color_jitter(images, *jitter, config.jitter, jittered)
-    images = _where(draws[:, 6] < config.gray_probability, lambda part: grayscale(part).repeat(1, 3, 1, 1), images)
+    if not config.gray_first:
+        images = gray(images)
     low, high = config.blur_sigma
     sigma = torch.from_numpy(low + (high - low) * draws[:, 8]).float().to(images.device, non_blocking=True)
     blurred = functools.partial(gaussian_blur, reach=math.ceil(4 * high))
     images = _where(draws[:, 7] < blur, blurred, images, sigma)
     return _where(draws[:, 9] < solarize, lambda part: torch.minimum(part, 1 - part), images)
+
+
+def _gray(images: Tensor) -> Tensor:
+    return grayscale(images).repeat(1, 3, 1, 1)
 
 
 def _where(chosen: np.ndarray, operation: Callable[..., Tensor], images: Tensor, *amounts: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from evaluate.runtime.settings import from_json, override, split_overrides
 from pretrain.config import MODELS, PretrainConfig
 from pretrain.data.views import Batch
 
-METHODS = ("siameseim", "mae", "simsiam", "moco_v3_vit", "moco_v3_resnet", "byol", "simclr")
+METHODS = ("siameseim", "mae", "simsiam", "moco_v3_vit", "moco_v3_resnet", "byol", "simclr", "moco_v1", "moco_v2")
 
 
 class Outputs(Protocol):

@@ -55,6 +55,10 @@ def run(environment, *arguments):
         pytest.param([PRETRAINING, "--preset", "mae_paper", *SHORT], id="mae"),
         pytest.param([PRETRAINING, "--preset", "moco_v3_vit_paper", *SHORT], id="moco_v3_vit"),
         *(pytest.param([PRETRAINING, "--preset", f"{name}_paper", *SHORT_RESNET], id=name) for name in RESNETS),
+        *(
+            pytest.param([PRETRAINING, "--preset", f"{name}_paper", *SHORT_RESNET, "--set", "bn_group=4"], id=name)
+            for name in ("moco_v1", "moco_v2")
+        ),
         pytest.param([TASKS, *ALL, "--encoder", "vit_short"], id="tasks"),
         pytest.param([TASKS, "finetune", "features", "--encoder", "resnet50"], id="tasks of a ResNet"),
     ],

@@ -22,6 +22,8 @@ DEMOS = {  # preset: its settings, and the format that its file has
     "moco_v3_resnet_demo": (TINY_RESNET, "moco_v3_resnet"),
     "byol_demo": (TINY_RESNET, "solo_learn"),
     "simclr_demo": (TINY_RESNET, "solo_learn"),
+    "moco_v1_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
+    "moco_v2_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
 }
 
 

@@ -1,4 +1,4 @@
-"""SimSiam, MoCo-v3, BYOL and SimCLR: a step of each beside its reference's, and the mistakes that parity must see."""
+"""SimSiam, MoCo, BYOL and SimCLR: a step of each beside its reference's, and the mistakes that parity must see."""
 
 import copy
 import dataclasses
@@ -9,21 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from evaluate.runtime.errors import UserError
-from pretrain import distributed, optimizer, parity, train
-from pretrain.methods import byol, configure, moco_v3_resnet, moco_v3_vit, simclr, simsiam
+from pretrain import distributed, norm, optimizer, parity, train
+from pretrain.methods import byol, configure, moco_v1, moco_v2, moco_v3_resnet, moco_v3_vit, simclr, simsiam
 from pretrain.optimizer import learning_rate, make_optimizer
 from pretrain.vit import set_grad_checkpointing
 from tests.pretrain.runs import write_images
 
 FOLDER = Path(__file__).parents[1] / "golden" / "methods"
 FILES = {module: FOLDER / f"{module.PAPER.method}_step_a.json" for module in (simsiam, moco_v3_vit, byol, simclr)}
-FILES[moco_v3_resnet] = FOLDER / "moco_v3_resnet_step_a.json"
+FILES |= {module: FOLDER / f"{module.PAPER.method}_step_a.json" for module in (moco_v1, moco_v3_resnet)}
+FILES[moco_v2] = FOLDER / "moco_v2_two_processes_step_a.json"
 OTHERS = [FOLDER / "optimizers.json", FOLDER / "schedules.json"]
 
 
-@pytest.mark.parametrize("path", [*FILES.values(), *OTHERS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES.values(), FOLDER / "moco_v2_step_a.json", *OTHERS], ids=lambda path: path.stem)
 def test_a_step_equals_the_reference(path, capsys):
     assert parity.main([str(path)]) == 0
     assert capsys.readouterr().out.count(" ok\n") >= 5
@@ -133,6 +135,17 @@ def moved_with_buffers(move):
     return changed
 
 
+def enqueued_before(keys):
+    """The queue has the keys before the queries are compared with it."""
+
+    def changed(self, images):
+        found = keys(self, images)
+        self._enqueue(found[0])
+        return found
+
+    return changed
+
+
 OURS = {  # what is often wrong in a method, as a change of ours
     simsiam: [
         of(simsiam, "mean_cosine", lambda _: lambda p, z: (p * z).sum(1).mean()),  # not normalized
@@ -140,6 +153,20 @@ OURS = {  # what is often wrong in a method, as a change of ours
         of(torch.Tensor, "detach", lambda _: lambda tensor: tensor.view_as(tensor)),  # the gradient is not stopped
         of(simsiam.SimSiam, "forward", together),
         paper(simsiam, decayed="matrices"),
+    ],
+    moco_v1: [
+        of(moco_v1.MoCo, "_keys", enqueued_before),
+        of(moco_v1.MoCo, "_enqueue", lambda _: lambda self, keys: None),
+        of(moco_v1, "move_towards", lambda _: moved_wrongly),
+        of(moco_v1, "move_towards", moved_with_buffers),
+        paper(moco_v1, decayed="matrices"),
+    ],
+    moco_v2: [
+        of(moco_v1, "GroupedBatchNorm", lambda _: lambda channels, group: nn.BatchNorm2d(channels)),  # all together
+        of(moco_v1.MoCo, "draw_shuffle", lambda _: property(lambda self: torch.arange, lambda self, given: None)),
+        of(torch.Tensor, "argsort", lambda _: lambda shuffle: torch.arange(len(shuffle))),  # keys in the wrong order
+        of(norm.torch, "cat", lambda cat: lambda parts, dim=0: cat(parts[::-1], dim)),
+        of(moco_v1, "F", lambda _: type("F", (), {"normalize": unnormalized, "cross_entropy": F.cross_entropy})),
     ],
     moco_v3_vit: [
         of(moco_v3_vit, "contrast", lambda contrast: lambda q, k, t: contrast(q, k, t) / (2 * t)),  # without 2 T
@@ -208,6 +235,38 @@ def test_the_predictors_rate_is_constant_only_if_asked():
 def test_a_rate_by_epoch_changes_once_an_epoch():
     config = simsiam.PRESETS["demo"]
     assert learning_rate(3.9, config) == learning_rate(3.0, config) > learning_rate(4.0, config)
+
+
+def test_mocos_rate_falls_twice():
+    """After 120 and 160 of 200 epochs, at once."""
+    rates = [learning_rate(epoch, moco_v1.PAPER) for epoch in (0, 119.9, 120, 159.9, 160, 199)]
+    assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003, 0.0003, 0.0003])
+
+
+def test_mocos_queue_goes_round():
+    model = moco_v2.build(dataclasses.replace(moco_v2.PRESETS["demo"], queue_size=40, bn_group=32, width_per_group=4))
+    before = model.queue.clone()
+    keys = torch.randn(32, 32)
+    model._enqueue(keys)
+    assert torch.equal(model.queue, torch.cat([keys.T, before[:, 32:]], dim=1)) and model.queue_ptr.tolist() == [32]
+    model._enqueue(2 * keys)
+    assert torch.equal(model.queue[:, 32:], 2 * keys.T[:, :8]) and torch.equal(model.queue[:, :24], 2 * keys.T[:, 8:])
+    assert torch.equal(model.queue[:, 24:32], keys.T[:, 24:]) and model.queue_ptr.tolist() == [24]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--set", "queue_size=8"], "queue_size 8 is less than batch_size 32"),
+        (["--set", "bn_group=5"], "batch_size 32 is not a multiple of bn_group 5"),
+        (["--micro-batch", "8"], "takes 8 images at once, which is not a multiple of bn_group 16; change --micro-batch"),
+    ],
+)
+def test_a_batch_that_moco_cannot_divide_is_named(arguments, says, tmp_path, capsys):
+    images = write_images(tmp_path / "images", 32)
+    command = ["--preset", "moco_v2_demo", "--data", str(images), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert train.main([*command, *arguments]) == 2
+    assert says in capsys.readouterr().err
 
 
 def test_a_resnet_has_no_blocks_to_compute_again(tmp_path, capsys):

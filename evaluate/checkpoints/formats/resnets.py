@@ -102,7 +102,7 @@ FORMATS = (
             "query": _branch("encoder_q.", r"encoder_q\.fc\..+", r"encoder_k\..+", "queue", "queue_ptr"),
             "key": _branch("encoder_k.", r"encoder_k\.fc\..+", r"encoder_q\..+", "queue", "queue_ptr"),
         },
-        state_dict_paths=("state_dict",),
+        state_dict_paths=("state_dict", "model"),
         required_keys=(r"encoder_q\.conv1\.weight",),
     ),
     _resnet(
