@@ -84,7 +84,8 @@ class PretrainConfig(Settings):
     lr_changes: Literal["step", "epoch"] = "step"
     """Whether the learning rate changes at every step or once an epoch."""
     lr_schedule: Literal["cosine", "steps"] = "cosine"
-    """After the warm-up a half cosine to min_lr, or a tenth of the rate after 60 % and again after 80 % of the epochs."""
+    """After the warm-up a half cosine to min_lr, or a tenth of the rate from 60 % of the epochs on and again from
+    80 %."""
     min_lr: NonNegativeFloat = 0.0
     """Learning rate at the end of the cosine."""
     optimizer: Literal["adamw", "sgd", "lars"] = "adamw"

@@ -308,7 +308,13 @@ def _compare_schedules(golden: dict[str, Any]) -> dict[str, float]:
         if method is None:
             continue
         settings = given["settings"]
-        names = {"lr": "base_lr", "learning_rate": "base_lr", "batch": "batch_size", "moco_m": "momentum", "base_ema": "momentum"}
+        names = {
+            "lr": "base_lr",
+            "learning_rate": "base_lr",
+            "batch": "batch_size",
+            "moco_m": "momentum",
+            "base_ema": "momentum",
+        }
         names |= {"scaling": "lr_scaling"} | {same: same for same in ("base_lr", "batch_size", "epochs")}
         values = {ours: settings[theirs] for theirs, ours in names.items() if theirs in settings}
         steps = settings.get("steps_per_epoch", 1)

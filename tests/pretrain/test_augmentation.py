@@ -77,6 +77,11 @@ AUGMENTATIONS: dict[str, tuple[dict[str, object], int, Callable[[], torch.nn.Mod
         lambda: v2.ColorJitter(0.9, 0.9, 0.9, 0.5),
     ),
     "gray": ({"gray_probability": 0.2}, 0, lambda: v2.RandomGrayscale(0.2)),
+    "gray before the jitter": (
+        {"gray_probability": 0.5, "gray_first": True, "jitter_probability": 1.0, "jitter": (0.2, 0.0, 0.0, 0.5)},
+        0,
+        lambda: v2.Compose([v2.RandomGrayscale(0.5), v2.ColorJitter(0.2, 0.0, 0.0, 0.5)]),
+    ),
     "blur of view 1": ({"blur_probability": (1.0, 0.1)}, 0, lambda: v2.GaussianBlur(17, (0.1, 2.0))),
     "blur of view 2": (
         {"blur_probability": (1.0, 0.1)},

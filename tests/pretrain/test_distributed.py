@@ -161,7 +161,8 @@ def _golden(path: str) -> dict[str, Tensor]:
     model, size = prepared.model, prepared.config.batch_size // world
     model.update_target(golden["config"]["momentum"])
     view1, view2 = (prepared.inputs[name][rank * size : (rank + 1) * size] for name in ("view1", "view2"))
-    out = distributed.DataParallel(model)(views.Batch(view1, view2, None, None, torch.arange(size)))
+    parallel = distributed.DataParallel(model)
+    out = parallel(views.Batch(view1, view2, None, None, torch.arange(size)))
     out.loss.backward()
     found = {"loss": distributed.mean_over_ranks(out.loss)}
     found |= {name: distributed.gather_rows(getattr(out, name).detach())[0] for name in ("logits", "key_normalised")}

@@ -259,7 +259,10 @@ def test_mocos_queue_goes_round():
     [
         (["--set", "queue_size=8"], "queue_size 8 is less than batch_size 32"),
         (["--set", "bn_group=5"], "batch_size 32 is not a multiple of bn_group 5"),
-        (["--micro-batch", "8"], "takes 8 images at once, which is not a multiple of bn_group 16; change --micro-batch"),
+        (
+            ["--micro-batch", "8"],
+            "takes 8 images at once, which is not a multiple of bn_group 16; change --micro-batch",
+        ),
     ],
 )
 def test_a_batch_that_moco_cannot_divide_is_named(arguments, says, tmp_path, capsys):
