@@ -26,6 +26,12 @@ class PretrainConfig(Settings):
 
     needs_geometry = False
     """Whether the method asks where view 2 lies in view 1."""
+    small_views = 0
+    """Views of fewer pixels that the method takes besides."""
+    small_size = 0
+    """Side of a small view, in pixels."""
+    small_scale = (0.0, 0.0)
+    """Smallest and largest area of its crop, as a share of the image."""
 
     @property
     def one_crop(self) -> bool:
@@ -74,13 +80,17 @@ class PretrainConfig(Settings):
     epochs: PositiveInt = 1600
     """Passes over the images."""
     warmup_epochs: NonNegativeFloat = 40.0
-    """Epochs in which the learning rate rises linearly from 0."""
+    """Epochs in which the learning rate rises linearly."""
+    warmup_lr: NonNegativeFloat = 0.0
+    """Learning rate of the first step of the warm-up."""
+    warmup_inclusive: bool = False
+    """Whether the last step of the warm-up has the peak rate already, or the first one after it."""
     batch_size: PositiveInt = 4096
     """Images an optimizer step, over all processes and micro-batches."""
     base_lr: PositiveFloat = 6.25e-5
     """Learning rate before lr_scaling: with linear the rate at 256 images a step."""
-    lr_scaling: Literal["linear", "sqrt"] = "linear"
-    """The learning rate is base_lr * batch_size / 256 (linear), or base_lr * sqrt(batch_size)."""
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    """The learning rate is base_lr * batch_size / 256 (linear), base_lr * sqrt(batch_size), or base_lr."""
     lr_changes: Literal["step", "epoch"] = "step"
     """Whether the learning rate changes at every step or once an epoch."""
     lr_schedule: Literal["cosine", "steps"] = "cosine"
@@ -88,14 +98,14 @@ class PretrainConfig(Settings):
     80 %."""
     min_lr: NonNegativeFloat = 0.0
     """Learning rate at the end of the cosine."""
-    optimizer: Literal["adamw", "sgd", "lars"] = "adamw"
-    """SGD and LARS have momentum; LARS neither adapts nor decays one-dimensional parameters."""
+    optimizer: Literal["adamw", "sgd", "lars", "larc"] = "adamw"
+    """SGD, LARS and LARC have momentum; LARS neither adapts nor decays one-dimensional parameters, LARC does both."""
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)
     """AdamW's decay rates of its averages of the gradient and of its square."""
     sgd_momentum: BelowOne = 0.9
-    """Momentum of SGD and LARS."""
+    """Momentum of SGD, LARS and LARC."""
     trust: PositiveFloat = 0.001
-    """LARS' trust coefficient."""
+    """Trust coefficient of LARS and LARC."""
     rate_inside: bool = False
     """Whether LARS' momentum gathers steps, each of its own learning rate, or gradients."""
     weight_decay: NonNegativeFloat = 0.05
@@ -111,7 +121,7 @@ class PretrainConfig(Settings):
     """Random seed of the run."""
 
     def __post_init__(self) -> None:
-        for name in ("crop_scale", "blur_sigma"):
+        for name in ("crop_scale", "blur_sigma", "small_scale"):
             low, high = getattr(self, name)
             if low > high:
                 raise ValueError(f"{name} is the smallest and the largest value, in this order, not {low} and {high}")
@@ -121,6 +131,8 @@ class PretrainConfig(Settings):
     @property
     def lr(self) -> float:
         """Peak learning rate (1e-3 for SiameseIM's run)."""
+        if self.lr_scaling == "none":
+            return self.base_lr
         if self.lr_scaling == "sqrt":
             return self.base_lr * math.sqrt(self.batch_size)
         return self.base_lr * self.batch_size / 256

@@ -11,13 +11,17 @@ from torch.optim import Optimizer
 from evaluate.runtime.lars import LARS
 from pretrain.config import PretrainConfig
 
+LARC_EPS = 1e-8  # apex's
 
-def learning_rate(epoch: float, config: PretrainConfig) -> float:
-    """Linear warm-up, then a half cosine to ``min_lr``, or two steps down; ``epoch`` is fractional."""
+
+def learning_rate(epoch: float, config: PretrainConfig, step: float = 0.0) -> float:
+    """Linear warm-up, then a half cosine to ``min_lr``, or two steps down; ``epoch`` is fractional, and a step is
+    ``step`` epochs."""
     if config.lr_changes == "epoch":
         epoch = math.floor(epoch)
     if epoch < config.warmup_epochs:
-        return config.lr * epoch / config.warmup_epochs
+        last = config.warmup_epochs - step if config.warmup_inclusive else config.warmup_epochs
+        return config.warmup_lr + (config.lr - config.warmup_lr) * epoch / (last or 1.0)
     if config.lr_schedule == "steps":
         passed = sum(5 * epoch >= fifths * config.epochs for fifths in (3, 4))
         return config.lr * 0.1**passed
@@ -41,6 +45,8 @@ def make_optimizer(model: nn.Module, config: PretrainConfig, constant: Iterable[
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.sgd_momentum)
+    if config.optimizer == "larc":
+        return LARS(groups, config.lr, 0.0, config.sgd_momentum, config.trust, vectors=True, eps=LARC_EPS)
     return LARS(groups, config.lr, 0.0, config.sgd_momentum, config.trust, rate_inside=config.rate_inside)
 
 

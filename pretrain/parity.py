@@ -36,6 +36,7 @@ OPTIMIZERS = {  # the name in a file: whose optimizer it is
     "lars_moco_v3": "moco_v3_resnet",
     "lars_byol": "byol",
     "lars_simclr": "simclr",
+    "larc_sgd_swav": "swav",
     "sgd_moco_simsiam": "moco_v2",
     "adamw_moco_v3_vit": "moco_v3_vit",
 }
@@ -48,6 +49,7 @@ FILL = {  # kind of a tensor: what is made of standard normal numbers r
     "token": lambda r: 0.2 * r,
     "zero": lambda r: 0 * r,
     "unit_columns": lambda r: r / r.norm(dim=0),
+    "unit_rows": lambda r: r / r.norm(dim=-1, keepdim=True),
 }
 
 
@@ -198,17 +200,23 @@ def prepare(golden: dict[str, Any]) -> Prepared:
         given |= {"train_patch_embed": not golden["config"]["stop_grad_conv1"]}
     if "queue_ptr" in golden["config"]:  # each process normalizes its part of the batch
         given |= {"bn_group": golden["config"]["batch"] // golden["config"].get("processes", 1)}
+    if "num_crops" in golden["config"]:
+        given |= {"small_views": sum(golden["config"]["num_crops"][1:])}
     config = _config(method, {"config": golden["config"] | given})
     model = method.build(config).double().train()
     names = list(model.state_dict())
     official = method.to_official(model.state_dict())
     fixed = {key: official[key] for key, _, kind in golden["entries"] if kind == "fixed_sincos"}
     start = {key: tensor.double() for key, tensor in fill(golden, fixed).items()}
+    if "queue" in golden["inputs"]:  # which the released code keeps beside its state dict
+        start["queue"] = FILL["unit_rows"](
+            generate(f"{golden['tag']}/queue", golden["inputs"]["queue"]["shape"])
+        ).double()
     model.load_state_dict(method.from_official(start, names))
     inputs = {
         name: generate(f"{golden['tag']}/{name}", value["shape"]).double()
         for name, value in golden["inputs"].items()
-        if name != "shuffle"
+        if name.startswith("view")
     }
     if "shuffle" in golden["inputs"]:
         shuffle = torch.tensor(golden["inputs"]["shuffle"])
@@ -226,8 +234,12 @@ def _compare_method(golden: dict[str, Any]) -> dict[str, float]:
     if momentum is not None and not moves_after:
         model.update_target(momentum)  # type: ignore[operator]  # its method has one
 
-    out = model(Batch(inputs["view1"], inputs["view2"], None, None, torch.arange(config.batch_size)))
+    small = [view for name, view in inputs.items() if name not in ("view1", "view2")]
+    index = torch.arange(config.batch_size)
+    others = torch.stack(small, dim=1) if small else None
+    out = model(Batch(inputs["view1"], inputs["view2"], None, None, index, small=others))
     out.loss.backward()
+    model.before_step(0)
     found = {"inputs": max(difference(tensor, golden["inputs"][name]) for name, tensor in inputs.items())}
     found |= {
         name: difference(prepared.fixed["base_encoder.pos_embed"] if name == "pos_embed" else getattr(out, name), value)
@@ -315,7 +327,9 @@ def _compare_schedules(golden: dict[str, Any]) -> dict[str, float]:
             "moco_m": "momentum",
             "base_ema": "momentum",
         }
-        names |= {"scaling": "lr_scaling"} | {same: same for same in ("base_lr", "batch_size", "epochs")}
+        names |= {"final_lr": "min_lr", "start_warmup": "warmup_lr", "scaling": "lr_scaling"} | {
+            same: same for same in ("base_lr", "batch_size", "epochs")
+        }
         values = {ours: settings[theirs] for theirs, ours in names.items() if theirs in settings}
         steps = settings.get("steps_per_epoch", 1)
         warmup = settings.get("warmup_epochs", 0)
@@ -332,7 +346,7 @@ def _compare_schedules(golden: dict[str, Any]) -> dict[str, float]:
         ours: dict[str, list[float]] = {"lr": [], "lr_predictor": [], "momentum": momenta}
         for row in given["rows"]:
             step = row.get("step", row.get("epoch"))
-            set_rate(optimizer, learning_rate(step / steps, config))
+            set_rate(optimizer, learning_rate(step / steps, config, 1 / steps))
             ours["lr"].append(optimizer.param_groups[0]["lr"])
             ours["lr_predictor"].append(optimizer.param_groups[-1]["lr"])
             # MoCo-v3's row has the momentum of before its step, BYOL's that of after it

@@ -127,11 +127,12 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             faults.note_unreadable(step, batch.damaged)
             if step == 0:
                 distributed.on_rank_zero(functools.partial(_draw, out / "batch.png", model, batch, config))
-            set_rate(optimizer, learning_rate(step / steps, config))
+            set_rate(optimizer, learning_rate(step / steps, config, 1 / steps))
             torch.manual_seed(seed(config, step))
             statistics = [buffer.clone() for buffer in model.buffers()]
 
             loss = accumulate(parallel, scaler, batch, config, device)
+            model.before_step(step)
             scaler.unscale_(optimizer)
             # A limit of infinity multiplies by 1 and measures the norm.
             norm = nn.utils.clip_grad_norm_(

@@ -24,7 +24,7 @@ def augment_view(pixels: Tensor, draws: np.ndarray, number: int, config: Pretrai
     mean, std = (
         torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True) for values in (config.mean, config.std)
     )
-    rows = max(1, CPU_PIXELS // config.img_size**2) if device.type == "cpu" else batch
+    rows = max(1, CPU_PIXELS // pixels.shape[-1] ** 2) if device.type == "cpu" else batch
     view = torch.empty(pixels.shape, device=device)
     for first in range(0, batch, rows):
         part = slice(first, first + rows)

@@ -22,6 +22,7 @@ from pretrain.geometry import RelativeGeometry, relative_geometry
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_DRAWS = 4 * CROP_TRIES + 1  # random numbers a view: crop and flip
+SMALL_FIRST = 1 << 20  # position of the first random number of the small views: beyond those of all else
 
 
 class Crops(NamedTuple):
@@ -29,7 +30,7 @@ class Crops(NamedTuple):
     N), indices (B,).
 
     With ``num_views`` 1 ``view2`` is None; its box and flip are view 1's. ``mask`` is None for a method whose config
-    draws none.
+    draws none, ``small`` (B, V, 3, s, s) uint8 for one that takes no small views.
     """
 
     view1: Tensor
@@ -41,6 +42,7 @@ class Crops(NamedTuple):
     image_width: Tensor
     mask: Tensor | None
     index: Tensor  # type: ignore[assignment]  # hides a tuple's own method, which nothing here calls
+    small: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Crops":
         """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
@@ -69,6 +71,8 @@ class Batch:
     """(B,), which images they are."""
     noise: Tensor | None = None
     """(B, N) uniform numbers for a method that hides patches by them (``draw_noise``)."""
+    small: Tensor | None = None
+    """(B, V, 3, s, s), normalized, for a method that takes small views (``small_views``)."""
 
 
 def uniforms(seed: int, epoch: int, index: np.ndarray, count: int, first: int = 0) -> np.ndarray:
@@ -170,7 +174,7 @@ def crop(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainCo
     flipped = draws[:, :, -1] < config.flip_probability
     taken = range(config.num_views)
     boxes = [crop_boxes(draws[:, view, :-1], heights, widths, config.crop_scale) for view in taken]
-    views = [_resized_crops(images, boxes[view], flipped[:, view], config) for view in taken]
+    views = [_resized_crops(images, boxes[view], flipped[:, view], config.img_size, config) for view in taken]
     mask = config.draw_mask(epoch, index)
     return Crops(
         views[0],
@@ -182,11 +186,31 @@ def crop(images: list[Tensor], index: np.ndarray, epoch: int, config: PretrainCo
         torch.from_numpy(widths),
         None if mask is None else torch.from_numpy(mask),
         torch.from_numpy(np.asarray(index)),
+        _small_crops(images, index, epoch, heights, widths, config) if config.small_views else None,
     )
 
 
-def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray, config: PretrainConfig) -> Tensor:
-    """Crops of the flipped images (B, 3, S, S), cut from the unflipped ones: only the crop is turned over.
+def _small_crops(
+    images: list[Tensor],
+    index: np.ndarray,
+    epoch: int,
+    heights: np.ndarray,
+    widths: np.ndarray,
+    config: PretrainConfig,
+) -> Tensor:
+    """The small views (B, V, 3, s, s) of images of the given sizes, uint8."""
+    draws = uniforms(config.seed, epoch, index, config.small_views * CROP_DRAWS, first=SMALL_FIRST)
+    views = []
+    for own in np.split(draws, config.small_views, axis=1):
+        boxes = crop_boxes(own[:, :-1], heights, widths, config.small_scale)
+        views.append(_resized_crops(images, boxes, own[:, -1] < config.flip_probability, config.small_size, config))
+    return torch.stack(views, dim=1)
+
+
+def _resized_crops(
+    images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray, size: int, config: PretrainConfig
+) -> Tensor:
+    """Crops of the flipped images (B, 3, S, S) of ``size`` S, cut from the unflipped ones: only the crop is turned.
 
     They keep the colours of a pixel next to each other in memory, as the decoder leaves them: resizing is fastest so.
     """
@@ -196,7 +220,7 @@ def _resized_crops(images: list[Tensor], boxes: np.ndarray, flipped: np.ndarray,
             left = image.shape[-1] - left - width
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[top : top + height, left : left + width])
         crop = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-        crop = F.interpolate(crop, (config.img_size,) * 2, mode=config.interpolation, antialias=True)
+        crop = F.interpolate(crop, (size,) * 2, mode=config.interpolation, antialias=True)
         crops.append(crop.flip(-1) if flip else crop)
     return torch.cat(crops)
 
@@ -212,6 +236,12 @@ def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
     if config.needs_geometry:
         geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
     noise = config.draw_noise(epoch, index)
+    small = None
+    if crops.small is not None:
+        first = SMALL_FIRST + config.small_views * CROP_DRAWS
+        colors = uniforms(config.seed, epoch, index, config.small_views * COLOR_DRAWS, first=first)
+        pixels = augment_view(crops.small.flatten(0, 1), colors.reshape(-1, COLOR_DRAWS), 1, config)
+        small = pixels.view(crops.small.shape)
     return Batch(
         view1,
         view2,
@@ -219,4 +249,5 @@ def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
         geometry,
         crops.index,
         None if noise is None else torch.from_numpy(noise).to(view1.device),
+        small,
     )

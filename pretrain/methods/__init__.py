@@ -20,7 +20,18 @@ from evaluate.runtime.settings import from_json, override, split_overrides
 from pretrain.config import MODELS, PretrainConfig
 from pretrain.data.views import Batch
 
-METHODS = ("siameseim", "mae", "simsiam", "moco_v3_vit", "moco_v3_resnet", "byol", "simclr", "moco_v1", "moco_v2")
+METHODS = (
+    "siameseim",
+    "mae",
+    "simsiam",
+    "moco_v3_vit",
+    "moco_v3_resnet",
+    "byol",
+    "simclr",
+    "moco_v1",
+    "moco_v2",
+    "swav",
+)
 
 
 class Outputs(Protocol):
@@ -38,6 +49,9 @@ class Method(nn.Module):
         """The loss of one (micro-)batch on the model's device. Every process must take part where it computes sums over
         the processes."""
         raise NotImplementedError
+
+    def before_step(self, step: int) -> None:
+        """What is done to the gradients of step ``step``, from 0, before the optimizer sees them."""
 
     def after_step(self, step: int, total: int) -> None:
         """What changes the model otherwise than by gradients (a moving average), after the ``step``-th of ``total``

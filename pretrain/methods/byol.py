@@ -49,7 +49,7 @@ class Config(ResNetConfig):
     epochs: PositiveInt = 1000
     warmup_epochs: NonNegativeFloat = 10.0
     base_lr: PositiveFloat = 0.2
-    optimizer: Literal["adamw", "sgd", "lars"] = "lars"
+    optimizer: Literal["adamw", "sgd", "lars", "larc"] = "lars"
     weight_decay: NonNegativeFloat = 1.5e-6
     clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

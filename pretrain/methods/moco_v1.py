@@ -57,7 +57,7 @@ class MoCoConfig(ResNetConfig):
     batch_size: PositiveInt = 256
     base_lr: PositiveFloat = 0.03
     lr_changes: Literal["step", "epoch"] = "epoch"
-    optimizer: Literal["adamw", "sgd", "lars"] = "sgd"
+    optimizer: Literal["adamw", "sgd", "lars", "larc"] = "sgd"
     weight_decay: NonNegativeFloat = 1e-4
     decayed: Literal["all", "matrices"] = "all"
     clip_norm: PositiveFloat | None = None
@@ -158,7 +158,7 @@ class MoCo(Method):
         """The normalized keys of all processes' images, and where this process's begin. Each process encodes a part of
         the shuffled global batch."""
         everyones, first = distributed.gather_rows(images.flatten(1))
-        shuffle = self.draw_shuffle(len(everyones)).to(images.device)
+        shuffle = self.draw_shuffle(len(everyones)).to(images.device, non_blocking=True)
         mine = shuffle[first : first + len(images)]
         keys, _ = distributed.gather_rows(at_least_float32(self.encoder_k(everyones[mine].view(images.shape))))
         return F.normalize(keys[shuffle.argsort()], dim=1), first

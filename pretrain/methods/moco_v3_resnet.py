@@ -34,7 +34,7 @@ class Config(ResNetConfig):
     epochs: PositiveInt = 300
     warmup_epochs: NonNegativeFloat = 10.0
     base_lr: PositiveFloat = 0.3
-    optimizer: Literal["adamw", "sgd", "lars"] = "lars"
+    optimizer: Literal["adamw", "sgd", "lars", "larc"] = "lars"
     weight_decay: NonNegativeFloat = 1e-6
     clip_norm: PositiveFloat | None = None
 

@@ -51,7 +51,7 @@ class Config(ResNetConfig):
     epochs: PositiveInt = 1000
     warmup_epochs: NonNegativeFloat = 10.0
     base_lr: PositiveFloat = 0.3
-    optimizer: Literal["adamw", "sgd", "lars"] = "lars"
+    optimizer: Literal["adamw", "sgd", "lars", "larc"] = "lars"
     rate_inside: bool = True
     weight_decay: NonNegativeFloat = 1e-6
     clip_norm: PositiveFloat | None = None

@@ -47,7 +47,7 @@ class Config(ResNetConfig):
     batch_size: PositiveInt = 512
     base_lr: PositiveFloat = 0.05
     lr_changes: Literal["step", "epoch"] = "epoch"
-    optimizer: Literal["adamw", "sgd", "lars"] = "sgd"
+    optimizer: Literal["adamw", "sgd", "lars", "larc"] = "sgd"
     weight_decay: NonNegativeFloat = 1e-4
     decayed: Literal["all", "matrices"] = "all"
     clip_norm: PositiveFloat | None = None

@@ -14,7 +14,7 @@ PRETRAINING, TASKS = "tests.gpu.pretended.pretraining", "tests.gpu.pretended.tas
 ALL = ["finetune", "linear_probe", "sweep", "features", "predictions", "knn"]
 SHORT = ["--batch", "8", "--set", "depth=2"]  # widths and tokens of ViT-B; no block does what the one before does not
 SHORT_RESNET = ["--batch", "8", "--set", "layers=[1,1,1,1]"]
-RESNETS = ("simsiam", "moco_v3_resnet", "byol", "simclr")
+RESNETS = ("simsiam", "moco_v3_resnet", "byol", "simclr", "swav")
 # A step brings no tensor to the CPU; what is no step brings its results, all from one line.
 STEPS = ("forward and backward", "optimizer", "finetune", "linear_probe", "sweep")
 ON_A_GPU_WITHOUT_VALUES = """

@@ -43,6 +43,7 @@ SMALL = {  # the settings of a method's demo
     "simclr": ["width_per_group=4"],
     "moco_v1": ["width_per_group=4", "bn_group=4"],
     "moco_v2": ["width_per_group=4", "bn_group=4"],
+    "swav": ["width_per_group=4", "queue_length=16", "freeze_prototypes_iterations=1", "small_size=32"],
 }
 TWO_PROCESSES = Path(__file__).parents[1] / "golden" / "methods" / "moco_v2_two_processes_step_a.json"
 SPAWN = multiprocessing.get_context("forkserver")
@@ -137,14 +138,16 @@ def _method(name: str) -> dict[str, Tensor]:
     parallel = distributed.DataParallel(model) if world > 1 else model
     optimizer = make_optimizer(model, config, model.constant_rate())
     size = config.batch_size // world
-    views_of_all = torch.randn(2, config.batch_size, 3, 32, 32, dtype=torch.float64)
-    view1, view2 = views_of_all[:, rank * size : (rank + 1) * size]
+    views_of_all = torch.randn(2 + config.small_views, config.batch_size, 3, 32, 32, dtype=torch.float64)
+    view1, view2, *small = views_of_all[:, rank * size : (rank + 1) * size]
     found = {}
     for step in range(3):
         set_rate(optimizer, 0.01)
         torch.manual_seed(100 * step + rank)  # random choices that all processes share are the first's
-        loss = parallel(views.Batch(view1, view2, None, None, torch.arange(size))).loss
+        others = torch.stack(small, dim=1) if small else None
+        loss = parallel(views.Batch(view1, view2, None, None, torch.arange(size), small=others)).loss
         loss.backward()
+        model.before_step(step)
         found[f"loss/{step}"] = distributed.mean_over_ranks(loss)
         if step == 0:
             found |= {f"gradient/{name}": p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -24,6 +24,7 @@ DEMOS = {  # preset: its settings, and the format that its file has
     "simclr_demo": (TINY_RESNET, "solo_learn"),
     "moco_v1_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
     "moco_v2_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
+    "swav_demo": (TINY_RESNET, "swav"),
 }
 
 

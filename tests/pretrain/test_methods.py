@@ -1,4 +1,4 @@
-"""SimSiam, MoCo, BYOL and SimCLR: a step of each beside its reference's, and the mistakes that parity must see."""
+"""A step of each method but SiameseIM and MAE beside its reference's, and the mistakes that parity must see."""
 
 import copy
 import dataclasses
@@ -13,14 +13,14 @@ from torch import nn
 
 from evaluate.runtime.errors import UserError
 from pretrain import distributed, norm, optimizer, parity, train
-from pretrain.methods import byol, configure, moco_v1, moco_v2, moco_v3_resnet, moco_v3_vit, simclr, simsiam
+from pretrain.methods import byol, configure, moco_v1, moco_v2, moco_v3_resnet, moco_v3_vit, simclr, simsiam, swav
 from pretrain.optimizer import learning_rate, make_optimizer
 from pretrain.vit import set_grad_checkpointing
 from tests.pretrain.runs import write_images
 
 FOLDER = Path(__file__).parents[1] / "golden" / "methods"
 FILES = {module: FOLDER / f"{module.PAPER.method}_step_a.json" for module in (simsiam, moco_v3_vit, byol, simclr)}
-FILES |= {module: FOLDER / f"{module.PAPER.method}_step_a.json" for module in (moco_v1, moco_v3_resnet)}
+FILES |= {module: FOLDER / f"{module.PAPER.method}_step_a.json" for module in (moco_v1, moco_v3_resnet, swav)}
 FILES[moco_v2] = FOLDER / "moco_v2_two_processes_step_a.json"
 OTHERS = [FOLDER / "optimizers.json", FOLDER / "schedules.json"]
 
@@ -78,7 +78,7 @@ def test_parity_sees_a_changed_optimizer_and_schedule():
 
 def test_parity_names_a_method_that_is_not_here(tmp_path, capsys):
     path = tmp_path / "other.json"
-    path.write_text('{"method": "swav", "config": {}}')
+    path.write_text('{"method": "dino", "config": {}}')
     assert parity.main([str(path)]) == 2
     assert "holds no step of a method that is here (siameseim, mae, simsiam" in capsys.readouterr().err
 
@@ -167,6 +167,13 @@ OURS = {  # what is often wrong in a method, as a change of ours
         of(torch.Tensor, "argsort", lambda _: lambda shuffle: torch.arange(len(shuffle))),  # keys in the wrong order
         of(norm.torch, "cat", lambda cat: lambda parts, dim=0: cat(parts[::-1], dim)),
         of(moco_v1, "F", lambda _: type("F", (), {"normalize": unnormalized, "cross_entropy": F.cross_entropy})),
+    ],
+    swav: [
+        of(swav, "sinkhorn", lambda sinkhorn: lambda logits, rounds: sinkhorn(logits, 1)),
+        of(swav, "sinkhorn", lambda _: lambda logits, rounds: logits.softmax(1)),
+        of(swav.SwAV, "before_step", lambda _: lambda self, step: None),  # the prototypes are trained at once
+        of(swav.Backbone, "features", apart),
+        of(optimizer, "LARS", lambda _: lambda groups, rate, *_, **__: torch.optim.SGD(groups, rate, 0.9)),
     ],
     moco_v3_vit: [
         of(moco_v3_vit, "contrast", lambda contrast: lambda q, k, t: contrast(q, k, t) / (2 * t)),  # without 2 T
@@ -272,6 +279,46 @@ def test_a_batch_that_moco_cannot_divide_is_named(arguments, says, tmp_path, cap
     assert says in capsys.readouterr().err
 
 
+def test_swavs_queue_takes_part_once_it_is_full():
+    """Its rows come first, the images' assignments are taken from the end, and new embeddings go in front."""
+    config = dataclasses.replace(swav.PRESETS["demo"], queue_length=12, batch_size=4, width_per_group=4)
+    model = swav.build(config)
+    rows = [F.normalize(torch.randn(4, config.dim), dim=1) for _ in range(5)]
+    alone = [swav.sinkhorn(model.prototypes(part) / 0.05, 3) for part in rows]
+    for part, expected in zip(rows[:3], alone, strict=False):
+        assert torch.equal(model._assign(0, part), expected)
+    assert torch.equal(model.queue[0], torch.cat(rows[2::-1])) and not model.queue[1].any()
+    scores = torch.exp(model.prototypes(torch.cat([*rows[2::-1], rows[3]])) / 0.05).detach().double()
+    for _ in range(3):
+        scores = scores / scores.sum(0) / scores.shape[1]
+        scores = scores / scores.sum(1, keepdim=True) / len(scores)
+    found = model._assign(0, rows[3])
+    torch.testing.assert_close(found.double(), scores[-4:] * 16, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(found, alone[3], atol=1e-3)
+    assert torch.equal(model.queue[0], torch.cat(rows[3:0:-1]))
+
+
+def test_swavs_queue_begins_to_fill_after_its_epochs():
+    model = swav.build(dataclasses.replace(swav.PRESETS["demo"], queue_length=4, queue_epochs=2, epochs=4))
+    for step, kept in ((1, False), (19, False), (20, False), (21, True)):  # ten steps are an epoch
+        model.queue.fill_(1)
+        model.after_step(step, 40)
+        assert bool(model.queue.any()) is kept, step
+
+
+def test_parity_takes_a_queue(capsys):
+    """A queue beside the state dict: assignments differ from those without it, all else of the file does not."""
+    golden = json.loads(FILES[swav].read_text())
+    rows = F.normalize(parity.generate(f"{golden['tag']}/queue", [2, 16, 24]).double(), dim=2)
+    golden["config"]["queue_length"] = 16
+    golden["inputs"]["queue"] = {"shape": [2, 16, 24]}
+    old = rows[:, :8].flatten()
+    index = list(range(192, 384))  # the old first half of the first view's queue is now its second
+    golden["expected"]["after"]["queue"] = {"norm": 32**0.5, "index": index, "value": old[:192].tolist()}
+    found = parity.compare(golden)
+    assert found["assignment1"] > 1e-3 and found["embedding"] < 1e-6 and found["state after the forward pass"] < 1e-6
+
+
 def test_a_resnet_has_no_blocks_to_compute_again(tmp_path, capsys):
     with pytest.raises(UserError, match="--grad-checkpointing"):
         set_grad_checkpointing(simsiam.build(simsiam.PRESETS["demo"]))
@@ -287,7 +334,7 @@ def test_a_resnet_has_no_blocks_to_compute_again(tmp_path, capsys):
         ("block=wide", "one of basic, bottleneck"),
         ("block=basic", "width_per_group of basic blocks is 64, not 16"),
         ("optimizer=adam", "one of adamw, sgd, lars"),
-        ("lr_scaling=none", "one of linear, sqrt"),
+        ("lr_scaling=half", "one of linear, sqrt, none"),
         ("proj_layers=1", "from 2 on"),
     ],
 )

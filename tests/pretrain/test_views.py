@@ -14,6 +14,7 @@ from pretrain.data import augment, views
 from pretrain.data.images import Sample
 from pretrain.data.loader import Collate, Loaded
 from pretrain.geometry import relative_geometry, relative_positions
+from pretrain.methods import swav
 from pretrain.methods.siameseim import DEMO, PAPER
 
 
@@ -81,6 +82,37 @@ def test_an_image_is_augmented_alike_in_any_batch_and_differently_in_each_epoch(
         torch.testing.assert_close(getattr(whole, name)[4:], getattr(part, name))
     other = views.augment(views.crop(images, np.arange(6), 4, DEMO), 4, DEMO)
     assert not torch.equal(whole.view1, other.view1)
+
+
+def test_small_views_are_alike_in_any_batch_and_leave_the_large_ones_as_they_are():
+    images = [
+        torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
+        for i in range(6)
+    ]
+    config = swav.PRESETS["demo"]
+    whole = views.augment(views.crop(images, np.arange(6), 3, config), 3, config)
+    part = views.augment(views.crop(images[4:], np.array([4, 5]), 3, config), 3, config)
+    assert whole.small.shape == (6, 2, 3, 24, 24)
+    torch.testing.assert_close(whole.small[4:], part.small)
+    assert not torch.equal(whole.small[:, 0], whole.small[:, 1])
+    without = replace(config, small_views=0)
+    large = views.augment(views.crop(images, np.arange(6), 3, without), 3, without)
+    assert large.small is None and torch.equal(large.view1, whole.view1) and torch.equal(large.view2, whole.view2)
+
+
+def test_small_views_see_their_share_of_the_image():
+    """On an image whose pixel values are its coordinates: the area between a crop's ends, and how often it is
+    flipped."""
+    rows, columns = torch.meshgrid(torch.arange(200), torch.arange(200), indexing="ij")
+    image = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
+    config = replace(swav.PAPER, small_views=3, img_size=8)
+    small = views.crop([image] * 300, np.arange(300), 0, config).small.flatten(0, 1).float()
+    down = small[:, 0, -1].mean(-1) - small[:, 0, 0].mean(-1)
+    across = small[:, 1, :, -1].mean(-1) - small[:, 1, :, 0].mean(-1)
+    share = down * across.abs() / (200 - 1) ** 2
+    assert 0.045 < share.min() < 0.06 and 0.13 < share.max() < 0.145
+    assert share.mean() == pytest.approx(0.095, abs=0.004)
+    assert (across < 0).float().mean() == pytest.approx(0.5, abs=0.06)
 
 
 def test_relative_positions_point_at_the_pixels_that_the_target_sees():

@@ -116,8 +116,8 @@ FORMATS = (
     _resnet(
         "swav",
         "SwAV or DeepCluster-v2",
-        {"encoder": _branch("", r"projection_head\..+", r"prototypes\..+", FC)},
-        state_dict_paths=("", "state_dict"),
+        {"encoder": _branch("", r"projection_head\..+", r"prototypes\..+", "queue", FC)},
+        state_dict_paths=("", "state_dict", "model"),
         required_keys=(r"conv1\.weight", r"layer4\.0\.conv1\.weight", r"(projection_head|prototypes)\..+"),
     ),
     _resnet(
