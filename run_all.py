@@ -168,7 +168,8 @@ def examine(
         options += ["--workers", str(arguments.workers)] if arguments.workers is not None else []
         return calibrate.main(["--ckpt", str(arguments.calibrate), *options])
     names = [name for node in nodes for name in plan.data_sets(node, configs[node.name][1])]
-    return check.report(root, names, subset=arguments.subset)
+    samples = sys.maxsize if arguments.verify_data else check.SAMPLES
+    return check.report(root, names, samples, subset=arguments.subset)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -241,7 +242,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--verify-data",
         action="store_true",
-        help="identify the data by the contents of every file, not by names, sizes and times",
+        help="identify the data by the contents of every file, not by names, sizes and times; with --check-data: read "
+        "every image in full",
     )
     parser.add_argument(
         "--clean",

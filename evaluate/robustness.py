@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
 from evaluate.data import layouts
-from evaluate.data.imagenet import ImageSet, robustness_set, val_set
+from evaluate.data.imagenet import FULL_CLASSES, ImageSet, class_names, robustness_set, val_set
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
@@ -159,6 +159,8 @@ def corrupted(
     asked, taken = (env.notes[name]["imagenet_c"] // cells_count for name in ("images_asked", "images_evaluated"))
     reasons = ["corrupted here from val, not the published images"] if config.corruptions == "made" else []
     reasons += [f"{taken} of {asked} images of each corruption and severity"] if per_cell and per_cell < asked else []
+    if reasons and len(class_names(env.data_root / "imagenet/train")) != FULL_CLASSES:
+        reasons.append("100 - mCE, whose errors are relative to AlexNet's on 1,000 classes")
     if not reasons:
         env.report(immaterial={"imagenet_c": ["corrupted_images"]})  # there are no more
     else:

@@ -52,8 +52,10 @@ def _tables(argv: list[str]) -> int:
     if unknown or not names:
         parser.error(f"--format {arguments.format}: the formats are {', '.join(tables.FORMATS)}")
     to = arguments.to or arguments.outs[0]
-    if not to.is_dir():
-        parser.error(f"--to {to}: there is no such folder")
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--to {to}: the folder cannot be made ({error.strerror})")
     entries, problems = frame.records(arguments.outs)
     shown = arguments.rows or list(dict.fromkeys(entry["encoder"] for entry in entries))
     made = tables.build(to, shown, entries, problems, _split(arguments.baselines), arguments.reference)

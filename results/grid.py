@@ -171,6 +171,8 @@ def _add_published(grid: Grid, baselines: Sequence[str]) -> None:
         for heading, _, metric in grid.columns
         if row.cells[heading].value is not None
     ]
+    if not shown and not baselines:
+        return  # nothing was measured that could be compared
     parts = [heading for heading, entry, metric in shown if entry and marks.of_a_subset(entry, metric)]
     if shown and len(parts) == len(shown):
         grid.notes.append(

@@ -140,6 +140,7 @@ def test_a_file_that_is_no_checkpoint_fails_every_column_with_its_reason(world, 
         (["--set", "finetune.epochs=soon"], "setting 'epochs' is a whole number above 0, not 'soon'"),
         (["--ckpt", "absent.pth", "--data-root", "."], "there is no checkpoint absent.pth"),
         (["--ckpt", "run_all.py"], "need --data-root"),
+        (["--ckpt", "run_all.py", "--data-root", ".", "--format", "tim"], "there is no format 'tim'; the formats are"),
         (["--minutes", "5"], "goes with --demo --data-root DIR"),
         (["--demo", "--data-root", ".", "--minutes", "nan"], "--minutes N is a number above 0"),
         (["--demo", "--data-root", "."], "the demo on your images pretrains on imagenet/train: imagenet is not under"),
@@ -223,6 +224,19 @@ def test_the_data_are_checked_before_anything_runs(world, tmp_path, capsys):
     assert run_all.main(["--check-data", "--data-root", str(tmp_path)]) != 0
     assert run_all.main(["--check-data"]) == 2
     assert "need --data-root" in capsys.readouterr().err
+
+
+def test_the_check_reads_every_image_when_asked_to(world, tmp_path, capsys, monkeypatch):
+    data = tmp_path / "data"
+    data.mkdir()
+    subprocess.run(["cp", "-r", str(world / "imagenet"), str(data / "imagenet")], check=True)
+    monkeypatch.setattr("evaluate.data.check.SAMPLES", 1)
+    broken = sorted((data / "imagenet/val").glob("*/*"))[3]
+    broken.write_bytes(broken.read_bytes()[:200])
+    options = ["--data-root", str(data), "--check-data", "--tasks", "knn", "--subset"]
+    assert run_all.main(options) == 0, "one image of each set is read"
+    assert run_all.main([*options, "--verify-data"]) == 2
+    assert broken.name in capsys.readouterr().err
 
 
 def test_only_a_fine_tuned_checkpoint_calibrates(checkpoint, world, capsys):

@@ -40,9 +40,14 @@ def options(arguments: argparse.Namespace, row: str = "", rows: Sequence[str] = 
         rows: all of them.
 
     Raises:
-        UserError: an assumption that is not NAME=VALUE, is said twice, or is of a row that there is not.
+        UserError: a format that there is not; an assumption that is not NAME=VALUE, is said twice, or is of a row that
+            there is not.
     """
     said: dict[str, Any] = {name: getattr(arguments, name) for name in TEXTS if getattr(arguments, name)}
+    if "format" in said:
+        from evaluate.checkpoints import formats  # takes torch
+
+        formats.by_name(said["format"])
     general: dict[str, str] = {}
     own: dict[str, str] = {}
     for text in arguments.assume:

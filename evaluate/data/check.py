@@ -156,7 +156,9 @@ def _corrupted(data_root: Path, samples: int, counts: Counts) -> str:
             elif expected is found:
                 counts.expect_classes("imagenet-c", len(images.classes), imagenet.FULL_CLASSES)
             _read_some(images.files, each, PUBLISHED_SIDE if full else None)
-    return f"15 corruptions, 5 severities, {len(expected or ())} images each; {75 * each} read"
+    return (
+        f"15 corruptions, 5 severities, {len(expected or ())} images each; {75 * min(each, len(expected or ()))} read"
+    )
 
 
 def _instances(name: str) -> Callable[[Path, int, Counts], str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluate.data.imagenet import images_of_classes
+from evaluate.data.imagenet import images_of_classes, require_image_names
 from evaluate.data.loader import read_image
 from evaluate.runtime.cli import EXIT_USER, at_least_one, make_folder
 from evaluate.runtime.errors import UserError
@@ -26,6 +26,7 @@ def make(folder: Path, copies: Path, side: int) -> int:
     An image that is as small already is linked. An interrupted making goes on where it stopped.
     """
     images = [(wnid, file) for wnid, files in images_of_classes(folder).items() for file in files]
+    require_image_names([file for _, file in images])
     for wnid, file in track(images, "making small copies"):
         place = copies / wnid
         if (place / f"{file.name}.jpg").exists() or (place / file.name).exists():

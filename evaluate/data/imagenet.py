@@ -9,7 +9,7 @@ an image that cannot be read are errors that name what was found.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -177,9 +177,7 @@ def _image_set(
 ) -> ImageSet:
     index = {wnid: number for number, wnid in enumerate(classes)}
     entries = [(wnid, file) for wnid, files in images.items() for file in files]
-    strange = next((file for _, file in entries if not file.name.lower().endswith(SUFFIXES)), None)
-    if strange:
-        raise UserError(f"{strange} is no image by its name, which ends in none of {', '.join(SUFFIXES)}; move it away")
+    require_image_names([file for _, file in entries])
     asked = len(entries)
     if limit is not None and limit < asked:  # evenly spaced, so that every class keeps its share
         entries = [entries[position * asked // limit] for position in range(limit)]
@@ -190,6 +188,13 @@ def _image_set(
         digest.update(f"{part}/{wnid}/{file.name}\0{index[wnid]}{facts}\n".encode())
     files, labels = tuple(file for _, file in entries), np.array([index[wnid] for wnid, _ in entries], dtype=np.int64)
     return ImageSet(name, files, labels, classes, digest.hexdigest()[:16], asked, tuple(index[wnid] for wnid in images))
+
+
+def require_image_names(files: Sequence[File]) -> None:
+    """Raises UserError naming a file that is no image by its name."""
+    strange = next((file for file in files if not file.name.lower().endswith(SUFFIXES)), None)
+    if strange:
+        raise UserError(f"{strange} is no image by its name, which ends in none of {', '.join(SUFFIXES)}; move it away")
 
 
 def _facts(file: File) -> str:

@@ -135,7 +135,8 @@ def test_a_part_of_the_images_is_an_estimate_and_says_so(env: Env) -> None:
     assert env.notes["images_evaluated"]["imagenet_c"] == 150 and env.notes["images_asked"]["imagenet_c"] == 300
     error = env.notes["standard_error"]["imagenet_c"]
     assert env.notes["protocol"]["estimates"]["imagenet_c"] == (
-        f"IN-C is an estimate (2 of 4 images of each corruption and severity), standard error {error:.2f}"
+        "IN-C is an estimate (2 of 4 images of each corruption and severity; 100 - mCE, whose errors are relative to "
+        f"AlexNet's on 1,000 classes), standard error {error:.2f}"
     )
     assert 0 <= result["imagenet_c_mean_error"] <= 100
 

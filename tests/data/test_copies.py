@@ -32,3 +32,10 @@ def test_a_damaged_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     image(tmp_path / "train/a/bad.JPEG", 300, 150).write_bytes(b"no image")
     assert copies.main([str(tmp_path / "train"), str(tmp_path / "copies")]) == 2
     assert "bad.JPEG" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image(tmp_path / "train/a/good.JPEG", 300, 150)
+    (tmp_path / "train/a/notes.txt").write_text("mine")
+    assert copies.main([str(tmp_path / "train"), str(tmp_path / "copies")]) == 2
+    assert "notes.txt is no image by its name" in capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_two_folders_that_disagree_are_an_error_that_shows_both(
         (["--format", "docx"], "the formats are csv, tidy, tex, md, html, json, card"),
         (["--format", ","], "the formats are csv"),
         (["--reference", "nobody"], "there is no row 'nobody' to compare with; the rows are: MoCo-v3"),
-        (["--to", "nowhere"], "there is no such folder"),
+        (["--to", "/dev/null/nowhere"], "the folder cannot be made"),
     ],
 )
 def test_bad_options_are_one_sentence(
