@@ -88,7 +88,10 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
             "classifier=FILE"
         )
     skipped = layouts.absent(env.data_root, reads_if_there(config))
-    if skipped.pop("imagenet_c", None):
+    if "imagenet_c" in skipped and not any(
+        layouts.locate(env.data_root, part) for part in layouts.LAYOUTS["imagenet_c"]
+    ):  # where a part of it is there, the reason names what is missing
+        del skipped["imagenet_c"]
         config = replace(config, corruptions="made", corrupted_images=config.corrupted_images or MADE_IMAGES)
     model, classes, crop = classifiers.load(path, encoder)
     precision = resolve_precision(config.precision, env.device)
@@ -107,8 +110,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     outcomes = natural_shifts(val, sets, predict, crop)
     result = {name: metrics.percent(correct) for name, correct in outcomes.items()}
     env.report(standard_error={name: binomial(value, len(outcomes[name])) for name, value in result.items()})
-    of_corruptions, outcomes["imagenet_c"] = corrupted(config, crop, predict, env)
-    result |= of_corruptions
+    if "imagenet_c" not in skipped:
+        of_corruptions, outcomes["imagenet_c"] = corrupted(config, crop, predict, env)
+        result |= of_corruptions
     if distributed.rank() == 0:
         metrics.save_predictions(env.out_dir, outcomes)
     protocol = {

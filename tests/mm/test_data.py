@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from evaluate.data.coco import read_annotations
 from evaluate.data.toy_dense import run_lengths
@@ -105,10 +105,25 @@ def test_pictures_that_do_not_fit(tmp_path: Path) -> None:
         data[0]
 
 
-def test_jitter_moves_image_box_and_mask_together(world: Path) -> None:
-    """The mask's pixels have the colour of the object after any jitter; boxes enclose their masks."""
-    paths = (str(world / "coco/annotations/instances_train2017.json"), str(world / "coco"), "train2017")
-    data = InstanceSet(*paths, [LoadImage(), LargeScaleJitter(64, (0.5, 2.0))], training=True)
+def painted(world: Path, folder: Path) -> tuple[str, str, str]:
+    """The world's training annotations beside pictures that show their objects alone, the first category's in red."""
+    source = world / "coco/annotations/instances_train2017.json"
+    content = json.loads(source.read_text())
+    first = min(category["id"] for category in content["categories"])
+    (folder / "train2017").mkdir()
+    for image in content["images"]:
+        picture = Image.new("RGB", (image["width"], image["height"]), (90, 90, 90))
+        for one in content["annotations"]:
+            if one["image_id"] == image["id"] and not one["iscrowd"]:
+                color = (220, 30, 30) if one["category_id"] == first else (30, 30, 220)
+                ImageDraw.Draw(picture).polygon(one["segmentation"][0], fill=color)
+        picture.save(folder / "train2017" / image["file_name"], quality=95)
+    return str(source), str(folder), "train2017"
+
+
+def test_jitter_moves_image_box_and_mask_together(world: Path, tmp_path: Path) -> None:
+    """The mask's pixels have the color of the object after any jitter; boxes enclose their masks."""
+    data = InstanceSet(*painted(world, tmp_path), [LoadImage(), LargeScaleJitter(64, (0.5, 2.0))], training=True)
     kept = 0
     for place in range(20):
         sample = data[place, place % len(data)]
@@ -122,7 +137,7 @@ def test_jitter_moves_image_box_and_mask_together(world: Path) -> None:
             kept += 1
             rows, columns = np.nonzero(mask)
             assert abs(columns.min() - box[0]) <= 1.5 and abs(rows.max() + 1 - box[3]) <= 1.5
-            if label == 0:  # balls are red
+            if label == 0:  # red
                 red, green, blue = np.median(sample["img"][mask], axis=0)
                 assert red > max(green, blue) + 40
     assert kept > 10
