@@ -4,10 +4,7 @@ Here and nowhere else: the check of the data reads it, and the record of a task,
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from evaluate.data.imagenet import ImageSet
+from typing import NamedTuple, Protocol
 
 TRAIN, VAL, VAL_PER_CLASS = 1_281_167, 50_000, 50
 SHIFTED = {"imagenet_a": 7_500, "imagenet_r": 30_000, "imagenet_sketch": 50_889}
@@ -17,6 +14,19 @@ LISTS = {"1percent": 12_811, "10percent": 128_116}  # SimCLR's, which MSN and Si
 INSTANCES = {"coco": (80, {"train": 118_287, "val": 5_000}), "lvis": (1203, {"train": 100_170, "val": 19_809})}
 ADE20K = {"training": 20_210, "validation": 2_000}
 VOC = {"trainval": 5_011 + 11_540, "test": 4_952}  # trainval of 2007 and of 2012, test of 2007
+
+
+class Set(Protocol):
+    """What is asked of a set of images (``evaluate.data.imagenet.ImageSet``)."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def asked(self) -> int: ...
+
+    @property
+    def scored(self) -> tuple[int, ...]: ...
 
 
 class Size(NamedTuple):
@@ -47,7 +57,7 @@ def size(images: int, classes: int) -> dict[str, int]:
     return Size(images, classes)._asdict()
 
 
-def sizes(*sets: "ImageSet") -> dict[str, dict[str, int]]:
+def sizes(*sets: Set) -> dict[str, dict[str, int]]:
     """The sizes of whole image sets by their names, whatever a limit left out of them."""
     return {images.name: size(images.asked, len(images.scored)) for images in sets}
 
