@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import shutil
+import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,7 +119,8 @@ def _train_and_test(
     # of the recipe alone: not of folders and hooks, nor of how many processes share a batch in how many parts
     identity = identity_of(recipe, encoder, env, together)
     cfg.work_dir = str(work_dir)
-    cfg.experiment_name = f"{name}_{env.out_dir.parent.name}"
+    # mmengine adds the time in seconds, and would give two runs of one name the same scope
+    cfg.experiment_name = f"{name}_{env.out_dir.parent.name}_{uuid.uuid4().hex[:8]}"
     cfg.randomness = {"seed": env.seed, "deterministic": False}
     cfg.log_level = "INFO"
     # the log has what it would write, and it outlives the folder of a task

@@ -144,7 +144,9 @@ def batch_source(config: siameseim.Config, plain: bool, paths: list[Path]) -> Ca
     if plain:
         batch = baseline.PerImageViews(config).batch(chosen)
         tensors = {
-            field.name: getattr(batch, field.name) for field in dataclasses.fields(batch) if field.name != "noise"
+            field.name: getattr(batch, field.name)
+            for field in dataclasses.fields(batch)
+            if field.name not in ("noise", "small")
         }
         return lambda device: views.Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
     crops = views.crop([decode(path) for path in chosen], index, 0, config)

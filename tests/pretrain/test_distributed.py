@@ -74,7 +74,9 @@ def _part(batch: views.Batch, rows: slice) -> views.Batch:
     parts = {field.name: getattr(batch, field.name) for field in fields(batch)}
     whole = parts.pop("geometry")
     geometry = RelativeGeometry(*(getattr(whole, field.name)[rows] for field in fields(whole)))
-    return views.Batch(geometry=geometry, **{name: value[rows] for name, value in parts.items()})
+    return views.Batch(
+        geometry=geometry, **{name: None if value is None else value[rows] for name, value in parts.items()}
+    )
 
 
 def _train_frugally(accumulation: int) -> dict[str, Tensor]:
