@@ -198,10 +198,10 @@ def main(argv: list[str] | None = None) -> int:
         verdict = calibrate(arguments.ckpt, env, expected, arguments.tolerance, arguments.precision, crop)
     except (UserError, PermissionError) as error:
         print(f"evaluate.calibrate: {in_one_sentence(error)}", file=sys.stderr)
-        return EXIT_SKIPPED if isinstance(error, Skip) else EXIT_USER
+        return distributed.end(EXIT_SKIPPED if isinstance(error, Skip) else EXIT_USER)
     if distributed.rank() == 0:
         print(json.dumps({**asdict(verdict), "reproduced": verdict.reproduced}) if arguments.json else verdict)
-    return 0 if verdict.reproduced else EXIT_FAILED
+    return distributed.end(0 if verdict.reproduced else EXIT_FAILED)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

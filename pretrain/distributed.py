@@ -35,7 +35,7 @@ def start(device: str) -> str:
     return runtime.start(device, TIMEOUT)
 
 
-leave = runtime.leave
+end = runtime.end
 
 
 def world_size() -> int:

@@ -260,11 +260,10 @@ def main(argv: list[str] | None = None) -> int:
     """0 done, 1 another process of the run failed, 2 bad input or too many faults, 75 saved on a signal, 130 Ctrl-C."""
     arguments = parse(argv)
     try:
-        return _main(arguments)
+        status = _main(arguments)
     except KeyboardInterrupt:
-        return _end(EXIT_CTRL_C, f"stopped; the same command goes on from the newest checkpoint in {arguments.out}")
-    finally:
-        distributed.leave()
+        status = _end(EXIT_CTRL_C, f"stopped; the same command goes on from the newest checkpoint in {arguments.out}")
+    return distributed.end(status)
 
 
 def _main(arguments: argparse.Namespace) -> int:

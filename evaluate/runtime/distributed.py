@@ -9,6 +9,7 @@ What the processes tell each other (objects, flags) goes over gloo, tensors of G
 import atexit
 import os
 import socket
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -167,7 +168,8 @@ def require_same(value: Any, text: str) -> None:
 
 
 def end_together(status: int, patience: timedelta = timedelta(minutes=1)) -> int:
-    """Waits for the first process's end, and returns its exit status in all processes.
+    """Ends each process of a group with the first one's exit status, as soon as that one ends; a single process goes on
+    with its own.
 
     torchrun ends every process as soon as one ends with another status than 0, and the first one may still be writing
     its record. A process that has failed waits no longer than ``patience``: the first one may be waiting for it.
@@ -177,9 +179,23 @@ def end_together(status: int, patience: timedelta = timedelta(minutes=1)) -> int
     store = dist.distributed_c10d._get_default_store()
     if rank() == 0:
         store.set(ENDED, str(status))
-        return status
+        return end(status)
     try:
         store.wait([ENDED], patience if status else TIMEOUT)
     except dist.DistStoreError:
+        return end(status)
+    return end(int(store.get(ENDED)))
+
+
+def end(status: int) -> int:
+    """Ends a process of a group with ``status``, without taking the interpreter down; a single process goes on with it.
+
+    torch 2.13 keeps the threads of a group that DDP has used, also when the group is left. One of them that lets go of
+    a Python object while the interpreter is taken down aborts the process: a task whose record is written would fail.
+    """
+    if not dist.is_initialized():
         return status
-    return int(store.get(ENDED))
+    atexit._run_exitfuncs()  # leaves the group, too
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

@@ -130,6 +130,7 @@ def test_any_number_of_processes_measures_the_same(count: int, single: tuple[Pat
 if __name__ == "__main__":
     distributed.start("cpu")
     measure(Path(sys.argv[1]), Path(sys.argv[2]))
+    distributed.end(0)
 
 
 def test_a_saved_state_serves_any_processes_that_cut_a_step_alike(single: tuple[Path, Path], monkeypatch) -> None:

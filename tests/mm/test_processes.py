@@ -120,6 +120,7 @@ def main() -> None:
     distributed.start("cpu")
     results = {"evaluated": evaluated, "trained": trained, "weights": weights, "agreed": agreed}[what](world, folder)
     (folder / f"{what}{distributed.rank()}.json").write_text(json.dumps(results))
+    distributed.end(0)
 
 
 def started(what: str, world: Path, folder: Path, count: int = 2, **variables: str) -> subprocess.CompletedProcess[str]:

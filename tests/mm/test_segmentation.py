@@ -255,6 +255,7 @@ encoder = Encoder(EncoderSpec.from_json(weights.with_suffix(".json").read_text()
 config = dataclasses.replace(segmentation.PRESETS["demo"], iterations=3, multi_scale=True)
 metrics = segmentation.run(encoder, config, Env(world, out, limit=3))
 (out / f"metrics{torch.distributed.get_rank()}.json").write_text(json.dumps(metrics))
+distributed.end(0)
 """
 
 

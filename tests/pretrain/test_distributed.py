@@ -202,7 +202,7 @@ def _process(rank: int, port: int, action: str, argument: int | str, path: Path)
     distributed.start("cpu")
     found = globals()[action](argument)
     torch.save(found, path.with_suffix(f".{rank}"))
-    distributed.leave()
+    distributed.end(0)
 
 
 def _in_two(action: str, argument: int | str, folder: Path) -> list[dict[str, Tensor]]:

@@ -23,7 +23,18 @@ distributed.barrier()
 """
 
 
-@pytest.mark.parametrize(("end", "status"), [("pass", 0), ("sys.exit(3)", 3), ("raise ValueError", 1)])
+# torch keeps the group's threads after DDP: the interpreter must not be taken down beside them
+UNSEEN = """
+class TakenDown:
+    def __del__(self, write=sys.stdout.write):
+        write("taken down")
+kept = TakenDown()
+torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(1, 1))
+distributed.end(3)
+"""
+
+
+@pytest.mark.parametrize(("end", "status"), [("pass", 0), ("sys.exit(3)", 3), ("raise ValueError", 1), (UNSEEN, 3)])
 def test_the_group_is_left_at_every_end(end: str, status: int) -> None:
     """Otherwise its threads may still run when the interpreter ends: 'terminate called without an active exception',
     and a task whose record is written ends with status -6.
