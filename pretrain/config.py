@@ -253,9 +253,9 @@ RESNET_DEMO: dict[str, Any] = {
 SMALL_SETTINGS: dict[str, Any] = {
     "img_size": 48,
     "patch_size": 8,
-    "embed_dim": 128,
+    "embed_dim": 192,
     "depth": 4,
-    "num_heads": 4,
+    "num_heads": 6,
     "train_patch_embed": True,
     "crop_scale": (0.2, 1.0),
     "batch_size": 64,
