@@ -12,16 +12,19 @@ bad input; --check-data and --calibrate also 3, data absent.
 
 import argparse
 import itertools
+import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
-from evaluate.harness import clean, demo, executor, jobs, plan, rows, suite
+from evaluate.encoder.spec import read_spec
+from evaluate.harness import clean, demo, estimate, executor, jobs, plan, rows, suite
+from evaluate.harness.cost import VIT_B
 from evaluate.runtime import devices
 from evaluate.runtime.cli import (
     EXIT_CTRL_C,
@@ -33,8 +36,8 @@ from evaluate.runtime.cli import (
     make_folder,
 )
 from evaluate.runtime.errors import UserError, in_one_sentence
-from evaluate.runtime.settings import Settings, split_overrides
-from results import tables
+from evaluate.runtime.settings import Settings, as_json, split_overrides
+from results import record, tables
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,8 +77,11 @@ def run(arguments: argparse.Namespace) -> int:
             "(README, data layout)"
         )
     said = {row: command_line.options(arguments, row, tuple(checkpoints)) for row in checkpoints}
+    budget = estimate.hours_of(arguments.budget) if arguments.budget else None
+    if is_demo and (budget or arguments.probe):
+        raise UserError("--budget and --probe go with --ckpt; the demo takes the minutes that README says")
     if arguments.dry_run:
-        return dry_run(checkpoints, nodes, configs)
+        return dry_run(arguments, checkpoints, nodes, configs, budget)
     if arguments.check_data or arguments.calibrate:
         return examine(arguments, nodes, configs)
 
@@ -97,10 +103,18 @@ def run(arguments: argparse.Namespace) -> int:
     gpus = []
     if not all(job.is_done() for job in work):  # to look for GPUs takes torch
         device = devices.resolve_device(arguments.device)
-        gpus = devices.visible_gpus(device)
+        gpus = devices.visible_gpus(device)[: arguments.gpus]
         shared.device = "cuda" if gpus else device  # a job sees its own GPU alone
     slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
     shared.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
+    if not is_demo and (gpus or budget or arguments.probe):
+        conversions = [job for job in work if not job.needs]
+        executor.run(conversions, slots, gpus, arguments.task_timeout)  # what a task costs follows from its encoder
+        stands = {job.name for job in work if job.is_done()}
+        plan_of = planned(
+            arguments, checkpoints, nodes, configs, min(len(gpus), 1) if arguments.jobs else len(gpus), budget, stands
+        )
+        work = jobs.as_planned(work, plan_of, shared)
     executor.run(work, slots, gpus, arguments.task_timeout)
     return report(shared, list(checkpoints), nodes, work)
 
@@ -142,10 +156,64 @@ def make_toy_world(out: Path, seed: int) -> Path:
     return toy.make(out / "data", toy.World(seed=seed))
 
 
+def planned(
+    arguments: argparse.Namespace,
+    checkpoints: Mapping[str, Path],
+    nodes: tuple[plan.Node, ...],
+    configs: Mapping[str, tuple[str, Settings]],
+    gpus: int,
+    budget: float | None,
+    stands: Collection[str],
+) -> list[estimate.Planned]:
+    """What each task costs and how many GPUs it gets, printed; measures this machine first where that is asked for.
+
+    Args:
+        gpus: of this machine that may be used; 0 on a CPU.
+        stands: the tasks, ROW/NODE, that need not run.
+    """
+    out, root = Path(arguments.out), layouts.root(arguments.data_root)
+    specs = {row: read_spec(out / row / rows.ENCODER) or read_spec(path) for row, path in checkpoints.items()}
+    unknown = [row for row, spec in specs.items() if not spec]
+    if arguments.probe:
+        from evaluate.harness import probe
+
+        device = devices.resolve_device(arguments.device)
+        side = next((side for _, config in configs.values() if (side := getattr(config, "img_size", None))), 224)
+        workers = loading_processes(arguments.workers, device, max(gpus, 1))
+        print("probe: measuring this machine, which takes half a minute", flush=True)
+        spec = next((spec for spec in specs.values() if spec), VIT_B)
+        estimate.keep(probe.measure(spec, side, device, workers, root), make_folder(out))
+    speed = estimate.kept(out, gpus)
+    listed = estimate.plan(specs, nodes, configs, root, speed, arguments.limit, stands)
+    if budget:
+        listed = estimate.within(listed, budget)
+    listed = estimate.allocate(listed, max(gpus, 1))
+    print(estimate.table(listed, gpus, speed), flush=True)
+    if unknown:
+        print(f"{', '.join(unknown)}: taken for a ViT-B/16, since the checkpoint is not converted yet")
+    return listed
+
+
 def dry_run(
-    checkpoints: dict[str, Path], nodes: tuple[plan.Node, ...], configs: Mapping[str, tuple[str, Settings]]
+    arguments: argparse.Namespace,
+    checkpoints: Mapping[str, Path],
+    nodes: tuple[plan.Node, ...],
+    configs: Mapping[str, tuple[str, Settings]],
+    budget: float | None,
 ) -> int:
-    """Prints what would run."""
+    """Prints what would run, and of checkpoints what it would cost."""
+    if arguments.ckpt:
+        asked = {(node.name, json.dumps(as_json(configs[node.name][1]))) for node in nodes}
+        recorded = {
+            f"{entry['encoder']}/{entry['task']}"
+            for entry in record.read_all(Path(arguments.out) / "records")
+            if entry["status"] == "ok" and (entry["task"], json.dumps(entry["config"])) in asked
+        }
+        there = len(list(Path("/dev").glob("nvidia[0-9]*"))) if arguments.device != "cpu" else 0  # without torch
+        gpus = arguments.gpus if arguments.gpus is not None else there
+        planned(arguments, checkpoints, nodes, configs, gpus, budget, recorded)
+        if not gpus:
+            print("--gpus N plans for a machine with N GPUs")
     for name, path in checkpoints.items():
         for node in nodes:
             preset, config = configs[node.name]
@@ -220,7 +288,28 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--limit", type=at_least_one, help="read at most so many images of each set; the cells are marked"
     )
     devices.add_option(parser)
-    parser.add_argument("--jobs", type=at_least_one, help="tasks at a time (default: one per GPU, or two on a CPU)")
+    parser.add_argument(
+        "--jobs",
+        type=at_least_one,
+        help="tasks at a time (default: on GPUs as many as the plan lets run at once, else two on a CPU); with "
+        "it, each task takes one GPU",
+    )
+    parser.add_argument(
+        "--gpus",
+        type=at_least_one,
+        help="use at most so many GPUs of this machine; with --dry-run: plan for a machine that has so many (default: "
+        "all). The plan gives each task 1, 2, 4 or 8 of them, with which its numbers are those of one",
+    )
+    parser.add_argument(
+        "--budget",
+        help="do only what so many GPU-hours pay for (8h, 30m, 2d), the cheapest tasks first; the plan says what is "
+        "left out and what that costs",
+    )
+    parser.add_argument(
+        "--probe",
+        action="store_true",
+        help="measure this machine for half a minute before the plan is made; kept in OUT for later plans",
+    )
     parser.add_argument(
         "--workers",
         type=at_least_zero,

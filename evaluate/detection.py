@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count, of_training, sharing
 from evaluate.harness.task import main
+from evaluate.mm import recipe_names
 from evaluate.runtime import precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,25 @@ PRESETS = {
 }
 
 
+HEAD_GFLOP = 2080.0  # of a training step without the encoder, an image of 1024 px, counted on a pretended GPU
+
+
 def reads(config: Config) -> tuple[str, ...]:
     """The one set that is trained and tested on."""
     return (config.dataset,)
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``; of a ResNet a lower bound, since its heads are not counted."""
+    numbers = recipe_names.recipe_numbers(recipe_names.recipe_of(config.recipe, config.dataset, spec.family))
+    side = config.image_size or numbers["image_size"]
+    batch = config.batch_size or numbers["batch_size"]
+    trained = batch * (config.iterations or numbers["max_iters"])
+    vit = spec.family == "vit"
+    gflop = forward_gflop(spec, side, window=14 if vit else None)
+    head = HEAD_GFLOP * (side / 1024) ** 2 * (numbers["channels"] / 256) ** 2 if vit else 0.0
+    tested = count("VOCdevkit" if config.dataset == "voc" else "coco/val2017")
+    return of_training(trained, tested, gflop, head, gpus=sharing(batch) if vit else (1,))
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -82,7 +102,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     recipes.require_packages("mmengine", "mmcv.ops", "mmdet.models", "faster_coco_eval")
     from evaluate.mm import detector, runner
 
-    name = detector.recipe_of(config.recipe, config.dataset, encoder.spec.family)
+    name = recipe_names.recipe_of(config.recipe, config.dataset, encoder.spec.family)
     cfg = recipes.read_recipe(name)
     same = ["image_size"] if config.image_size == cfg.image_size else []
     if config.image_size:
@@ -92,7 +112,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     same.append("grad_checkpointing")
     if encoder.spec.family == "vit":  # those recipes have LayerNorm everywhere; the ResNets' train BatchNorm
         same.append("micro_batch")
-    published = detector.RECIPES.get((encoder.spec.family, PRESETS["paper"].recipe, config.dataset))
+    published = recipe_names.RECIPES.get((encoder.spec.family, PRESETS["paper"].recipe, config.dataset))
     env.report(immaterial={"": [*same, *(["recipe"] if name == published else [])]})
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
     if config.grad_checkpointing:

@@ -26,12 +26,15 @@ from evaluate.classification.config import ImageConfig, Interpolation, Pooling
 from evaluate.data import layouts, subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
 from evaluate.data.published_counts import sizes
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count, of_training
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,14 @@ def labelled(config: Config, env: Env) -> tuple[ImageSet, list[np.ndarray]]:
             f"the labeled images have only {classes} classes, but the regression needs at least three; raise --limit"
         )
     return train, draws
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``; the solver, minutes on one process, is not counted."""
+    share = config.fraction or SHARES[config.subset]
+    labelled = config.shots * 1000 if config.shots else round(share * count("imagenet/train"))  # of 1,000 classes
+    images = config.seeds * labelled + count("imagenet/val")
+    return of_training(0, images, forward_gflop(spec, config.img_size), gpus=(1,))
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:

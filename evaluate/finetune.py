@@ -24,6 +24,8 @@ from evaluate.classification.config import TrainingConfig
 from evaluate.classification.schedules import warmup_cosine
 from evaluate.data.layouts import is_toy
 from evaluate.data.published_counts import differences, sizes
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count, of_training, sharing
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.precision import is_allowed
@@ -32,6 +34,7 @@ from evaluate.runtime.settings import Probability, as_json
 if TYPE_CHECKING:
     from evaluate.classification.setup import Setup
     from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ PRESETS = {
 def reads(config: Config) -> tuple[str, ...]:
     """Names of the data sets."""
     return ("imagenet",)
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``."""
+    gflop = forward_gflop(spec, config.img_size)
+    share = sharing(config.batch_size, config.micro_batch)
+    return of_training(config.epochs * count("imagenet/train"), count("imagenet/val"), gflop, gpus=share)
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:

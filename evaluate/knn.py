@@ -18,11 +18,14 @@ from pydantic import PositiveFloat, PositiveInt
 
 from evaluate.classification.config import ImageConfig, Pooling
 from evaluate.data.published_counts import sizes
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count, of_training
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ PRESETS = {
 def reads(config: Config) -> tuple[str, ...]:
     """Names of the data sets."""
     return ("imagenet",)
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``."""
+    return of_training(0, count("imagenet/train") + count("imagenet/val"), forward_gflop(spec, config.img_size))
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:

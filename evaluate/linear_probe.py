@@ -24,11 +24,14 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from evaluate.classification.config import Pooling, TrainingConfig
 from evaluate.classification.schedules import step_decay, warmup_cosine
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count, of_training, sharing
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,14 @@ def learning_rate(epoch: float, config: Config, peak: float) -> float:
         return step_decay(epoch, config.milestones, peak)
     epoch = math.floor(epoch) if config.schedule == "cosine_by_epoch" else epoch
     return warmup_cosine(epoch, config.warmup_epochs, config.epochs, peak)
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``."""
+    gflop = forward_gflop(spec, config.img_size)
+    share = sharing(config.batch_size, config.micro_batch)
+    passes = config.epochs if config.views == "augmented" else 1
+    return of_training(0, passes * count("imagenet/train") + count("imagenet/val"), gflop, gpus=share)
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:

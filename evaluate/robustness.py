@@ -23,6 +23,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, ImageSet, class_names, robustness_set, val_set
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count, of_training
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from evaluate.classification.predictions import Predictor
     from evaluate.data.transforms import CenterCrop
     from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
 
 MADE_IMAGES = 200  # of val, for each corruption and severity, where IN-C is absent
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")
@@ -69,6 +72,14 @@ def reads(config: Config) -> tuple[str, ...]:
 def reads_if_there(config: Config) -> tuple[str, ...]:
     """Names of the data sets of which each fills a column of its own; without IN-C val is corrupted instead."""
     return SETS if config.corruptions == "published" else SETS[:3]
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``."""
+    val, most = count("imagenet/val"), config.corrupted_images
+    corrupted = len(layouts.CORRUPTIONS) * len(layouts.SEVERITIES) * (min(val, most) if most else val)
+    images = val + corrupted + sum(count(part) for part in ("imagenet-a", "imagenet-r", "imagenet-sketch"))
+    return of_training(0, images, forward_gflop(spec, spec.img_size))
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:

@@ -15,7 +15,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count, of_training, sharing
 from evaluate.harness.task import main
+from evaluate.mm.recipe_names import recipe_numbers
 from evaluate.runtime import precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.precision import Precision
@@ -23,6 +26,7 @@ from evaluate.runtime.settings import Settings
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,25 @@ PRESETS = {
 }
 
 
+HEAD_GFLOP = 3020.0  # of a training step without a ViT-B, a crop of 512 px, counted on a pretended GPU
+CROPS = 2  # that the sliding window takes of a picture of validation
+SCALES = 20  # single-scale tests that the test at several scales takes as long as
+
+
 def reads(config: Config) -> tuple[str, ...]:
     """ADE20k."""
     return ("ade20k",)
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``."""
+    setting = "160k" if config.recipe == "paper" else "demo"
+    numbers = recipe_numbers(f"upernet_{spec.family}_{setting}_ade20k")
+    side, batch = config.crop or numbers["crop"], config.batch_size or numbers["batch_size"]
+    trained = batch * (config.iterations or numbers["max_iters"])
+    head = HEAD_GFLOP * (side / 512) ** 2 * (spec.embed_dim / 768) ** 2
+    tested = count("ade20k/images/validation") * CROPS * (1 + SCALES * config.multi_scale)
+    return of_training(trained, tested, forward_gflop(spec, side), head, gpus=sharing(batch, 2))
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:

@@ -23,11 +23,14 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from evaluate.classification.config import TrainingConfig
 from evaluate.classification.schedules import warmup_cosine
 from evaluate.data.published_counts import sizes
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count, of_training, sharing
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,13 @@ PRESETS = {
 def reads(config: Config) -> tuple[str, ...]:
     """Names of the data sets."""
     return ("imagenet",)
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``."""
+    gflop = forward_gflop(spec, config.img_size)
+    share = sharing(config.batch_size, config.micro_batch)
+    return of_training(0, config.epochs * count("imagenet/train") + count("imagenet/val"), gflop, gpus=share)
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:

@@ -1,5 +1,5 @@
-"""Runs commands side by side on this machine: each job is a subprocess that holds one slot (a core, or a GPU) while it
-runs.
+"""Runs commands side by side on this machine: each job is a subprocess that holds one slot (a core, or a GPU), or
+several, while it runs.
 """
 
 import contextlib
@@ -46,6 +46,8 @@ class Job:
     """Asked when its turn comes; True: nothing to do."""
     on_exit: Callable[[int], None] = lambda status: None
     """Told the exit status."""
+    slots: int = 1
+    """How many it holds: of GPUs, which it sees alone, as many."""
     status: int | None = field(default=None, init=False)
     seconds: float = field(default=0.0, init=False)
 
@@ -56,6 +58,7 @@ class Running:
 
     job: Job
     process: subprocess.Popen[bytes]
+    slots: list[int]
     begun: float
     size: int = 0
     heard: float = field(default_factory=time.monotonic)
@@ -73,7 +76,8 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minut
     seconds.
 
     A job whose need ended with another status than 0 does not run: it takes over that status, and its log says why.
-    With GPUs, each running job sees one of them alone (two share one where there are more slots than GPUs).
+    No job begins before an earlier one that is ready and waits for slots. With GPUs, each running job sees those of its
+    slots alone (two jobs share one where there are more slots than GPUs).
 
     Args:
         gpus: the names by which CUDA_VISIBLE_DEVICES gives each of them.
@@ -82,16 +86,17 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minut
     Raises: Stopped: on SIGINT, SIGTERM or SIGHUP, after every job has been asked to end and, GRACE_SECONDS later, been
         ended.
     """
-    waiting, free = list(jobs), list(range(slots))
-    running: dict[int, Running] = {}
-    ended: dict[str, Job] = {}
+    waiting, free = [job for job in jobs if job.status is None], list(range(slots))
+    running: list[Running] = []
+    ended = {job.name: job for job in jobs if job.status is not None}  # in an earlier call
     news = time.monotonic()
     with _listening() as heard, _bar(len(jobs)) as show:
         try:
             while waiting or running:
-                show(len(ended), ", ".join(one.job.name for one in running.values()))
+                show(len(ended), ", ".join(one.job.name for one in running))
                 for job in [job for job in waiting if all(need in ended for need in job.needs)]:
-                    if not free or heard:
+                    width = min(job.slots, slots)
+                    if len(free) < width or heard:
                         break
                     waiting.remove(job)
                     unmet = next((ended[need] for need in job.needs if ended[need].status != 0), None)
@@ -103,12 +108,12 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minut
                             job.status = 0
                             print(f"{job.name}: stands already", flush=True)
                         break  # its dependants may be ready now, and come first
-                    slot = free.pop(0)
-                    print(f"{job.name}: started (log: {job.log})", flush=True)
-                    running[slot] = Running(
-                        job, _start(job, gpus[slot % len(gpus)] if gpus else None), time.monotonic()
-                    )
-                for slot, one in list(running.items()):
+                    taken, free = free[:width], free[width:]
+                    seen = list(dict.fromkeys(gpus[slot % len(gpus)] for slot in taken)) if gpus else []
+                    on = f" on {width} GPUs" if gpus and width > 1 else ""
+                    print(f"{job.name}: started{on} (log: {job.log})", flush=True)
+                    running.append(Running(job, _start(job, seen), taken, time.monotonic()))
+                for one in list(running):
                     if one.process.poll() is None:
                         if silence_minutes and one.silent_seconds() > 60 * silence_minutes:
                             _end([one.process])
@@ -117,20 +122,20 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minut
                                     f"\nended: it wrote nothing for {silence_minutes:g} minutes (--task-timeout)\n"
                                 )
                         continue
-                    del running[slot]
-                    free.append(slot)
+                    running.remove(one)
+                    free = sorted(free + one.slots)
                     one.job.status, one.job.seconds = one.process.returncode, time.monotonic() - one.begun
                     ended[one.job.name] = one.job
                     one.job.on_exit(one.job.status)
                 if not sys.stdout.isatty() and time.monotonic() - news > SECONDS_BETWEEN_NEWS:
                     news = time.monotonic()
-                    for one in running.values():
+                    for one in running:
                         print(f"{one.job.name}: {news - one.begun:.0f} s, {last_line(one.job.log)}", flush=True)
                 if heard:
                     raise Stopped(heard[0])
                 time.sleep(POLL_SECONDS)
         finally:
-            _end([one.process for one in running.values()])  # interrupted: no job is left behind
+            _end([one.process for one in running])  # interrupted: no job is left behind
 
 
 @contextlib.contextmanager
@@ -171,12 +176,12 @@ def _propagate_failure(unmet: Job, job: Job) -> None:
     job.on_exit(unmet.status or 0)
 
 
-def _start(job: Job, gpu: str | None) -> subprocess.Popen[bytes]:
+def _start(job: Job, gpus: Sequence[str]) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
     environment[PARENT] = str(os.getpid())
-    if gpu is not None:
-        environment[VISIBLE] = gpu
+    if gpus:
+        environment[VISIBLE] = ",".join(gpus)
     with job.log.open("wb") as log:
         # a session of its own: a job is ended with all that it started, and Ctrl-C reaches it through this process
         # alone

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate.checkpoints import command_line
-from evaluate.harness import rows, suite
+from evaluate.harness import estimate, rows, suite
 from evaluate.harness.executor import Job, last_line
 from evaluate.harness.plan import Node
 from evaluate.runtime.cli import EXIT_SKIPPED
@@ -61,7 +61,7 @@ def measuring(
         needs = (f"{row}/convert", *(f"{row}/{need}" for need in node.needs))
 
         def command(node: Node = node) -> list[str]:
-            return _command(row, node, run)
+            return _command(row, node, run, run.gpus.get(f"{row}/{node.name}", 1))
 
         def stands(node: Node = node) -> bool:
             return run.find(row, node) is not None
@@ -73,9 +73,20 @@ def measuring(
     return jobs
 
 
-def _command(row: str, node: Node, run: suite.Suite) -> list[str]:
+def as_planned(work: Sequence[Job], plan: Sequence[estimate.Planned], run: suite.Suite) -> list[Job]:
+    """The jobs that a plan does not leave out, each with the GPUs that it gives; what stands stays among them."""
+    run.gpus = {one.name: one.gpus for one in plan}
+    for job in work:
+        job.slots = run.gpus.get(job.name, 1)
+    beyond = {one.name for one in plan if one.state == estimate.BEYOND}
+    return [job for job in work if job.name not in beyond]
+
+
+def _command(row: str, node: Node, run: suite.Suite, processes: int) -> list[str]:
+    several = ["-m", "evaluate.runtime.torchrun", "--standalone", "--nproc-per-node", str(processes)]
     command = [
         sys.executable,
+        *(several if processes > 1 else []),
         "-m",
         f"evaluate.{node.task}",
         "--ckpt",

@@ -45,6 +45,8 @@ class Suite:
     """By row: the folder that belongs to its encoder, once its checkpoint is known."""
     refused: set[str] = field(default_factory=set)
     """Rows whose checkpoint could not be converted."""
+    gpus: Mapping[str, int] = field(default_factory=dict)
+    """By task, ROW/NODE, as many processes as it is measured by; 1 where it is not named."""
     said: set[str] = field(default_factory=set)
     """What has been told once."""
 

@@ -29,7 +29,7 @@ from mmengine.structures import InstanceData
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.model import build as build_vit
 from evaluate.encoder.spec import EncoderSpec
-from evaluate.mm import detector, mixed_precision, recipes, runner
+from evaluate.mm import detector, mixed_precision, recipe_names, recipes, runner
 from evaluate.runtime import devices
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.precision import DTYPES, resolve
@@ -79,7 +79,7 @@ def random_encoder(size: str) -> Encoder:
 def build(recipe: str, size: str, device: str, precision: str) -> tuple[Config, BaseModel, OptimWrapper]:
     """The config, the model and its optimizer wrapper."""
     cfg, encoder = recipes.read_recipe(recipe), random_encoder(size)
-    detector.recipe_of(recipe, recipe.rpartition("_")[2], "vit")
+    recipe_names.recipe_of(recipe, recipe.rpartition("_")[2], "vit")
     detector.fill_encoder(cfg, encoder)
     detector.fill_classes(cfg, [1] * CLASSES)
     mixed_precision.use(cfg, precision, device)

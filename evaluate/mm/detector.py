@@ -16,35 +16,7 @@ from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 
-RECIPES = {  # family of the encoder, setting, data set: file of mm_configs/
-    ("vit", "paper", "coco"): "mask_rcnn_vitdet_100ep_coco",
-    ("vit", "paper", "lvis"): "mask_rcnn_vitdet_100ep_lvis",
-    ("vit", "demo", "coco"): "mask_rcnn_vitdet_demo_coco",
-    ("vit", "demo", "lvis"): "mask_rcnn_vitdet_demo_lvis",
-    ("resnet", "paper", "coco"): "mask_rcnn_resnet_fpn_1x_coco",
-    ("resnet", "paper", "lvis"): "mask_rcnn_resnet_fpn_1x_lvis",
-    ("resnet", "paper", "voc"): "faster_rcnn_resnet_c4_24k_voc",
-    ("resnet", "demo", "coco"): "mask_rcnn_resnet_fpn_demo_coco",
-    ("resnet", "demo", "lvis"): "mask_rcnn_resnet_fpn_demo_lvis",
-}
 LARGE = {24: (0.4, 0.8), 32: (0.5, 0.9)}  # depth: drop path and layer decay of detectron2's ViTDet-L and -H
-
-
-def recipe_of(recipe: str, dataset: str, family: str) -> str:
-    """The file of mm_configs/ for an encoder of this family; ``recipe`` is "paper", "demo" or a file's name.
-
-    Raises:
-        UserError: there is none, or another family's is asked for.
-    """
-    own, other = ("_vitdet_", "_resnet_") if family == "vit" else ("_resnet_", "_vitdet_")
-    name = RECIPES.get((family, recipe, dataset), recipe)
-    if name in {setting for _, setting, _ in RECIPES}:
-        known = ", ".join(sorted({f"{setting} of {data}" for kind, setting, data in RECIPES if kind == family}))
-        raise UserError(f"there is no {recipe} recipe of {dataset} for a {family} encoder; choose {known}")
-    if other in name or own not in name:
-        remedy = f"choose one with {own.strip('_')} in its name from mm_configs/"
-        raise UserError(f"recipe {name} is not for a {family} encoder; {remedy}")
-    return name
 
 
 def set_image_size(cfg: Config, side: int) -> None:

@@ -4,10 +4,9 @@ mmengine is imported inside a function here: this module says what to install wh
 """
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluate.mm import operators
+from evaluate.mm import operators, recipe_names
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
     from evaluate.encoder.spec import EncoderSpec
 
-RECIPES = Path(__file__).parents[2] / "mm_configs"
+RECIPES = recipe_names.FOLDER
 INSTALL = "install the mm* packages of pyproject.toml with `uv sync`"
 
 

@@ -5,14 +5,19 @@
 Takes torchrun's arguments.
 """
 
+import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
+from evaluate.runtime.processes import PARENT, end_with_parent
+
 
 def main(argv: list[str] | None = None) -> int:
     """0, the exit status of the first process that failed, or 128 and the signal that ended it."""
+    end_with_parent()
+    os.environ[PARENT] = str(os.getpid())  # its processes end with it, as it does with the one that started it
     try:
         run(parse_args(argv))
     except ChildFailedError as error:

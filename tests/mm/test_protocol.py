@@ -9,7 +9,7 @@ import torch
 
 from evaluate import detection, segmentation
 from evaluate.encoder.model import Encoder
-from evaluate.mm import detector, recipes
+from evaluate.mm import detector, recipe_names, recipes
 from evaluate.runtime.env import Env
 from tests.factories import tiny_resnet
 
@@ -89,7 +89,7 @@ def test_what_a_recipe_says_anyway_is_no_change(
     assert {*same} <= set(env.notes["immaterial"][""])
     other = told(detection, encoder, world, tmp_path, monkeypatch, iterations=same["iterations"] + 1)
     assert "iterations" not in other.notes["immaterial"][""]
-    own_name = detector.RECIPES["vit", "paper", "coco"]
+    own_name = recipe_names.RECIPES["vit", "paper", "coco"]
     assert "recipe" in told(detection, encoder, world, tmp_path, monkeypatch, recipe=own_name).notes["immaterial"][""]
 
 

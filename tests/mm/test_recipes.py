@@ -16,7 +16,7 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
 from evaluate import detection, segmentation
-from evaluate.mm import detector, recipes, runner, segmenter
+from evaluate.mm import detector, recipe_names, recipes, runner, segmenter
 from evaluate.mm.backbones.vitdet import global_blocks
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
@@ -161,7 +161,7 @@ def test_a_recipe_says_its_row_gpus_number_and_command(name: str) -> None:
     config = override(module.PRESETS["paper"], settings)
     if task == "detection":
         family = "resnet" if "resnet" in name else "vit"
-        assert detector.recipe_of(config.recipe, config.dataset, family) == name, "the command is another recipe's"
+        assert recipe_names.recipe_of(config.recipe, config.dataset, family) == name, "the command is another recipe's"
 
 
 def test_the_sizes_of_vits_follow_from_the_encoder(world: Path, tmp_path: Path) -> None:
@@ -250,14 +250,14 @@ def test_logits_lie_where_the_picture_has_them(patch: int) -> None:
 
 def test_a_recipe_is_chosen_by_name() -> None:
     chosen = override(detection.PRESETS["paper"], {"recipe": "mask_rcnn_resnet_c4_2x_coco"})
-    assert detector.recipe_of(chosen.recipe, chosen.dataset, "resnet") == "mask_rcnn_resnet_c4_2x_coco"
+    assert recipe_names.recipe_of(chosen.recipe, chosen.dataset, "resnet") == "mask_rcnn_resnet_c4_2x_coco"
     with pytest.raises(UserError, match="not for a vit encoder"):
-        detector.recipe_of(chosen.recipe, chosen.dataset, "vit")
+        recipe_names.recipe_of(chosen.recipe, chosen.dataset, "vit")
     with pytest.raises(UserError, match="is not for lvis"):
         override(detection.PRESETS["paper"], {"dataset": "lvis", "recipe": "mask_rcnn_resnet_c4_2x_coco"})
     with pytest.raises(UserError, match="no paper recipe of voc for a vit encoder; choose .*paper of coco"):
-        detector.recipe_of("paper", "voc", "vit")
-    assert all(name in RECIPES for name in detector.RECIPES.values())
+        recipe_names.recipe_of("paper", "voc", "vit")
+    assert all(name in RECIPES for name in recipe_names.RECIPES.values())
 
 
 def test_the_papers_numbers() -> None:

@@ -1,0 +1,78 @@
+"""What a node costs before it runs: images, operations, and how many GPUs may share it without another protocol.
+
+Operations of encoders are counted (``evaluate.encoder.flops``); those of detection's and segmentation's heads were
+counted once, on a pretended GPU. A task's ``cost(config, spec, count)`` returns a ``Cost``; ``count`` gives the number
+of images of a part of the data root.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from evaluate.encoder.spec import EncoderSpec
+
+NEARLY = 1.05
+GPUS = (1, 2, 4, 8)  # that a task can have: the processes of one machine
+VIT_B = EncoderSpec(
+    "vit", 768, 12, (0.5,) * 3, (0.25,) * 3, num_heads=12, class_token=True
+)  # until a checkpoint is converted
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one node."""
+
+    gflop: float
+    """In all."""
+    images: int
+    """Read, decoded and cut: once for each pass over them."""
+    gpus: tuple[int, ...] = (1,)
+    """How many processes may share it: with each of these the numbers are those of one."""
+
+
+Count = Callable[[str], int]
+
+
+def of_training(trained: int, passed: int, gflop: float, head: float = 0.0, gpus: tuple[int, ...] = GPUS) -> Cost:
+    """The cost of training on images and of passing others: forwards, and twice that backwards.
+
+    Args:
+        gflop: of an encoder's forward pass.
+        head: GFLOP of a training step of the rest, an image, forwards and backwards.
+    """
+    return Cost(trained * (3 * gflop + head) + passed * (gflop + head / 3), trained + passed, gpus)
+
+
+def sharing(batch: int, part: int = 1) -> tuple[int, ...]:
+    """The numbers of processes that cut a batch into equal parts that hold multiples of ``part`` images."""
+    return tuple(count for count in GPUS if batch % (count * part) == 0) or (1,)
+
+
+def share_out(hours: Sequence[float], may: Sequence[Sequence[int]], gpus: int) -> list[int]:
+    """How many GPUs each of several tasks gets, so that all end within NEARLY of the soonest end that there is; as few
+    as that allows, since each further GPU costs some communication. Tasks run in their order.
+
+    Args:
+        hours: of each task on one GPU; on n GPUs it takes an n-th.
+        may: the numbers of GPUs that each can have.
+    """
+    tried: list[tuple[float, list[int]]] = []
+    for longest in sorted({cost / n for cost, allowed in zip(hours, may, strict=True) for n in allowed}):
+        counts = []
+        for cost, allowed in zip(hours, may, strict=True):
+            there = [n for n in allowed if n <= gpus]
+            counts.append(next((n for n in there if cost / n <= longest), there[-1]))
+        tried.append((makespan([cost / n for cost, n in zip(hours, counts, strict=True)], counts, gpus), counts))
+    soonest = min((end for end, _ in tried), default=0.0)
+    return next((counts for end, counts in reversed(tried) if end <= NEARLY * soonest), [])
+
+
+def makespan(hours: Sequence[float], taken: Sequence[int], gpus: int) -> float:
+    """When the last of several tasks ends: each begins as soon as its GPUs are free, and none before an earlier one."""
+    free, begun = [0.0] * gpus, 0.0
+    ends = [0.0]
+    for length, count in zip(hours, taken, strict=True):
+        free.sort()
+        begun = max(begun, free[count - 1])
+        free[:count] = [begun + length] * count
+        ends.append(begun + length)
+    return max(ends)

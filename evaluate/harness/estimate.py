@@ -1,0 +1,238 @@
+"""The plan of a run before it spends anything: for each task images, GPU-hours, GPUs, and what already stands.
+
+A time is the number of operations and of images over the speed that ``--probe`` has measured on this machine, or over
+an assumed one, which the plan says.
+"""
+
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from evaluate.data import layouts
+from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VOC
+from evaluate.encoder.spec import EncoderSpec
+from evaluate.harness import cost
+from evaluate.harness.plan import Node, module_of
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.settings import Settings
+from results.atomic import atomic_write
+
+SPEED = "speed.json"  # below OUT: what --probe has measured
+BEYOND = "beyond the budget"
+UNITS = {"m": 1 / 60, "h": 1.0, "d": 24.0}
+PUBLISHED = {
+    "imagenet/train": TRAIN,
+    "imagenet/val": VAL,
+    **{name.replace("_", "-"): count for name, count in SHIFTED.items()},
+    "coco/val2017": INSTANCES["coco"][1]["val"],
+    "ade20k/images/validation": ADE20K["validation"],
+    "VOCdevkit": VOC["test"],
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What one GPU (or the CPU's slot) does."""
+
+    gflops: float
+    """10^9 operations of an encoder's products a second, forwards and backwards."""
+    images: float
+    """Images read, decoded and cut a second, by all loading processes of a task."""
+    startup: float
+    """Seconds from the start of a task to its first image."""
+    source: str
+    """In words."""
+
+    def hours(self, work: cost.Cost) -> float:
+        """Of a task alone on one GPU. A GPU computes while the next images are read."""
+        return (self.startup + max(work.gflop / self.gflops, work.images / self.images)) / 3600
+
+
+# 40 % of an H100's 790 TFLOP/s in 16 bits; 16 cores that cut 450 images a second each
+H100 = Speed(320e3, 7200.0, 30.0, "assumed: an H100 at 320 TFLOP/s; --probe measures this machine")
+CORE = Speed(40.0, 300.0, 10.0, "assumed: a core at 40 GFLOP/s; --probe measures this machine")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One task of one row."""
+
+    row: str
+    node: Node
+    images: int
+    hours: float
+    """GPU-hours: on one GPU."""
+    may: tuple[int, ...]
+    """How many GPUs it can have."""
+    state: str = ""
+    """"stands", or why it is not going to run; "" for what is to be done."""
+    gpus: int = 1
+    """How many it gets."""
+
+    @property
+    def name(self) -> str:
+        """As its job is called."""
+        return f"{self.row}/{self.node.name}"
+
+    @property
+    def to_do(self) -> bool:
+        """Whether it costs anything."""
+        return not self.state
+
+
+def counter(data_root: Path | None, limit: int | None) -> cost.Count:
+    """The number of images of a part of a data root: the published one where it is packed or has its 1,000 classes, or
+    without a data root.
+    """
+    known: dict[str, int] = {}
+
+    def count(part: str) -> int:
+        if part not in known:
+            found = _count(data_root, part) if data_root else PUBLISHED[part]
+            known[part] = min(found, limit) if limit else found
+        return known[part]
+
+    return count
+
+
+def _count(data_root: Path, part: str) -> int:
+    folder, published = data_root / part, PUBLISHED[part]
+    if layouts.locate(data_root, part) is None:
+        return 0
+    if not folder.is_dir():
+        return published
+    with os.scandir(folder) as listed:
+        entries = list(listed)
+    below = [entry for entry in entries if entry.is_dir()]
+    if len(below) >= 1000:
+        return published
+    return len(entries) - len(below) + sum(len(os.listdir(entry.path)) for entry in below)
+
+
+def plan(
+    rows: Mapping[str, EncoderSpec | None],
+    nodes: Sequence[Node],
+    configs: Mapping[str, tuple[str, Settings]],
+    data_root: Path | None,
+    speed: Speed,
+    limit: int | None = None,
+    stands: Collection[str] = (),
+) -> list[Planned]:
+    """What each row's tasks cost, in the order in which they run.
+
+    Args:
+        rows: the specs of their encoders; None before the conversion, when a ViT-B/16 is taken for it.
+        stands: the tasks, ROW/NODE, that need not run.
+    """
+    count, planned = counter(data_root, limit), []
+    for row, spec in rows.items():
+        for node in nodes:
+            module, config = module_of(node.task), configs[node.name][1]
+            work = module.cost(config, spec or cost.VIT_B, count)
+            missing = layouts.absent(data_root, module.reads(config)) if data_root else {}
+            state = "stands" if f"{row}/{node.name}" in stands else f"no {min(missing)}" if missing else ""
+            planned.append(Planned(row, node, work.images, speed.hours(work), work.gpus, state))
+    return planned
+
+
+def allocate(planned: Sequence[Planned], gpus: int) -> list[Planned]:
+    """The plan with as many GPUs for each task that is to be done as let all end soonest."""
+    to_do = [one for one in planned if one.to_do]
+    chosen = iter(cost.share_out([one.hours for one in to_do], [one.may for one in to_do], gpus))
+    return [replace(one, gpus=next(chosen)) if one.to_do else one for one in planned]
+
+
+def within(planned: Sequence[Planned], budget: float) -> list[Planned]:
+    """The plan with only as many tasks to do as ``budget`` GPU-hours pay for, the cheapest first, each with what it
+    needs.
+    """
+    by_name = {(one.row, one.node.name): one for one in planned if one.to_do}
+    taken: set[tuple[str, str]] = set()
+    left = budget
+
+    def with_needs(place: tuple[str, str]) -> list[tuple[str, str]]:
+        needs = [(place[0], need) for need in by_name[place].node.needs]
+        return [one for one in (*needs, place) if one in by_name and one not in taken]
+
+    def price(place: tuple[str, str]) -> float:
+        return sum(by_name[one].hours for one in with_needs(place))
+
+    while rest := [place for place in by_name if place not in taken]:
+        cheapest = min(rest, key=price)
+        if price(cheapest) > left:
+            break
+        left -= price(cheapest)
+        taken.update(with_needs(cheapest))
+    beyond = "beyond the budget"
+    return [
+        one if not one.to_do or (one.row, one.node.name) in taken else replace(one, state=beyond) for one in planned
+    ]
+
+
+def hours_of(text: str) -> float:
+    """GPU-hours from "8h", "30m", "2d" or a plain number of hours. Raises UserError for anything else."""
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in UNITS else (text, "h")
+    try:
+        hours = float(number) * UNITS[unit]
+    except ValueError:
+        hours = -1.0
+    if not 0 < hours < float("inf"):
+        raise UserError(f"--budget {text}: give GPU-hours above 0, as 8h, 30m or 2d")
+    return hours
+
+
+def table(planned: Sequence[Planned], gpus: int, speed: Speed) -> str:
+    """The plan as a person reads it; ``gpus`` is their number, 0 on a CPU."""
+    kind = "GPU" if gpus else "core"
+    head = ("task", "images", f"{kind}-hours", f"{kind}s", "hours", "")
+    lines = [
+        (
+            one.name,
+            f"{one.images:,}",
+            _short(one.hours),
+            str(one.gpus) if one.to_do else "-",
+            _short(one.hours / one.gpus) if one.to_do else "-",
+            one.state,
+        )
+        for one in planned
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *lines, strict=True)]
+    text = [
+        "  ".join(
+            cell.ljust(width) if place in (0, len(head) - 1) else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in (head, *lines)
+    ]
+    to_do = [one for one in planned if one.to_do]
+    end = cost.makespan([one.hours / one.gpus for one in to_do], [one.gpus for one in to_do], max(gpus, 1))
+    total = sum(one.hours for one in to_do)
+    text.append(f"to do: {_short(total)} {kind}-hours, {_short(end)} hours on {max(gpus, 1)} {kind}s ({speed.source})")
+    beyond = [one for one in planned if one.state == BEYOND]
+    if beyond:
+        left = ", ".join(f"{one.name} {_short(one.hours)}" for one in beyond)
+        text.append(f"left out: {left} {kind}-hours; raise --budget")
+    return "\n".join(text)
+
+
+def _short(hours: float) -> str:
+    """With two digits that count."""
+    return f"{hours:.0f}" if hours >= 10 else f"{hours:.2g}" if hours >= 0.01 else f"{hours:.1g}"
+
+
+def keep(speed: Speed, out: Path) -> None:
+    """Writes what was measured below OUT."""
+    with atomic_write(out / SPEED) as written:
+        written.write_text(json.dumps(asdict(speed), indent=1))
+
+
+def kept(out: Path, gpus: int) -> Speed:
+    """The speed that was measured for this OUT, else an assumed one: of an H100, or of a core where there are no
+    GPUs.
+    """
+    try:
+        return Speed(**json.loads((out / SPEED).read_text()))
+    except (OSError, ValueError, TypeError):
+        return H100 if gpus else CORE
