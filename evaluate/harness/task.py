@@ -43,6 +43,8 @@ from results.atomic import sha256
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
+    from evaluate.harness.cost import Cost, Count
 
 
 class Task(Protocol):
@@ -62,6 +64,10 @@ class Task(Protocol):
 
         A task may also have ``reads_if_there(config)``: the sets of which each fills a column of its own.
         """
+
+    @staticmethod
+    def cost(config: Any, spec: "EncoderSpec", count: "Count") -> "Cost":
+        """Images, operations and the numbers of processes that may share them, for the plan."""
 
     @staticmethod
     def run(encoder: "Encoder", config: Any, env: Env) -> dict[str, float]:

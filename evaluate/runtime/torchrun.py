@@ -5,6 +5,7 @@
 Takes torchrun's arguments.
 """
 
+import logging
 import os
 import sys
 
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     """0, the exit status of the first process that failed, or 128 and the signal that ended it."""
     end_with_parent()
     os.environ[PARENT] = str(os.getpid())  # its processes end with it, as it does with the one that started it
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the task's own sentence stays the last
     try:
         run(parse_args(argv))
     except ChildFailedError as error:
