@@ -243,6 +243,8 @@ def _resume(
             if saved["normalised_together"] != together and distributed.rank() == 0:
                 before = saved["normalised_together"]
                 print(f"pretrain: {together} images are normalized together from here on, not {before} as before")
+            if distributed.rank() == 0:
+                print(f"pretrain: goes on at step {saved['step']:,}, from {found[0][0]}", flush=True)
         return saved["step"]
 
     return distributed.all_or_none(load)

@@ -324,10 +324,12 @@ def _not_run(grid: Grid) -> list[str]:
     notes = []
     for missing, own in lacking.items():
         names = [next((cell.entry["encoder"] for cell in row.cells.values() if cell.entry), row.label) for row in own]
+        presets = {cell.entry["preset"] for row in own for cell in row.cells.values() if cell.entry}
+        preset = "--preset demo " if presets == {"demo"} else ""
         files = " ".join(shlex.quote(plain(f"{name}=FILE")) for name in dict.fromkeys(names))
         notes.append(
             f"{', '.join(row.label for row in own)}: {', '.join(heading for heading, _ in missing)} not run; this "
-            f"fills them: uv run run_all.py {'' if grid.toy else f'--ckpt {files} --data-root DIR '}--tasks "
+            f"fills them: uv run run_all.py {'' if grid.toy else f'--ckpt {files} --data-root DIR {preset}'}--tasks "
             f"{','.join(dict.fromkeys(node for _, node in missing))}"
         )
     return notes

@@ -49,7 +49,7 @@ def unbroken(images, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("stop_after", "workers"), [(2, 0), (3, 1), (7, 2)])
-def test_a_stopped_run_resumes_to_the_same_bits(images, unbroken, tmp_path, monkeypatch, stop_after, workers):
+def test_a_stopped_run_resumes_to_the_same_bits(images, unbroken, tmp_path, monkeypatch, capsys, stop_after, workers):
     step = train.Log.step
 
     def stop(self, number, *rest):
@@ -62,6 +62,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(images, unbroken, tmp_path, monk
     monkeypatch.undo()
     assert torch.load(tmp_path / checkpoint.NAME, weights_only=True)["step"] == stop_after
     assert run(images, tmp_path, "--workers", str(workers)) == 0
+    assert f"goes on at step {stop_after}, from {tmp_path / checkpoint.NAME}" in capsys.readouterr().out
     assert same(weights(tmp_path), unbroken)
 
 
