@@ -250,7 +250,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="[NAME=]FILE",
-        help="checkpoints of any known format; each is a row of the table, called NAME (default: run the demo)",
+        help="checkpoints of any known format, a folder of them or a pattern (in quotes); each is a row of the table, "
+        "called NAME, or by the part of its path that tells it from the others (default: run the demo)",
     )
     parser.add_argument(
         "--data-root",

@@ -1,13 +1,15 @@
 """The rows of a table: what each is called, and the folder that belongs to it and to no other encoder."""
 
+import glob
 import hashlib
+import itertools
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from evaluate.checkpoints.files import digests, weights_file
+from evaluate.checkpoints.files import WEIGHT_FILES, digests, weights_file
 from evaluate.encoder import certificate_path
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.locks import exclusive
@@ -16,6 +18,7 @@ from results.atomic import atomic_write, sha256
 ENCODER, SOURCE, LOCK = "encoder.safetensors", "source.json", ".lock"
 TAKEN = ("records", "logs", "data", "manifests", "pretrain", "calibrate")  # folders of OUT that are no row's
 MAX_NAME = 100
+ENDINGS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".pkl", ".tar")  # of checkpoints in a folder
 NEVER_TELLING = ("checkpoint",)  # what every pretraining calls its file: the folder's name serves
 SELDOM_TELLING = ("model", "pytorch_model", "encoder", "weights", "last", "latest", "best", "open_clip_pytorch_model")
 
@@ -42,7 +45,10 @@ def check_name(name: str) -> str:
 
 
 def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
-    """Checkpoints by the name of their row, from ``FILE`` or ``NAME=FILE``; a path that exists as it stands is a file.
+    """Checkpoints by the name of their row, from ``FILE``, ``NAME=FILE``, a folder of checkpoints or a pattern; a path
+    that exists as it stands is a file.
+
+    The files of a folder or of a pattern are in the order of the numbers in their names, as the epochs of a run.
 
     Default names are the shortest that tell the files apart: their stem, that of their folder where the stem says
     nothing or others have it too, and so on.
@@ -52,7 +58,7 @@ def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
     """
     rows: dict[str, Path] = {}
     unnamed: list[Path] = []
-    for text in arguments:
+    for text in itertools.chain.from_iterable(map(_files, arguments)):
         name, separator, file = text.partition("=")
         if os.path.exists(text) or not separator:
             path = Path(text)
@@ -71,6 +77,25 @@ def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
             raise UserError(f"two checkpoints are called {name!r} ({rows[name]}, {path}); name them: --ckpt NAME=FILE")
         rows[name] = path
     return {name: Path(os.path.abspath(path)) for name, path in rows.items()}
+
+
+def _files(text: str) -> list[str]:
+    """An argument, or the files that it stands for: those of a folder that is no checkpoint itself, or of a pattern.
+
+    Raises UserError where there are none.
+    """
+    path = Path(text)
+    if path.is_dir() and not any((path / name).is_file() for name in WEIGHT_FILES):
+        found = [str(file) for file in path.iterdir() if file.suffix in ENDINGS]
+        if not found:
+            raise UserError(f"the folder {text} holds no checkpoint ({', '.join(ENDINGS)}); give the path of a file")
+    elif any(sign in text for sign in "*?[") and not os.path.exists(text) and "=" not in text:
+        found = glob.glob(text)
+        if not found:
+            raise UserError(f"no file matches {text}; give the path of a checkpoint")
+    else:
+        return [text]
+    return sorted(found, key=lambda file: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file)])
 
 
 def _default_names(paths: Sequence[Path]) -> list[str]:

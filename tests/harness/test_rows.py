@@ -35,6 +35,20 @@ def test_default_names_are_the_shortest_that_tell(names: list[str], expected: li
     assert list(rows.named_checkpoints(files(tmp_path, *names))) == expected
 
 
+def test_a_folder_of_epochs_is_a_row_for_each_in_their_order(tmp_path: Path) -> None:
+    files(tmp_path, "run/checkpoint-9.pth", "run/checkpoint-10.pth", "run/checkpoint-100.pth", "run/log.jsonl")
+    expected = ["run-9", "run-10", "run-100"]
+    assert list(rows.named_checkpoints([str(tmp_path / "run")])) == expected
+    assert list(rows.named_checkpoints([str(tmp_path / "run" / "*.pth")])) == expected
+    (model,) = files(tmp_path, "hf/model.safetensors")
+    folder = rows.named_checkpoints([str(Path(model).parent)])
+    assert folder == {"hf": Path(model).parent}, "a Hugging Face folder is one checkpoint"
+    (tmp_path / "empty").mkdir()
+    for nothing in ("empty", "run/*.bin"):
+        with pytest.raises(UserError, match="give the path of a"):
+            rows.named_checkpoints([str(tmp_path / nothing)])
+
+
 def test_a_name_may_be_given(tmp_path: Path) -> None:
     one, two = files(tmp_path, "a/m.pth", "b/m.pth")
     assert rows.named_checkpoints([f"first={one}", two]) == {"first": Path(one), "m": Path(two)}
