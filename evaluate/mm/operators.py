@@ -135,3 +135,32 @@ def provide() -> None:
         problem = "mmcv.ops was imported with compiled operators, which are not ours"
         raise UserError(f"{problem}; call evaluate.mm.operators.provide() before it")
     sys.modules[NAME] = Operators()
+
+
+def try_on(device: str) -> str:
+    """Calls both operators on a device, gradient included; returns whose they are, for the record.
+
+    On a GPU for which torchvision's wheel has no kernels this fails in a second, not when the first detections are
+    compared.
+
+    Raises UserError where they fail or give something wrong.
+    """
+    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4], [4, 4, 8, 8]], device=device)
+    images = torch.ones(1, 1, 8, 8, device=device, requires_grad=True)
+    try:
+        kept = torchvision.ops.nms(boxes, torch.tensor([0.5, 0.9, 0.1], device=device), 0.5)
+        pooled = torchvision.ops.roi_align(images, [boxes], 2, aligned=True)
+        pooled.sum().backward()
+        found = (kept.tolist(), pooled.mean().item(), images.grad.sum().item())  # type: ignore[union-attr]
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(_unusable(device, str(error).splitlines()[0])) from error
+    if found != ([1, 2], 1.0, 12.0):
+        raise UserError(_unusable(device, f"they gave {found}"))
+    return f"torchvision {torchvision.__version__}"
+
+
+def _unusable(device: str, reason: str) -> str:
+    return (
+        f"torchvision's nms and roi_align do not work on {device} ({reason}); install a torchvision that belongs to "
+        f"torch {torch.__version__} and to this GPU, or choose --device cpu"
+    )

@@ -22,7 +22,7 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from evaluate.encoder.model import Encoder
-from evaluate.mm import fitting, mixed_precision, resampling
+from evaluate.mm import fitting, mixed_precision, operators, resampling
 from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo, StepSchedulers
 from evaluate.mm.multi_scale import MultiScale
 from evaluate.mm.recipes import accumulate, normalized_together, share_out
@@ -81,6 +81,7 @@ def train_and_test(
     Raises:
         UserError: a step that does not fit, among others.
     """
+    env.report(protocol={"operators": operators.try_on(env.device)})
     resolved = resolve(precision, env.device)
     mixed_precision.use(cfg, resolved, env.device)
     recipe = copy.deepcopy(cfg)

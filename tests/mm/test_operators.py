@@ -16,6 +16,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 
 from evaluate.mm import benchmark, detector, operators, recipes, runner, segmenter
@@ -355,3 +356,19 @@ def test_nms_of_classes_equals_a_loop(ties: bool) -> None:
                 assert indices.tolist() == expected
             assert torch.equal(found[:, :4], boxes[indices])
         assert len(expected) > len(nms_by_loops(boxes, scores, 0.5)), "classes make no difference"
+
+
+def test_both_operators_are_tried_on_the_device_before_a_training() -> None:
+    assert operators.try_on("cpu") == f"torchvision {torchvision.__version__}"
+
+
+def test_operators_that_fail_or_are_wrong_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_kernel(*_: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torchvision.ops, "nms", no_kernel)
+    with pytest.raises(UserError, match=r"do not work on cpu \(CUDA error: no kernel image[^\n]*\); install a torchv"):
+        operators.try_on("cpu")
+    monkeypatch.setattr(torchvision.ops, "nms", lambda *_: torch.tensor([0, 1, 2]))
+    with pytest.raises(UserError, match=r"they gave \(\[0, 1, 2\]"):
+        operators.try_on("cpu")
