@@ -1,5 +1,6 @@
 """The commands behind the table: what converts and measures one checkpoint."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,6 +74,24 @@ def measuring(
     return jobs
 
 
+def killed_by(status: int, log: Path) -> str:
+    """What is to be said of a process that a signal ended, which could say nothing itself; "" of any other, and where
+    run_all has ended it and said why.
+    """
+    if 0 <= status <= 128 or last_line(log).startswith("ended: "):
+        return ""
+    number = -status if status < 0 else status - 128  # a shell's and torchrun's way
+    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+    guess = ""
+    if name == "SIGKILL":
+        guess = (
+            " (the system does that where memory runs out: choose fewer --workers, --jobs 1 or a smaller micro_batch)"
+        )
+    elif name == "SIGBUS":
+        guess = " (shared memory ran out: provide a larger /dev/shm or choose fewer --workers)"
+    return f"its process was ended by {name}{guess}; the same command goes on from its last state; its log is {log}"
+
+
 def as_planned(work: Sequence[Job], plan: Sequence[estimate.Planned], run: suite.Suite) -> list[Job]:
     """The jobs that a plan does not leave out, each with the GPUs that it gives; what stands stays among them."""
     run.gpus = {one.name: one.gpus for one in plan}
@@ -113,7 +132,7 @@ def _note(
 ) -> None:
     """After a task: says how it ended, writes its record if it could not, and renders the table again."""
     word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
-    reason = last_line(log) if status > 0 else f"its process ended with status {status}; its log is {log}"
+    reason = killed_by(status, log) or last_line(log)
     print(f"{row}/{node.name}: {word}{f': {reason}' if status else ''}", flush=True)
     if status and "\nrecord: " not in log.read_text(errors="replace"):
         entry = record.without_run(row, node.name, word, reason, run.seed, run.limit)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from evaluate.harness import executor
+from evaluate.harness import executor, jobs
 
 
 def job(tmp_path, name, code, **options):
@@ -54,7 +54,7 @@ STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); 
 RUN = """
 import sys
 from pathlib import Path
-from evaluate.harness import executor
+from evaluate.harness import executor, jobs
 executor.GRACE_SECONDS = 1.0
 code = sys.argv[2]
 jobs = [executor.Job(str(i), lambda: [sys.executable, "-c", code], Path(sys.argv[1]) / f"{i}.log") for i in range(3)]
@@ -102,3 +102,20 @@ def test_a_silent_job_is_ended(tmp_path):
     executor.run([silent, busy], slots=2, silence_minutes=1 / 60)
     assert time.monotonic() - begun < 30 and busy.status == 0 and silent.status == -signal.SIGTERM
     assert "it wrote nothing for 0.0166667 minutes (--task-timeout)" in silent.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", "was ended by SIGKILL (the system does that where memory runs out"),
+        ("os.kill(os.getpid(), signal.SIGBUS)", "was ended by SIGBUS (shared memory ran out"),
+        ("os._exit(128 + signal.SIGKILL)", "was ended by SIGKILL"),
+        ("os._exit(2)", ""),
+        ("print('ended: it wrote nothing', flush=True); os.kill(os.getpid(), signal.SIGTERM)", ""),
+    ],
+)
+def test_a_process_that_a_signal_ended_is_spoken_for(code, says, tmp_path):
+    killed = job(tmp_path, "killed", f"import os, signal; print('epoch 3', flush=True); {code}")
+    executor.run([killed], slots=1)
+    told = jobs.killed_by(killed.status, killed.log)
+    assert told == "" if not says else says in told and "goes on from its last state" in told and "\n" not in told
