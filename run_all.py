@@ -91,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
     data_root = data_root or make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device")}
-    shared = suite.Suite(out, identities, nodes, configs, conversion=said, **where)
+    shared = suite.Suite(out, identities, nodes, configs, conversion=said, more_seeds=more_seeds(arguments), **where)
     work: list[executor.Job] = []
     if is_demo:
         pretrained = demo.Demo(out, identities, arguments.seed, arguments.device, minutes)
@@ -132,6 +132,11 @@ def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], wor
     for job in failed:
         print(f"{job.name} failed: {executor.last_line(job.log)} (log: {job.log})", file=sys.stderr)
     return int(bool(failed))
+
+
+def more_seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
+    """The seeds besides the first."""
+    return tuple(range(arguments.seed + 1, arguments.seed + arguments.seeds))
 
 
 def minutes_of(arguments: argparse.Namespace) -> float | None:
@@ -184,7 +189,7 @@ def planned(
         spec = next((spec for spec in specs.values() if spec), VIT_B)
         estimate.keep(probe.measure(spec, side, device, workers, root), make_folder(out))
     speed = estimate.kept(out, gpus)
-    listed = estimate.plan(specs, nodes, configs, root, speed, arguments.limit, stands)
+    listed = estimate.plan(specs, nodes, configs, root, speed, arguments.limit, more_seeds(arguments), stands)
     if budget:
         listed = estimate.within(listed, budget)
     listed = estimate.allocate(listed, max(gpus, 1))
@@ -321,6 +326,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=int,
         default=0,
         help="random seed of the tasks, and of the demo's world and pretraining (default: 0)",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=at_least_one,
+        default=1,
+        help="repeat the tasks that draw something with so many seeds, from --seed on; the table has their mean and "
+        "standard deviation (default: 1)",
     )
     parser.add_argument(
         "--task-timeout",

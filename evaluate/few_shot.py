@@ -128,6 +128,11 @@ def labelled(config: Config, env: Env) -> tuple[ImageSet, list[np.ndarray]]:
     return train, draws
 
 
+def draws(config: Config) -> bool:
+    """Only where the labeled images are drawn."""
+    return config.draws
+
+
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``; the solver, minutes on one process, is not counted."""
     share = config.fraction or SHARES[config.subset]

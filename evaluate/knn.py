@@ -56,6 +56,11 @@ def reads(config: Config) -> tuple[str, ...]:
     return ("imagenet",)
 
 
+def draws(config: Config) -> bool:
+    """Nothing is drawn."""
+    return False
+
+
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``."""
     return of_training(0, count("imagenet/train") + count("imagenet/val"), forward_gflop(spec, config.img_size))

@@ -324,7 +324,7 @@ def _not_run(grid: Grid) -> list[str]:
     notes = []
     for missing, own in lacking.items():
         names = [next((cell.entry["encoder"] for cell in row.cells.values() if cell.entry), row.label) for row in own]
-        presets = {cell.entry["preset"] for row in own for cell in row.cells.values() if cell.entry}
+        presets = {cell.entry.get("preset") for row in own for cell in row.cells.values() if cell.entry} - {None}
         preset = "--preset demo " if presets == {"demo"} else ""
         files = " ".join(shlex.quote(plain(f"{name}=FILE")) for name in dict.fromkeys(names))
         notes.append(

@@ -242,3 +242,33 @@ def test_the_check_reads_every_image_when_asked_to(world, tmp_path, capsys, monk
 def test_only_a_fine_tuned_checkpoint_calibrates(checkpoint, world, capsys):
     assert run_all.main(["--calibrate", str(checkpoint), "--data-root", str(world)]) == 2
     assert "is not known, since its name holds none of" in capsys.readouterr().err
+
+
+def test_seeds_repeat_what_draws_something(checkpoint, world, tmp_path):
+    """kNN draws nothing and is measured once; robustness takes the classifier of its own seed."""
+    tasks = ("--tasks", "linear_probe,knn,robustness", "--seeds", "2", "--seed", "3")
+    short = [f"--set={name}={value}" for name, value in {"finetune.epochs": 2, "finetune.warmup_epochs": 1}.items()]
+    short += [
+        "--set=linear_probe.epochs=2",
+        "--set=linear_probe.warmup_epochs=1",
+        "--set=robustness.corrupted_images=2",
+    ]
+    result = run(checkpoint, world, tmp_path, *tasks, *short)
+    assert result.returncode == 0, result.stderr + result.stdout
+    entries = [json.loads(path.read_text()) for path in tmp_path.glob("records/*.json")]
+    found = sorted((entry["task"], entry["seed"]) for entry in entries)
+    expected = [(task, seed) for task in ("finetune", "linear_probe", "robustness") for seed in (3, 4)]
+    assert found == sorted([("knn", 3), *expected])
+    of_tuning = {
+        entry["seed"]: entry["files"]["classifier.safetensors"] for entry in entries if entry["task"] == "finetune"
+    }
+    for entry in entries:
+        if entry["task"] == "robustness":
+            assert entry["inputs"]["classifier"] == of_tuning[entry["seed"]]
+    text = (tmp_path / "table.md").read_text()
+    assert "mean ± standard deviation over seeds: mine FT, mine LIN" in text
+    again = run(checkpoint, world, tmp_path, *tasks, *short)
+    assert again.returncode == 0 and ": started" not in again.stdout and (tmp_path / "table.md").read_text() == text
+    one = run(checkpoint, world, tmp_path, *tasks[:2], "--seed", "3", *short)
+    assert one.returncode == 0 and ": started" not in one.stdout, "the first seed is a run of its own"
+    assert "over seeds" not in (tmp_path / "table.md").read_text()

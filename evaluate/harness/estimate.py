@@ -4,6 +4,7 @@ A time is the number of operations and of images over the speed that ``--probe``
 an assumed one, which the plan says.
 """
 
+import itertools
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +15,7 @@ from evaluate.data import layouts
 from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VOC
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.harness import cost
-from evaluate.harness.plan import Node, module_of
+from evaluate.harness.plan import Node, draws, module_of, task_name
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings
 from results.atomic import atomic_write
@@ -70,11 +71,13 @@ class Planned:
     """"stands", or why it is not going to run; "" for what is to be done."""
     gpus: int = 1
     """How many it gets."""
+    seed: int | None = None
+    """One of further seeds."""
 
     @property
     def name(self) -> str:
         """As its job is called."""
-        return f"{self.row}/{self.node.name}"
+        return task_name(self.row, self.node.name, self.seed)
 
     @property
     def to_do(self) -> bool:
@@ -118,6 +121,7 @@ def plan(
     data_root: Path | None,
     speed: Speed,
     limit: int | None = None,
+    more_seeds: Sequence[int] = (),
     stands: Collection[str] = (),
 ) -> list[Planned]:
     """What each row's tasks cost, in the order in which they run.
@@ -128,12 +132,14 @@ def plan(
     """
     count, planned = counter(data_root, limit), []
     for row, spec in rows.items():
-        for node in nodes:
+        for seed, node in itertools.product((None, *more_seeds), nodes):
+            if seed is not None and not draws(node, configs[node.name][1]):
+                continue
             module, config = module_of(node.task), configs[node.name][1]
             work = module.cost(config, spec or cost.VIT_B, count)
             missing = layouts.absent(data_root, module.reads(config)) if data_root else {}
-            state = "stands" if f"{row}/{node.name}" in stands else f"no {min(missing)}" if missing else ""
-            planned.append(Planned(row, node, work.images, speed.hours(work), work.gpus, state))
+            state = "stands" if task_name(row, node.name, seed) in stands else f"no {min(missing)}" if missing else ""
+            planned.append(Planned(row, node, work.images, speed.hours(work), work.gpus, state, seed=seed))
     return planned
 
 
@@ -148,27 +154,26 @@ def within(planned: Sequence[Planned], budget: float) -> list[Planned]:
     """The plan with only as many tasks to do as ``budget`` GPU-hours pay for, the cheapest first, each with what it
     needs.
     """
-    by_name = {(one.row, one.node.name): one for one in planned if one.to_do}
-    taken: set[tuple[str, str]] = set()
+    by_name = {one.name: one for one in planned if one.to_do}
+    taken: set[str] = set()
     left = budget
 
-    def with_needs(place: tuple[str, str]) -> list[tuple[str, str]]:
-        needs = [(place[0], need) for need in by_name[place].node.needs]
-        return [one for one in (*needs, place) if one in by_name and one not in taken]
+    def with_needs(name: str) -> list[str]:
+        own = by_name[name]
+        needs = [task_name(own.row, need, own.seed) for need in own.node.needs]
+        return [one for one in (*needs, name) if one in by_name and one not in taken]
 
-    def price(place: tuple[str, str]) -> float:
-        return sum(by_name[one].hours for one in with_needs(place))
+    def price(name: str) -> float:
+        return sum(by_name[one].hours for one in with_needs(name))
 
-    while rest := [place for place in by_name if place not in taken]:
+    while rest := [name for name in by_name if name not in taken]:
         cheapest = min(rest, key=price)
         if price(cheapest) > left:
             break
         left -= price(cheapest)
         taken.update(with_needs(cheapest))
     beyond = "beyond the budget"
-    return [
-        one if not one.to_do or (one.row, one.node.name) in taken else replace(one, state=beyond) for one in planned
-    ]
+    return [one if not one.to_do or one.name in taken else replace(one, state=beyond) for one in planned]
 
 
 def hours_of(text: str) -> float:

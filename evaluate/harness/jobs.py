@@ -1,5 +1,6 @@
 """The commands behind the table: what converts and measures one checkpoint."""
 
+import itertools
 import signal
 import sys
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 from evaluate.checkpoints import command_line
 from evaluate.harness import estimate, rows, suite
 from evaluate.harness.executor import Job, last_line
-from evaluate.harness.plan import Node
+from evaluate.harness.plan import Node, draws, task_name
 from evaluate.runtime.cli import EXIT_SKIPPED
 from evaluate.runtime.errors import UserError
 from results import record, tables
@@ -57,20 +58,24 @@ def measuring(
         )  # the certificate, or what is wrong
 
     jobs = [Job(f"{row}/convert", convert, log, after, is_converted, converted)]
-    for node in nodes:
-        log = run.out / "logs" / f"{row}-{node.name}.log"
-        needs = (f"{row}/convert", *(f"{row}/{need}" for need in node.needs))
+    for seed, node in itertools.product((run.seed, *run.more_seeds), nodes):
+        if seed in run.more_seeds and not draws(node, run.configs[node.name][1]):
+            continue
+        further = seed if seed in run.more_seeds else None
+        name = task_name(row, node.name, further)
+        log = run.out / "logs" / f"{name.replace('/', '-').replace(' ', '-')}.log"
+        needs = (f"{row}/convert", *(task_name(row, need, further) for need in node.needs))
 
-        def command(node: Node = node) -> list[str]:
-            return _command(row, node, run, run.gpus.get(f"{row}/{node.name}", 1))
+        def command(node: Node = node, seed: int = seed, name: str = name) -> list[str]:
+            return _command(row, node, run.of_seed(seed), run.gpus.get(name, 1))
 
-        def stands(node: Node = node) -> bool:
-            return run.find(row, node) is not None
+        def stands(node: Node = node, seed: int = seed) -> bool:
+            return run.of_seed(seed).find(row, node) is not None
 
-        def on_exit(status: int, node: Node = node, log: Path = log) -> None:
-            _note(row, node, status, log, run, table_rows, nodes)
+        def on_exit(status: int, node: Node = node, log: Path = log, seed: int = seed, name: str = name) -> None:
+            _note(row, node, status, log, run, table_rows, nodes, name, seed)
 
-        jobs.append(Job(f"{row}/{node.name}", command, log, needs, stands, on_exit))
+        jobs.append(Job(name, command, log, needs, stands, on_exit))
     return jobs
 
 
@@ -128,14 +133,22 @@ def _command(row: str, node: Node, run: suite.Suite, processes: int) -> list[str
 
 
 def _note(
-    row: str, node: Node, status: int, log: Path, run: suite.Suite, table_rows: Sequence[str], nodes: Sequence[Node]
+    row: str,
+    node: Node,
+    status: int,
+    log: Path,
+    run: suite.Suite,
+    table_rows: Sequence[str],
+    nodes: Sequence[Node],
+    name: str,
+    seed: int,
 ) -> None:
     """After a task: says how it ended, writes its record if it could not, and renders the table again."""
     word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
     reason = killed_by(status, log) or last_line(log)
-    print(f"{row}/{node.name}: {word}{f': {reason}' if status else ''}", flush=True)
+    print(f"{name}: {word}{f': {reason}' if status else ''}", flush=True)
     if status and "\nrecord: " not in log.read_text(errors="replace"):
-        entry = record.without_run(row, node.name, word, reason, run.seed, run.limit)
+        entry = record.without_run(row, node.name, word, reason, seed, run.limit)
         folder = run.folders[row].name if row in run.folders else ""
         record.write(run.out / "records", {**entry, "folder": folder})
     tables.render(run.out, table_rows, run.entries(table_rows, nodes))

@@ -70,6 +70,17 @@ def data_sets(node: Node, config: Settings) -> tuple[str, ...]:
     return (*module.reads(config), *optional)
 
 
+def draws(node: Node, config: Settings) -> bool:
+    """Whether a task draws something at random, and so gives another number with another seed."""
+    module = module_of(node.task)
+    return module.draws(config) if hasattr(module, "draws") else True
+
+
+def task_name(row: str, node: str, seed: int | None = None) -> str:
+    """What the task of a row is called in logs and plans; ``seed``: one of further seeds."""
+    return f"{row}/{node}" if seed is None else f"{row}/{node} seed {seed}"
+
+
 def choose(names: Sequence[str]) -> tuple[Node, ...]:
     """Nodes by name or by task ("detection" is both of its nodes); all but the extra ones for no names. A node brings
     what it needs.

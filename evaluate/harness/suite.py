@@ -1,8 +1,9 @@
 """One invocation of ``run_all.py``: where each node's files and records lie, and which records already stand."""
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Suite:
     configs: Mapping[str, tuple[str, Settings]]
     """By node: the preset's name and the resolved config."""
     seed: int = 0
+    more_seeds: tuple[int, ...] = ()
+    """With which the tasks that draw something are repeated."""
     limit: int | None = None
     device: str = "auto"
     workers: int = 0
@@ -49,6 +52,10 @@ class Suite:
     """By task, ROW/NODE, as many processes as it is measured by; 1 where it is not named."""
     said: set[str] = field(default_factory=set)
     """What has been told once."""
+
+    def of_seed(self, seed: int) -> "Suite":
+        """The same invocation with another seed; what is learned of rows is shared."""
+        return replace(self, seed=seed, more_seeds=())
 
     def claim(self, row: str, checkpoint: Path) -> Path:
         """The folder of a row's encoder; another checkpoint of the same name has another one."""
@@ -131,8 +138,11 @@ class Suite:
         folder.
         """
         fingerprints = {row: self.encoder_fingerprint(row) for row in shown_rows}
-        wanted = {(row, node.name): self.identity(row, node) for row in shown_rows for node in nodes}
-        keys = {place: record.key_of(fields) if fields else None for place, fields in wanted.items()}
+        keys: dict[tuple[str, str], set[str]] = {(row, node.name): set() for row in shown_rows for node in nodes}
+        for run in (self.of_seed(seed) for seed in (self.seed, *self.more_seeds)):
+            for row, node in itertools.product(shown_rows, nodes):
+                fields = run.identity(row, node)
+                keys[row, node.name] |= {record.key_of(fields)} if fields else set()
         shown = []
         for entry in record.read_all(self.out / "records"):
             place, row = (entry["encoder"], entry["task"]), entry["encoder"]
@@ -141,7 +151,7 @@ class Suite:
             if entry["encoder_fingerprint"] is None:
                 if fingerprints[row] is None or entry.get("folder") == self.folders[row].name:
                     shown.append(entry)
-            elif record.key_of(entry) == keys[place]:
+            elif record.key_of(entry) in keys[place]:
                 shown.append(entry)
         return shown
 

@@ -45,7 +45,8 @@ def test_an_encoder_of_another_size_costs_what_its_blocks_do() -> None:
 def test_limits_the_data_and_what_stands_count(tmp_path: Path) -> None:
     root = write_world(tmp_path / "data", train=40, val=15)
     planned = {
-        one.node.name: one for one in estimate.plan({"a": None}, NODES, PAPER, root, estimate.H100, 10, {"a/knn"})
+        one.node.name: one
+        for one in estimate.plan({"a": None}, NODES, PAPER, root, estimate.H100, limit=10, stands={"a/knn"})
     }
     assert planned["finetune"].images == 100 * 10 + 10 and planned["detection_coco"].state == "no coco"
     assert planned["knn"].state == "stands" and not planned["knn"].to_do
@@ -217,3 +218,12 @@ def test_every_task_says_what_it_costs() -> None:
                 continue
             work = plan.module_of(node.task).cost(demo[node.name][1], spec, lambda part: 1000)
             assert work.gflop > 0 and work.images > 0 and work.gpus[0] == 1, node.name
+
+
+def test_further_seeds_cost_what_draws_something() -> None:
+    planned = estimate.plan({"a": None}, NODES, PAPER, None, estimate.H100, more_seeds=(1, 2))
+    names = [one.name for one in planned]
+    assert "a/finetune seed 2" in names and "a/knn" in names
+    assert not {"a/knn seed 1", "a/few_shot seed 1"} & set(names), "the list of 1 % and kNN draw nothing"
+    cheap = {one.name for one in estimate.within(planned, 38.0) if one.to_do}
+    assert {"a/robustness seed 1", "a/finetune seed 1"} <= cheap or "a/robustness seed 1" not in cheap
