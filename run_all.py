@@ -22,7 +22,7 @@ from pathlib import Path
 from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
-from evaluate.encoder.spec import read_spec
+from evaluate.encoder.spec import EncoderSpec, read_spec
 from evaluate.harness import clean, demo, estimate, executor, jobs, plan, rows, suite
 from evaluate.harness.cost import VIT_B
 from evaluate.runtime import devices
@@ -111,9 +111,9 @@ def run(arguments: argparse.Namespace) -> int:
         conversions = [job for job in work if not job.needs]
         executor.run(conversions, slots, gpus, arguments.task_timeout)  # what a task costs follows from its encoder
         stands = {job.name for job in work if job.is_done()}
-        plan_of = planned(
-            arguments, checkpoints, nodes, configs, min(len(gpus), 1) if arguments.jobs else len(gpus), budget, stands
-        )
+        specs = {row: read_spec(shared.encoder(row)) for row in checkpoints}
+        count = min(len(gpus), 1) if arguments.jobs else len(gpus)
+        plan_of = planned(arguments, specs, nodes, configs, count, budget, stands)
         work = jobs.as_planned(work, plan_of, shared)
     executor.run(work, slots, gpus, arguments.task_timeout)
     return report(shared, list(checkpoints), nodes, work)
@@ -163,7 +163,7 @@ def make_toy_world(out: Path, seed: int) -> Path:
 
 def planned(
     arguments: argparse.Namespace,
-    checkpoints: Mapping[str, Path],
+    specs: Mapping[str, EncoderSpec | None],
     nodes: tuple[plan.Node, ...],
     configs: Mapping[str, tuple[str, Settings]],
     gpus: int,
@@ -173,11 +173,11 @@ def planned(
     """What each task costs and how many GPUs it gets, printed; measures this machine first where that is asked for.
 
     Args:
+        specs: by row, of its encoder; None before the conversion.
         gpus: of this machine that may be used; 0 on a CPU.
         stands: the tasks, ROW/NODE, that need not run.
     """
     out, root = Path(arguments.out), layouts.root(arguments.data_root)
-    specs = {row: read_spec(out / row / rows.ENCODER) or read_spec(path) for row, path in checkpoints.items()}
     unknown = [row for row, spec in specs.items() if not spec]
     if arguments.probe:
         from evaluate.harness import probe
@@ -210,13 +210,20 @@ def dry_run(
     if arguments.ckpt:
         asked = {(node.name, json.dumps(as_json(configs[node.name][1]))) for node in nodes}
         recorded = {
-            f"{entry['encoder']}/{entry['task']}"
+            plan.task_name(entry["encoder"], entry["task"], None if entry["seed"] == arguments.seed else entry["seed"])
             for entry in record.read_all(Path(arguments.out) / "records")
-            if entry["status"] == "ok" and (entry["task"], json.dumps(entry["config"])) in asked
+            if entry["status"] == "ok"
+            and entry["limit"] == arguments.limit
+            and entry["seed"] in (arguments.seed, *more_seeds(arguments))
+            and (entry["task"], json.dumps(entry["config"])) in asked
         }
         there = len(list(Path("/dev").glob("nvidia[0-9]*"))) if arguments.device != "cpu" else 0  # without torch
         gpus = arguments.gpus if arguments.gpus is not None else there
-        planned(arguments, checkpoints, nodes, configs, gpus, budget, recorded)
+        specs = {
+            row: read_spec(Path(arguments.out) / row / rows.ENCODER) or read_spec(checkpoints[row])
+            for row in checkpoints
+        }
+        planned(arguments, specs, nodes, configs, gpus, budget, recorded)
         if not gpus:
             print("--gpus N plans for a machine with N GPUs")
     for name, path in checkpoints.items():

@@ -43,6 +43,8 @@ class Speed:
     """Images read, decoded and cut a second, by all loading processes of a task."""
     startup: float
     """Seconds from the start of a task to its first image."""
+    gpu: bool
+    """Whether it is a GPU's."""
     source: str
     """In words."""
 
@@ -52,8 +54,8 @@ class Speed:
 
 
 # 40 % of an H100's 790 TFLOP/s in 16 bits; 16 cores that cut 450 images a second each
-H100 = Speed(320e3, 7200.0, 30.0, "assumed: an H100 at 320 TFLOP/s; --probe measures this machine")
-CORE = Speed(40.0, 300.0, 10.0, "assumed: a core at 40 GFLOP/s; --probe measures this machine")
+H100 = Speed(320e3, 7200.0, 30.0, True, "assumed: an H100 at 320 TFLOP/s; --probe measures this machine")
+CORE = Speed(40.0, 300.0, 10.0, False, "assumed: a core at 40 GFLOP/s; --probe measures this machine")
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,7 @@ def within(planned: Sequence[Planned], budget: float) -> list[Planned]:
             break
         left -= price(cheapest)
         taken.update(with_needs(cheapest))
-    beyond = "beyond the budget"
-    return [one if not one.to_do or one.name in taken else replace(one, state=beyond) for one in planned]
+    return [one if not one.to_do or one.name in taken else replace(one, state=BEYOND) for one in planned]
 
 
 def hours_of(text: str) -> float:
@@ -214,7 +215,8 @@ def table(planned: Sequence[Planned], gpus: int, speed: Speed) -> str:
     to_do = [one for one in planned if one.to_do]
     end = cost.makespan([one.hours / one.gpus for one in to_do], [one.gpus for one in to_do], max(gpus, 1))
     total = sum(one.hours for one in to_do)
-    text.append(f"to do: {_short(total)} {kind}-hours, {_short(end)} hours on {max(gpus, 1)} {kind}s ({speed.source})")
+    machine = f"{gpus} GPUs" if gpus > 1 else f"one {kind}"
+    text.append(f"to do: {_short(total)} {kind}-hours, {_short(end)} hours on {machine} ({speed.source})")
     beyond = [one for one in planned if one.state == BEYOND]
     if beyond:
         left = ", ".join(f"{one.name} {_short(one.hours)}" for one in beyond)
@@ -238,6 +240,7 @@ def kept(out: Path, gpus: int) -> Speed:
     GPUs.
     """
     try:
-        return Speed(**json.loads((out / SPEED).read_text()))
+        speed = Speed(**json.loads((out / SPEED).read_text()))
     except (OSError, ValueError, TypeError):
-        return H100 if gpus else CORE
+        speed = None
+    return speed if speed and speed.gpu == bool(gpus) else H100 if gpus else CORE

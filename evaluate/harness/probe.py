@@ -40,6 +40,7 @@ def measure(spec: EncoderSpec, side: int, device: str, workers: int, data_root: 
         3 * forward_gflop(spec, side) * _images_trained(spec, side, device, AT_ONCE[kind]),
         _images_read(data_root, side, workers) or (H100 if kind == "cuda" else CORE).images,
         _startup(),
+        kind == "cuda",
         f"measured on {socket.gethostname()}, {kind}, {date.today()}",
     )
 

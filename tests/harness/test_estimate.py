@@ -168,9 +168,10 @@ def test_a_dry_run_plans_for_eight_gpus_that_are_not_there(tmp_path: Path, capsy
 
 
 def test_what_a_probe_measured_is_kept_and_a_damaged_file_is_none(tmp_path: Path) -> None:
-    speed = estimate.Speed(100.0, 50.0, 2.0, "measured")
+    speed = estimate.Speed(100.0, 50.0, 2.0, False, "measured")
     estimate.keep(speed, tmp_path)
     assert estimate.kept(tmp_path, 0) == speed
+    assert estimate.kept(tmp_path, 8) == estimate.H100, "a core says nothing of GPUs"
     assert speed.hours(cost.Cost(gflop=3600 * 100.0, images=1)) == pytest.approx(1 + 2 / 3600)
     assert speed.hours(cost.Cost(gflop=1.0, images=3600 * 50)) == pytest.approx(1 + 2 / 3600), "it waits for its images"
     (tmp_path / estimate.SPEED).write_text("{")
