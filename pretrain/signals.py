@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import torch
 
+from evaluate.runtime.errors import from_outside
+
 
 @contextlib.contextmanager
 def listening() -> Iterator[list[str]]:
@@ -27,22 +29,9 @@ def listening() -> Iterator[list[str]]:
 
 def sentence(error: RuntimeError) -> str | None:
     """What an error that comes from outside this process means to a person; None for any other."""
-    text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (
             "the GPU has too little memory; --grad-checkpointing takes less and changes nothing else; a lower "
             "--micro-batch takes less too, but then BatchNorm and SiameseIM's loss see fewer images together"
         )
-    if "DataLoader worker" in text:
-        return (
-            "a data loading process was ended from outside, perhaps for want of memory or of /dev/shm; "
-            "start again, with fewer --workers"
-        )
-    if isinstance(error, torch.distributed.DistNetworkError):
-        return f"the processes of this run cannot reach each other: {text.splitlines()[0]}"
-    if isinstance(error, torch.distributed.DistError) or "by peer" in text or "gloo" in text:
-        return (
-            "another process of this run has ended or is silent, so this one stops too; "
-            "what that one said last says why"
-        )
-    return None
+    return from_outside(error) or None

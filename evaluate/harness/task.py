@@ -34,7 +34,7 @@ from evaluate.runtime.cli import (
     make_folder,
 )
 from evaluate.runtime.env import Env
-from evaluate.runtime.errors import Skip, UserError, in_one_sentence
+from evaluate.runtime.errors import Skip, UserError, from_outside, in_one_sentence
 from evaluate.runtime.locks import exclusive
 from evaluate.runtime.processes import end_with_parent
 from evaluate.runtime.settings import Settings, as_json, help_text, override, read_config, split_overrides
@@ -249,8 +249,11 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
     except torch.OutOfMemoryError as error:
         entry["status"], entry["reason"], status = "failed", out_of_memory(error, config), EXIT_USER
     except Exception as error:  # a fault of ours or of a library: the record keeps it, the log has the traceback
-        traceback.print_exc()
-        entry["status"], entry["reason"], status = "failed", f"{type(error).__name__}: {error}", EXIT_FAILED
+        reason = from_outside(error)
+        if not reason:
+            traceback.print_exc()
+        entry["status"], entry["reason"] = "failed", reason or f"{type(error).__name__}: {error}"
+        status = EXIT_FAILED
     entry["seconds"] = round(time.monotonic() - begun, 2)
     entry.update(env.notes)
     protocol.complete(entry)

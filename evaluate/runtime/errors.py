@@ -17,3 +17,26 @@ def in_one_sentence(error: UserError | PermissionError) -> str:
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename} cannot be read or written ({error.strerror}); allow access to it"
     return str(error)
+
+
+def from_outside(error: Exception) -> str:
+    """What an error that comes from outside this process means to a person; "" for any other.
+
+    A data loading process that the system has ended, or another process of a group that has ended or is silent.
+    """
+    text = str(error)
+    first = text.splitlines()[0] if text else ""
+    if "DataLoader worker" in text:
+        return (
+            f"a data loading process was ended from outside, perhaps for want of memory or of /dev/shm ({first}); "
+            f"start again, with fewer --workers"
+        )
+    kind = type(error).__name__
+    if kind == "DistNetworkError":
+        return f"the processes of this run cannot reach each other: {first}"
+    if kind.startswith("Dist") or isinstance(error, RuntimeError) and ("by peer" in text or "gloo" in text):
+        return (
+            "another process of this run has ended or is silent, so this one stops too; "
+            "what that one said last says why"
+        )
+    return ""
