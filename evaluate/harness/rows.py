@@ -86,7 +86,10 @@ def _files(text: str) -> list[str]:
     """
     path = Path(text)
     if path.is_dir() and not any((path / name).is_file() for name in WEIGHT_FILES):
-        found = [str(file) for file in path.iterdir() if file.suffix in ENDINGS]
+        files = [file for file in path.iterdir() if file.suffix in ENDINGS]
+        names = {file.name for file in files}
+        older = {name for name in names if re.sub(r"\.\d+(\.\w+)$", r"\1", name) in names - {name}}
+        found = [str(file) for file in files if file.name not in older]  # checkpoint.1.pth: what checkpoint.pth was
         if not found:
             raise UserError(f"the folder {text} holds no checkpoint ({', '.join(ENDINGS)}); give the path of a file")
     elif any(sign in text for sign in "*?[") and not os.path.exists(text) and "=" not in text:

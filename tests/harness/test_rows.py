@@ -40,6 +40,8 @@ def test_a_folder_of_epochs_is_a_row_for_each_in_their_order(tmp_path: Path) -> 
     expected = ["run-9", "run-10", "run-100"]
     assert list(rows.named_checkpoints([str(tmp_path / "run")])) == expected
     assert list(rows.named_checkpoints([str(tmp_path / "run" / "*.pth")])) == expected
+    files(tmp_path, "ours/checkpoint.pth", "ours/checkpoint.1.pth", "ours/checkpoint.2.pth")
+    assert list(rows.named_checkpoints([str(tmp_path / "ours")])) == ["ours"], "older copies are no epochs"
     (model,) = files(tmp_path, "hf/model.safetensors")
     folder = rows.named_checkpoints([str(Path(model).parent)])
     assert folder == {"hf": Path(model).parent}, "a Hugging Face folder is one checkpoint"
