@@ -4,6 +4,7 @@
     uv run run_all.py --demo --data-root DIR             the demo on your images: pretrains on them, then measures
     uv run run_all.py --ckpt FILE --data-root DIR        any checkpoint on the real data sets, by the paper's protocols
     uv run run_all.py --ckpt FILE --data-root DIR --dry-run
+    uv run run_all.py --status OUT                       how far is it? from any terminal; --cancel OUT stops it
 
 Each task runs in its own process and writes one record; the table is rendered again after each task. When you run the
 same command again, it does only what is missing. Exit status: 0 all done or skipped with a reason, 1 a task failed, 2
@@ -23,7 +24,7 @@ from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
 from evaluate.encoder.spec import EncoderSpec, read_spec
-from evaluate.harness import clean, demo, estimate, executor, jobs, plan, rows, suite
+from evaluate.harness import clean, demo, estimate, executor, jobs, logs, plan, rows, suite, watch
 from evaluate.harness.cost import VIT_B
 from evaluate.runtime import devices
 from evaluate.runtime.cli import (
@@ -59,6 +60,10 @@ def main(argv: list[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """The whole of it. Raises UserError on bad input, before anything runs."""
     devices.check_word(arguments.device)
+    if arguments.status:
+        return watch.status(Path(os.path.abspath(arguments.status)))
+    if arguments.cancel:
+        return watch.cancel(Path(os.path.abspath(arguments.cancel)))
     if arguments.demo and (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean):
         raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --check-data, --calibrate and --clean")
     is_demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
@@ -109,13 +114,14 @@ def run(arguments: argparse.Namespace) -> int:
     shared.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
     if not is_demo and (gpus or budget or arguments.probe):
         conversions = [job for job in work if not job.needs]
-        executor.run(conversions, slots, gpus, arguments.task_timeout)  # what a task costs follows from its encoder
+        # what a task costs follows from its encoder
+        executor.run(conversions, slots, gpus, arguments.task_timeout, out)
         stands = {job.name for job in work if job.is_done()}
         specs = {row: read_spec(shared.encoder(row)) for row in checkpoints}
         count = min(len(gpus), 1) if arguments.jobs else len(gpus)
         plan_of = planned(arguments, specs, nodes, configs, count, budget, stands)
         work = jobs.as_planned(work, plan_of, shared)
-    executor.run(work, slots, gpus, arguments.task_timeout)
+    executor.run(work, slots, gpus, arguments.task_timeout, out)
     return report(shared, list(checkpoints), nodes, work)
 
 
@@ -130,7 +136,7 @@ def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], wor
     print("seconds: " + ", ".join(f"{job.name} {job.seconds:.0f}" for job in work if job.seconds))
     failed = [job for job in work if job.status not in (0, EXIT_SKIPPED)]
     for job in failed:
-        print(f"{job.name} failed: {executor.last_line(job.log)} (log: {job.log})", file=sys.stderr)
+        print(f"{job.name} failed: {logs.why(job.log, job.status or 0)} (log: {job.log})", file=sys.stderr)
     return int(bool(failed))
 
 
@@ -359,6 +365,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="OUT",
         help="list the files that no row of the table needs (caches, training states), with sizes, and stop",
+    )
+    parser.add_argument(
+        "--status",
+        type=Path,
+        metavar="OUT",
+        help="from any terminal: how each task of the runs of OUT stands (waiting, running, done, skipped, failed, "
+        "interrupted), how far it is, and its log; also after a kill or the end",
+    )
+    parser.add_argument(
+        "--cancel",
+        type=Path,
+        metavar="OUT",
+        help="from any terminal of the same machine: ask the runs of OUT to stop as Ctrl-C does, and wait until they "
+        "have; the command that began one goes on from there",
     )
     parser.add_argument("--yes", action="store_true", help="with --clean: remove the listed files")
     parser.add_argument(

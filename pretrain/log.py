@@ -17,6 +17,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from evaluate.runtime.progress import tell
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 
@@ -65,6 +66,8 @@ class Log:
         if not self.writes:
             return
         self.losses.append(loss)
+        epoch = f"epoch {step / self.steps:.1f}/{self.config.epochs}"
+        tell("pretraining", step, self.total, lambda: f"loss {loss.item():.4f}, {epoch}")
         now = time.monotonic()
         rate = (step - self.first) * self.config.batch_size / (now - self.begun)
         line_due = now - self.last_line >= SECONDS_BETWEEN_LINES or step == self.total
@@ -73,7 +76,7 @@ class Log:
             self.bar.update(self.task, completed=step, epoch=step / self.steps, text=text)
             if line_due and self.bar.disable:
                 left = (self.total - step) * self.config.batch_size / rate
-                self.say(f"epoch {step / self.steps:.1f}/{self.config.epochs} {text} {left:.0f} s left")
+                self.say(f"{epoch} {text} {left:.0f} s left")
                 self.last_line = now
         if step % self.steps == 0 or step % STEPS_BETWEEN_ENTRIES == 0:
             mean = torch.stack(self.losses).mean().item()

@@ -26,7 +26,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     writes there: what lists ``path``'s folder by an ending does not meet half a file. Raises OSError where the folder
     cannot take it.
     """
-    owner = f".{path.name}.{_machine()}-{os.getpid()}-"
+    owner = f".{path.name}.{machine()}-{os.getpid()}-"
     with tempfile.TemporaryDirectory(
         prefix=owner, suffix=".part", dir=path.parent, ignore_cleanup_errors=True
     ) as beside:
@@ -74,7 +74,7 @@ def is_left_over(half: Path) -> bool:
     owner = OWNER.search(half.name)
     if owner is None:
         return True
-    if owner["machine"] == _machine():
+    if owner["machine"] == machine():
         return not _is_alive(int(owner["pid"]))
     try:
         newest = max(path.stat().st_mtime for path in (half, *half.rglob("*")))
@@ -98,7 +98,7 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _machine() -> str:
+def machine() -> str:
     """Eight digits of where a process number means the same process: this boot of this machine, this container."""
     parts = [platform.node()]
     with contextlib.suppress(OSError):

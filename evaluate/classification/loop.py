@@ -52,12 +52,17 @@ def train(
     optimizer, scaler = parts["optimizer"], parts.get("scaler")
     total = torch.zeros((), device=env.device)
     micro_batches = iter(batches(sampler))
-    for number in track(range(sampler.first_step, sampler.steps), label):
+
+    def words() -> str:
+        return f"loss {loss.item() * sampler.micro_batches:.3f}"  # that of a micro-batch is its share of the step's
+
+    for number in track(range(sampler.first_step, sampler.steps), label, first=sampler.first_step, metric=words):
         now = rate(number / sampler.steps_per_epoch)
         for group in optimizer.param_groups:
             group["lr"] = now * group.get("scale", 1.0)
         for part in range(sampler.micro_batches):
-            total += step(number, part, next(micro_batches)).detach()
+            loss = step(number, part, next(micro_batches)).detach()
+            total += loss
         if scaler is None:
             optimizer.step()
         else:

@@ -5,7 +5,7 @@ when told to.
 import shutil
 from pathlib import Path
 
-from evaluate.runtime.errors import UserError
+from evaluate.runtime.cli import output_folder
 from results.atomic import is_left_over
 
 KINDS = {  # pattern below OUT: what it is, and what it would cost to lack it
@@ -21,10 +21,7 @@ KINDS = {  # pattern below OUT: what it is, and what it would cost to lack it
 
 def main(out: Path, remove: bool) -> int:
     """Prints a line for each kind of thing that could go, or removes it; the exit status."""
-    if not (out / "records").is_dir():
-        raise UserError(
-            f"{out} is no output folder of run_all.py: it has no records/; give the folder that was given as --out"
-        )
+    output_folder(out)
     total = 0
     for pattern, meaning in KINDS.items():
         paths = [

@@ -6,21 +6,19 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rich.progress import Progress
-
+from evaluate.harness.logs import why
+from evaluate.harness.watch import Watch
+from evaluate.runtime import progress
 from evaluate.runtime.devices import VISIBLE
 from evaluate.runtime.processes import PARENT
-from results.escape import plain
 
 ROOT = Path(__file__).parents[2]  # the jobs run the code of this checkout, wherever run_all.py was called
 POLL_SECONDS = 0.1
-SECONDS_BETWEEN_NEWS = 30.0
 GRACE_SECONDS = 10.0  # between the signal that asks a job to end and the one that ends it
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -46,6 +44,8 @@ class Job:
     """Asked when its turn comes; True: nothing to do."""
     on_exit: Callable[[int], None] = lambda status: None
     """Told the exit status."""
+    result: Callable[[], str] = lambda: ""
+    """Asked when it is done: what came of it, in a few words."""
     slots: int = 1
     """How many it holds: of GPUs, which it sees alone, as many."""
     status: int | None = field(default=None, init=False)
@@ -71,7 +71,13 @@ class Running:
         return time.monotonic() - self.heard
 
 
-def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minutes: float = 0.0) -> None:
+def run(
+    jobs: Sequence[Job],
+    slots: int,
+    gpus: Sequence[str] = (),
+    silence_minutes: float = 0.0,
+    out: Path | None = None,
+) -> None:
     """Runs all jobs, up to ``slots`` at a time, in their order as far as their needs allow; sets their status and
     seconds.
 
@@ -82,6 +88,7 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minut
     Args:
         gpus: the names by which CUDA_VISIBLE_DEVICES gives each of them.
         silence_minutes: a job that writes nothing for so long is ended; 0 for never.
+        out: the output folder, whose status/ says how the jobs stand (``evaluate.harness.watch``).
 
     Raises: Stopped: on SIGINT, SIGTERM or SIGHUP, after every job has been asked to end and, GRACE_SECONDS later, been
         ended.
@@ -89,11 +96,12 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minut
     waiting, free = [job for job in jobs if job.status is None], list(range(slots))
     running: list[Running] = []
     ended = {job.name: job for job in jobs if job.status is not None}  # in an earlier call
-    news = time.monotonic()
-    with _listening() as heard, _bar(len(jobs)) as show:
+    with _listening() as heard, Watch({job.name: job.log for job in jobs}, out) as watch:
+        for job in ended.values():
+            watch.ended(job.name, job.status or 0, "" if job.status else job.result())
         try:
             while waiting or running:
-                show(len(ended), ", ".join(one.job.name for one in running))
+                watch.look()
                 for job in [job for job in waiting if all(need in ended for need in job.needs)]:
                     width = min(job.slots, slots)
                     if len(free) < width or heard:
@@ -107,12 +115,16 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minut
                         else:
                             job.status = 0
                             print(f"{job.name}: stands already", flush=True)
+                        watch.ended(job.name, job.status or 0, "" if job.status else job.result())
                         break  # its dependants may be ready now, and come first
                     taken, free = free[:width], free[width:]
                     seen = list(dict.fromkeys(gpus[slot % len(gpus)] for slot in taken)) if gpus else []
                     on = f" on {width} GPUs" if gpus and width > 1 else ""
                     print(f"{job.name}: started{on} (log: {job.log})", flush=True)
-                    running.append(Running(job, _start(job, seen), taken, time.monotonic()))
+                    process = _start(job, seen, watch.file_of(job.name))
+                    running.append(Running(job, process, taken, time.monotonic()))
+                    place = "GPU " if seen else "slot "
+                    watch.started(job.name, place + ",".join(seen or map(str, taken)))
                 for one in list(running):
                     if one.process.poll() is None:
                         if silence_minutes and one.silent_seconds() > 60 * silence_minutes:
@@ -127,10 +139,7 @@ def run(jobs: Sequence[Job], slots: int, gpus: Sequence[str] = (), silence_minut
                     one.job.status, one.job.seconds = one.process.returncode, time.monotonic() - one.begun
                     ended[one.job.name] = one.job
                     one.job.on_exit(one.job.status)
-                if not sys.stdout.isatty() and time.monotonic() - news > SECONDS_BETWEEN_NEWS:
-                    news = time.monotonic()
-                    for one in running:
-                        print(f"{one.job.name}: {news - one.begun:.0f} s, {last_line(one.job.log)}", flush=True)
+                    watch.ended(one.job.name, one.job.status, "" if one.job.status else one.job.result())
                 if heard:
                     raise Stopped(heard[0])
                 time.sleep(POLL_SECONDS)
@@ -150,14 +159,6 @@ def _listening() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _bar(total: int) -> Iterator[Callable[[int, str], None]]:
-    """A progress bar on a terminal; it keeps what is printed above itself."""
-    with Progress(disable=not sys.stdout.isatty(), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda completed, description: bar.update(task, completed=completed, description=description)
-
-
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """Asks processes and what they started to end, and ends what is left after GRACE_SECONDS."""
     for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
@@ -171,15 +172,16 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 def _propagate_failure(unmet: Job, job: Job) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    job.log.write_text(f"not run, since {unmet.name} did not succeed: {last_line(unmet.log)}\n")
+    job.log.write_text(f"not run, since {unmet.name} did not succeed: {why(unmet.log, unmet.status or 0)}\n")
     job.status = unmet.status
     job.on_exit(unmet.status or 0)
 
 
-def _start(job: Job, gpus: Sequence[str]) -> subprocess.Popen[bytes]:
+def _start(job: Job, gpus: Sequence[str], told: Path | None) -> subprocess.Popen[bytes]:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
     environment[PARENT] = str(os.getpid())
+    environment[progress.FILE] = str(told or "")
     if gpus:
         environment[VISIBLE] = ",".join(gpus)
     with job.log.open("wb") as log:
@@ -188,12 +190,3 @@ def _start(job: Job, gpus: Sequence[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
         )
-
-
-def last_line(log: Path, most: int = 300) -> str:
-    """The last line of a log that says something, not the one that names the record, as a terminal can show it."""
-    text = log.read_text(errors="replace") if log.is_file() else ""
-    lines = [
-        line.strip() for line in text.splitlines() if any(map(str.isalnum, line)) and not line.startswith("record: ")
-    ]
-    return plain(lines[-1][:most]) if lines else "no output yet"

@@ -1,18 +1,19 @@
 """The commands behind the table: what converts and measures one checkpoint."""
 
 import itertools
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate.checkpoints import command_line
 from evaluate.harness import estimate, rows, suite
-from evaluate.harness.executor import Job, last_line
+from evaluate.harness.executor import Job
+from evaluate.harness.logs import why
 from evaluate.harness.plan import Node, draws, task_name
 from evaluate.runtime.cli import EXIT_SKIPPED
 from evaluate.runtime.errors import UserError
 from results import record, tables
+from results.columns import heading_of
 
 
 def measuring(
@@ -53,8 +54,9 @@ def measuring(
             run.refused.add(row)
         else:
             rows.seal_encoder(run.folders[row])
+        where = f" (log: {log})" if status else ""
         print(
-            f"{row}/convert: {log.read_text(errors='replace').strip()}", flush=True
+            f"{row}/convert: {log.read_text(errors='replace').strip()}{where}", flush=True
         )  # the certificate, or what is wrong
 
     jobs = [Job(f"{row}/convert", convert, log, after, is_converted, converted)]
@@ -75,26 +77,13 @@ def measuring(
         def on_exit(status: int, node: Node = node, log: Path = log, seed: int = seed, name: str = name) -> None:
             _note(row, node, status, log, run, table_rows, nodes, name, seed)
 
-        jobs.append(Job(name, command, log, needs, stands, on_exit))
+        def numbers(node: Node = node, seed: int = seed) -> str:
+            metrics = (run.of_seed(seed).find(row, node) or {"metrics": {}})["metrics"]
+            shown = {heading_of(node.name, metric): value for metric, value in metrics.items()}
+            return ", ".join(f"{heading} {value:.1f}" for heading, value in shown.items() if heading)
+
+        jobs.append(Job(name, command, log, needs, stands, on_exit, numbers))
     return jobs
-
-
-def killed_by(status: int, log: Path) -> str:
-    """What is to be said of a process that a signal ended, which could say nothing itself; "" of any other, and where
-    run_all has ended it and said why.
-    """
-    if 0 <= status <= 128 or last_line(log).startswith("ended: "):
-        return ""
-    number = -status if status < 0 else status - 128  # a shell's and torchrun's way
-    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
-    guess = ""
-    if name == "SIGKILL":
-        guess = (
-            " (the system does that where memory runs out: choose fewer --workers, --jobs 1 or a smaller micro_batch)"
-        )
-    elif name == "SIGBUS":
-        guess = " (shared memory ran out: provide a larger /dev/shm or choose fewer --workers)"
-    return f"its process was ended by {name}{guess}; the same command goes on from its last state; its log is {log}"
 
 
 def as_planned(work: Sequence[Job], plan: Sequence[estimate.Planned], run: suite.Suite) -> list[Job]:
@@ -145,8 +134,9 @@ def _note(
 ) -> None:
     """After a task: says how it ended, writes its record if it could not, and renders the table again."""
     word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
-    reason = killed_by(status, log) or last_line(log)
-    print(f"{name}: {word}{f': {reason}' if status else ''}", flush=True)
+    reason = why(log, status)
+    where = "" if str(log) in reason else f" (log: {log})"
+    print(f"{name}: {word}{f': {reason}{where}' if status else ''}", flush=True)
     if status and "\nrecord: " not in log.read_text(errors="replace"):
         entry = record.without_run(row, node.name, word, reason, seed, run.limit)
         folder = run.folders[row].name if row in run.folders else ""

@@ -16,7 +16,7 @@ from evaluate.runtime.locks import exclusive
 from results.atomic import atomic_write, sha256
 
 ENCODER, SOURCE, LOCK = "encoder.safetensors", "source.json", ".lock"
-TAKEN = ("records", "logs", "data", "manifests", "pretrain", "calibrate")  # folders of OUT that are no row's
+TAKEN = ("records", "logs", "data", "manifests", "pretrain", "calibrate", "status")  # folders of OUT that are no row's
 MAX_NAME = 100
 ENDINGS = (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".pkl", ".tar")  # of checkpoints in a folder
 NEVER_TELLING = ("checkpoint",)  # what every pretraining calls its file: the folder's name serves

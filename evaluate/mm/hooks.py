@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evaluate.runtime.progress import SECONDS_BETWEEN_LINES
+from evaluate.runtime.progress import SECONDS_BETWEEN_LINES, tell
 
 
 class RuntimeInfo(RuntimeInfoHook):
@@ -24,7 +24,7 @@ class RuntimeInfo(RuntimeInfoHook):
 
 
 class Progress(Hook):
-    """Prints iteration, loss and time left to standard error every few seconds, on the first process only."""
+    """Tells iteration, loss and time left, and prints them every few seconds, on the first process only."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,10 +38,12 @@ class Progress(Hook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
         done = runner.iter + 1
+        tell(self.name, done, runner.max_iters, lambda: f"loss {float(outputs['loss']):.3f}")
         left = (time.monotonic() - self.begun) / (done - self.first) * (runner.max_iters - done)
         self._print(runner, f"{done}/{runner.max_iters}, loss {float(outputs['loss']):.3f}, {left:.0f} s left")
 
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: Any) -> None:
+        tell(f"{self.name}, testing", batch_idx + 1, len(runner.test_dataloader))
         self._print(runner, f"tested {batch_idx + 1}/{len(runner.test_dataloader)}")
 
     def _print(self, runner: Runner, line: str) -> None:

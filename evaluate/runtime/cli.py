@@ -42,6 +42,15 @@ def loading_processes(asked: int | None, device: str, side_by_side: int) -> int:
     return min(max(cores // side_by_side - 1, 1), MAX_WORKERS) if device.startswith("cuda") else 0
 
 
+def output_folder(path: Path) -> Path:
+    """An output folder of ``run_all.py`` that is there; raises UserError for any other path."""
+    if not (path / "records").is_dir():
+        raise UserError(
+            f"{path} is no output folder of run_all.py: it has no records/; give the folder that was given as --out"
+        )
+    return path
+
+
 def make_folder(path: Path) -> Path:
     """Creates a folder and proves that it can be written; raises UserError otherwise."""
     try:

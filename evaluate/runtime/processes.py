@@ -3,9 +3,11 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 PARENT = "SIAMESE_EVAL_PARENT"  # the environment variable that says for whom a command works
 PR_SET_PDEATHSIG = 1  # Linux: prctl's "send me this signal when my parent ends"
@@ -22,6 +24,23 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def beginning(pid: int) -> str:
+    """When a process of this machine began, in its kernel's words; empty where there is none.
+
+    A number is given again after its process has ended: number and beginning together name one process. A process that
+    has ended, but that its parent has not looked after, is none.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # its name may hold anything
+        return "" if fields[0] in ("Z", "X") else fields[19]
+    except (FileNotFoundError, ProcessLookupError):
+        if sys.platform == "linux":
+            return ""
+    asked = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True)
+    state, _, began = asked.stdout.strip().partition(" ")
+    return "" if state.startswith("Z") else began.strip()
 
 
 def _watch(parent: int) -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from evaluate.harness import executor, jobs
+from evaluate.harness import executor, logs
 
 
 def job(tmp_path, name, code, **options):
@@ -33,13 +33,13 @@ def test_what_stands_is_not_run_again(tmp_path):
 def test_each_job_sees_one_gpu_also_with_more_slots_than_gpus(tmp_path):
     jobs = [job(tmp_path, str(i), "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])") for i in range(3)]
     executor.run(jobs, slots=3, gpus=["4", "GPU-6"])
-    assert [executor.last_line(one.log) for one in jobs] == ["4", "GPU-6", "4"]
+    assert [logs.last_line(one.log) for one in jobs] == ["4", "GPU-6", "4"]
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "no output yet"),
+        ("", ""),
         ("half done\n\n", "half done"),
         ('{\n  "top1": 28.9\n}\nrecord: a.json\n', '"top1": 28.9'),
         ("x" * 400, "x" * 300),
@@ -47,14 +47,14 @@ def test_each_job_sees_one_gpu_also_with_more_slots_than_gpus(tmp_path):
 )
 def test_the_line_that_is_shown_says_something(text, says, tmp_path):
     (tmp_path / "log").write_text(text)
-    assert executor.last_line(tmp_path / "log") == says
+    assert logs.last_line(tmp_path / "log") == says
 
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 RUN = """
 import sys
 from pathlib import Path
-from evaluate.harness import executor, jobs
+from evaluate.harness import executor, logs
 executor.GRACE_SECONDS = 1.0
 code = sys.argv[2]
 jobs = [executor.Job(str(i), lambda: [sys.executable, "-c", code], Path(sys.argv[1]) / f"{i}.log") for i in range(3)]
@@ -117,5 +117,5 @@ def test_a_silent_job_is_ended(tmp_path):
 def test_a_process_that_a_signal_ended_is_spoken_for(code, says, tmp_path):
     killed = job(tmp_path, "killed", f"import os, signal; print('epoch 3', flush=True); {code}")
     executor.run([killed], slots=1)
-    told = jobs.killed_by(killed.status, killed.log)
+    told = logs.killed_by(killed.status, killed.log)
     assert told == "" if not says else says in told and "goes on from its last state" in told and "\n" not in told

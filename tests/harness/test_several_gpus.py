@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evaluate.harness import executor
+from evaluate.harness import executor, logs
 from evaluate.runtime.processes import PARENT
 from tests.factories import mae_state
 from tests.worlds import write_world
@@ -48,7 +48,7 @@ def test_two_processes_give_the_record_of_one(command: list[str], tmp_path: Path
 
 def test_a_failure_has_the_status_and_the_sentence_of_the_task(command: list[str], tmp_path: Path) -> None:
     job = run([*LAUNCHER, *command, "--out", str(tmp_path), "--set", "neighbors=[5]"], tmp_path / "log")
-    assert job.status == 2 and "headline 20" in executor.last_line(job.log), job.log.read_text()
+    assert job.status == 2 and "headline 20" in logs.last_line(job.log), job.log.read_text()
 
 
 def test_no_process_outlives_the_launcher_of_the_task(tmp_path: Path) -> None:

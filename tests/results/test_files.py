@@ -155,7 +155,7 @@ def test_processes_that_save_one_name_leave_each_other_alone(tmp_path: Path) -> 
 def test_only_what_the_dead_have_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
-    here, away = atomic._machine(), "0" * 8
+    here, away = atomic.machine(), "0" * 8
     owners = {
         "mine": f"{here}-{os.getpid()}",
         "dead": f"{here}-{done.pid}",

@@ -1,0 +1,40 @@
+"""What the log of a job says of it."""
+
+import signal
+from pathlib import Path
+
+from results.escape import plain
+
+
+def last_line(log: Path, most: int = 300) -> str:
+    """The last line of a log that says something, not the one that names the record, as a terminal can show it; empty
+    where there is none.
+    """
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    lines = [
+        line.strip() for line in text.splitlines() if any(map(str.isalnum, line)) and not line.startswith("record: ")
+    ]
+    return plain(lines[-1][:most]) if lines else ""
+
+
+def why(log: Path, status: int) -> str:
+    """Why a job ended with another status than 0: its last words, or what is known where it had no time for words."""
+    return killed_by(status, log) or last_line(log) or f"its process ended with status {status}"
+
+
+def killed_by(status: int, log: Path) -> str:
+    """What is to be said of a process that a signal ended, which could say nothing itself; "" of any other, and where
+    run_all has ended it and said why.
+    """
+    if 0 <= status <= 128 or last_line(log).startswith("ended: "):
+        return ""
+    number = -status if status < 0 else status - 128  # a shell's and torchrun's way
+    name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+    guess = ""
+    if name == "SIGKILL":
+        guess = (
+            " (the system does that where memory runs out: choose fewer --workers, --jobs 1 or a smaller micro_batch)"
+        )
+    elif name == "SIGBUS":
+        guess = " (shared memory ran out: provide a larger /dev/shm or choose fewer --workers)"
+    return f"its process was ended by {name}{guess}; the same command goes on from its last state; its log is {log}"
