@@ -5,6 +5,7 @@ task notes how far it is (``evaluate.runtime.progress``). Any number of them may
 """
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,7 @@ from results.atomic import FOREIGN_SECONDS, atomic_write, machine
 
 FOLDER, FILE = "status", "run.json"
 ENDED = ("done", "skipped", "failed", "interrupted")
+ON_ITS_OWN = "ended"
 
 
 @dataclass
@@ -58,11 +60,14 @@ class Launch:
     tasks: list[Task] = field(default_factory=list)
 
     def runs(self) -> bool | None:
-        """Whether its process is there; None on another machine (or in another container), which cannot tell."""
-        if self.ended:
+        """Whether its process is there; None on another machine (or in another container), which cannot tell.
+
+        After its tasks it still writes the table, or plans the next ones.
+        """
+        if self.ended not in ("", ON_ITS_OWN):
             return False
         if self.machine != machine():
-            return None
+            return False if self.ended else None
         return bool(self.process) and beginning(self.pid) == self.process
 
 
@@ -99,12 +104,13 @@ def notes_of(folder: Path, tasks: Iterable[Task]) -> dict[str, Told]:
 
 
 def forget_ended(folder: Path) -> None:
-    """Removes what ended runs have left here: the one that begins now takes their place."""
+    """Removes what ended runs have left here, and this process's last tasks: those that begin now take their place."""
     for path in folder.glob("*"):
         over = False
         try:
             launch = LAUNCH.validate_json((path / FILE).read_bytes())
-            over = launch.runs() is False or time.time() - launch.heard > FOREIGN_SECONDS
+            own = launch.machine == machine() and launch.pid == os.getpid()
+            over = own or launch.runs() is False or time.time() - launch.heard > FOREIGN_SECONDS
         except (OSError, ValueError):  # one that begins now, or of another version
             with contextlib.suppress(OSError):
                 over = time.time() - path.stat().st_mtime > FOREIGN_SECONDS

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluate.harness import launches
-from evaluate.harness.launches import ENDED, FOLDER, Launch, Task
+from evaluate.harness.launches import ENDED, FOLDER, ON_ITS_OWN, Launch, Task
 from evaluate.harness.logs import last_line, why
 from evaluate.runtime.cli import EXIT_SKIPPED, output_folder
 from evaluate.runtime.errors import UserError
@@ -30,7 +30,6 @@ SECONDS_BETWEEN_NEWS = 60.0
 SECONDS_BETWEEN_SIGNS = 30.0  # of life, for a machine that cannot look into this one
 STALE_SECONDS = 60.0  # what was told longer ago is shown with its age
 CANCEL_SECONDS = 120.0
-ON_ITS_OWN = "ended"
 STYLES = {"running": "bold", "done": "green", "skipped": "yellow", "failed": "bold red", "interrupted": "yellow"}
 FIRST_SHOWN = ("running", "failed", "interrupted", "skipped", "waiting", "done")  # where not all tasks find room
 

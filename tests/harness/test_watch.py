@@ -116,6 +116,16 @@ def test_after_the_end(begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert status(tmp_path, capsys).count("has ended after") == 1, "an ended run gives way to the next"
 
 
+def test_jobs_of_an_earlier_call_are_shown_as_they_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "records").mkdir()
+    jobs = [executor.Job(name, lambda: [sys.executable, "-c", ""], tmp_path / f"{name}.log") for name in ("one", "two")]
+    executor.run(jobs[:1], slots=1, out=tmp_path)
+    assert "is at work" in status(tmp_path, capsys), "its process is there: it may be stopped"
+    executor.run(jobs, slots=1, out=tmp_path)
+    text = status(tmp_path, capsys)
+    assert text.count("is at work") == 1 and "done" in line(text, "one") and "done" in line(text, "two")
+
+
 def test_two_runs_of_one_folder_are_both_shown_and_both_cancelled(
     begin: Begin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
