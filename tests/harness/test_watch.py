@@ -121,6 +121,8 @@ def test_jobs_of_an_earlier_call_are_shown_as_they_ended(tmp_path: Path, capsys:
     jobs = [executor.Job(name, lambda: [sys.executable, "-c", ""], tmp_path / f"{name}.log") for name in ("one", "two")]
     executor.run(jobs[:1], slots=1, out=tmp_path)
     assert "is at work" in status(tmp_path, capsys), "its process is there: it may be stopped"
+    (folder,) = (tmp_path / "status").iterdir()
+    folder.rename(folder.with_name("20260101T000000-1"))  # begun in another second
     executor.run(jobs, slots=1, out=tmp_path)
     text = status(tmp_path, capsys)
     assert text.count("is at work") == 1 and "done" in line(text, "one") and "done" in line(text, "two")
