@@ -24,7 +24,7 @@ from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
 from evaluate.encoder.spec import EncoderSpec, read_spec
-from evaluate.harness import clean, demo, estimate, executor, jobs, logs, plan, rows, suite, watch
+from evaluate.harness import clean, demo, estimate, executor, jobs, logs, plan, rows, slurm, suite, watch
 from evaluate.harness.cost import VIT_B
 from evaluate.runtime import devices
 from evaluate.runtime.cli import (
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         return watch.status(Path(os.path.abspath(arguments.status)))
     if arguments.cancel:
         return watch.cancel(Path(os.path.abspath(arguments.cancel)))
+    slurm.check(arguments)
     if arguments.demo and (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean):
         raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --check-data, --calibrate and --clean")
     is_demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
@@ -105,6 +106,16 @@ def run(arguments: argparse.Namespace) -> int:
     for row, path in checkpoints.items():
         after = (f"{row}/pretrain",) if is_demo else ()
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after)
+    every = {job.name for job in work}
+    if arguments.part == slurm.TABLE:
+        shared.renders = False  # once, below
+        slurm.conclude(work, out)
+        shared.renders = True
+        return report(shared, list(checkpoints), nodes, work)
+    if arguments.part:
+        work, shared.renders = slurm.only(work, arguments.part), False  # other parts run at the same time
+    elif arguments.launch and not all(job.is_done() for job in work):
+        return launch(arguments, checkpoints, nodes, configs, budget, shared, work)
     gpus = []
     if not all(job.is_done() for job in work):  # to look for GPUs takes torch
         device = devices.resolve_device(arguments.device)
@@ -116,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         conversions = [job for job in work if not job.needs]
         # what a task costs follows from its encoder
         executor.run(conversions, slots, gpus, arguments.task_timeout, out)
-        stands = {job.name for job in work if job.is_done()}
+        stands = {job.name for job in work if job.is_done()} | (every - {job.name for job in work})
         specs = {row: read_spec(shared.encoder(row)) for row in checkpoints}
         count = min(len(gpus), 1) if arguments.jobs else len(gpus)
         plan_of = planned(arguments, specs, nodes, configs, count, budget, stands)
@@ -128,16 +139,35 @@ def run(arguments: argparse.Namespace) -> int:
 def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], work: list[executor.Job]) -> int:
     """Prints the table, where it lies, the time of each part and what failed; the exit status."""
     out = run.out
-    entries = run.entries(shown, nodes)
-    pairs = [tables.paired(out, entries, first, second) for first, second in itertools.combinations(shown, 2)]
-    print("", *(pair for pair in pairs if pair), sep="\n")
-    print(f"\n{tables.render(out, shown, entries)}")
-    print("tables: " + ", ".join(str(out / file) for file, _ in tables.FORMATS.values()))
+    if run.renders:
+        entries = run.entries(shown, nodes)
+        pairs = [tables.paired(out, entries, first, second) for first, second in itertools.combinations(shown, 2)]
+        print("", *(pair for pair in pairs if pair), sep="\n")
+        print(f"\n{tables.render(out, shown, entries)}")
+        print("tables: " + ", ".join(str(out / file) for file, _ in tables.FORMATS.values()))
     print("seconds: " + ", ".join(f"{job.name} {job.seconds:.0f}" for job in work if job.seconds))
     failed = [job for job in work if job.status not in (0, EXIT_SKIPPED)]
     for job in failed:
         print(f"{job.name} failed: {logs.why(job.log, job.status or 0)} (log: {job.log})", file=sys.stderr)
     return int(bool(failed))
+
+
+def launch(
+    arguments: argparse.Namespace,
+    checkpoints: Mapping[str, Path],
+    nodes: tuple[plan.Node, ...],
+    configs: Mapping[str, tuple[str, Settings]],
+    budget: float | None,
+    run: suite.Suite,
+    work: list[executor.Job],
+) -> int:
+    """Submits what is to be done as jobs of Slurm and leaves them to it."""
+    stands = {job.name for job in work if job.is_done()}
+    specs = {row: read_spec(run.encoder(row)) or read_spec(path) for row, path in checkpoints.items()}
+    gpus = 0 if arguments.device == "cpu" else arguments.gpus or slurm.GPUS
+    listed = planned(arguments, specs, nodes, configs, gpus, budget, stands)
+    slurm.submit(slurm.tasks(arguments, checkpoints, nodes, listed, stands), run.out, arguments.slurm)
+    return 0
 
 
 def more_seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
@@ -224,12 +254,17 @@ def dry_run(
             and (entry["task"], json.dumps(entry["config"])) in asked
         }
         there = len(list(Path("/dev").glob("nvidia[0-9]*"))) if arguments.device != "cpu" else 0  # without torch
+        there = slurm.GPUS if arguments.launch and arguments.device != "cpu" else there
         gpus = arguments.gpus if arguments.gpus is not None else there
         specs = {
             row: read_spec(Path(arguments.out) / row / rows.ENCODER) or read_spec(checkpoints[row])
             for row in checkpoints
         }
-        planned(arguments, specs, nodes, configs, gpus, budget, recorded)
+        listed = planned(arguments, specs, nodes, configs, gpus, budget, recorded)
+        if arguments.launch:
+            stands = {f"{row}/convert" for row in specs if (Path(arguments.out) / row / rows.ENCODER).is_file()}
+            print(slurm.printed(slurm.tasks(arguments, checkpoints, nodes, listed, stands), arguments.slurm))
+            return 0
         if not gpus:
             print("--gpus N plans for a machine with N GPUs")
     for name, path in checkpoints.items():
@@ -396,6 +431,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="check whether this released fine-tuned checkpoint reaches its published accuracy on this data, and stop",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument(
+        "--launch",
+        choices=("slurm",),
+        help="submit each task as a job of Slurm and leave (docs/slurm.md); --gpus N: of a node (default: "
+        f"{slurm.GPUS}); --device cpu: ask for none; with --dry-run: print what would be submitted",
+    )
+    parser.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,…",
+        help="sbatch's options for every job, as partition=gpu,time=8:00:00,account=lab; time is needed",
+    )
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # what one job of --launch does
     return parser.parse_args(argv)
 
 

@@ -141,4 +141,5 @@ def _note(
         entry = record.without_run(row, node.name, word, reason, seed, run.limit)
         folder = run.folders[row].name if row in run.folders else ""
         record.write(run.out / "records", {**entry, "folder": folder})
-    tables.render(run.out, table_rows, run.entries(table_rows, nodes))
+    if run.renders:
+        tables.render(run.out, table_rows, run.entries(table_rows, nodes))

@@ -50,6 +50,8 @@ class Suite:
     """Rows whose checkpoint could not be converted."""
     gpus: Mapping[str, int] = field(default_factory=dict)
     """By task, ROW/NODE, as many processes as it is measured by; 1 where it is not named."""
+    renders: bool = True
+    """Whether the table is rendered after each task; not where others run other parts of it."""
     said: set[str] = field(default_factory=set)
     """What has been told once."""
 

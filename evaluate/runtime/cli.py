@@ -39,6 +39,8 @@ def loading_processes(asked: int | None, device: str, side_by_side: int) -> int:
     if asked is not None:
         return asked
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")  # a cluster need not bind a job to its cores
+    cores = min(cores, int(given)) if given.isdigit() else cores
     return min(max(cores // side_by_side - 1, 1), MAX_WORKERS) if device.startswith("cuda") else 0
 
 

@@ -1,0 +1,502 @@
+"""The same table on a Slurm cluster: one job a task, submitted through submitit; Slurm queues, requeues and ends them.
+
+A job runs ``run_all.py`` with this one's settings for one task of one row (``--part``), so that whatever belongs to a
+machine is counted on the node. OUT/slurm keeps the numbers of the jobs, their scripts and their logs.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluate.checkpoints import command_line
+from evaluate.data import layouts
+from evaluate.harness.estimate import BEYOND, Planned
+from evaluate.harness.executor import GRACE_SECONDS, ROOT, Job
+from evaluate.harness.logs import last_line
+from evaluate.harness.plan import Node, choose, task_name
+from evaluate.runtime.cli import EXIT_SKIPPED
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.locks import exclusive
+from results.atomic import atomic_write
+
+FOLDER, KEPT, TOKEN = "slurm", "jobs.json", "token"  # below OUT
+TABLE = "table"  # the part that renders it, after all others
+GPUS = 8  # of a node, where --gpus does not say it
+CPUS = {"gpu": 8, "cpu": 1}  # of a task, for each of its GPUs or without any
+SIGNAL_SECONDS = 90  # before the limit USR2 comes: more than the 2 x GRACE_SECONDS in which a task ends
+MOST_LIMITS = 1000  # how often a job may reach its limit before submitit gives it up
+POLL_SECONDS = 0.2
+KILL_SECONDS = 120.0  # that a job which Slurm ends waits for being killed (KillWait is 30 s)
+NO_OUT, NO_PYTHON, NO_CODE, NO_IMPORT = 90, 91, 92, 93  # exit statuses of a job that cannot begin
+OWN = frozenset(
+    "array chdir dependency error export_file job_name kill_on_invalid_dep nodes no_requeue ntasks ntasks_per_node "
+    "open_mode output parsable requeue signal test_only wait wrap".split()
+)
+ON_GPUS = ("gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket", "gres")
+LIVE = {
+    **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"), "pending"),
+    **dict.fromkeys(("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "SUSPENDED"), "running"),
+}
+BROKEN = {
+    "OUT_OF_MEMORY": "its job was killed since it used more memory than Slurm gave it; ask for more with --slurm mem=…",
+    "TIMEOUT": "its job reached its limit before it could save; ask for more with --slurm time=…",
+    "DEADLINE": "its job reached its deadline",
+    "NODE_FAIL": "its node {node} went away; the same command goes on from its last state",
+    "BOOT_FAIL": "its node {node} did not boot; the same command goes on from its last state",
+    "PREEMPTED": "its job was preempted and not requeued; the same command goes on from its last state",
+}
+STATUSES = {
+    NO_OUT: "the node {node} cannot see OUT; choose an --out on a file system that the nodes share",
+    NO_PYTHON: f"the node {{node}} cannot run {sys.executable}; put the environment on a file system that nodes share",
+    NO_CODE: f"the node {{node}} cannot see {ROOT}; put the checkout on a file system that the nodes share",
+    NO_IMPORT: "the node {node} cannot import what a job needs: {line}",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one job does."""
+
+    name: str
+    """ROW/convert, ROW/NODE or TABLE."""
+    command: list[str]
+    needs: tuple[str, ...] = ()
+    gpus: int = 0
+
+
+@dataclass(frozen=True)
+class State:
+    """How it stands with a task."""
+
+    word: str
+    """pending, running, done, failed, cancelled, or not run (what it needs failed)."""
+    reason: str = ""
+    """In one sentence; "" where there is nothing to say."""
+    status: int | None = None
+    """The exit status of its command, where that ended by itself."""
+
+
+class Command:
+    """A command that a job runs: submitit calls it on the node, and ``checkpoint`` on USR2, before the job is requeued.
+
+    The command then ends in order and, when the job runs again, goes on from what it has saved.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        self.command, self.folder = list(command), folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self) -> None:
+        ended = self.folder / f"{os.environ['SLURM_JOB_ID']}.json"
+        ended.unlink(missing_ok=True)  # of a job that was requeued after its end
+        self.process = subprocess.Popen(self.command, cwd=ROOT, preexec_fn=_ignore_usr2)
+        while self.process.poll() is None:
+            time.sleep(POLL_SECONDS)  # not wait(): checkpoint() comes in between, and wait() holds a lock
+        status = self.process.returncode
+        if status in (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGKILL):
+            time.sleep(KILL_SECONDS)  # Slurm ends this job, or requeues it: what it says of it counts
+        with atomic_write(ended) as written:
+            written.write_text(json.dumps({"status": status}))
+        sys.exit(status if status >= 0 else 128 - status)
+
+    def checkpoint(self) -> Any:
+        """Ends the command in order; returns what the job does when it runs again."""
+        from submitit.helpers import DelayedSubmission
+
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGTERM)
+            deadline = time.monotonic() + 3 * GRACE_SECONDS
+            while time.monotonic() < deadline and not _has_ended(self.process.pid):
+                time.sleep(POLL_SECONDS)
+        return DelayedSubmission(Command(self.command, self.folder))
+
+
+def _ignore_usr2() -> None:
+    """Slurm signals every process of a job: USR2 is for the one that submitit runs, which then stops the others."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended; takes no lock and leaves its status to whoever waits for it."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+    except ChildProcessError:
+        return True
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go with ``--launch slurm``, and where there is no Slurm."""
+    if arguments.slurm and not arguments.launch:
+        raise UserError("--slurm goes with --launch slurm")
+    if not arguments.launch:
+        return
+    if not arguments.ckpt:
+        raise UserError("--launch slurm goes with --ckpt; run the demo on one machine and measure its checkpoints then")
+    if arguments.probe:
+        raise UserError("--probe measures this machine, not the nodes; run it on a node, with the same --out")
+    if arguments.jobs:
+        raise UserError("--jobs is of one machine; Slurm says how many run at a time (--gpus 1: one GPU for each task)")
+    minutes_of(options(arguments.slurm).get("time"))
+    if "%" in os.path.abspath(arguments.out):
+        raise UserError("Slurm reads % in the name of a file as a pattern; choose an --out without it")
+    missing = [name for name in ("sbatch", "srun", "squeue", "scontrol") if not shutil.which(name)]
+    if missing and not arguments.dry_run:
+        raise UserError(f"there is no {missing[0]} on PATH; run --launch slurm where jobs are submitted, a login node")
+
+
+def options(texts: Sequence[str]) -> dict[str, str]:
+    """sbatch's options from ``partition=a,time=4:00:00``, by name with underscores.
+
+    Raises UserError for what is not NAME=VALUE, is given twice, or is set by each job itself.
+    """
+    said: dict[str, str] = {}
+    for text in texts:
+        for part in re.split(r",(?=[A-Za-z][\w-]*=)", text):  # a value may hold commas: nodelist=a,b
+            matched = re.fullmatch(r"(?:--)?([a-z][a-z0-9_-]*)=([^\n]+)", part)
+            if not matched:
+                raise UserError(f"--slurm takes sbatch's options as NAME=VALUE,NAME=VALUE, not {part!r}")
+            name, value = matched[1].replace("-", "_"), matched[2]
+            if name in OWN:
+                raise UserError(f"--slurm {name}: each job sets this itself; leave it out")
+            if name in said:
+                raise UserError(f"--slurm {name} is given twice; give it once")
+            said[name] = value
+    for name in ("cpus_per_task", "cpus_per_gpu"):
+        if not re.fullmatch(r"[1-9]\d*", said.get(name, "1")):
+            raise UserError(f"--slurm {name}={said[name]}: a whole number from 1 on")
+    return said
+
+
+def minutes_of(limit: str | None) -> int:
+    """The minutes of a time as sbatch reads it. Raises UserError without one, or for what is none."""
+    if limit is None:
+        raise UserError("--slurm needs time=…, the limit of each job, as 4:00:00; a task that reaches it goes on in it")
+    matched = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if matched:
+        days, *rest = matched.groups()
+        first, second, third = (int(part or 0) for part in rest)
+        if days is not None:
+            minutes = int(days) * 1440 + first * 60 + second
+        elif rest[2] is not None:
+            minutes = first * 60 + second
+        else:
+            minutes = first
+        if minutes:
+            return minutes
+    raise UserError(f"--slurm time={limit}: write minutes, H:MM:SS or D-H:MM:SS, of a minute or more")
+
+
+def command(
+    arguments: argparse.Namespace, rows: Mapping[str, Path], names: Sequence[str], part: str, seed: int, seeds: int
+) -> list[str]:
+    """The command line of a job: that of this run for some rows and tasks; what belongs to this machine is left out."""
+    nodes = choose(names)
+    line = [sys.executable, str(ROOT / "run_all.py"), "--ckpt", *(f"{row}={path}" for row, path in rows.items())]
+    root = os.path.abspath(layouts.root(arguments.data_root))
+    fixed = {"data-root": root, "out": os.path.abspath(arguments.out), "tasks": ",".join(names)}
+    fixed |= {"device": arguments.device, "seed": seed, "seeds": seeds, "task-timeout": arguments.task_timeout}
+    fixed |= {name: getattr(arguments, name) for name in ("preset", "limit", "workers")}
+    fixed |= {name: getattr(arguments, name) for name in command_line.TEXTS}
+    line += [f"--{name}={value}" for name, value in fixed.items() if value is not None]
+    line += ["--verify-data"] if arguments.verify_data else []
+    of_nodes = {name for node in nodes for name in (node.name, node.task)}
+    line += [f"--set={text}" for text in arguments.set if text.partition("=")[0].rpartition(".")[0] in of_nodes]
+    of_rows = ("", *rows)
+    line += [f"--assume={text}" for text in arguments.assume if text.partition("=")[0].rpartition(":")[0] in of_rows]
+    return [*line, f"--part={part}"]
+
+
+def tasks(
+    arguments: argparse.Namespace,
+    checkpoints: Mapping[str, Path],
+    nodes: Sequence[Node],
+    planned: Sequence[Planned],
+    stands: Collection[str],
+) -> list[Task]:
+    """The jobs of a plan in their order, the table last; none for what stands already or is beyond the budget."""
+    on_gpus, found = arguments.device != "cpu", []
+    every = [node.name for node in nodes]
+    for row, path in checkpoints.items():
+        line = command(arguments, {row: path}, every, f"{row}/convert", arguments.seed, 1)
+        found.append(Task(f"{row}/convert", line))
+    for one in planned:
+        if one.state in ("stands", BEYOND):
+            continue
+        seed = arguments.seed if one.seed is None else one.seed
+        rows = {one.row: checkpoints[one.row]}
+        line = command(arguments, rows, [one.node.name], one.name, arguments.seed, seed - arguments.seed + 1)
+        needs = (f"{one.row}/convert", *(task_name(one.row, need, one.seed) for need in one.node.needs))
+        found.append(Task(one.name, line, needs, one.gpus if on_gpus else 0))
+    found = [task for task in found if task.name not in stands]
+    line = command(arguments, checkpoints, every, TABLE, arguments.seed, arguments.seeds)
+    return [*found, Task(TABLE, line, tuple(task.name for task in found))]
+
+
+def resources(task: Task, said: Mapping[str, str]) -> tuple[int, dict[str, str]]:
+    """The cores of a task, and sbatch's options for it: a task of n GPUs asks for n of them and n times the cores."""
+    given = dict(said)
+    each = [given.pop(name) for name in ("cpus_per_gpu", "cpus_per_task") if name in given]
+    cpus = int(each[0]) if each else CPUS["gpu" if task.gpus else "cpu"]
+    if not task.gpus:
+        given = {name: value for name, value in given.items() if not _asks_for_gpus(name, value)}
+    elif not any(_asks_for_gpus(name, value) for name, value in given.items()):
+        given["gpus_per_node"] = str(task.gpus)
+    return cpus * max(task.gpus, 1), given
+
+
+def _asks_for_gpus(name: str, value: str) -> bool:
+    return name in ON_GPUS and (name != "gres" or "gpu" in value)
+
+
+def printed(listed: Sequence[Task], texts: Sequence[str]) -> str:
+    """What would be submitted, for a person."""
+    lines = []
+    for task in listed:
+        cpus, asked = resources(task, options(texts))
+        asked = {"cpus_per_task": str(cpus), **asked}
+        after = f" after {', '.join(task.needs)}" if task.needs else ""
+        shown = " ".join(f"--{name.replace('_', '-')}={value}" for name, value in asked.items())
+        lines += [f"{task.name}{after}: sbatch {shown}", f"    {shlex.join(task.command)}"]
+    return "\n".join(lines)
+
+
+def submit(listed: Sequence[Task], out: Path, texts: Sequence[str]) -> None:
+    """Submits the jobs and keeps their numbers below OUT; those that wait or run already are left to go on.
+
+    Raises UserError where Slurm refuses one, after the others have been cancelled.
+    """
+    import submitit
+
+    said = options(texts)
+    folder = out / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder / ".lock", "the submission"):
+        kept = _kept(out)
+        token = kept.get("token") or secrets.token_hex(8)
+        (folder / TOKEN).write_text(token)
+        live = {name for name, state in explained(out).items() if state.word in ("pending", "running")}
+        known: dict[str, dict[str, Any]] = kept.get("tasks", {})
+        executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_LIMITS)
+        mine: list[str] = []
+        for task in listed:
+            if task.name != TABLE and task.name in live and known[task.name]["command"] != task.command:
+                raise UserError(
+                    f"{task.name} is in the queue with other settings (job {known[task.name]['job']}); let it end or "
+                    "cancel it first"
+                )
+        if TABLE in live:
+            _ask("scancel", known[TABLE]["job"])  # another one waits for all
+        for task in listed:
+            if task.name != TABLE and task.name in live:
+                print(f"{task.name}: is job {known[task.name]['job']} already", flush=True)
+                continue
+            after = [known[need]["job"] for need in task.needs if need in known and (need in live or need in mine)]
+            cpus, asked = resources(task, said)
+            if after:
+                asked["dependency"] = f"{'afterany' if task.name == TABLE else 'afterok'}:{':'.join(after)}"
+            executor.update_parameters(
+                job_name=task.name,
+                time=minutes_of(said.get("time")),
+                nodes=1,
+                ntasks_per_node=1,
+                cpus_per_task=cpus,
+                srun_args=[f"--cpus-per-task={cpus}"],  # which srun no longer takes from its job
+                signal_delay_s=SIGNAL_SECONDS,
+                stderr_to_stdout=True,
+                wckey=None,
+                setup=_setup(folder, token),
+                additional_parameters={
+                    "kill_on_invalid_dep": "yes",
+                    "requeue": True,
+                    "chdir": str(ROOT),
+                    "output": "/dev/null",  # without OUT a job could not even begin, and say so; _setup opens the log
+                    "error": "/dev/null",
+                    **{name: True if value == "true" else value for name, value in asked.items()},
+                },
+            )
+            try:
+                with _outside_of_a_job():
+                    job = executor.submit(Command(task.command, folder)).job_id
+            except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+                _ask("scancel", *(known[name]["job"] for name in mine))
+                raise UserError(f"Slurm refuses the job of {task.name}: {_shortened(str(error))}") from error
+            known[task.name] = {"job": job, "command": task.command, "needs": [*task.needs]}
+            mine.append(task.name)
+            with atomic_write(folder / KEPT) as written:  # each at once: whoever is killed here leaves no unknown job
+                written.write_text(json.dumps({"token": token, "tasks": known}, indent=1))
+            on = f", {task.gpus} GPU{'s' * (task.gpus > 1)}" if task.gpus else ""
+            behind = f", after {', '.join(after)}" if after else ""
+            print(f"{task.name}: job {job}{on}{behind}", flush=True)
+    print(f"the jobs go on without this command; their logs: {folder}/JOB_0_log.out; tables: {out}", flush=True)
+
+
+def _setup(folder: Path, token: str) -> list[str]:
+    """What a job's script does first: whatever the node lacks is its exit status, for OUT may be what it lacks."""
+    where, python = shlex.quote(str(folder)), shlex.quote(sys.executable)
+    imports = f'{python} -c "import submitit, evaluate.harness.slurm"'
+    return [
+        f'[ "$(cat {where}/{TOKEN} 2>/dev/null)" = {token} ] || exit {NO_OUT}',
+        f"exec >> {where}/${{SLURM_JOB_ID}}_0_log.out 2>&1",
+        f"[ -x {python} ] || exit {NO_PYTHON}",
+        f"cd {shlex.quote(str(ROOT))} && [ -f run_all.py ] || exit {NO_CODE}",
+        f"{imports} || exit {NO_IMPORT}",
+    ]
+
+
+@contextlib.contextmanager
+def _outside_of_a_job() -> Iterator[None]:
+    """Hides the variables of a job in which this runs from those that it submits; elsewhere changes nothing."""
+    from submitit.helpers import clean_env
+
+    if "SLURM_JOB_ID" not in os.environ:
+        yield
+        return
+    configuration = os.environ.get("SLURM_CONF")
+    with clean_env():
+        if configuration:
+            os.environ["SLURM_CONF"] = configuration
+        yield
+
+
+def _shortened(text: str) -> str:
+    """sbatch's own sentence: the first line of what it says, without what stands before it."""
+    every = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
+    lines = [line for line in every if "error: " in line] or every
+    return re.sub(r"^(\S*sbatch: )?(error: )?(.*failed: )?", "", lines[-1]) if lines else "it does not say why"
+
+
+def _kept(out: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((out / FOLDER / KEPT).read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _ask(*line: str) -> str:
+    """What a command of Slurm prints; "" where it fails or is absent."""
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def states(out: Path) -> dict[str, str]:
+    """Each task that was submitted for OUT, and its state: pending, running, done, failed, cancelled or not run."""
+    return {name: state.word for name, state in explained(out).items()}
+
+
+def explained(out: Path) -> dict[str, State]:
+    """The same with reasons. Asks squeue, then scontrol, then sacct; the jobs' own files say the rest."""
+    known: Mapping[str, dict[str, Any]] = _kept(out).get("tasks", {})
+    numbers = [entry["job"] for entry in known.values()]
+    listed = _ask("squeue", "--noheader", f"--jobs={','.join(numbers)}", "--format=%i|%T|%r") if numbers else ""
+    queue = {number: (state, why) for number, state, why in (line.split("|", 2) for line in listed.splitlines())}
+    found: dict[str, State] = {}
+    for name, entry in sorted(known.items(), key=lambda item: int(item[1]["job"])):  # what a job needs comes first
+        job = entry["job"]
+        state, why = queue.get(job, ("", ""))
+        if state in LIVE:
+            found[name] = State(LIVE[state], "" if why in ("None", "Dependency") else why)
+        else:
+            unmet = next((need for need in entry["needs"] if need in found and found[need].word in ENDED_BADLY), None)
+            found[name] = _of_ended(out, name, job, unmet)
+    return found
+
+
+ENDED_BADLY = ("failed", "cancelled", "not run")
+
+
+def _of_ended(out: Path, name: str, job: str, unmet: str | None) -> State:
+    folder = out / FOLDER
+    log = folder / f"{job}_0_log.out"
+    with contextlib.suppress(OSError, ValueError):
+        status = json.loads((folder / f"{job}.json").read_text())["status"]
+        if not 0 <= status <= 128:
+            number = -status if status < 0 else status - 128
+            return State("failed", f"its command was ended by signal {number}; the same command goes on from its state")
+        own = task_log(out, name)
+        said = last_line(own if own.is_file() else log)
+        return State("failed", said, status) if status else State("done", status=0)
+    facts = dict(re.findall(r"(\w+)=(\S*)", _ask("scontrol", "show", "job", job, "--oneliner")))
+    state, node = facts.get("JobState", ""), facts.get("BatchHost") or facts.get("NodeList", "")
+    exited = facts.get("ExitCode", "")
+    if not state:
+        line = _ask("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "-oState,NodeList,ExitCode")
+        state, node, exited = (line.splitlines()[0].split("|") if line else ["", "", ""])[:3]
+        state = state.partition(" ")[0]  # CANCELLED by 1000
+    status = int(exited.partition(":")[0]) if exited.partition(":")[0].isdigit() else 0
+    if state == "CANCELLED":
+        never = facts.get("StartTime") in ("Unknown", None) or facts.get("Reason") == "DependencyNeverSatisfied"
+        if unmet and never:
+            return State("not run", f"not run, since {unmet} did not succeed")
+        return State("cancelled", "its job was cancelled; the same command goes on from its last state")
+    if state == "COMPLETED":
+        return State("done", status=0)
+    text = STATUSES.get(status) or BROKEN.get(state)
+    if text:
+        return State("failed", text.format(node=node or "of the job", line=last_line(log)))
+    if not state:
+        return State("failed", f"Slurm knows its job {job} no longer, and it left no status; its log is {log}")
+    return State("failed", f"its job ended as {state.lower()}: {last_line(log)} (log: {log})")
+
+
+def task_log(out: Path, name: str) -> Path:
+    """Where a task writes."""
+    return out / "logs" / f"{name.replace('/', '-').replace(' ', '-')}.log"
+
+
+def cancel(out: Path) -> list[str]:
+    """Cancels every job of OUT that waits or runs, that of the table too; returns the names of their tasks."""
+    live = [name for name, word in states(out).items() if word in ("pending", "running")]
+    known = _kept(out).get("tasks", {})
+    if live:
+        _ask("scancel", *(known[name]["job"] for name in live))
+    return live
+
+
+def only(work: Sequence[Job], part: str) -> list[Job]:
+    """The jobs that a part of the table consists of: the one of that name and what it needs."""
+    by_name = {job.name: job for job in work}
+    if part not in by_name:
+        raise UserError(f"--part {part}: the parts are {', '.join((*by_name, TABLE))}")
+    wanted, left = set(), [part]
+    while left:
+        name = left.pop()
+        wanted.add(name)
+        left += by_name[name].needs
+    return [job for job in work if job.name in wanted]
+
+
+def conclude(work: Sequence[Job], out: Path) -> None:
+    """Before the table is rendered: sets how each job ended, and writes the record of those that could not do it."""
+    found = explained(out)
+    for job in work:
+        state = found.get(job.name)
+        if job.is_done() or state is None or state.word in ("pending", "running"):
+            job.status = 0
+        elif state.status is not None:  # its own command has written what there is to say
+            job.status = state.status or EXIT_SKIPPED
+            if job.name.endswith("/convert"):
+                job.on_exit(job.status)
+        else:
+            job.status = 1
+            job.log.parent.mkdir(parents=True, exist_ok=True)
+            with job.log.open("w" if state.word == "not run" else "a") as log:
+                log.write(f"\n{state.reason}\n")
+            job.on_exit(1)
