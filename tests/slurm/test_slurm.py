@@ -1,7 +1,7 @@
 """The table on a real Slurm of one node: as on one machine, and what becomes of it when jobs are cancelled or fail."""
 
 import json
-import os
+import re
 import subprocess
 import sys
 import time
@@ -20,6 +20,7 @@ HERE = Path(run_all.__file__).parent
 ALL = ["knn", "few_shot", "finetune", "robustness"]
 SETTINGS = {"few_shot": (), "knn": (), "robustness": (), "finetune": ("epochs=1", "warmup_epochs=0")}
 ON = ["--launch", "slurm", "--slurm", "partition=low,time=30"]
+Run = Callable[..., subprocess.CompletedProcess]
 ENDED = {"done", "failed", "cancelled", "not run"}
 
 
@@ -32,7 +33,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture
-def start(given: tuple[Path, Path], cluster, monkeypatch: pytest.MonkeyPatch) -> Callable[..., subprocess.CompletedProcess]:
+def start(given: tuple[Path, Path], cluster, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs run_all.py with the environment of the cluster."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
@@ -82,3 +83,133 @@ def test_gives_the_records_of_a_local_run_and_submits_nothing_twice(start, tmp_p
     again = start(far, ALL, *ON)
     assert again.returncode == 0 and "job" not in again.stdout.replace("jobs", ""), again.stdout
     assert "| mine" in again.stdout
+
+
+def test_a_job_that_is_cancelled_is_said_to_be_and_its_dependent_does_not_run(start, tmp_path: Path) -> None:
+    long = ("finetune.epochs=200",)
+    assert start(tmp_path, ["finetune", "robustness", "knn"], *ON, sets=long).returncode == 0
+    wait(tmp_path, lambda found: found["mine/finetune"] == "running")
+    subprocess.run(["scancel", number_of(tmp_path, "mine/finetune")], check=True)
+    found = wait(tmp_path, ended)
+    assert (found["mine/finetune"], found["mine/robustness"], found["mine/knn"]) == ("cancelled", "not run", "done")
+    kept = records(tmp_path)
+    assert "cancelled" in kept["finetune"]["reason"]
+    assert kept["robustness"]["reason"] == "not run, since mine/finetune did not succeed"
+    assert kept["knn"]["status"] == "ok" and "did not succeed" in (tmp_path / "table.md").read_text()
+    assert found["table"] == "failed"  # its exit status says that a task failed
+
+
+def test_cancel_ends_all_and_leaves_nothing_behind(start, tmp_path: Path) -> None:
+    assert start(tmp_path, ["finetune", "robustness"], *ON, sets=("finetune.epochs=200",)).returncode == 0
+    wait(tmp_path, lambda found: found["mine/finetune"] == "running")
+    changed = start(tmp_path, ["finetune"], *ON, sets=("finetune.epochs=100",))
+    assert changed.returncode == 2 and "in the queue with other settings" in changed.stderr
+    same = start(tmp_path, ["finetune"], *ON, sets=("finetune.epochs=200",))
+    assert same.returncode == 0 and "mine/finetune: is job" in same.stdout
+    assert set(slurm.cancel(tmp_path)) == {"mine/finetune", "mine/robustness", "table"}
+    found = wait(tmp_path, ended)
+    assert found["mine/finetune"] == "cancelled" and slurm.cancel(tmp_path) == []
+    deadline = time.monotonic() + 30
+    while (left := processes_of(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left
+
+
+def processes_of(out: Path) -> list[str]:
+    lines = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    return [line.decode(errors="replace") for line in lines if str(out).encode() in line and b"evaluate." in line]
+
+
+def test_a_task_that_fails_keeps_its_dependent_from_running(start, tmp_path: Path) -> None:
+    broken = ("finetune.base_lr=1e30", "finetune.epochs=3")  # not finite after a step
+    assert start(tmp_path, ["finetune", "robustness"], *ON, sets=broken).returncode == 0
+    found = wait(tmp_path, ended)
+    assert (found["mine/finetune"], found["mine/robustness"]) == ("failed", "not run")
+    kept = records(tmp_path)
+    assert kept["finetune"]["status"] == kept["robustness"]["status"] == "failed"
+    assert "diverged" in slurm.explained(tmp_path)["mine/finetune"].reason and "diverged" in kept["finetune"]["reason"]
+    assert kept["robustness"]["reason"] == "not run, since mine/finetune did not succeed"
+
+
+def number_of(out: Path, name: str) -> str:
+    return json.loads((out / "slurm/jobs.json").read_text())["tasks"][name]["job"]
+
+
+def saved_step(out: Path) -> int:
+    """The last step that finetune has saved."""
+    found = next(out.glob("mine/finetune-*/training_state.pt"), None)
+    return torch.load(found, weights_only=False)["step"] if found else 0
+
+
+def stopped_and_resumed(out: Path, steps: int, seconds: float = 120) -> None:
+    """Waits until finetune is stopped and its job queued again, and to its end; it must go on from the saved step."""
+    wait(out, lambda found: found["mine/finetune"] == "pending", seconds)
+    step = saved_step(out)
+    assert 0 < step < steps
+    found = wait(out, ended)
+    assert found == dict.fromkeys(["mine/convert", "mine/finetune", "table"], "done")
+    (left,) = {int(total) for total in re.findall(r"\d+/(\d+),", (out / "logs/mine-finetune.log").read_text())}
+    assert left == steps - step  # of the second run, from a log that each run begins anew
+    assert records(out)["finetune"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("way", ["USR2", "preemption"])
+def test_a_job_that_is_stopped_goes_on_from_its_state(start, tmp_path: Path, way: str) -> None:
+    assert start(tmp_path, ["finetune"], *ON, sets=("finetune.epochs=300",)).returncode == 0
+    wait(tmp_path, lambda found: saved_step(tmp_path) > 20)
+    if way == "USR2":
+        subprocess.run(["scancel", "--signal=USR2", number_of(tmp_path, "mine/finetune")], check=True)
+    else:
+        line = ["sbatch", "--partition=high", "--exclusive", "--time=1", "--output=/dev/null"]
+        subprocess.run(line, input="#!/bin/bash\nsleep 2", text=True, check=True, timeout=60)
+    stopped_and_resumed(tmp_path, 300)
+    log = (tmp_path / f"slurm/{number_of(tmp_path, 'mine/finetune')}_0_log.out").read_text()
+    assert "mine/finetune: failed" not in log
+
+
+@pytest.mark.slow
+def test_a_job_that_reaches_its_limit_goes_on_from_its_state(start, tmp_path: Path) -> None:
+    limit = ["--launch", "slurm", "--slurm", "partition=low,time=2"]  # USR2 comes after half a minute
+    assert start(tmp_path, ["finetune"], *limit, sets=("finetune.epochs=1500",)).returncode == 0
+    wait(tmp_path, lambda found: found["mine/finetune"] == "running")
+    job = number_of(tmp_path, "mine/finetune")
+    wait(tmp_path, ended, 900)
+    facts = subprocess.run(["scontrol", "show", "job", job], capture_output=True, text=True).stdout
+    assert int(re.search(r"Restarts=(\d+)", facts)[1]) >= 1, facts
+    assert records(tmp_path)["finetune"]["status"] == "ok"
+    (left,) = {int(total) for total in re.findall(r"\d+/(\d+),", (tmp_path / "logs/mine-finetune.log").read_text())}
+    assert left < 1500
+
+
+def test_an_out_that_the_node_cannot_see_is_said_by_the_first_job(start, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    later = ["--launch", "slurm", "--slurm", "partition=low,time=30,begin=now+4"]
+    assert start(out, ["knn"], *later).returncode == 0
+    job = number_of(out, "mine/convert")
+    out.rename(tmp_path / "elsewhere")  # the node no longer finds it
+    deadline = time.monotonic() + 60
+    while job in subprocess.run(["squeue", "--noheader", "--format=%i"], capture_output=True, text=True).stdout.split():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    (tmp_path / "elsewhere").rename(out)
+    found = slurm.explained(out)
+    assert "cannot see OUT; choose an --out on a file system that the nodes share" in found["mine/convert"].reason
+    wait(out, lambda found: found["mine/knn"] == "not run", 30)
+
+
+def test_what_slurm_refuses_is_one_sentence_and_leaves_no_job(start, tmp_path: Path) -> None:
+    said = start(tmp_path, ["knn"], "--launch", "slurm", "--slurm", "partition=nowhere,time=30")
+    assert said.returncode == 2 and len(said.stderr.splitlines()) == 1
+    assert "Slurm refuses the job of mine/convert: " in said.stderr and "artition" in said.stderr, said.stderr
+    said = start(tmp_path, ["knn"], "--launch", "slurm", "--slurm", "time=30,no-such-option=1")
+    assert said.returncode == 2 and "no-such-option" in said.stderr and len(said.stderr.splitlines()) == 1
+    assert slurm.states(tmp_path) == {}
+
+
+def test_a_need_that_has_failed_already_is_one_sentence(start, cluster, tmp_path: Path) -> None:
+    done = cluster.ask("sbatch", "--parsable", "--wait", "--output=/dev/null", "--wrap=exit 1").split()[0]
+    with pytest.raises(slurm.UserError, match="Slurm refuses the job of b: .*ependency"):
+        kept = {"token": "x", "tasks": {"a": {"job": done, "command": ["a"], "needs": []}}}
+        (tmp_path / "slurm").mkdir()
+        (tmp_path / "slurm/jobs.json").write_text(json.dumps(kept))
+        slurm.submit([slurm.Task("b", ["b"], ("a",))], tmp_path, ["time=1,dependency=afterok:1"])
