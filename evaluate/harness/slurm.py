@@ -6,6 +6,7 @@ machine is counted on the node. OUT/slurm keeps the numbers of the jobs, their s
 
 import argparse
 import contextlib
+import io
 import json
 import os
 import re
@@ -201,14 +202,14 @@ def minutes_of(limit: str | None) -> int:
 
 
 def command(
-    arguments: argparse.Namespace, rows: Mapping[str, Path], names: Sequence[str], part: str, seed: int, seeds: int
+    arguments: argparse.Namespace, rows: Mapping[str, Path], names: Sequence[str], part: str, device: str, seeds: int
 ) -> list[str]:
     """The command line of a job: that of this run for some rows and tasks; what belongs to this machine is left out."""
     nodes = choose(names)
     line = [sys.executable, str(ROOT / "run_all.py"), "--ckpt", *(f"{row}={path}" for row, path in rows.items())]
     root = os.path.abspath(layouts.root(arguments.data_root))
     fixed = {"data-root": root, "out": os.path.abspath(arguments.out), "tasks": ",".join(names)}
-    fixed |= {"device": arguments.device, "seed": seed, "seeds": seeds, "task-timeout": arguments.task_timeout}
+    fixed |= {"device": device, "seed": arguments.seed, "seeds": seeds, "task-timeout": arguments.task_timeout}
     fixed |= {name: getattr(arguments, name) for name in ("preset", "limit", "workers")}
     fixed |= {name: getattr(arguments, name) for name in command_line.TEXTS}
     line += [f"--{name}={value}" for name, value in fixed.items() if value is not None]
@@ -228,21 +229,22 @@ def tasks(
     stands: Collection[str],
 ) -> list[Task]:
     """The jobs of a plan in their order, the table last; none for what stands already or is beyond the budget."""
-    on_gpus, found = arguments.device != "cpu", []
+    # on a node without a GPU that is to have one a task must fail, not compute for weeks
+    device, found = "cpu" if arguments.device == "cpu" else "cuda", []
     every = [node.name for node in nodes]
     for row, path in checkpoints.items():
-        line = command(arguments, {row: path}, every, f"{row}/convert", arguments.seed, 1)
+        line = command(arguments, {row: path}, every, f"{row}/convert", "cpu", 1)
         found.append(Task(f"{row}/convert", line))
     for one in planned:
         if one.state in ("stands", BEYOND):
             continue
         seed = arguments.seed if one.seed is None else one.seed
         rows = {one.row: checkpoints[one.row]}
-        line = command(arguments, rows, [one.node.name], one.name, arguments.seed, seed - arguments.seed + 1)
+        line = command(arguments, rows, [one.node.name], one.name, device, seed - arguments.seed + 1)
         needs = (f"{one.row}/convert", *(task_name(one.row, need, one.seed) for need in one.node.needs))
-        found.append(Task(one.name, line, needs, one.gpus if on_gpus else 0))
+        found.append(Task(one.name, line, needs, one.gpus if device == "cuda" else 0))
     found = [task for task in found if task.name not in stands]
-    line = command(arguments, checkpoints, every, TABLE, arguments.seed, arguments.seeds)
+    line = command(arguments, checkpoints, every, TABLE, "cpu", arguments.seeds)
     return [*found, Task(TABLE, line, tuple(task.name for task in found))]
 
 
@@ -329,7 +331,7 @@ def submit(listed: Sequence[Task], out: Path, texts: Sequence[str]) -> None:
                 },
             )
             try:
-                with _outside_of_a_job():
+                with _outside_of_a_job(), contextlib.redirect_stderr(io.StringIO()):  # submitit repeats sbatch's words
                     job = executor.submit(Command(task.command, folder)).job_id
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                 _ask("scancel", *(known[name]["job"] for name in mine))
@@ -373,10 +375,9 @@ def _outside_of_a_job() -> Iterator[None]:
 
 
 def _shortened(text: str) -> str:
-    """sbatch's own sentence: the first line of what it says, without what stands before it."""
+    """sbatch's own sentence: the first line of what it says, without its name before it."""
     every = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
-    lines = [line for line in every if "error: " in line] or every
-    return re.sub(r"^(\S*sbatch: )?(error: )?(.*failed: )?", "", lines[-1]) if lines else "it does not say why"
+    return re.sub(r"^(\S*sbatch: )?(error: )?(.*failed: )?", "", every[0]) if every else "it does not say why"
 
 
 def _kept(out: Path) -> dict[str, Any]:
