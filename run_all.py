@@ -61,9 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
     """The whole of it. Raises UserError on bad input, before anything runs."""
     devices.check_word(arguments.device)
     if arguments.status:
-        return watch.status(Path(os.path.abspath(arguments.status)))
+        given = Path(os.path.abspath(arguments.status))
+        return 0 if slurm.status(given) else watch.status(given)
     if arguments.cancel:
-        return watch.cancel(Path(os.path.abspath(arguments.cancel)))
+        given = Path(os.path.abspath(arguments.cancel))
+        return 0 if slurm.cancel(given) else watch.cancel(given)
     slurm.check(arguments)
     if arguments.demo and (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean):
         raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --check-data, --calibrate and --clean")

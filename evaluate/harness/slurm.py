@@ -24,6 +24,7 @@ from typing import Any
 
 from evaluate.checkpoints import command_line
 from evaluate.data import layouts
+from evaluate.harness import launches
 from evaluate.harness.estimate import BEYOND, Planned
 from evaluate.harness.executor import GRACE_SECONDS, ROOT, Job
 from evaluate.harness.logs import last_line
@@ -32,6 +33,7 @@ from evaluate.runtime.cli import EXIT_SKIPPED
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.locks import exclusive
 from results.atomic import atomic_write
+from results.escape import plain
 
 FOLDER, KEPT, TOKEN = "slurm", "jobs.json", "token"  # below OUT
 TABLE = "table"  # the part that renders it, after all others
@@ -454,7 +456,7 @@ def _of_ended(out: Path, name: str, job: str, unmet: str | None) -> State:
         return State("failed", text.format(node=node or "of the job", line=last_line(log)))
     if not state:
         return State("failed", f"Slurm knows its job {job} no longer, and it left no status; its log is {log}")
-    return State("failed", f"its job ended as {state.lower()}: {last_line(log)} (log: {log})")
+    return State("failed", f"its job ended as {state.lower()}: {last_line(log) or 'it said nothing'} (log: {log})")
 
 
 def task_log(out: Path, name: str) -> Path:
@@ -468,7 +470,25 @@ def cancel(out: Path) -> list[str]:
     known = _kept(out).get("tasks", {})
     if live:
         _ask("scancel", *(known[name]["job"] for name in live))
+        print(f"{out}: cancelled {', '.join(live)}; the command that submitted them submits what is missing")
     return live
+
+
+def status(out: Path) -> bool:
+    """Prints how it stands with the tasks that were submitted for OUT; whether any of them waits or runs."""
+    known, found = _kept(out).get("tasks", {}), explained(out)
+    steps = {name: note for at, run in launches.known(out) for name, note in launches.notes_of(at, run.tasks).items()}
+    lines = [("task", "job", "state", "")]
+    for name, state in found.items():
+        note = steps.get(name) if state.word == "running" else None
+        said = f"{note.description} {note.step}/{note.total} {note.metric}".strip() if note else state.reason
+        lines.append((name, known[name]["job"], state.word, plain(said)))
+    if found:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        for line in lines:
+            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(f"logs: {out / 'logs'}, of jobs: {out / FOLDER}/JOB_0_log.out")
+    return any(state.word in ("pending", "running") for state in found.values())
 
 
 def only(work: Sequence[Job], part: str) -> list[Job]:

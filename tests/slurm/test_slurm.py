@@ -106,13 +106,21 @@ def test_cancel_ends_all_and_leaves_nothing_behind(start, tmp_path: Path) -> Non
     assert changed.returncode == 2 and "in the queue with other settings" in changed.stderr
     same = start(tmp_path, ["finetune"], *ON, sets=("finetune.epochs=200",))
     assert same.returncode == 0 and "mine/finetune: is job" in same.stdout
-    assert set(slurm.cancel(tmp_path)) == {"mine/finetune", "mine/robustness", "table"}
+    said = run_all_of("--status", tmp_path)
+    assert re.search(r"mine/finetune +\d+ +running", said) and re.search(r"mine/robustness +\d+ +pending", said), said
+    assert "cancelled mine/finetune, mine/robustness, table" in run_all_of("--cancel", tmp_path)
     found = wait(tmp_path, ended)
     assert found["mine/finetune"] == "cancelled" and slurm.cancel(tmp_path) == []
+    assert re.search(r"mine/finetune +\d+ +cancelled +its job was", run_all_of("--status", tmp_path))
     deadline = time.monotonic() + 30
     while (left := processes_of(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.5)
     assert not left
+
+
+def run_all_of(option: str, out: Path) -> str:
+    line = [sys.executable, "run_all.py", option, str(out)]
+    return subprocess.run(line, cwd=HERE, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 def processes_of(out: Path) -> list[str]:
@@ -170,7 +178,7 @@ def test_a_job_that_is_stopped_goes_on_from_its_state(start, tmp_path: Path, way
 @pytest.mark.slow
 def test_a_job_that_reaches_its_limit_goes_on_from_its_state(start, tmp_path: Path) -> None:
     limit = ["--launch", "slurm", "--slurm", "partition=low,time=2"]  # USR2 comes after half a minute
-    assert start(tmp_path, ["finetune"], *limit, sets=("finetune.epochs=1500",)).returncode == 0
+    assert start(tmp_path, ["finetune"], *limit, sets=("finetune.epochs=600",)).returncode == 0
     wait(tmp_path, lambda found: found["mine/finetune"] == "running")
     job = number_of(tmp_path, "mine/finetune")
     wait(tmp_path, ended, 900)
@@ -178,7 +186,7 @@ def test_a_job_that_reaches_its_limit_goes_on_from_its_state(start, tmp_path: Pa
     assert int(re.search(r"Restarts=(\d+)", facts)[1]) >= 1, facts
     assert records(tmp_path)["finetune"]["status"] == "ok"
     (left,) = {int(total) for total in re.findall(r"\d+/(\d+),", (tmp_path / "logs/mine-finetune.log").read_text())}
-    assert left < 1500
+    assert left < 600
 
 
 def test_an_out_that_the_node_cannot_see_is_said_by_the_first_job(start, tmp_path: Path) -> None:
