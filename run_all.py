@@ -24,7 +24,7 @@ from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
 from evaluate.encoder.spec import EncoderSpec, read_spec
-from evaluate.harness import clean, demo, estimate, executor, jobs, logs, plan, rows, slurm, suite, watch
+from evaluate.harness import clean, demo, estimate, executor, jobs, logs, plan, rows, slurm, slurm_states, suite, watch
 from evaluate.harness.cost import VIT_B
 from evaluate.runtime import devices
 from evaluate.runtime.cli import (
@@ -62,10 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
     devices.check_word(arguments.device)
     if arguments.status:
         given = Path(os.path.abspath(arguments.status))
-        return 0 if slurm.status(given) else watch.status(given)
+        return 0 if slurm_states.status(given) else watch.status(given)
     if arguments.cancel:
         given = Path(os.path.abspath(arguments.cancel))
-        return 0 if slurm.cancel(given) else watch.cancel(given)
+        return 0 if slurm_states.cancel(given) else watch.cancel(given)
     slurm.check(arguments)
     if arguments.demo and (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean):
         raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --check-data, --calibrate and --clean")
@@ -111,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     every = {job.name for job in work}
     if arguments.part == slurm.TABLE:
         shared.renders = False  # once, below
-        slurm.conclude(work, out)
+        slurm_states.conclude(work, out)
         shared.renders = True
         return report(shared, list(checkpoints), nodes, work)
     if arguments.part:

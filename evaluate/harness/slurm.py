@@ -24,18 +24,25 @@ from typing import Any
 
 from evaluate.checkpoints import command_line
 from evaluate.data import layouts
-from evaluate.harness import launches
 from evaluate.harness.estimate import BEYOND, Planned
 from evaluate.harness.executor import GRACE_SECONDS, ROOT, Job
-from evaluate.harness.logs import last_line
 from evaluate.harness.plan import Node, choose, task_name
-from evaluate.runtime.cli import EXIT_SKIPPED
+from evaluate.harness.slurm_states import (
+    FOLDER,
+    KEPT,
+    NO_CODE,
+    NO_IMPORT,
+    NO_OUT,
+    NO_PYTHON,
+    ask,
+    explained,
+    kept,
+)
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.locks import exclusive
 from results.atomic import atomic_write
-from results.escape import plain
 
-FOLDER, KEPT, TOKEN = "slurm", "jobs.json", "token"  # below OUT
+TOKEN = "token"  # in OUT/slurm: who reads it there sees OUT
 TABLE = "table"  # the part that renders it, after all others
 GPUS = 8  # of a node, where --gpus does not say it
 CPUS = {"gpu": 8, "cpu": 1}  # of a task, for each of its GPUs or without any
@@ -43,30 +50,11 @@ SIGNAL_SECONDS = 90  # before the limit USR2 comes: more than the 2 x GRACE_SECO
 MOST_LIMITS = 1000  # how often a job may reach its limit before submitit gives it up
 POLL_SECONDS = 0.2
 KILL_SECONDS = 120.0  # that a job which Slurm ends waits for being killed (KillWait is 30 s)
-NO_OUT, NO_PYTHON, NO_CODE, NO_IMPORT = 90, 91, 92, 93  # exit statuses of a job that cannot begin
 OWN = frozenset(
     "array chdir dependency error export_file job_name kill_on_invalid_dep nodes no_requeue ntasks ntasks_per_node "
     "open_mode output parsable requeue signal test_only wait wrap".split()
 )
 ON_GPUS = ("gpus", "gpus_per_node", "gpus_per_task", "gpus_per_socket", "gres")
-LIVE = {
-    **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"), "pending"),
-    **dict.fromkeys(("RUNNING", "COMPLETING", "CONFIGURING", "STAGE_OUT", "SIGNALING", "SUSPENDED"), "running"),
-}
-BROKEN = {
-    "OUT_OF_MEMORY": "its job was killed since it used more memory than Slurm gave it; ask for more with --slurm mem=…",
-    "TIMEOUT": "its job reached its limit before it could save; ask for more with --slurm time=…",
-    "DEADLINE": "its job reached its deadline",
-    "NODE_FAIL": "its node {node} went away; the same command goes on from its last state",
-    "BOOT_FAIL": "its node {node} did not boot; the same command goes on from its last state",
-    "PREEMPTED": "its job was preempted and not requeued; the same command goes on from its last state",
-}
-STATUSES = {
-    NO_OUT: "the node {node} cannot see OUT; choose an --out on a file system that the nodes share",
-    NO_PYTHON: f"the node {{node}} cannot run {sys.executable}; put the environment on a file system that nodes share",
-    NO_CODE: f"the node {{node}} cannot see {ROOT}; put the checkout on a file system that the nodes share",
-    NO_IMPORT: "the node {node} cannot import what a job needs: {line}",
-}
 
 
 @dataclass(frozen=True)
@@ -78,18 +66,6 @@ class Task:
     command: list[str]
     needs: tuple[str, ...] = ()
     gpus: int = 0
-
-
-@dataclass(frozen=True)
-class State:
-    """How it stands with a task."""
-
-    word: str
-    """pending, running, done, failed, cancelled, or not run (what it needs failed)."""
-    reason: str = ""
-    """In one sentence; "" where there is nothing to say."""
-    status: int | None = None
-    """The exit status of its command, where that ended by itself."""
 
 
 class Command:
@@ -289,11 +265,11 @@ def submit(listed: Sequence[Task], out: Path, texts: Sequence[str]) -> None:
     folder = out / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive(folder / ".lock", "the submission"):
-        kept = _kept(out)
-        token = kept.get("token") or secrets.token_hex(8)
+        before = kept(out)
+        token = before.get("token") or secrets.token_hex(8)
         (folder / TOKEN).write_text(token)
         live = {name for name, state in explained(out).items() if state.word in ("pending", "running")}
-        known: dict[str, dict[str, Any]] = kept.get("tasks", {})
+        known: dict[str, dict[str, Any]] = before.get("tasks", {})
         executor = submitit.SlurmExecutor(folder, max_num_timeout=MOST_LIMITS)
         mine: list[str] = []
         for task in listed:
@@ -303,7 +279,7 @@ def submit(listed: Sequence[Task], out: Path, texts: Sequence[str]) -> None:
                     "cancel it first"
                 )
         if TABLE in live:
-            _ask("scancel", known[TABLE]["job"])  # another one waits for all
+            ask("scancel", known[TABLE]["job"])  # another one waits for all
         for task in listed:
             if task.name != TABLE and task.name in live:
                 print(f"{task.name}: is job {known[task.name]['job']} already", flush=True)
@@ -336,7 +312,7 @@ def submit(listed: Sequence[Task], out: Path, texts: Sequence[str]) -> None:
                 with _outside_of_a_job(), contextlib.redirect_stderr(io.StringIO()):  # submitit repeats sbatch's words
                     job = executor.submit(Command(task.command, folder)).job_id
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-                _ask("scancel", *(known[name]["job"] for name in mine))
+                ask("scancel", *(known[name]["job"] for name in mine))
                 raise UserError(f"Slurm refuses the job of {task.name}: {_shortened(str(error))}") from error
             known[task.name] = {"job": job, "command": task.command, "needs": [*task.needs]}
             mine.append(task.name)
@@ -382,115 +358,6 @@ def _shortened(text: str) -> str:
     return re.sub(r"^(\S*sbatch: )?(error: )?(.*failed: )?", "", every[0]) if every else "it does not say why"
 
 
-def _kept(out: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((out / FOLDER / KEPT).read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _ask(*line: str) -> str:
-    """What a command of Slurm prints; "" where it fails or is absent."""
-    try:
-        done = subprocess.run(line, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout if done.returncode == 0 else ""
-
-
-def states(out: Path) -> dict[str, str]:
-    """Each task that was submitted for OUT, and its state: pending, running, done, failed, cancelled or not run."""
-    return {name: state.word for name, state in explained(out).items()}
-
-
-def explained(out: Path) -> dict[str, State]:
-    """The same with reasons. Asks squeue, then scontrol, then sacct; the jobs' own files say the rest."""
-    known: Mapping[str, dict[str, Any]] = _kept(out).get("tasks", {})
-    numbers = [entry["job"] for entry in known.values()]
-    listed = _ask("squeue", "--noheader", f"--jobs={','.join(numbers)}", "--format=%i|%T|%r") if numbers else ""
-    queue = {number: (state, why) for number, state, why in (line.split("|", 2) for line in listed.splitlines())}
-    found: dict[str, State] = {}
-    for name, entry in sorted(known.items(), key=lambda item: int(item[1]["job"])):  # what a job needs comes first
-        job = entry["job"]
-        state, why = queue.get(job, ("", ""))
-        if state in LIVE:
-            found[name] = State(LIVE[state], "" if why in ("None", "Dependency") else why)
-        else:
-            unmet = next((need for need in entry["needs"] if need in found and found[need].word in ENDED_BADLY), None)
-            found[name] = _of_ended(out, name, job, unmet)
-    return found
-
-
-ENDED_BADLY = ("failed", "cancelled", "not run")
-
-
-def _of_ended(out: Path, name: str, job: str, unmet: str | None) -> State:
-    folder = out / FOLDER
-    log = folder / f"{job}_0_log.out"
-    with contextlib.suppress(OSError, ValueError):
-        status = json.loads((folder / f"{job}.json").read_text())["status"]
-        if not 0 <= status <= 128:
-            number = -status if status < 0 else status - 128
-            return State("failed", f"its command was ended by signal {number}; the same command goes on from its state")
-        own = task_log(out, name)
-        said = last_line(own if own.is_file() else log)
-        return State("failed", said, status) if status else State("done", status=0)
-    facts = dict(re.findall(r"(\w+)=(\S*)", _ask("scontrol", "show", "job", job, "--oneliner")))
-    state, node = facts.get("JobState", ""), facts.get("BatchHost") or facts.get("NodeList", "")
-    exited = facts.get("ExitCode", "")
-    if not state:
-        line = _ask("sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "-oState,NodeList,ExitCode")
-        state, node, exited = (line.splitlines()[0].split("|") if line else ["", "", ""])[:3]
-        state = state.partition(" ")[0]  # CANCELLED by 1000
-    status = int(exited.partition(":")[0]) if exited.partition(":")[0].isdigit() else 0
-    if state == "CANCELLED":
-        never = facts.get("StartTime") in ("Unknown", None) or facts.get("Reason") == "DependencyNeverSatisfied"
-        if unmet and never:
-            return State("not run", f"not run, since {unmet} did not succeed")
-        return State("cancelled", "its job was cancelled; the same command goes on from its last state")
-    if state == "COMPLETED":
-        return State("done", status=0)
-    text = STATUSES.get(status) or BROKEN.get(state)
-    if text:
-        return State("failed", text.format(node=node or "of the job", line=last_line(log)))
-    if not state:
-        return State("failed", f"Slurm knows its job {job} no longer, and it left no status; its log is {log}")
-    return State("failed", f"its job ended as {state.lower()}: {last_line(log) or 'it said nothing'} (log: {log})")
-
-
-def task_log(out: Path, name: str) -> Path:
-    """Where a task writes."""
-    return out / "logs" / f"{name.replace('/', '-').replace(' ', '-')}.log"
-
-
-def cancel(out: Path) -> list[str]:
-    """Cancels every job of OUT that waits or runs, that of the table too; returns the names of their tasks."""
-    live = [name for name, word in states(out).items() if word in ("pending", "running")]
-    known = _kept(out).get("tasks", {})
-    if live:
-        _ask("scancel", *(known[name]["job"] for name in live))
-        print(f"{out}: cancelled {', '.join(live)}; the command that submitted them submits what is missing")
-    return live
-
-
-def status(out: Path) -> bool:
-    """Prints how it stands with the tasks that were submitted for OUT; whether any of them waits or runs."""
-    known, found = _kept(out).get("tasks", {}), explained(out)
-    steps = {name: note for at, run in launches.known(out) for name, note in launches.notes_of(at, run.tasks).items()}
-    lines = [("task", "job", "state", "")]
-    for name, state in found.items():
-        note = steps.get(name) if state.word == "running" else None
-        said = f"{note.description} {note.step}/{note.total} {note.metric}".strip() if note else state.reason
-        lines.append((name, known[name]["job"], state.word, plain(said)))
-    if found:
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        for line in lines:
-            print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-        print(f"logs: {out / 'logs'}, of jobs: {out / FOLDER}/JOB_0_log.out")
-    return any(state.word in ("pending", "running") for state in found.values())
-
-
 def only(work: Sequence[Job], part: str) -> list[Job]:
     """The jobs that a part of the table consists of: the one of that name and what it needs."""
     by_name = {job.name: job for job in work}
@@ -502,22 +369,3 @@ def only(work: Sequence[Job], part: str) -> list[Job]:
         wanted.add(name)
         left += by_name[name].needs
     return [job for job in work if job.name in wanted]
-
-
-def conclude(work: Sequence[Job], out: Path) -> None:
-    """Before the table is rendered: sets how each job ended, and writes the record of those that could not do it."""
-    found = explained(out)
-    for job in work:
-        state = found.get(job.name)
-        if job.is_done() or state is None or state.word in ("pending", "running"):
-            job.status = 0
-        elif state.status is not None:  # its own command has written what there is to say
-            job.status = state.status or EXIT_SKIPPED
-            if job.name.endswith("/convert"):
-                job.on_exit(job.status)
-        else:
-            job.status = 1
-            job.log.parent.mkdir(parents=True, exist_ok=True)
-            with job.log.open("w" if state.word == "not run" else "a") as log:
-                log.write(f"\n{state.reason}\n")
-            job.on_exit(1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import run_all
-from evaluate.harness import slurm
+from evaluate.harness import slurm_states
 from tests.factories import mae_state
 from tests.worlds import write_world
 
@@ -52,9 +52,9 @@ def start(given: tuple[Path, Path], cluster, monkeypatch: pytest.MonkeyPatch) ->
 def wait(out: Path, done: Callable[[dict[str, str]], bool], seconds: float = 240) -> dict[str, str]:
     """The states, once they are as asked."""
     deadline = time.monotonic() + seconds
-    while not done(found := slurm.states(out)):
+    while not done(found := slurm_states.states(out)):
         logs = "\n".join(f"{path}: {path.read_text()[-800:]}" for path in (out / "slurm").glob("*.out"))
-        assert time.monotonic() < deadline, f"{slurm.explained(out)}\n{logs}"
+        assert time.monotonic() < deadline, f"{slurm_states.explained(out)}\n{logs}"
         time.sleep(0.3)
     return found
 
@@ -110,7 +110,7 @@ def test_cancel_ends_all_and_leaves_nothing_behind(start, tmp_path: Path) -> Non
     assert re.search(r"mine/finetune +\d+ +running", said) and re.search(r"mine/robustness +\d+ +pending", said), said
     assert "cancelled mine/finetune, mine/robustness, table" in run_all_of("--cancel", tmp_path)
     found = wait(tmp_path, ended)
-    assert found["mine/finetune"] == "cancelled" and slurm.cancel(tmp_path) == []
+    assert found["mine/finetune"] == "cancelled" and slurm_states.cancel(tmp_path) == []
     assert re.search(r"mine/finetune +\d+ +cancelled +its job was", run_all_of("--status", tmp_path))
     deadline = time.monotonic() + 30
     while (left := processes_of(tmp_path)) and time.monotonic() < deadline:
@@ -135,7 +135,8 @@ def test_a_task_that_fails_keeps_its_dependent_from_running(start, tmp_path: Pat
     assert (found["mine/finetune"], found["mine/robustness"]) == ("failed", "not run")
     kept = records(tmp_path)
     assert kept["finetune"]["status"] == kept["robustness"]["status"] == "failed"
-    assert "diverged" in slurm.explained(tmp_path)["mine/finetune"].reason and "diverged" in kept["finetune"]["reason"]
+    assert "diverged" in slurm_states.explained(tmp_path)["mine/finetune"].reason
+    assert "diverged" in kept["finetune"]["reason"]
     assert kept["robustness"]["reason"] == "not run, since mine/finetune did not succeed"
 
 
@@ -200,7 +201,7 @@ def test_an_out_that_the_node_cannot_see_is_said_by_the_first_job(start, tmp_pat
         assert time.monotonic() < deadline
         time.sleep(0.5)
     (tmp_path / "elsewhere").rename(out)
-    found = slurm.explained(out)
+    found = slurm_states.explained(out)
     assert "cannot see OUT; choose an --out on a file system that the nodes share" in found["mine/convert"].reason
     wait(out, lambda found: found["mine/knn"] == "not run", 30)
 
@@ -211,4 +212,20 @@ def test_what_slurm_refuses_is_one_sentence_and_leaves_no_job(start, tmp_path: P
     assert "Slurm refuses the job of mine/convert: invalid partition specified: nowhere" in said.stderr
     said = start(tmp_path, ["knn"], "--launch", "slurm", "--slurm", "time=30,no-such-option=1")
     assert said.returncode == 2 and "no-such-option" in said.stderr and len(said.stderr.splitlines()) == 1
-    assert slurm.states(tmp_path) == {}
+    assert slurm_states.states(tmp_path) == {}
+
+
+def test_a_controller_that_is_away_is_one_sentence_and_nothing_is_taken_for_ended(
+    start, cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "records").mkdir()
+    (tmp_path / "slurm").mkdir()
+    kept = {"token": "x", "tasks": {"mine/knn": {"job": "1", "command": [], "needs": []}}}
+    (tmp_path / "slurm/jobs.json").write_text(json.dumps(kept))
+    text = Path(cluster.environment["SLURM_CONF"]).read_text()
+    (tmp_path / "slurm.conf").write_text(re.sub("SlurmctldPort=.*", "SlurmctldPort=1\nMessageTimeout=2", text))
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    line = [sys.executable, "run_all.py", "--status", str(tmp_path)]
+    done = subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2 and "Slurm does not answer" in done.stderr, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1
