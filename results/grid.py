@@ -67,6 +67,10 @@ class Grid:
     toy: bool
     notes: list[str] = field(default_factory=list)
     """Sentences about rows and cells, besides the marks."""
+    outcomes: comparison.Outcomes | None = None
+    """What is kept of single images beside the records, as far as it was read."""
+    reference: str | None = None
+    """The row from which differences are shown."""
 
     @property
     def footnotes(self) -> list[str]:
@@ -111,7 +115,8 @@ def build(
         _add_published(grid, baselines)
     elif baselines:
         grid.notes.append("no published row stands beside toy data")
-    outcomes = comparison.Outcomes(out)
+    outcomes = grid.outcomes = comparison.Outcomes(out)
+    grid.reference = reference
     grid.rows = [replace(row, cells=dict(row.cells)) for row in grid.rows]
     for heading, _, metric in columns:
         _emphasize(grid, heading, metric, outcomes)

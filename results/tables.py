@@ -16,10 +16,11 @@ from results.atomic import atomic_write
 from results.columns import COLUMNS, EXTRA_COLUMNS
 from results.comparison import Z, paired_difference
 from results.escape import plain
-from results.formats import FORMATS
+from results.report import as_report
 
 __all__ = ["build", "paired", "paired_difference", "render", "write"]
 Entries = Sequence[dict[str, Any]]
+FORMATS = {**formats.FORMATS, "report": ("report.html", as_report)}
 PAIRED = (("FT", "finetune"), ("LIN", "linear_probe"), ("1%", "few_shot"), ("kNN", "knn"))
 
 
