@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import shlex
 from collections import Counter
@@ -23,6 +24,7 @@ from results.report import svg
 MOST_BASES = 12  # measured rows that can each be the baseline; of more, the first, the last and the one of --reference
 MOST_DRAWN = 8  # rows in a figure of differences, one for each colour
 LARGEST_SIDE_FILE = 4 * 1024**2  # a certificate has kilobytes
+LARGEST = 1e6  # number that is drawn
 SEVERITIES = ("1", "2", "3", "4", "5")
 
 
@@ -161,8 +163,14 @@ def _differences(
                 continue
             published_both = cell.entry is None and other.entry is None  # of two papers' numbers we know no error
             error = None if published_both else table.combined(cell, other, metric, outcomes, column)
-            found[number].append((cell.value - other.value, error))
+            difference = cell.value - other.value
+            found[number].append((difference, error) if _can_be_drawn(difference, error) else None)
     return found
+
+
+def _can_be_drawn(value: float, error: float | None) -> bool:
+    """Whether it is of a percentage's order: a record may hold any finite number, on which no axis is made."""
+    return abs(value) < LARGEST and abs(error or 0) < LARGEST
 
 
 def _drawn(measured: Sequence[Row], runs: Mapping[str, list[tuple[float, Row]]]) -> tuple[list[Row], str]:
@@ -233,7 +241,7 @@ def _epochs(
 ) -> list[tuple[str, Markup, str]]:
     """A panel a column: the metric of each run over its epochs, comparable published numbers, what is absent."""
     panels = []
-    epochs = sorted({epoch for own in runs.values() for epoch, _ in own})
+    epochs = [[epoch for epoch, _ in own] for own in runs.values()]
     architectures = {row.architecture for own in runs.values() for _, row in own}
     for heading, *_ in grid.columns if runs else ():
         series, absent, differing = [], [], False
@@ -241,7 +249,7 @@ def _epochs(
             points = []
             for epoch, row in own:
                 cell = row.cells[heading]
-                if cell.value is None:
+                if cell.value is None or not _can_be_drawn(cell.value, cell.error):
                     absent.append(f"{row.label} ({'not run' if cell.text == table.NOT_RUN else cell.text})")
                     continue
                 differing = differing or bool(cell.marks)
@@ -255,20 +263,12 @@ def _epochs(
             if row.kind == "published" and row.architecture in architectures and row.cells[heading].takes_part
         }
         known = {label: value for label, value in lines.items() if value is not None}
-        # runs of other lengths share the axis; a line is broken at its own missing epochs alone
         told = [f"not here: {_listed(absent)}"] if absent else []
         told += (
             ["measured by another protocol than the lines; see the marks in the table"] if differing and known else []
         )
-        panels.append(
-            (heading, svg.along_epochs(series, epochs if len(runs) == 1 else _own(series), known), "; ".join(told))
-        )
+        panels.append((heading, svg.along_epochs(series, epochs, known), "; ".join(told)))
     return panels
-
-
-def _own(series: Sequence[Sequence[svg.Point]]) -> list[float]:
-    """The epochs that some run has."""
-    return sorted({point.x for run in series for point in run})
 
 
 def _listed(names: Sequence[str], most: int = 6) -> str:
@@ -293,20 +293,19 @@ def _missing(grid: Grid, measured: Sequence[Row], out: Path) -> list[dict[str, s
     """What has no number, with its reason and the command that measures it; rows with the same stand together."""
     found: dict[tuple[str, ...], list[str]] = {}
     for row in measured:
-        for node, own in itertools.groupby(grid.columns, key=lambda column: column[1]):
-            columns: dict[tuple[str, str], list[str]] = {}
-            for heading, _, metric in own:
-                cell = row.cells[heading]
-                if cell.value is None:
-                    entry = cell.entry
-                    reason = "there is no record of it yet" if entry is None else entry["reason"]
-                    reason = marks.why_skipped(entry, metric) if entry and entry["status"] == "ok" else reason
-                    columns.setdefault((_state(cell), reason), []).append(heading)
-            for (state, reason), headings in columns.items():
-                log = f"logs/{row.label}-{node}.log"
-                log = log if state == "failed" and "/" not in row.label and _is_file(out / log) else ""
-                again = command(row, node, row.cells[headings[0]].entry or {}) if state == "failed" else ""
-                found.setdefault((state, ", ".join(headings), reason, log, again), []).append(row.label)
+        columns: dict[tuple[str, str, str], list[str]] = {}
+        for heading, node, metric in grid.columns:
+            cell = row.cells[heading]
+            if cell.value is None:
+                entry, state = cell.entry, _state(cell)
+                reason = "there is no record of it yet" if entry is None else entry["reason"]
+                reason = marks.why_skipped(entry, metric) if entry and entry["status"] == "ok" else reason
+                columns.setdefault((state, reason, node if state == "failed" else ""), []).append(heading)
+        for (state, reason, node), headings in columns.items():
+            log = f"logs/{row.label}-{node}.log"
+            log = log if node and "/" not in row.label and _is_file(out / log) else ""
+            again = command(row, node, row.cells[headings[0]].entry or {}) if node else ""
+            found.setdefault((state, ", ".join(headings), reason, log, again), []).append(row.label)
     ranks = ("failed", "skipped", "not run")
     return [
         dict(zip(("state", "columns", "reason", "log", "command", "rows"), (*key, _listed(labels, 12)), strict=True))
@@ -339,7 +338,9 @@ def _corruptions(measured: Sequence[Row]) -> dict[str, Any]:
 def _numbers(values: Any) -> dict[str, float]:
     """The numbers of what a record has there; anything else in it is left out."""
     values = values if isinstance(values, dict) else {}
-    return {name: float(value) for name, value in values.items() if type(value) in (int, float)}
+    return {
+        name: float(value) for name, value in values.items() if type(value) in (int, float) and abs(value) < LARGEST
+    }
 
 
 def _entries(row: Row) -> dict[str, Entry]:
@@ -356,7 +357,7 @@ def _times(measured: Sequence[Row]) -> dict[str, Any]:
         cells: list[tuple[float, str, str] | None] = []
         for task in tasks:
             seconds = own.get(task, {}).get("seconds")
-            if isinstance(seconds, int | float) and not isinstance(seconds, bool):
+            if isinstance(seconds, int | float) and 0 <= seconds < math.inf:
                 cells.append((float(seconds), duration(float(seconds)), _device(own[task])))
             else:
                 cells.append(None)

@@ -53,16 +53,18 @@ def differences(points: Sequence[Point], low: float, high: float) -> Markup:
     return _figure(bottom + 20, parts, "differences with 95 % intervals")
 
 
-def along_epochs(series: Sequence[Sequence[Point]], epochs: Sequence[float], lines: Mapping[str, float]) -> Markup:
+def along_epochs(
+    series: Sequence[Sequence[Point]], epochs: Sequence[Sequence[float]], lines: Mapping[str, float]
+) -> Markup:
     """A line for each run over its epochs, with 95 % intervals, and a dashed one for each published number.
 
-    A line is broken where an epoch of ``epochs`` was not measured.
+    A line is broken where one of its run's ``epochs`` was not measured.
     """
     height, left, right = 180, 34, 92 if lines else 12
     points = [point for run in series for point in run]
     reach = [point.value + sign * Z * (point.error or 0) for point in points for sign in (-1, 1)] + list(lines.values())
     low, high = padded(min(reach), max(reach))
-    first, last = min(epochs), max(epochs)
+    first, last = min(map(min, epochs)), max(map(max, epochs))
 
     def across(x: float) -> float:
         return left + 6 + (WIDTH - left - right - 12) * ((x - first) / (last - first) if last > first else 0.5)
@@ -86,10 +88,10 @@ def along_epochs(series: Sequence[Sequence[Point]], epochs: Sequence[float], lin
             f'data-name="{html(name)}" data-value="{value!r}"/>',
             _text(WIDTH - right + 4, ceiling, shown, "start", "tick-name"),
         ]
-    for run in series:
+    for run, own in zip(series, epochs, strict=True):
         path, before = "", None
         for point in run:
-            index = epochs.index(point.x)
+            index = own.index(point.x)
             joined = before is not None and index == before + 1
             path += f"{'L' if joined else 'M'}{across(point.x):.2f} {up(point.value):.2f}"
             before = index
