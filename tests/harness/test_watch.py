@@ -194,11 +194,11 @@ def test_elsewhere_each_running_job_gets_a_line_that_says_something(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(watch, "SECONDS_BETWEEN_NEWS", 0.4)
-    tells = "from evaluate.runtime.progress import tell; tell('training', 0, 400); import time; time.sleep(1.1)\n"
-    tells += "tell('training', 100, 400, lambda: 'loss 0.31'); time.sleep(0.8)"
+    tells = "from evaluate.runtime.progress import tell; tell('training', 0, 400); import time; time.sleep(1.5)\n"
+    tells += "tell('training', 100, 400, lambda: 'loss 0.31'); time.sleep(1.5)"
     codes = {
-        "silent": "import time; time.sleep(2)",
-        "prints": "print('reading', flush=True); import time; time.sleep(2)",
+        "silent": "import time; time.sleep(3)",
+        "prints": "print('reading', flush=True); import time; time.sleep(3)",
     }
     jobs = [
         executor.Job(name, lambda code=code: [sys.executable, "-c", code], tmp_path / f"{name}.log")  # type: ignore[misc]
@@ -206,11 +206,12 @@ def test_elsewhere_each_running_job_gets_a_line_that_says_something(
     ]
     executor.run(jobs, slots=3, out=tmp_path)
     said = capsys.readouterr().out
+    # how long a process takes to start is not ours to say: a busy machine needs seconds
     assert "silent: starting (1 s)" in said and "no output" not in said
-    assert "prints: running for 1 s, reading\n" in said
-    assert "tells: running for 1 s, training 0/400\n" in said
-    assert re.search(r"tells: running for [12] s, training 100/400, loss 0.31, [23] s left\n", said)
-    assert 3 <= said.count("silent: starting") <= 5, said
+    assert re.search(r"prints: running for \d s, reading\n", said)
+    assert re.search(r"tells: running for \d+ s, training 0/400\n", said)
+    assert re.search(r"tells: running for \d+ s, training 100/400, loss 0.31, [3-6] s left\n", said)
+    assert 4 <= said.count("silent: starting") <= 8, said
 
 
 def launch(**states: str) -> launches.Launch:
