@@ -17,7 +17,7 @@ TEXTS = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser, of_rows: bool = False) -> None:
+def add_options(parser: argparse._ActionsContainer, of_rows: bool = False) -> None:
     """Adds --branch, --format, --prefix, --normalize and --assume; with ``of_rows`` the last takes one row's too."""
     for name, text in TEXTS.items():
         parser.add_argument(f"--{name}", help=text)

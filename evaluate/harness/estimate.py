@@ -243,4 +243,6 @@ def kept(out: Path, gpus: int) -> Speed:
         speed = Speed(**json.loads((out / SPEED).read_text()))
     except (OSError, ValueError, TypeError):
         speed = None
-    return speed if speed and speed.gpu == bool(gpus) else H100 if gpus else CORE
+    if speed and speed.gpu == bool(gpus):
+        return speed
+    return H100 if gpus else CORE

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import run_all
-from evaluate.harness import plan, slurm
+from evaluate.harness import options, plan, slurm
 from evaluate.runtime.cli import loading_processes
 from evaluate.runtime.errors import UserError
 
@@ -76,7 +76,7 @@ def test_a_dry_run_prints_commands_that_run_all_takes_and_writes_nothing(tmp_pat
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "out").exists()
     lines = [shlex.split(line) for line in done.stdout.splitlines() if "run_all.py" in line]
-    parts = {(given := run_all.parse(line[2:])).part: given for line in lines}
+    parts = {(given := options.parse(line[2:], None)).part: given for line in lines}
     names = ["convert", "finetune", "finetune seed 1", "knn", "robustness", "robustness seed 1"]
     assert set(parts) == {"table", *(f"{row}/{name}" for row in "ab" for name in names)}
     assert {line[0] for line in lines} == {sys.executable}

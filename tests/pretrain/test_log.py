@@ -16,6 +16,7 @@ from PIL import Image
 from pretrain import train
 from pretrain.log import Log
 from pretrain.methods.siameseim import PAPER
+from tests.terminals import shown_on
 
 TINY = (
     "epochs=2",
@@ -94,11 +95,6 @@ def test_a_terminal_shows_a_bar(images, tmp_path):
         command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     )
     os.close(writer)
-    shown = b""
-    try:
-        while part := os.read(reader, 65536):
-            shown += part
-    except OSError:  # the other end is closed
-        pass
+    shown = shown_on(reader)
     assert process.wait() == 0, process.stderr.read().decode()
     assert "━" in shown.decode() and b"img/s" in shown and b"knn_top1" in shown
