@@ -21,6 +21,7 @@ from evaluate.harness import executor, launches, watch
 from evaluate.runtime import processes, progress
 from evaluate.runtime.progress import Told
 from results import atomic
+from tests.terminals import shown_on
 
 # two slots; `long` tells how far it is and then sleeps, `quick` ends, `bad` fails, `absent` is skipped
 RUN = """
@@ -28,7 +29,6 @@ import sys
 from pathlib import Path
 from evaluate.harness import executor
 from evaluate.runtime.processes import PARENT
-from tests.terminals import shown_on
 out, seconds = Path(sys.argv[1]), sys.argv[2]
 (out / "records").mkdir(parents=True, exist_ok=True)
 parent = "from evaluate.runtime.processes import end_with_parent; end_with_parent()\\n"
