@@ -198,14 +198,14 @@ def test_a_thousand_records_take_seconds_and_a_table_a_fraction(tmp_path: Path) 
     nodes = list(dict.fromkeys(node for _, node, _ in COLUMNS))
     names = [f"row{number}" for number in range(1000 // len(nodes) + 1)]
     write_records(tmp_path, *names, resamples={"box_ap": [50.12345] * 200, "mask_ap": [50.12345] * 200})
-    begun = time.perf_counter()
+    begun = time.process_time()  # what runs beside must not count
     assert command.main([str(tmp_path)]) == 0
-    whole = time.perf_counter() - begun
+    whole = time.process_time() - begun
     few = tmp_path / "few"
     write_records(few, *names[:3])
     entries = record.read_all(few / "records")
-    begun = time.perf_counter()
+    begun = time.process_time()
     tables.render(few, names[:3], entries)
-    again = time.perf_counter() - begun
+    again = time.process_time() - begun
     print(f"1,000 records {whole:.2f} s, three rows again {again:.3f} s")
-    assert whole < 15 and again < 0.9  # three times what is promised: other work may run beside
+    assert whole < 15 and again < 0.9  # three times what is promised: processors differ
