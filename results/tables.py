@@ -6,7 +6,7 @@ never share a table with published numbers. If a cell's set has another number o
 published numbers of its column are left out. If this holds for every number measured, the published rows are left out.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,17 +70,23 @@ def _assumptions(entries: Entries, labels: Sequence[str]) -> list[str]:
 
 
 def _reasons(entries: Entries, labels: Sequence[str]) -> list[str]:
-    """Why a cell has no number: the task was skipped or failed, or it ran and skipped the column."""
-    reasons = []
+    """Why a cell has no number: the task was skipped or failed, or it ran and skipped the column.
+
+    What rows and columns have in common is said once.
+    """
+    missing: dict[tuple[str, str], list[str]] = defaultdict(list)  # what, by row and reason
     for label, own in rows.by_row(entries).items():
         for task, (entry, *_) in rows.choose(own).items() if label in labels else ():
             if entry["status"] != "ok":
-                reasons.append(f"{label}, {task}: {entry['status']}: {entry['reason']}")
+                missing[label, f"{entry['status']}: {entry['reason']}"].append(task)
                 continue
             for heading, node, metric in (*COLUMNS, *EXTRA_COLUMNS):
                 if node == task and metric not in entry["metrics"]:
-                    reasons.append(f"{label}, {heading}: skipped: {marks.why_skipped(entry, metric)}")
-    return reasons
+                    missing[label, f"skipped: {marks.why_skipped(entry, metric)}"].append(heading)
+    shared: dict[tuple[str, str], list[str]] = defaultdict(list)  # rows, by what and reason
+    for (label, reason), what in missing.items():
+        shared[", ".join(what), reason].append(label)
+    return [f"{', '.join(own)}, {what}: {reason}" for (what, reason), own in shared.items()]
 
 
 def _not_shown(entries: Entries, labels: Sequence[str]) -> list[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from results import __main__ as command
-from results import marks, record
+from results import marks, record, tables
 from results.columns import COLUMNS
 from tests.results.entries import PAPER, entry, shown
 
@@ -127,6 +127,18 @@ def test_a_column_that_is_skipped_in_a_task_that_ran_gives_its_reason(tmp_path: 
     assert [table.loc["mine", heading] for heading in SET_COLUMNS] == ["1.0", "skipped", "skipped", "skipped"]
     assert "mine, IN-C: skipped: imagenet_c is not under DATA" in text
     assert "mine, IN-R: skipped: the task with these settings measures no imagenet_r_top1" in text
+
+
+def test_what_rows_and_tasks_lack_for_one_reason_is_said_once(tmp_path: Path) -> None:
+    failed = [
+        entry(task, encoder=name, encoder_fingerprint=name, status="failed", metrics={}, reason="its file is cut short")
+        for name in ("a", "b")
+        for task in ("finetune", "knn")
+    ]
+    other = entry("knn", encoder="c", encoder_fingerprint="c", status="skipped", metrics={}, reason="no images")
+    text = tables.build(tmp_path, ["a", "b", "c"], [*failed, other]).notes
+    said = [note for note in text if "its file is cut short" in note or "no images" in note]
+    assert said == ["a, b, finetune, knn: failed: its file is cut short", "c, knn: skipped: no images"]
 
 
 def test_more_than_26_footnotes_have_names_of_their_own(tmp_path: Path) -> None:
