@@ -79,8 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         given = Path(os.path.abspath(arguments.cancel))
         return 0 if slurm_states.cancel(given) else watch.cancel(given)
     slurm.check(arguments)
-    if arguments.demo and (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean):
-        raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --check-data, --calibrate and --clean")
+    if arguments.demo and (arguments.ckpt or arguments.calibrate or arguments.clean):
+        raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --calibrate and --clean")
     is_demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
     minutes = minutes_of(arguments) if is_demo else None
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
@@ -304,6 +304,8 @@ def examine(
         return calibrate.main(["--ckpt", str(arguments.calibrate), *options])
     names = [name for node in nodes for name in plan.data_sets(node, configs[node.name][1])]
     samples = sys.maxsize if arguments.verify_data else check.SAMPLES
+    if arguments.demo:  # it takes what is there
+        return check.report(root, ["imagenet", *names], samples, subset=True, needed=["imagenet"])
     return check.report(root, names, samples, subset=arguments.subset)
 
 

@@ -88,15 +88,23 @@ def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES, subset:
     return found
 
 
-def report(data_root: Path, names: Iterable[str], samples: int = SAMPLES, subset: bool = False) -> int:
+def report(
+    data_root: Path,
+    names: Iterable[str],
+    samples: int = SAMPLES,
+    subset: bool = False,
+    needed: Iterable[str] | None = None,
+) -> int:
     """Prints a line a set; the exit status: 0, EXIT_USER where one is wrong, EXIT_SKIPPED where none is wrong and one
-    absent.
+    absent that is ``needed`` (None: all are).
     """
     found = check(layouts.root(data_root), names, samples, subset)
     for finding in found:
         print(finding, file=sys.stderr if finding.status == "wrong" else sys.stdout)
     statuses = {finding.status for finding in found}
-    return EXIT_USER if "wrong" in statuses else EXIT_SKIPPED if "absent" in statuses else 0
+    absent = {finding.name for finding in found if finding.status == "absent"}
+    lacking = absent if needed is None else absent.intersection(needed)
+    return EXIT_USER if "wrong" in statuses else EXIT_SKIPPED if lacking else 0
 
 
 def _imagenet(data_root: Path, samples: int, counts: Counts) -> str:

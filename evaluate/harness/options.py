@@ -154,7 +154,8 @@ def _instead(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
         "--check-data",
         action="store_true",
-        help="check counts, classes and some images of every set that the tasks read, and stop",
+        help="check counts, classes and some images of every set that the tasks read, and stop; with --demo: only "
+        "imagenet must be there, and may be a part",
     )
     parser.add_argument(
         "--subset", action="store_true", help="with --check-data: sets with fewer images than published are meant so"

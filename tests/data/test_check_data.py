@@ -1,6 +1,7 @@
 """The check of the data before a run: a right world passes, each fault is found and named."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_a_whole_world_passes(world: Path, capsys: pytest.CaptureFixture[str]) -
     assert "imagenet: ok: train 40 images (5 read), val 20 images (5 read), 4 classes" in lines
     assert run_all.main(["--check-data", "--data-root", str(world), "--tasks", "knn,few_shot"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_demo_needs_images_of_imagenet_alone(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--demo", "--check-data", "--data-root", str(data)]
+    shutil.rmtree(data / "imagenet-r")
+    assert run_all.main([part for part in command if part != "--demo"]) == EXIT_SKIPPED
+    assert run_all.main(command) == 0 and "imagenet_r: absent" in capsys.readouterr().out
+    shutil.rmtree(data)
+    data.mkdir()
+    assert run_all.main(command) == EXIT_SKIPPED and "imagenet: absent" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
