@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.data import views
-from pretrain.data.images import DataError, ImageFolder, Sample
+from pretrain.data.images import DataError, ImageFolder
 
 
 class Loaded(NamedTuple):
@@ -33,15 +33,17 @@ class Step:
     damaged: dict[int, str]
 
 
-class Collate:
-    """Cuts the crops of a batch inside the worker."""
+class Draws(Dataset[Loaded]):
+    """The crops of micro-batches, cut inside the worker; an index is an epoch and the images that it takes."""
 
-    def __init__(self, epoch: int, config: PretrainConfig):
-        self.epoch, self.config = epoch, config
+    def __init__(self, images: ImageFolder, config: PretrainConfig):
+        self.images, self.config = images, config
 
-    def __call__(self, samples: list[Sample]) -> Loaded:
+    def __getitem__(self, draw: tuple[int, list[int]]) -> Loaded:
+        epoch, taken = draw
+        samples = [self.images[index] for index in taken]
         index = np.array([sample.index for sample in samples])
-        crops = views.crop([sample.image for sample in samples], index, self.epoch, self.config)
+        crops = views.crop([sample.image for sample in samples], index, epoch, self.config)
         return Loaded(crops, {position: why for sample in samples for position, why in sample.damaged.items()})
 
 
@@ -82,20 +84,26 @@ def steps_from(
     the same for one process with a micro-batch of 2N and for two with N.
     """
     steps = steps_per_epoch(len(images), config)
-    for epoch in range(first // steps, config.epochs):
-        rows = order(len(images), epoch, config)[max(first - epoch * steps, 0) :]
-        mine = rows.reshape(len(rows), -1, distributed.world_size(), micro_batch)[:, :, distributed.rank()]
-        loader = iter(
-            DataLoader(
-                images,
-                batch_sampler=mine.reshape(-1, micro_batch).tolist(),
-                collate_fn=Collate(epoch, config),
-                num_workers=workers,
-                pin_memory=torch.cuda.is_available(),  # copied to the GPU while it still computes
-                worker_init_fn=_leave_signals_to_the_run,
-            )
+
+    def epochs() -> Iterator[tuple[int, np.ndarray]]:
+        """Each epoch that is not over, with the (steps, micro-batches, micro_batch) images of this process."""
+        for epoch in range(first // steps, config.epochs):
+            rows = order(len(images), epoch, config)[max(first - epoch * steps, 0) :]
+            yield epoch, rows.reshape(len(rows), -1, distributed.world_size(), micro_batch)[:, :, distributed.rank()]
+
+    # one for the whole run: its workers go on from an epoch to the next without a pause
+    loader = iter(
+        DataLoader(
+            Draws(images, config),
+            batch_size=None,
+            sampler=((epoch, part) for epoch, mine in epochs() for part in mine.reshape(-1, micro_batch).tolist()),
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),  # copied to the GPU while it still computes
+            worker_init_fn=_leave_signals_to_the_run,
         )
-        for _ in rows:
+    )
+    for epoch, mine in epochs():
+        for _ in mine:
             parts = [_next(loader) for _ in range(mine.shape[1])]
             yield Step(
                 epoch, [part.crops for part in parts], {i: why for part in parts for i, why in part.damaged.items()}

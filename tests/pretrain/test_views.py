@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from pretrain.data import augment, views
 from pretrain.data.images import Sample
-from pretrain.data.loader import Collate, Loaded
+from pretrain.data.loader import Draws, Loaded
 from pretrain.geometry import relative_geometry, relative_positions
 from pretrain.methods import swav
 from pretrain.methods.siameseim import DEMO, PAPER
@@ -167,7 +167,7 @@ def test_every_tensor_of_a_batch_is_pinned_for_the_gpu(monkeypatch):
     monkeypatch.setattr(
         torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor
     )  # as without a GPU it cannot be
-    loaded = pin_memory(Collate(0, DEMO)(images))
+    loaded = pin_memory(Draws(images, DEMO)[0, [0, 1]])
     assert isinstance(loaded, Loaded) and loaded.damaged == {7: "damaged"}
     there = [tensor for tensor in loaded.crops if tensor is not None]
     assert len(there) == 9 and all(one is other for one, other in zip(pinned, there, strict=True))

@@ -1,0 +1,49 @@
+"""The loader of a whole run: which images each step takes, and which processes read them."""
+
+import itertools
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pretrain.data import loader
+from pretrain.data.images import Sample
+from pretrain.methods.siameseim import DEMO
+
+CONFIG = replace(DEMO, batch_size=4, epochs=3)
+
+
+class Signed:
+    """Ten images; what reads one signs it in the place where damaged images are named."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample(torch.full((3, 40, 48), index, dtype=torch.uint8), index, {os.getpid(): "read here"})
+
+
+def steps(first: int, micro_batch: int, workers: int) -> list[loader.Step]:
+    images: Any = Signed()
+    return list(loader.steps_from(images, first, micro_batch, CONFIG, workers))
+
+
+def taken(step: loader.Step) -> list[list[int]]:
+    return [part.index.tolist() for part in step.micro]
+
+
+def test_one_process_reads_from_the_first_epoch_to_the_last() -> None:
+    made = steps(0, 4, workers=1)
+    readers = {reader for step in made for reader in step.damaged}
+    assert len(made) == 6 and len(readers) == 1 and os.getpid() not in readers
+
+
+def test_a_run_that_goes_on_takes_the_images_of_an_unbroken_one() -> None:
+    whole = steps(0, 2, workers=0)
+    assert [step.epoch for step in whole] == [0, 0, 1, 1, 2, 2]
+    for first, workers in itertools.product((1, 2, 5, 6), (0, 2)):
+        rest = steps(first, 2, workers)
+        assert [(step.epoch, taken(step)) for step in rest] == [(step.epoch, taken(step)) for step in whole[first:]]
+    order = [row for epoch in range(3) for row in loader.order(10, epoch, CONFIG)]
+    assert [taken(step) for step in whole] == [row.reshape(2, 2).tolist() for row in order]
