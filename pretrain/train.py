@@ -34,7 +34,7 @@ from torch import nn
 
 from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS, at_least_one, at_least_zero
-from evaluate.runtime.errors import UserError
+from evaluate.runtime.errors import UserError, from_outside
 from evaluate.runtime.precision import allow_tf32
 from evaluate.runtime.settings import help_text
 from pretrain import budget, checkpoint, distributed, preview
@@ -48,7 +48,7 @@ from pretrain.log import Log
 from pretrain.methods import METHODS, Method, MethodModule, configure, method_of, module_of, presets, read_config
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer, set_rate
-from pretrain.signals import listening, sentence
+from pretrain.signals import listening, out_of_memory
 from pretrain.step import PRECISIONS, accumulate, find_culprits, seed
 from pretrain.vit import set_grad_checkpointing
 
@@ -303,8 +303,11 @@ def _main(arguments: argparse.Namespace) -> int:
     except Interrupted as stop:
         return _end(stop.status, str(stop))
     except RuntimeError as error:
-        text = sentence(error)
-        if text is None:
+        if isinstance(error, torch.OutOfMemoryError):
+            text = out_of_memory(error, configured(arguments), arguments.micro_batch)
+        else:
+            text = from_outside(error)
+        if not text:
             raise
         print(f"pretrain.train: process {distributed.rank()}: {text}", file=sys.stderr)
         return EXIT_FAILED
