@@ -39,8 +39,8 @@ def out_of_memory(error: torch.OutOfMemoryError, config: PretrainConfig, micro_b
     of = f" (a {found[0]})" if found else ""
     taken, paper = images_at_once(micro_batch, config), module_of(config.method).PRESETS["paper"].batch_size
     return (
-        f"the GPU's memory{of} does not hold a step with micro_batch {taken}, and the paper's value is {paper} over all "
-        f"processes: take more or larger GPUs, or --grad-checkpointing, which changes no number; a smaller "
+        f"the GPU's memory{of} does not hold a step with micro_batch {taken}, and the paper's value is {paper} over "
+        f"all processes: take more or larger GPUs, or --grad-checkpointing, which changes no number; a smaller "
         f"--micro-batch is never chosen for you, since BatchNorm and the loss's correlation then see fewer images "
         f"together, which is another training"
     )
