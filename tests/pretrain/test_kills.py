@@ -75,7 +75,7 @@ def _killed_in_a_save(point: int, rank: int) -> None:
     """Kills the process at the ``point``-th thing that its second save asks of the disk; the 0th is half of the
     file."""
     saves, asked = itertools.count(1), itertools.count(1)
-    save, to_file = checkpoint.save, torch.save
+    put, to_file = checkpoint.put, torch.save
 
     def dying(function):
         def called(*arguments, **keywords):
@@ -94,14 +94,14 @@ def _killed_in_a_save(point: int, rank: int) -> None:
 
     def second_save(*arguments, **keywords):
         if next(saves) != 2:
-            return save(*arguments, **keywords)
+            return put(*arguments, **keywords)
         before = torch.save, os.fsync, os.replace
         torch.save, os.fsync, os.replace = half if point == 0 else to_file, dying(os.fsync), dying(os.replace)
-        path = save(*arguments, **keywords)
+        path = put(*arguments, **keywords)
         torch.save, os.fsync, os.replace = before
         return path
 
-    checkpoint.save = second_save
+    checkpoint.put = second_save
 
 
 def test_a_kill_at_every_point_of_a_save_changes_nothing(images, unbroken, tmp_path):
