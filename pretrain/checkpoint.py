@@ -10,13 +10,14 @@ import itertools
 import json
 import os
 import re
+import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain.config import PretrainConfig
 from pretrain.methods import MethodModule
@@ -31,8 +32,72 @@ CHUNK = 2**24
 def save(
     folder: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, keep: int = KEEP, **state: Any
 ) -> Path:
-    """Writes ``checkpoint.pth`` under the method's official names, and config.json; ``keep`` checkpoints stay, this one
-    included.
+    """Writes ``checkpoint.pth`` under the method's official names, and config.json, as ``put``; returns the path."""
+    return put(folder, _content(model, method, config, state), keep)
+
+
+class Saver:
+    """Saves from a thread: training goes on while the file is written. One file is written at a time.
+
+    As a context it waits for the thread at its end. Only ``save`` and ``wait`` tell what failed in it.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread:
+            self._thread.join()
+
+    def save(
+        self, folder: Path, model: nn.Module, method: MethodModule, config: PretrainConfig, keep: int, **state: Any
+    ) -> None:
+        """Copies everything to the memory of the CPU and begins to write it, after the save before has ended.
+
+        Raises:
+            Exception: what the save before raised, OSError as a rule.
+        """
+        self.wait()
+        content = in_own_memory(_content(model, method, config, state))
+        self._thread = threading.Thread(target=self._put, args=(folder, content, keep), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Returns when everything is on the disk. Raises what the last save raised, once."""
+        if self._thread:
+            self._thread.join()
+        error, self._thread, self._error = self._error, None, None
+        if error:
+            raise error
+
+    def _put(self, folder: Path, content: dict[str, Any], keep: int) -> None:
+        try:
+            put(folder, content, keep)
+        except Exception as error:  # it is raised in the thread that trains
+            self._error = error
+
+
+def in_own_memory(content: Any) -> Any:
+    """A copy of nested dictionaries, lists and tuples whose tensors are copied to the memory of the CPU."""
+    if isinstance(content, Tensor):
+        return content.detach().to("cpu", copy=True)
+    if isinstance(content, dict):
+        return {key: in_own_memory(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(in_own_memory(value) for value in content)
+    return content
+
+
+def _content(model: nn.Module, method: MethodModule, config: PretrainConfig, state: dict[str, Any]) -> dict[str, Any]:
+    return {"model": method.to_official(model.state_dict()), "config": config.to_json(), **state}
+
+
+def put(folder: Path, content: dict[str, Any], keep: int) -> Path:
+    """Writes a checkpoint and its config.json; ``keep`` checkpoints stay, this one included.
 
     The new file is whole and on the disk before it takes the name, and each older one is whole under one name or the
     next.
@@ -41,8 +106,7 @@ def save(
         OSError: the folder cannot take the file; the older checkpoints are as they were.
     """
     path, temporary = folder / NAME, folder / f".{NAME}.part"
-    content = {"model": method.to_official(model.state_dict()), "config": config.to_json(), **state}
-    text = json.dumps(config.to_json(), indent=1).encode()
+    text = json.dumps(content["config"], indent=1).encode()
     write(folder / "config.json", lambda file: file.write(text))
     _write_part(path, temporary, lambda file: _write_with_checksum(file, content))
     older = [path, *(folder / f"checkpoint.{number}.pth" for number in range(1, keep))]

@@ -1,12 +1,15 @@
-"""Signals that ask a run to stop, and the faults of libraries as sentences."""
+"""What stops a run from outside: signals, and a GPU without room for a step."""
 
 import contextlib
+import re
 import signal
 from collections.abc import Iterator
 
 import torch
 
-from evaluate.runtime.errors import from_outside
+from pretrain.config import PretrainConfig
+from pretrain.data.loader import images_at_once
+from pretrain.methods import module_of
 
 
 @contextlib.contextmanager
@@ -27,11 +30,17 @@ def listening() -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def sentence(error: RuntimeError) -> str | None:
-    """What an error that comes from outside this process means to a person; None for any other."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            "the GPU has too little memory; --grad-checkpointing takes less and changes nothing else; a lower "
-            "--micro-batch takes less too, but then BatchNorm and SiameseIM's loss see fewer images together"
-        )
-    return from_outside(error) or None
+def out_of_memory(error: torch.OutOfMemoryError, config: PretrainConfig, micro_batch: int | None) -> str:
+    """What a run says that a GPU does not hold: the setting, the paper's value, and what a smaller one changes.
+
+    Nothing is halved here: the images that are taken at once are part of what a run computes.
+    """
+    found = re.search(r"total capacity of [\d.]+ \w+", str(error))
+    of = f" (a {found[0]})" if found else ""
+    taken, paper = images_at_once(micro_batch, config), module_of(config.method).PRESETS["paper"].batch_size
+    return (
+        f"the GPU's memory{of} does not hold a step with micro_batch {taken}, and the paper's value is {paper} over "
+        f"all processes: take more or larger GPUs, or --grad-checkpointing, which changes no number; a smaller "
+        f"--micro-batch is never chosen for you, since BatchNorm and the loss's correlation then see fewer images "
+        f"together, which is another training"
+    )

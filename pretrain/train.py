@@ -34,7 +34,7 @@ from torch import nn
 
 from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS, at_least_one, at_least_zero
-from evaluate.runtime.errors import UserError
+from evaluate.runtime.errors import UserError, from_outside
 from evaluate.runtime.precision import allow_tf32
 from evaluate.runtime.settings import help_text
 from pretrain import budget, checkpoint, distributed, preview
@@ -48,7 +48,7 @@ from pretrain.log import Log
 from pretrain.methods import METHODS, Method, MethodModule, configure, method_of, module_of, presets, read_config
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer, set_rate
-from pretrain.signals import listening, sentence
+from pretrain.signals import listening, out_of_memory
 from pretrain.step import PRECISIONS, accumulate, find_culprits, seed
 from pretrain.vit import set_grad_checkpointing
 
@@ -72,7 +72,7 @@ class Execution:
     keep: int = checkpoint.KEEP
     """Checkpoints that are kept."""
     save_minutes: float = SAVE_MINUTES
-    """A checkpoint is written so often, besides after each epoch."""
+    """A checkpoint is written so often, besides one at the end and on a signal."""
     monitor_epochs: int | None = None
     """Epochs between two measurements of the features (``pretrain.monitor``); 0 for none, None for a hundredth of the
     run."""
@@ -120,7 +120,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     )  # steps between two
     monitor = distributed.on_rank_zero(lambda: Monitor(images, config) if looks else None)
 
-    with Log(out, config, steps, first) as log, listening() as heard:
+    with Log(out, config, steps, first) as log, listening() as heard, checkpoint.Saver() as saver:
         faults.say, saved = log.say, time.monotonic()
         for step in range(first, total):
             batch = distributed.all_or_none(lambda: next(batches))
@@ -154,18 +154,20 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
             overdue = distributed.any_rank(
                 distributed.rank() == 0 and time.monotonic() - saved >= 60 * execution.save_minutes
             )
-            if signals or overdue or (step + 1) % steps == 0:
+            if signals or overdue or step + 1 == total:
                 states = {name: part.state_dict() for name, part in parts.items()}
                 states |= {"step": step + 1, "epoch": (step + 1) // steps, "normalised_together": together}
                 states |= {"images": images.identity}
                 distributed.on_rank_zero(
-                    functools.partial(checkpoint.save, out, model, method, config, execution.keep, **states)
+                    functools.partial(saver.save, out, model, method, config, execution.keep, **states)
                 )
                 saved = time.monotonic()
             if signals:
+                distributed.on_rank_zero(saver.wait)
                 raise Interrupted(signals[0], step + 1)
             if looks and (step + 1) % looks == 0:
                 distributed.on_rank_zero(functools.partial(_look, monitor, model, config, step + 1, device, log))
+        distributed.on_rank_zero(saver.wait)
     return out / checkpoint.NAME
 
 
@@ -303,8 +305,11 @@ def _main(arguments: argparse.Namespace) -> int:
     except Interrupted as stop:
         return _end(stop.status, str(stop))
     except RuntimeError as error:
-        text = sentence(error)
-        if text is None:
+        if isinstance(error, torch.OutOfMemoryError):
+            text = out_of_memory(error, configured(arguments), arguments.micro_batch)
+        else:
+            text = from_outside(error)
+        if not text:
             raise
         print(f"pretrain.train: process {distributed.rank()}: {text}", file=sys.stderr)
         return EXIT_FAILED
@@ -378,7 +383,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--save-minutes",
         type=float,
         default=SAVE_MINUTES,
-        help="minutes between two saves, besides one after each epoch; 0: save each step (default: %(default)s)",
+        help="minutes between two saves, besides one at the end; 0: save each step (default: %(default)s)",
     )
     parser.add_argument(
         "--monitor-epochs",

@@ -11,6 +11,7 @@ import run_all
 from evaluate import calibrate
 from evaluate.harness import task
 from evaluate.mm import benchmark as mm_benchmark
+from evaluate.mm.parity import __main__ as mm_parity
 from evaluate.runtime import devices
 from evaluate.runtime.errors import UserError
 from pretrain import parity, train
@@ -61,7 +62,7 @@ def resolved(environment, word, folder, **changes):
         ("cuda", "--device cuda cannot be used: torch "),
     ],
 )
-@pytest.mark.parametrize("command", ["run_all", "task", "calibrate", "train", "benchmark", "parity", "mm"])
+@pytest.mark.parametrize("command", ["run_all", "task", "calibrate", "train", "benchmark", "parity", "mm", "mm parity"])
 def test_every_command_refuses_a_word_in_one_sentence(command, word, says, tmp_path, capsys, monkeypatch):
     for name, value in NO_GPU.items():
         monkeypatch.setenv(name, value)
@@ -77,6 +78,7 @@ def test_every_command_refuses_a_word_in_one_sentence(command, word, says, tmp_p
         "benchmark": lambda: benchmark.main(["--device", word]),
         "parity": lambda: parity.main(["x.json", "--device", word]),
         "mm": lambda: mm_benchmark.main(["--device", word]),
+        "mm parity": lambda: mm_parity.main(["x.json", "--device", word]),
     }[command]()
     said = capsys.readouterr().err.strip()
     assert status == 2 and says in said and len(said.splitlines()) == 1, said

@@ -9,7 +9,7 @@ import torch
 from evaluate import finetune, knn
 from evaluate.harness import task
 from evaluate.runtime.env import Env
-from pretrain import train
+from pretrain import budget, train
 from tests.pretrain.runs import write_images
 
 TOLD = "CUDA out of memory. Tried to allocate 9 GiB. GPU 0 has a total capacity of 39.39 GiB of which 1 GiB is free."
@@ -32,14 +32,26 @@ def test_a_task(config, says, tmp_path):
     assert entry["status"] == "failed" and says in entry["reason"]
 
 
-def test_a_pretraining(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("preset", "options", "taken", "paper"),
+    [
+        ("demo", [], 8, 4096),
+        ("demo", ["--micro-batch", "4"], 4, 4096),
+        ("demo", ["--minutes", "1"], 8, 4096),
+        ("simsiam_demo", [], 8, 512),
+    ],
+)
+def test_a_pretraining(tmp_path, monkeypatch, capsys, preset, options, taken, paper):
     def accumulate(*_):
         raise torch.OutOfMemoryError(TOLD)
 
     monkeypatch.setattr(train, "accumulate", accumulate)
+    monkeypatch.setattr(budget, "accumulate", accumulate)
     images = write_images(tmp_path / "images")
-    options = ["--data", str(images), "--out", str(tmp_path), "--preset", "demo", "--device", "cpu"]
-    assert train.main([*options, "--set", "batch_size=8"]) == 1
+    start = ["--data", str(images), "--out", str(tmp_path), "--preset", preset, "--device", "cpu"]
+    assert train.main([*start, "--set", "batch_size=8", *options]) == 1
     said = capsys.readouterr().err.strip()
-    assert "--micro-batch takes less too, but then BatchNorm and SiameseIM's loss see fewer images" in said
+    assert "(a total capacity of 39.39 GiB) does not hold a step with micro_batch" in said
+    assert f"micro_batch {taken}, and the paper's value is {paper} over all processes" in said
+    assert "a smaller --micro-batch is never chosen for you, since BatchNorm and the loss's correlation" in said
     assert "\n" not in said

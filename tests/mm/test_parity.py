@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
-from evaluate.mm.parity import __main__
+from evaluate.mm.parity import __main__, backbones, heads
 from evaluate.mm.parity.names import mmseg_name
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dense"
@@ -17,6 +17,16 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "dense"
 def test_reference_numbers(path: Path) -> None:
     result = __main__.compare(path)
     assert result and not {name: pair for name, pair in result.items() if not pair[0] <= pair[1]}
+
+
+@pytest.mark.parametrize("name", ["vitdet_backbone", "simple_feature_pyramid", "mmseg_mae_backbone", "roi_heads"])
+def test_networks_compute_on_the_device_that_is_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``meta`` stands for a GPU: it holds no values, and refuses tensors of the CPU beside its own."""
+    seen = []
+    for module in (backbones, heads):
+        monkeypatch.setattr(module, "difference_at_samples", lambda tensor, _: seen.append(tensor.device.type) or 0.0)
+    __main__.compare(GOLDEN / f"{name}.json", "meta")
+    assert set(seen) == {"meta"}
 
 
 def test_a_changed_number_is_noticed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,10 +86,10 @@ def test_a_full_disk_is_one_sentence_and_costs_nothing_once_there_is_room(images
     ballast = small_disk / "ballast"
     size = sum(value.nbytes for value in unbroken()["model"].values()) * 2  # with the optimizer's
     ballast.write_bytes(bytes(8 * 2**20 - size * 9 // 5))
-    run = Run(images, small_disk / "out")
+    run = Run(images, small_disk / "out", *EVERY_STEP)
     assert run.statuses() == [2]
     assert run.said().count("\n") == 2 and "checkpoint.pth could not be written (No space left on device)" in run.said()
-    assert content(small_disk / "out")["step"] == 3
+    assert content(small_disk / "out")["step"] == 1
     ballast.unlink()
     assert Run(images, small_disk / "out").statuses() == [0]
     assert same(content(small_disk / "out"), unbroken())
@@ -117,7 +117,7 @@ def test_a_save_that_fails_ends_all_processes_and_leaves_what_was_saved(images, 
     assert Run(images, out, "--init-only").statuses() == [0]
     run = Run(images, out, processes=processes, sabotage=_short_files)
     assert run.statuses() == [2] * processes, run.said()
-    assert run.said().count("\n") == 2 and "checkpoint.pth could not be written (File too large)" in run.said()
+    assert run.said().count("\n") == 3 and "checkpoint.pth could not be written (File too large)" in run.said()
     assert content(out)["step"] == 0 and not (out / ".checkpoint.pth.part").exists()
 
 
@@ -189,7 +189,7 @@ def test_a_step_that_is_not_finite_is_skipped_by_all_and_leaves_no_trace(images,
 @pytest.mark.parametrize("processes", [1, 2])
 def test_too_many_such_steps_in_a_row_stop_the_run(images, tmp_path, processes):
     sabotage = functools.partial(_not_finite, "gradient", processes - 1, 2, 99)
-    run = Run(images, tmp_path / "out", "--set", "epochs=5", processes=processes, sabotage=sabotage)
+    run = Run(images, tmp_path / "out", "--set", "epochs=5", *EVERY_STEP, processes=processes, sabotage=sabotage)
     assert run.statuses() == [2] * processes
     assert run.said().count(f"{faults.MAX_SKIPPED_STEPS} steps in a row were not finite, up to step 11") == 1
     assert _images_of(11, processes, processes - 1)[0] in run.said().splitlines()[-1]

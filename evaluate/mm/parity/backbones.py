@@ -64,7 +64,7 @@ def _vitdet(config: dict[str, Any], positions: int) -> ViTDetBackbone:
     ).eval()
 
 
-def vitdet_backbone(content: dict[str, Any]) -> Result:
+def vitdet_backbone(content: dict[str, Any], device: str) -> Result:
     """Every block's output, and the last map."""
     result: Result = {}
     for case in content["cases"]:
@@ -76,7 +76,7 @@ def vitdet_backbone(content: dict[str, Any]) -> Result:
             )
         backbone.load_state_dict(state)
         with torch.no_grad():
-            outputs = backbone.forward_blocks(image(case["input"]))
+            outputs = backbone.to(device).forward_blocks(image(case["input"], device))
         named = {"patch_embed": outputs[0], **{f"block{i}": x for i, x in enumerate(outputs[1:])}}
         for name, entry in case["intermediate"].items():
             result[f"{case['name']}: {name}"] = difference_at_samples(named[name], entry), FLOAT32
@@ -87,7 +87,7 @@ def vitdet_backbone(content: dict[str, Any]) -> Result:
     return result
 
 
-def simple_feature_pyramid(content: dict[str, Any]) -> Result:
+def simple_feature_pyramid(content: dict[str, Any], device: str) -> Result:
     """p2 to p6. The file names its backbone by key only; the scales are those of the backbone file's first case."""
     result: Result = {}
     for case in content["cases"]:
@@ -105,7 +105,7 @@ def simple_feature_pyramid(content: dict[str, Any]) -> Result:
             }
         )
         with torch.no_grad():
-            outputs = pyramid(backbone(image(case["input"])))
+            outputs = pyramid.to(device)(backbone.to(device)(image(case["input"], device)))
         for name, output in zip(("p2", "p3", "p4", "p5", "p6"), outputs, strict=True):
             result[f"{case['name']}: {name}"] = difference_at_samples(output, case["outputs"][name]), FLOAT32
     return result
@@ -129,7 +129,7 @@ def _backbone_weight(name: str, value: Tensor, case: dict[str, Any]) -> Tensor:
     )
 
 
-def mmseg_mae_backbone(content: dict[str, Any]) -> Result:
+def mmseg_mae_backbone(content: dict[str, Any], device: str) -> Result:
     """Maps, resized position embedding, layer decay, and mmseg's own Feature2Pyramid, which the recipe uses."""
     result: Result = {}
     for case in content["cases"]:
@@ -145,7 +145,7 @@ def mmseg_mae_backbone(content: dict[str, Any]) -> Result:
         entries = {mmseg_name(n): e for n, e in case["parameters"].items() if not n.endswith("relative_position_index")}
         backbone.load_state_dict({name: recorded_weight(entry) for name, entry in entries.items()})
         with torch.no_grad():
-            outputs = backbone(image(case["input"]))
+            outputs = backbone.to(device)(image(case["input"], device))
         for output, entry in zip(outputs, case["outputs"], strict=True):
             result[f"{case['name']}: layer {entry['layer']}"] = difference_at_samples(output, entry), FLOAT32
     for case in content.get("pos_embed_resize", {}).get("cases", ()):
@@ -153,7 +153,7 @@ def mmseg_mae_backbone(content: dict[str, Any]) -> Result:
             {"seed_key": case["source_seed_key"], "shape": case["source_shape"], "offset": 0.0, "scale": case["scale"]}
         )
         side = round((case["result"]["shape"][1] - 1) ** 0.5)
-        prefix, patches = resize_pos_embed(source, True, (side, side))
+        prefix, patches = resize_pos_embed(source.to(device), True, (side, side))
         assert prefix is not None  # these have a class token
         resized = torch.cat([prefix, patches.flatten(1, 2)], 1)
         result[f"position embedding from {source.shape[1]} rows"] = (
@@ -178,11 +178,11 @@ def mmseg_mae_backbone(content: dict[str, Any]) -> Result:
         result["learning-rate factors"] = scale, EXACT
         result["weight decays"] = weight, EXACT
     if "feature2pyramid" in content:
-        result.update(_feature2pyramid(content["feature2pyramid"]))
+        result.update(_feature2pyramid(content["feature2pyramid"], device))
     return result
 
 
-def _feature2pyramid(case: dict[str, Any]) -> Result:
+def _feature2pyramid(case: dict[str, Any], device: str) -> Result:
     """The neck of the segmentation recipe is mmseg's own; this guards against a change of it."""
     neck = Feature2Pyramid(case["config"]["embed_dim"], case["config"]["rescales"], norm_cfg={"type": "BN"}).eval()
     state = {
@@ -194,9 +194,11 @@ def _feature2pyramid(case: dict[str, Any]) -> Result:
     width = case["config"]["embed_dim"]
     h, w = case["outputs"][case["config"]["rescales"].index(1)]["shape"][2:]
     k, c, i, j = np.ogrid[:4, :width, :h, :w]
-    maps = torch.from_numpy(np.sin(0.9 * i + 0.4 * j * (1 + c / width) + 0.7 * c + 0.6 * k).astype(np.float32))
+    maps = torch.from_numpy(np.sin(0.9 * i + 0.4 * j * (1 + c / width) + 0.7 * c + 0.6 * k).astype(np.float32)).to(
+        device
+    )
     with torch.no_grad():
-        outputs = neck([x[None] for x in maps])
+        outputs = neck.to(device)([x[None] for x in maps])
     return {
         f"Feature2Pyramid {k}": (difference_at_samples(x, e), FLOAT32)
         for k, (x, e) in enumerate(zip(outputs, case["outputs"], strict=True))

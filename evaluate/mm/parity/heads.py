@@ -80,7 +80,7 @@ def detector(recipe: str, content: dict[str, Any]) -> BaseModel:
     return detector_without_values(cfg, spec, content["mask_head"]["roi_heads.mask_head.predictor.weight"][0])
 
 
-def roi_heads(content: dict[str, Any]) -> Result:
+def roi_heads(content: dict[str, Any], device: str) -> Result:
     """All comparisons of a file of this form."""
     plain, cascade = (
         detector("mask_rcnn_vitdet_100ep_coco", content),
@@ -111,7 +111,7 @@ def roi_heads(content: dict[str, Any]) -> Result:
     result.update(_pooling(plain, content))
     result.update(_anchors(plain, content["anchors"]))
     result.update(_deltas(content["box_deltas"]))
-    result.update(_forward(content["small_forward"]))
+    result.update(_forward(content["small_forward"], device))
     return result
 
 
@@ -167,7 +167,7 @@ def _deltas(content: dict[str, Any]) -> Result:
     return result
 
 
-def _forward(content: dict[str, Any]) -> Result:
+def _forward(content: dict[str, Any], device: str) -> Result:
     """The box head's features and the mask head's logits, small."""
     roi_head = read_recipe("mask_rcnn_vitdet_100ep_coco").model.roi_head
     result: Result = {}
@@ -189,7 +189,7 @@ def _forward(content: dict[str, Any]) -> Result:
         n, c, i, j = np.ogrid[:batch, :channels, :height, :width]
         images = torch.from_numpy(np.sin(0.9 * i + 0.4 * j * (1 + c / channels) + 0.7 * c + 1.3 * n).astype(np.float32))
         with torch.no_grad():
-            output = head(images)
+            output = head.to(device)(images.to(device))
         result[f"{name}'s output"] = (
             difference_at_samples(output[0] if name == "box_head" else output, case["output"]),
             FLOAT32,

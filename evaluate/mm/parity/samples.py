@@ -28,17 +28,17 @@ def recorded_weight(entry: dict[str, Any]) -> Tensor:
     return value
 
 
-def image(entry: dict[str, Any]) -> Tensor:
-    """The input picture by its formula."""
+def image(entry: dict[str, Any], device: str) -> Tensor:
+    """The input picture by its formula, on a device."""
     b, c, i, j = np.ogrid[: entry["batch"], : entry["channels"], : entry["height"], : entry["width"]]
     value = np.sin(0.11 * i + 0.07 * (c + 1) * j + 0.5 * b) + 0.5 * np.cos(0.0013 * i * j + c + b)
-    return torch.from_numpy(value.astype(np.float32))
+    return torch.from_numpy(value.astype(np.float32)).to(device)
 
 
 def difference_at_samples(tensor: Tensor, entry: dict[str, Any]) -> float:
     """Largest difference at the recorded positions and of the mean absolute value; infinite if the shape differs."""
     if list(tensor.shape) != entry["shape"]:
         return float("inf")
-    flat = tensor.detach().double().flatten()
+    flat = tensor.detach().cpu().double().flatten()
     largest = (flat[entry["sample_index"]] - torch.tensor(entry["sample_value"], dtype=torch.float64)).abs().max()
     return max(float(largest), abs(float(flat.abs().sum()) - entry["abs_sum"]) / flat.numel())
