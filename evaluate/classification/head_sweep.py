@@ -82,6 +82,7 @@ def fit(
 ) -> None:
     """Trains all heads in place to the last epoch; ``rate`` gives the highest learning rate at a fractional epoch."""
     optimizer, sampler = make_optimizer(heads, momentum), setup.sampler
+    count = len(heads.weights) * len(heads.base_lrs)
     crop = RandomCropFlip(setup.crop.crop, setup.crop.interpolation, env.seed)
 
     def step(number: int, part: int, batch: Any) -> torch.Tensor:
@@ -92,7 +93,7 @@ def fit(
         loss = heads.accumulate(inputs.of_pixels(pixels, setup.precision, env.device), labels, sampler.batch)
         if part == sampler.micro_batches - 1:
             distributed.sum_gradients(list(heads.parameters()))
-        return loss
+        return loss * sampler.world_size / count  # for who watches: the mean of the heads on this process's images
 
     parts = {"heads": heads, "optimizer": optimizer}
     loop.train(

@@ -1,5 +1,6 @@
 """The one training loop of the ImageNet tasks: it goes on from a saved state, and saves after each epoch."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -8,7 +9,7 @@ import torch
 
 from evaluate.classification.sampler import BatchSampler
 from evaluate.classification.setup import Setup
-from evaluate.runtime import distributed, training_state
+from evaluate.runtime import curves, distributed, training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.progress import track
@@ -50,7 +51,10 @@ def train(
             part.load_state_dict(state[name])
         sampler = replace(sampler, first_step=state["step"])
     optimizer, scaler = parts["optimizer"], parts.get("scaler")
-    total = torch.zeros((), device=env.device)
+    if sampler.rank == 0:
+        curves.begin(env.out_dir, sampler.first_step)
+    total = torch.zeros((), device=env.device)  # of the losses of an epoch, read only at its end
+    apart = math.ceil(sampler.steps / sampler.steps_per_epoch / curves.MOST)  # epochs between points of the curve
     micro_batches = iter(batches(sampler))
 
     def words() -> str:
@@ -75,5 +79,10 @@ def train(
                     f"{label} diverged: the loss is not finite in epoch {number // sampler.steps_per_epoch}; {remedy}"
                 )
             if sampler.rank == 0:
+                epoch = (number + 1) // sampler.steps_per_epoch
+                if epoch % apart == 0 or number + 1 == sampler.steps:  # before the state, so that none lacks its point
+                    mean = total.item() / sampler.steps_per_epoch
+                    curves.append(env.out_dir, number + 1, epoch=epoch, rate=now, loss=mean)
                 states = {name: part.state_dict() for name, part in parts.items()}
                 training_state.save(env.out_dir, setup.identity, {**states, "step": number + 1})
+            total.zero_()

@@ -1,9 +1,10 @@
-"""Hooks of a dense training: progress lines, an end where the loss is not finite, and precise BatchNorm statistics."""
+"""Hooks of a dense training: progress, curves, an end where the loss is not finite, precise BatchNorm statistics."""
 
 import math
 import sys
 import time
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from evaluate.runtime import curves
 from evaluate.runtime.progress import SECONDS_BETWEEN_LINES, tell
 
 
@@ -72,6 +74,47 @@ class FiniteLoss(Hook):
         if not math.isfinite(float(outputs["loss"])):
             values = {name: float(value) for name, value in outputs.items()}
             raise RuntimeError(f"the loss at iteration {runner.iter} is not finite: {values}; lower the learning rate")
+
+
+class Curves(Hook):
+    """Writes the training's curves, on the first process only: loss and, where the head tells it, its accuracy.
+
+    Args:
+        folder: of the task. apart, parts: iterations between points, a multiple of the parts that a batch is split
+            into.
+    """
+
+    ACCURACIES = ("acc", "decode.acc_seg")  # in percent: a detector's classes, a segmenter's pixels
+
+    def __init__(self, folder: str, apart: int, parts: int = 1) -> None:
+        self.folder, self.apart, self.parts = Path(folder), apart, parts
+        self.begun = False
+        self.values: dict[str, list[float]] = {}
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any) -> None:
+        if not self.begun and runner.rank == 0:  # Resume has set the iteration by now
+            curves.begin(self.folder, runner.iter // self.parts)
+        self.begun = True
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any, outputs: dict[str, Tensor]) -> None:
+        if runner.rank != 0:
+            return
+        for name in ("loss", *self.ACCURACIES):
+            if name in outputs:  # mmengine has already read it for its log; its own number waits for nothing
+                kind = "loss" if name == "loss" else "accuracy"
+                self.values.setdefault(kind, []).append(float(runner.message_hub.get_scalar(f"train/{name}").current()))
+        done = runner.iter + 1
+        if done % self.apart == 0 or done == runner.max_iters:
+            rate = max(group["lr"] for group in runner.optim_wrapper.param_groups)
+            means = {name: sum(values) / len(values) for name, values in self.values.items()}
+            curves.append(self.folder, done // self.parts, rate=rate, **means)
+            self.values = {}
+
+
+def points_apart(iterations: int, saved_every: int, parts: int) -> int:
+    """Iterations between points of the curves: whole batches, and no point lies across a saved state."""
+    fitting = (count for count in range(parts, saved_every + 1, parts) if saved_every % count == 0)
+    return next((count for count in fitting if iterations <= count * curves.MOST), saved_every)
 
 
 class PreciseBN(Hook):

@@ -23,7 +23,7 @@ from torch import nn
 
 from evaluate.encoder.model import Encoder
 from evaluate.mm import fitting, mixed_precision, operators, resampling
-from evaluate.mm.hooks import FiniteLoss, PreciseBN, Progress, RuntimeInfo, StepSchedulers
+from evaluate.mm.hooks import Curves, FiniteLoss, PreciseBN, Progress, RuntimeInfo, StepSchedulers, points_apart
 from evaluate.mm.multi_scale import MultiScale
 from evaluate.mm.recipes import accumulate, normalized_together, share_out
 from evaluate.mm.resume import Resume
@@ -135,7 +135,9 @@ def _train_and_test(
     parts = cfg.optim_wrapper.get("accumulative_counts", 1)
     resume = {"type": Resume, "folder": str(env.out_dir / DENSE_STATE), "identity": identity, "parts": parts}
     resume["interval"] = save_interval(cfg.train_cfg.max_iters, parts)
-    cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, resume]
+    apart = points_apart(cfg.train_cfg.max_iters, resume["interval"], parts)
+    kept = {"type": Curves, "folder": str(env.out_dir), "apart": apart, "parts": parts}
+    cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, kept, resume]
     if cfg.get("precise_bn"):
         cfg.custom_hooks.append({"type": PreciseBN, "batches": cfg.precise_bn})
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):

@@ -19,7 +19,7 @@ from results.comparison import Outcomes
 from results.escape import plain
 from results.formats import letters
 from results.grid import Cell, Entry, Grid, Row
-from results.report import svg
+from results.report import curves, svg
 
 MOST_BASES = 12  # measured rows that can each be the baseline; of more, the first, the last and the one of --reference
 MOST_DRAWN = 8  # rows in a figure of differences, one for each colour
@@ -36,6 +36,7 @@ def of(grid: Grid) -> dict[str, Any]:
     runs = _runs(measured)
     bases = _bases(grid, rows, measured)
     gaps = {base: _differences(grid, rows, rows[base], outcomes) for base in bases}
+    shown, _ = _drawn(measured, runs)
     first = next((base for base in bases if rows[base].label == grid.reference), bases[0] if bases else None)
     return {
         "groups": [
@@ -49,6 +50,8 @@ def of(grid: Grid) -> dict[str, Any]:
         "missing": _missing(grid, measured, outcomes.out),
         "figures": _figures(grid, rows, gaps, runs),
         "drawn": _drawn(measured, runs)[1],
+        "curves": curves.panels([(row.label, _entries(row)) for row in shown], outcomes.out),
+        "curved": list(enumerate(row.label for row in shown)),
         "epochs": _epochs(grid, rows, runs),
         "runs": [(number, stem, len(own)) for number, (stem, own) in enumerate(runs.items())],
         "corruptions": _corruptions(measured),

@@ -30,6 +30,17 @@ class Point:
     x: float = 0.0
 
 
+@dataclass(frozen=True)
+class Curve:
+    """A line of many points, without marks."""
+
+    name: str
+    series: int
+    """Chooses the colour."""
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
 def differences(points: Sequence[Point], low: float, high: float) -> Markup:
     """Each point beside its name, on an axis from ``low`` to ``high`` points, with its 95 % interval."""
     bottom = 22 * len(points) + 6
@@ -101,6 +112,35 @@ def along_epochs(
             parts += [_bar(x, up(point.value - half), x, up(point.value + half), point)] if half else []
             parts += [_dot(x, up(point.value), point, 3)]
     return _figure(height, parts, "metric against epoch")
+
+
+def curves(lines: Sequence[Curve], label: str) -> Markup:
+    """Lines on common axes; each keeps its numbers in ``data-x`` and ``data-y``."""
+    height, left, right = 180, 44, 12
+    low, high = padded(min(min(line.ys) for line in lines), max(max(line.ys) for line in lines))
+    first, last = min(min(line.xs) for line in lines), max(max(line.xs) for line in lines)
+
+    def across(x: float) -> float:
+        return left + 6 + (WIDTH - left - right - 12) * ((x - first) / (last - first) if last > first else 0.5)
+
+    def up(value: float) -> float:
+        return height - 24 - (height - 32) * (value - low) / (high - low)
+
+    parts = []
+    for tick in ticks(low, high):
+        parts += [f'<line class="rule" x1="{left}" x2="{WIDTH - right}" y1="{up(tick):.2f}" y2="{up(tick):.2f}"/>']
+        parts += [_text(left - 5, up(tick) + 4, f"{tick:g}", "end", "tick", tick)]
+    for tick in ticks(first, last) if last > first else [first]:
+        parts += [_text(across(tick), height - 8, f"{tick:g}", "middle", "epoch", tick)]
+    for line in lines:
+        places = [f"{across(x):.1f} {up(y):.1f}" for x, y in zip(line.xs, line.ys, strict=True)]
+        xs, ys = (" ".join(map(repr, own)) for own in (line.xs, line.ys))
+        end = "" if len(places) > 1 else "h.1"  # one point is a dot, by the line's round end
+        parts += [
+            f'<path class="run curve s{line.series % 8}" d="M{"L".join(places)}{end}" data-name="{html(line.name)}" '
+            f'data-x="{xs}" data-y="{ys}"><title>{html(line.name)}</title></path>'
+        ]
+    return _figure(height, parts, label)
 
 
 def padded(low: float, high: float) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from evaluate.encoder.model import Encoder
 from evaluate.harness.task import main
 from evaluate.mm import detector, hooks, mixed_precision, recipes, resume, runner
 from evaluate.mm.runner import identity_of, save_interval
-from evaluate.runtime import training_state
+from evaluate.runtime import curves, training_state
 from evaluate.runtime.env import Env
 from evaluate.runtime.training_state import DENSE_STATE
 from results import record as records
@@ -112,6 +112,10 @@ def killed_at_random(
 def test_killed_at_a_random_moment(task: str, encoder: Encoder, world: Path, tmp_path: Path) -> None:
     result, expected, how = killed_at_random(task, 1, True, encoder, world, tmp_path)
     assert result == expected, how
+    whole, broken = ((tmp_path / run / curves.FILE).read_text() for run in ("whole", "broken"))
+    points = [json.loads(line) for line in whole.splitlines()]
+    assert broken == whole and [point["step"] for point in points] == [1, 2, 3, 4, 5]
+    assert all(point["loss"] > 0 and point["rate"] >= 0 and 0 <= point["accuracy"] <= 100 for point in points)
 
 
 @pytest.mark.slow
@@ -251,6 +255,14 @@ def test_the_identity_of_a_training(encoder: Encoder, world: Path, tmp_path: Pat
 
 def _reversed(value: Any) -> Any:
     return {key: _reversed(value[key]) for key in reversed(value)} if isinstance(value, dict) else value
+
+
+def test_curves_are_bounded_and_no_point_lies_across_a_state() -> None:
+    for iterations, parts in ((5, 1), (5, 4), (999, 1), (90_000, 1), (160_000, 4), (184_375, 1)):
+        saved = save_interval(iterations, parts)
+        apart = hooks.points_apart(iterations, saved, parts)
+        assert saved % apart == apart % parts == 0 and iterations / apart <= curves.MOST
+    assert hooks.points_apart(90_000, 1000, 1) == 100
 
 
 def test_states_are_saved_between_steps() -> None:

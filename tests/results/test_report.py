@@ -156,6 +156,43 @@ def test_runs_of_other_epochs_are_whole_lines_of_one_figure(tmp_path: Path) -> N
     assert all(path.count("M") == 1 for _, path in paths)
 
 
+def test_curves_are_the_files(tmp_path: Path) -> None:
+    files = {}
+    for number, name in enumerate(("one", HOSTILE)):
+        for task, axis in (("finetune", "epoch"), ("segmentation", "step")):
+            known = {"encoder": name, "encoder_fingerprint": f"{number:064}", "work": f"row{number}/{task}"}
+            record.write(tmp_path / "records", entry(task, **known))
+            points = [
+                {
+                    "step": 10 * place,
+                    axis: 10 * place + number,
+                    "rate": 0.1,
+                    "loss": 2.5 / place,
+                    "accuracy": 7.5 * place,
+                }
+                for place in range(1, 5)
+            ]
+            lines = [*map(json.dumps, points), '{"step": 50, "lo', "[]", '{"step": 60, "loss": NaN}']
+            (tmp_path / f"row{number}/{task}").mkdir(parents=True)
+            (tmp_path / f"row{number}/{task}/curves.jsonl").write_text("\n".join(lines))
+            files[task, name] = points, axis
+    text = report(tmp_path)
+    (section,) = re.findall(r'id="curves".*?</section>', text, re.S)
+    figures = re.findall(r'<figure data-task="(.*?)"><figcaption>.*?: (.*?)</figcaption>(.*?)</figure>', section, re.S)
+    assert len(figures) == 4
+    for task, told, figure in figures:
+        paths = Page(f"<script>{{}}</script>{figure}").having("path", "data-y")
+        assert [path["data-name"] for path in paths] == ["one", HOSTILE]
+        for path in paths:
+            points, axis = files[task, path["data-name"]]
+            assert [float(x) for x in path["data-x"].split()] == [point[axis] for point in points]
+            values = [float(y) for y in path["data-y"].split()]
+            assert values == [point[told.split(",")[0].split()[0]] for point in points]
+            drawn = [tuple(map(float, place.split())) for place in path["d"][1:].split("L")]
+            assert [at(figure, "y", y) for _, y in drawn] == pytest.approx(values, abs=0.1)
+            assert [at(figure, "x", x, "epoch") for x, _ in drawn] == pytest.approx([p[axis] for p in points], abs=0.1)
+
+
 def test_no_finite_number_ends_the_report(tmp_path: Path) -> None:
     for name, value in (("run1", 1e308), ("run2", -1e308), ("run3", 1e17), ("run4", 50.0)):
         odd = {"metrics": {"top1": value}, "standard_error": {"top1": 1e300}, "seconds": float("nan")}
