@@ -23,8 +23,11 @@ GRACE_SECONDS = 10.0  # between the signal that asks a job to end and the one th
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stopped(Exception):
-    """A signal asked this process to stop; its jobs have been ended."""
+class Stopped(BaseException):
+    """A signal asked this process to stop; its jobs have been ended.
+
+    As KeyboardInterrupt it is no Exception: it may come in the middle of anything, which must not take it for its own.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
@@ -143,8 +146,27 @@ def run(
                 if heard:
                     raise Stopped(heard[0])
                 time.sleep(POLL_SECONDS)
+            if heard:  # as the last job ended: the caller must not go on with the next ones
+                raise Stopped(heard[0])
         finally:
             _end([one.process for one in running])  # interrupted: no job is left behind
+
+
+@contextlib.contextmanager
+def stopping_in_words() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Stopped while the block runs, as Ctrl-C raises KeyboardInterrupt: also where no job
+    runs, a run that is asked to stop says so.
+    """
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

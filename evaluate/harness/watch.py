@@ -127,6 +127,13 @@ class Watch:
             launches.write(self.folder, self.launch)
 
 
+def announce(out: Path) -> None:
+    """Lets ``--status`` and ``--cancel`` find this process while it plans, before it has tasks."""
+    plans = Watch({}, out)
+    if plans.folder:
+        launches.write(plans.folder, plans.launch)
+
+
 def status(out: Path, console: Console | None = None) -> int:
     """Prints how the tasks of every run of an output folder stand that is at work, or of the last; the exit status.
 
@@ -282,6 +289,8 @@ def _left(task: Task, note: Told | None, now: float) -> str:
 
 def _summary(launch: Launch) -> str:
     """How many tasks stand how."""
+    if not launch.tasks:
+        return f"planning; {clock(time.time() - launch.begun)} since the start"
     count = {state: sum(task.state == state for task in launch.tasks) for state in FIRST_SHOWN}
     shown = ", ".join(f"{count[state]} {state}" for state in ("running", "waiting", *ENDED) if count[state])
     return f"{len(launch.tasks)} tasks: {shown}; {clock(time.time() - launch.begun)} since the start"
@@ -299,4 +308,6 @@ def _of_launch(launch: Launch, runs: bool | None) -> str:
         return f"{who} has ended after {lasted}"
     if launch.ended:
         return f"{who}, after {lasted}: {launch.ended}"
+    if not launch.tasks:
+        return f"{who} has ended before it began a task"
     return f"{who} is gone: it was killed, or its machine was; the same command goes on from here"
