@@ -48,7 +48,7 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.errors import UserError, in_one_sentence
+from evaluate.runtime.errors import UserError, in_one_sentence, is_full
 from evaluate.runtime.settings import Settings, as_json, split_overrides
 from results import record, tables
 
@@ -60,6 +60,11 @@ def main(argv: list[str] | None = None) -> int:
         with executor.stopping_in_words():
             return run(arguments)
     except (UserError, PermissionError) as error:
+        print(f"run_all.py: {in_one_sentence(error)}", file=sys.stderr)
+        return EXIT_USER
+    except OSError as error:
+        if not is_full(error):
+            raise
         print(f"run_all.py: {in_one_sentence(error)}", file=sys.stderr)
         return EXIT_USER
     except executor.Stopped as stop:
