@@ -239,6 +239,7 @@ def _start(job: Job, gpus: Sequence[str], told: Path | None) -> subprocess.Popen
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
     environment[PARENT] = str(os.getpid())
+    environment[progress.CLOCK] = str(progress.offset)
     environment[progress.FILE] = str(told or "")
     if gpus:
         environment[VISIBLE] = ",".join(gpus)

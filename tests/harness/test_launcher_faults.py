@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from evaluate.harness import executor, logs
+from evaluate.harness import executor, logs, watch
+from evaluate.runtime.progress import Told, steady
 
 LOST = "print('RuntimeError: CUDA error: unknown error', flush=True); raise SystemExit(1)"
 SEEN = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
@@ -66,3 +68,14 @@ def test_a_disk_without_room_is_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert "cannot be written" in done.stderr and "make room and start the same command again" in done.stderr
     assert (tmp_path / "table.csv").read_text() == "earlier"
+
+
+def test_a_clock_that_jumps_changes_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work = watch.Watch({"mine/knn": tmp_path / "log"}, tmp_path)
+    at_work.started("mine/knn", "slot 0")
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 86400)
+    said = watch.news(at_work.launch, {"mine/knn": Told("epoch", 3, 9, "", 600.0, steady())}, tmp_path)
+    at_work.ended("mine/knn", 0)
+    assert "epoch 3/9" in said[0] and " ago" not in said[0] and " min" in said[0] and " d " not in said[0]
+    assert (at_work.launch.tasks[0].seconds or 0) < 3600
