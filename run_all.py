@@ -48,7 +48,7 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.errors import UserError, in_one_sentence
+from evaluate.runtime.errors import UserError, in_one_sentence, is_full
 from evaluate.runtime.settings import Settings, as_json, split_overrides
 from results import record, tables
 
@@ -57,8 +57,14 @@ def main(argv: list[str] | None = None) -> int:
     """Parses, plans, runs, renders; returns the exit status."""
     arguments = options.parse(argv, __doc__)
     try:
-        return run(arguments)
+        with executor.stopping_in_words():
+            return run(arguments)
     except (UserError, PermissionError) as error:
+        print(f"run_all.py: {in_one_sentence(error)}", file=sys.stderr)
+        return EXIT_USER
+    except OSError as error:
+        if not is_full(error):
+            raise
         print(f"run_all.py: {in_one_sentence(error)}", file=sys.stderr)
         return EXIT_USER
     except executor.Stopped as stop:
@@ -107,6 +113,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     make_folder(out)
     make_folder(out / "records")
+    if not (arguments.part or arguments.launch):
+        watch.announce(out)
     data_root = arguments.data_root and Path(os.path.abspath(layouts.root(arguments.data_root)))
     data_root = data_root or make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)

@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluate.harness.logs import why
+from evaluate.harness.logs import lost_gpu, why
 from evaluate.harness.watch import Watch
 from evaluate.runtime import progress
+from evaluate.runtime.cli import EXIT_FAILED
 from evaluate.runtime.devices import VISIBLE
 from evaluate.runtime.processes import PARENT
 
@@ -23,8 +24,11 @@ GRACE_SECONDS = 10.0  # between the signal that asks a job to end and the one th
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stopped(Exception):
-    """A signal asked this process to stop; its jobs have been ended."""
+class Stopped(BaseException):
+    """A signal asked this process to stop; its jobs have been ended.
+
+    As KeyboardInterrupt it is no Exception: it may come in the middle of anything, which must not take it for its own.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
@@ -60,6 +64,8 @@ class Running:
     process: subprocess.Popen[bytes]
     slots: list[int]
     begun: float
+    gpus: list[str] = field(default_factory=list)
+    """Those that it sees."""
     size: int = 0
     heard: float = field(default_factory=time.monotonic)
 
@@ -95,6 +101,7 @@ def run(
     """
     waiting, free = [job for job in jobs if job.status is None], list(range(slots))
     running: list[Running] = []
+    gone: set[str] = set()  # GPUs that no longer answer
     ended = {job.name: job for job in jobs if job.status is not None}  # in an earlier call
     with _listening() as heard, Watch({job.name: job.log for job in jobs}, out) as watch:
         for job in ended.values():
@@ -102,9 +109,17 @@ def run(
         try:
             while waiting or running:
                 watch.look()
+                free = [slot for slot in free if not gpus or gpus[slot % len(gpus)] not in gone]
                 for job in [job for job in waiting if all(need in ended for need in job.needs)]:
                     width = min(job.slots, slots)
-                    if len(free) < width or heard:
+                    left = sum(gpus[slot % len(gpus)] not in gone for slot in range(slots)) if gpus else slots
+                    if left < width and not job.is_done() and not heard:
+                        waiting.remove(job)
+                        ended[job.name] = job
+                        _refuse(job, gone)
+                        watch.ended(job.name, job.status or 0)
+                        break
+                    if len(free) < min(width, left) or heard:
                         break
                     waiting.remove(job)
                     unmet = next((ended[need] for need in job.needs if ended[need].status != 0), None)
@@ -122,7 +137,7 @@ def run(
                     on = f" on {width} GPUs" if gpus and width > 1 else ""
                     print(f"{job.name}: started{on} (log: {job.log})", flush=True)
                     process = _start(job, seen, watch.file_of(job.name))
-                    running.append(Running(job, process, taken, time.monotonic()))
+                    running.append(Running(job, process, taken, time.monotonic(), seen))
                     place = "GPU " if seen else "slot "
                     watch.started(job.name, place + ",".join(seen or map(str, taken)))
                 for one in list(running):
@@ -135,6 +150,9 @@ def run(
                                 )
                         continue
                     running.remove(one)
+                    if one.process.returncode and one.gpus and (lost := lost_gpu(one.job.log)):
+                        _say_which_gpu(one, lost)
+                        gone.update(one.gpus)
                     free = sorted(free + one.slots)
                     one.job.status, one.job.seconds = one.process.returncode, time.monotonic() - one.begun
                     ended[one.job.name] = one.job
@@ -143,8 +161,27 @@ def run(
                 if heard:
                     raise Stopped(heard[0])
                 time.sleep(POLL_SECONDS)
+            if heard:  # as the last job ended: the caller must not go on with the next ones
+                raise Stopped(heard[0])
         finally:
             _end([one.process for one in running])  # interrupted: no job is left behind
+
+
+@contextlib.contextmanager
+def stopping_in_words() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Stopped while the block runs, as Ctrl-C raises KeyboardInterrupt: also where no job
+    runs, a run that is asked to stop says so.
+    """
+
+    def stop(number: int, _: object) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -170,6 +207,27 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             time.sleep(POLL_SECONDS / 2)
 
 
+def _say_which_gpu(one: Running, lost: str) -> None:
+    """The last line of the log of a job whose GPU is gone: which one it is, and what to do."""
+    which = f"GPU {one.gpus[0]}" if len(one.gpus) == 1 else f"one of the GPUs {', '.join(one.gpus)}"
+    with one.job.log.open("a") as log:
+        log.write(
+            f"\nended: {which} no longer answers ({lost}); no further task of this run gets it; restart the machine, "
+            f"or leave it out by CUDA_VISIBLE_DEVICES, and start the same command again\n"
+        )
+
+
+def _refuse(job: Job, gone: Iterable[str]) -> None:
+    """Ends a job that needs more GPUs than are left; it has not begun."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.write_text(
+        f"not run: GPU {', '.join(sorted(gone))} no longer answers, and too few are left; restart the machine and "
+        f"start the same command again\n"
+    )
+    job.status = EXIT_FAILED
+    job.on_exit(job.status)
+
+
 def _propagate_failure(unmet: Job, job: Job) -> None:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     job.log.write_text(f"not run, since {unmet.name} did not succeed: {why(unmet.log, unmet.status or 0)}\n")
@@ -181,6 +239,7 @@ def _start(job: Job, gpus: Sequence[str], told: Path | None) -> subprocess.Popen
     job.log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
     environment[PARENT] = str(os.getpid())
+    environment[progress.CLOCK] = str(progress.offset)
     environment[progress.FILE] = str(told or "")
     if gpus:
         environment[VISIBLE] = ",".join(gpus)

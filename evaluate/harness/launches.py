@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from evaluate.runtime import progress
 from evaluate.runtime.processes import beginning
 from evaluate.runtime.progress import Told, told
 from results.atomic import FOREIGN_SECONDS, atomic_write, machine
@@ -58,6 +59,12 @@ class Launch:
     ended: str = ""
     """How it ended; empty while it runs, and for ever where it was killed."""
     tasks: list[Task] = field(default_factory=list)
+    clock: float = field(default_factory=lambda: progress.offset)
+    """Seconds from this machine's monotonic clock to these times."""
+
+    def now(self) -> float:
+        """The time by the clock of this run, also after that of the machine was set; elsewhere, the time there."""
+        return time.monotonic() + self.clock if self.machine == machine() else time.time()
 
     def runs(self) -> bool | None:
         """Whether its process is there; None on another machine (or in another container), which cannot tell.

@@ -1,9 +1,17 @@
 """What the log of a job says of it."""
 
+import re
 import signal
 from pathlib import Path
 
 from results.escape import plain
+
+# what the driver says of a GPU that is gone; an illegal access is a program's fault and leaves the GPU in order
+GPU_IS_LOST = re.compile(
+    r"CUDA error: (unknown error|uncorrectable ECC error|hardware stack error)[^\n]*"
+    r"|GPU is lost[^\n]*|fallen off the bus[^\n]*|\bXid\b[^\n]*",
+    re.IGNORECASE,
+)
 
 
 def last_line(log: Path, most: int = 300) -> str:
@@ -15,6 +23,12 @@ def last_line(log: Path, most: int = 300) -> str:
         line.strip() for line in text.splitlines() if any(map(str.isalnum, line)) and not line.startswith("record: ")
     ]
     return plain(lines[-1][:most]) if lines else ""
+
+
+def lost_gpu(log: Path, most: int = 100) -> str:
+    """What a log says of a GPU that no longer answers; "" where it says nothing of the kind."""
+    found = GPU_IS_LOST.search(log.read_text(errors="replace")) if log.is_file() else None
+    return plain(found[0][:most].strip()) if found else ""
 
 
 def why(log: Path, status: int) -> str:

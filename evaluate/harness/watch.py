@@ -21,7 +21,7 @@ from evaluate.harness.logs import last_line, why
 from evaluate.runtime.cli import EXIT_SKIPPED, output_folder
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.processes import beginning
-from evaluate.runtime.progress import Told
+from evaluate.runtime.progress import Told, steady
 from results.atomic import machine
 from results.escape import plain
 
@@ -44,7 +44,7 @@ class Watch:
 
     def __init__(self, logs: Mapping[str, Path], out: Path | None = None, console: Console | None = None) -> None:
         console = console or Console()
-        pid, now = os.getpid(), time.time()
+        pid, now = os.getpid(), steady()
         tasks = [Task(name, os.path.relpath(log, out) if out else str(log)) for name, log in logs.items()]
         self.launch = Launch(pid, beginning(pid), platform.node(), machine(), now, now, tasks=tasks)
         self.tasks = {task.name: task for task in tasks}
@@ -84,7 +84,7 @@ class Watch:
     def started(self, name: str, place: str) -> None:
         """A job's process has begun; ``place`` says in a few words where (a GPU, a slot)."""
         task = self.tasks[name]
-        task.state, task.place, task.begun = "running", place, time.time()
+        task.state, task.place, task.begun = "running", place, steady()
         self.sign = -math.inf
 
     def ended(self, name: str, status: int, note: str = "") -> None:
@@ -112,7 +112,7 @@ class Watch:
     def _end(self, task: Task, state: str, note: str) -> None:
         self._notes()  # its last words
         task.state, task.note = state, plain(note)
-        task.seconds = time.time() - task.begun if task.begun else None
+        task.seconds = steady() - task.begun if task.begun else None
         self.sign = -math.inf
 
     def _notes(self) -> dict[str, Told]:
@@ -122,9 +122,16 @@ class Watch:
         return self.told
 
     def _write(self) -> None:
-        self.launch.heard = time.time()
+        self.launch.heard = steady()
         if self.folder:
             launches.write(self.folder, self.launch)
+
+
+def announce(out: Path) -> None:
+    """Lets ``--status`` and ``--cancel`` find this process while it plans, before it has tasks."""
+    plans = Watch({}, out)
+    if plans.folder:
+        launches.write(plans.folder, plans.launch)
 
 
 def status(out: Path, console: Console | None = None) -> int:
@@ -143,7 +150,7 @@ def status(out: Path, console: Console | None = None) -> int:
         runs = launch.runs()  # once: it may end as we look
         console.print(Text(f"{out}: {_of_launch(launch, runs)}"))
         notes = launches.notes_of(folder, launch.tasks)
-        now = time.time()
+        now = launch.now()
         if runs is False and not launch.ended:  # killed: what it last wrote says running
             now = max(launch.heard, *(note.time for note in notes.values()), 0.0)
             for task in launch.tasks:
@@ -199,13 +206,13 @@ def frame(launch: Launch, notes: Mapping[str, Told], out: Path, height: int) -> 
     rest = len(launch.tasks) - len(tasks)
     more = [Text(f"… and {rest} more", style="dim")] if rest else []
     return Group(
-        Text(_summary(launch), no_wrap=True, overflow="ellipsis"), _table(tasks, notes, out, time.time()), *more
+        Text(_summary(launch), no_wrap=True, overflow="ellipsis"), _table(tasks, notes, out, launch.now()), *more
     )
 
 
 def news(launch: Launch, notes: Mapping[str, Told], out: Path) -> list[str]:
     """A line for each running task: for how long, and what it is doing."""
-    now, lines = time.time(), []
+    now, lines = launch.now(), []
     for task in launch.tasks:
         if task.state != "running":
             continue
@@ -282,9 +289,11 @@ def _left(task: Task, note: Told | None, now: float) -> str:
 
 def _summary(launch: Launch) -> str:
     """How many tasks stand how."""
+    if not launch.tasks:
+        return f"planning; {clock(launch.now() - launch.begun)} since the start"
     count = {state: sum(task.state == state for task in launch.tasks) for state in FIRST_SHOWN}
     shown = ", ".join(f"{count[state]} {state}" for state in ("running", "waiting", *ENDED) if count[state])
-    return f"{len(launch.tasks)} tasks: {shown}; {clock(time.time() - launch.begun)} since the start"
+    return f"{len(launch.tasks)} tasks: {shown}; {clock(launch.now() - launch.begun)} since the start"
 
 
 def _of_launch(launch: Launch, runs: bool | None) -> str:
@@ -294,9 +303,11 @@ def _of_launch(launch: Launch, runs: bool | None) -> str:
         case True:
             return f"{who} is at work; {_summary(launch)}"
         case None:
-            return f"{who}, out of sight from here, was at work {clock(time.time() - launch.heard)} ago"
+            return f"{who}, out of sight from here, was at work {clock(launch.now() - launch.heard)} ago"
     if launch.ended == ON_ITS_OWN:
         return f"{who} has ended after {lasted}"
     if launch.ended:
         return f"{who}, after {lasted}: {launch.ended}"
+    if not launch.tasks:
+        return f"{who} has ended before it began a task"
     return f"{who} is gone: it was killed, or its machine was; the same command goes on from here"

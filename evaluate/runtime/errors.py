@@ -1,5 +1,9 @@
 """The errors a person may meet: each is one clear sentence, never a traceback."""
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class UserError(Exception):
     """What was wrong, what was expected and what to do, in one sentence. The command exits with status 2."""
@@ -12,8 +16,19 @@ class Skip(UserError):
     """
 
 
-def in_one_sentence(error: UserError | PermissionError) -> str:
-    """What a command says of bad input, or of a file or folder that it may not touch."""
+def is_full(error: OSError) -> bool:
+    """Whether a disk, or somebody's share of it, had no room for what was written."""
+    return error.errno in FULL
+
+
+def in_one_sentence(error: UserError | OSError) -> str:
+    """What a command says of bad input, of a file or folder that it may not touch, or of a disk that is full."""
+    if isinstance(error, OSError) and is_full(error):
+        where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+        return (
+            f"{where} ({error.strerror}); make room and start the same command again: what is finished stands, and it "
+            f"goes on from there"
+        )
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename} cannot be read or written ({error.strerror}); allow access to it"
     return str(error)
@@ -22,8 +37,11 @@ def in_one_sentence(error: UserError | PermissionError) -> str:
 def from_outside(error: Exception) -> str:
     """What an error that comes from outside this process means to a person; "" for any other.
 
-    A data loading process that the system has ended, or another process of a group that has ended or is silent.
+    A disk without room, a data loading process that the system has ended, or another process of a group that has ended
+    or is silent.
     """
+    if isinstance(error, OSError) and is_full(error):
+        return in_one_sentence(error)
     text = str(error)
     first = text.splitlines()[0] if text else ""
     if "DataLoader worker" in text:

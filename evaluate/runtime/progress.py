@@ -18,8 +18,17 @@ from rich.progress import track as rich_track
 
 Item = TypeVar("Item")
 FILE = "SIAMESE_EVAL_PROGRESS"
+CLOCK = "SIAMESE_EVAL_CLOCK"
 SECONDS_BETWEEN_LINES = 10.0
 SECONDS_BETWEEN_NOTES = 1.0
+
+
+offset = float(os.environ.get(CLOCK) or time.time() - time.monotonic())  # of a task: that of its run_all.py
+
+
+def steady() -> float:
+    """Seconds since 1970 by the clock as it stood when the run began: setting the clock later does not change it."""
+    return time.monotonic() + offset
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def tell(description: str, step: int, total: int, metric: Callable[[], str] = st
     _pace.written = now
     done = step - _pace.first
     left = (now - _pace.begun) / done * (total - step) if done else None
-    note = Told(description, step, total, metric(), left, time.time())
+    note = Told(description, step, total, metric(), left, now + offset)
     half = f"{path}.part"
     try:
         Path(half).write_text(json.dumps(asdict(note)))
