@@ -3,9 +3,10 @@
 The classes of instances come from the annotation file, in the order of their ids.
 """
 
+import pickle
 import random
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,26 @@ def polygons_of(segmentation: Any, height: int, width: int) -> list[np.ndarray]:
     return [np.asarray(part, np.float64) for part in usable_parts(parts)]
 
 
+class Packed(Sequence[Sample]):
+    """A list of samples in one array: processes that are forked from this one share its memory.
+
+    A list of Python objects is copied into each of them bit by bit, since to read an object counts a reference in it.
+    """
+
+    def __init__(self, samples: Iterable[Sample]) -> None:
+        pickled = [pickle.dumps(sample, pickle.HIGHEST_PROTOCOL) for sample in samples]
+        self.ends = np.cumsum([len(one) for one in pickled], dtype=np.int64)
+        self.bytes = np.frombuffer(b"".join(pickled), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: Any) -> Any:
+        position = range(len(self))[index]  # IndexError behind the end
+        begin = self.ends[position - 1] if position else 0
+        return pickle.loads(self.bytes[begin : self.ends[position]].data)
+
+
 class SampleSet(Dataset[Any]):
     """Samples that go through a pipeline.
 
@@ -46,8 +67,8 @@ class SampleSet(Dataset[Any]):
     workers nor an interruption changes them.
     """
 
-    def __init__(self, samples: list[Sample], pipeline: Pipeline, seed: int) -> None:
-        self.samples, self.seed = samples, seed
+    def __init__(self, samples: Iterable[Sample], pipeline: Pipeline, seed: int) -> None:
+        self.samples, self.seed = Packed(samples), seed
         self.pipeline = Compose(pipeline)
 
     def prepare(self, sample: Sample) -> Sample:
@@ -93,26 +114,27 @@ class InstanceSet(SampleSet):
         by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for annotation in content["annotations"]:
             by_image[annotation["image_id"]].append(annotation)
-        samples = []
-        for image in sorted(content["images"], key=lambda image: image["id"])[:limit]:
-            sample = {
-                "img_id": image["id"],
-                "img_path": str(Path(images) / self.picture(image, folder)),
-                "annotations": annotations,
-                "height": image["height"],
-                "width": image["width"],
-            }
-            if training:
-                sample["objects"] = self._objects(by_image[image["id"]], image)
-                if not sample["objects"]:
-                    continue
-            samples.append(sample)
+
+        def samples() -> Iterator[Sample]:
+            for image in sorted(content["images"], key=lambda image: image["id"])[:limit]:
+                sample = {
+                    "img_id": image["id"],
+                    "img_path": str(Path(images) / self.picture(image, folder)),
+                    "annotations": annotations,
+                    "height": image["height"],
+                    "width": image["width"],
+                }
+                if training:
+                    sample["objects"] = self._objects(by_image[image["id"]], image)
+                if not training or sample["objects"]:
+                    yield sample
+
+        super().__init__(samples(), pipeline, seed)
         forget()  # the samples hold what they need of it
-        if not samples:
+        if not self.samples:
             raise UserError(
                 f"{annotations} has no image with an object that can be used for training; download it again"
             )
-        super().__init__(samples, pipeline, seed)
 
     def read(self, annotations: str, folder: str) -> dict[str, Any]:
         """The parsed annotations."""

@@ -1,8 +1,12 @@
 """Reading the dense sets: what is learnt, what is refused, and that only its place in the stream changes a sample."""
 
+import gc
 import json
+import multiprocessing
 import shutil
+from collections.abc import Sequence
 from itertools import islice
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +15,12 @@ from PIL import Image, ImageDraw
 
 from evaluate.data.coco import read_annotations
 from evaluate.data.toy_dense import run_lengths
-from evaluate.mm.datasets import InstanceSet, SegmentationSet, polygons_of
+from evaluate.mm.datasets import InstanceSet, Packed, SegmentationSet, polygons_of
 from evaluate.mm.sampler import TrainingSampler
 from evaluate.mm.transforms import LargeScaleJitter, LoadImage, LoadLabels, LoadPicture
 from evaluate.runtime.errors import UserError
 
+FORK = multiprocessing.get_context("fork")
 SQUARE = [[10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]]
 
 
@@ -72,6 +77,42 @@ def test_what_is_learnt(tmp_path: Path) -> None:
     assert len(sample["labels"]) == 3
     traced = sample["polygons"][1][0].reshape(-1, 2)
     assert np.abs(traced.min(0) - [6, 5]).max() <= 0.5 and np.abs(traced.max(0) - [12, 9]).max() <= 0.5
+
+
+def test_a_forked_process_reads_every_sample_without_a_copy_of_them() -> None:
+    """As a list they would cost it their whole size: each object that is read counts a reference."""
+    draw = np.random.default_rng(0)
+    samples = [{"img_id": number, "objects": [(0, draw.random((4, 60)).tolist())]} for number in range(4000)]
+    packed = Packed(iter(samples))
+    assert len(packed) == 4000 and packed[3999] == samples[3999] == packed[-1]
+    assert list(packed) == samples
+    with pytest.raises(IndexError):
+        packed[4000]
+    grown = {"array": private_growth(packed), "list": private_growth(samples)}
+    print(f"{len(packed.bytes) / 2**20:.0f} MiB; grown by {grown} MiB")
+    assert grown["array"] < 3 < grown["list"]
+
+
+def private_growth(samples: Sequence[dict]) -> float:
+    """MiB of its own that a forked process takes to read all samples."""
+
+    def read(sender: Connection) -> None:
+        gc.disable()  # a collection would write into every object
+        before = private()
+        total = sum(np.asarray(sample["objects"][0][1]).size for sample in samples)
+        sender.send((total, (private() - before) / 1024))
+
+    def private() -> int:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
+
+    receiver, sender = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=read, args=(sender,))
+    child.start()
+    total, grown = receiver.recv()
+    child.join()
+    assert total == 4 * 60 * len(samples)
+    return grown
 
 
 def test_an_image_of_crowds_only_is_left_out(tmp_path: Path) -> None:
