@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,11 @@ def wait_for_state(job: str, *states: str, seconds: float = 200) -> None:
     while (state := fact(job, "JobState")) not in states:
         assert state not in ENDED and time.monotonic() < deadline, f"job {job} is {state}, not {' or '.join(states)}"
         time.sleep(0.3)
+
+
+def test_the_docs_show_the_script() -> None:
+    script = textwrap.indent((HERE / SCRIPT).read_text(), "    ")
+    assert script in (HERE / "docs/slurm.md").read_text()
 
 
 def test_a_job_that_gets_usr2_requeues_itself_and_ends_as_an_unbroken_run(submit: Submit, tmp_path: Path) -> None:
