@@ -73,7 +73,8 @@ def train(
             scaler.step(optimizer)
             scaler.update()
         if (number + 1) % sampler.steps_per_epoch == 0:
-            if not torch.isfinite(total):
+            summed = total.item()  # the one wait for it
+            if not math.isfinite(summed):
                 remedy = "lower --set base_lr, or --set precision=fp32 if it was fp16"
                 raise UserError(
                     f"{label} diverged: the loss is not finite in epoch {number // sampler.steps_per_epoch}; {remedy}"
@@ -81,8 +82,7 @@ def train(
             if sampler.rank == 0:
                 epoch = (number + 1) // sampler.steps_per_epoch
                 if epoch % apart == 0 or number + 1 == sampler.steps:  # before the state, so that none lacks its point
-                    mean = total.item() / sampler.steps_per_epoch
-                    curves.append(env.out_dir, number + 1, epoch=epoch, rate=now, loss=mean)
+                    curves.append(env.out_dir, number + 1, epoch=epoch, rate=now, loss=summed / sampler.steps_per_epoch)
                 states = {name: part.state_dict() for name, part in parts.items()}
                 training_state.save(env.out_dir, setup.identity, {**states, "step": number + 1})
             total.zero_()

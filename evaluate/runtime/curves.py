@@ -14,7 +14,11 @@ MOST = 1000  # points of a training
 
 
 def begin(folder: Path, step: int) -> None:
-    """Leaves the points up to a step: a training that goes on from an older state measures the later ones again."""
+    """Makes the folder, and leaves of its points those up to a step.
+
+    A training that goes on from an older state measures the later ones again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
     if not path.is_file():
         return

@@ -10,7 +10,7 @@ import torch
 from pretrain import checkpoint
 from pretrain.data.images import DataError, ImageFolder
 from pretrain.faults import Faults
-from tests.pretrain.runs import STEPS, Run, content, same, write_images
+from tests.pretrain.runs import EVERY_STEP, STEPS, Run, content, same, write_images
 
 
 def write_classes(folder: Path, *places: str, count: int = 2) -> Path:
@@ -30,8 +30,8 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(images, tmp_path_factory) -> Path:
-    """The output of a run to its end."""
-    run = Run(images, tmp_path_factory.mktemp("whole") / "out")
+    """The output of a run to its end, with a checkpoint of each step."""
+    run = Run(images, tmp_path_factory.mktemp("whole") / "out", *EVERY_STEP, "--keep", "9")
     assert run.statuses() == [0], run.said()
     assert run.said().splitlines()[0] == f"pretrain: 24 images of 3 classes in {images}"
     return run.out
