@@ -5,7 +5,7 @@ that renders after each task does not load a plotting library.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -77,18 +77,7 @@ def along_epochs(
     low, high = padded(min(reach), max(reach))
     first, last = min(map(min, epochs)), max(map(max, epochs))
 
-    def across(x: float) -> float:
-        return left + 6 + (WIDTH - left - right - 12) * ((x - first) / (last - first) if last > first else 0.5)
-
-    def up(value: float) -> float:
-        return height - 24 - (height - 32) * (value - low) / (high - low)
-
-    parts = []
-    for tick in ticks(low, high):
-        parts += [f'<line class="rule" x1="{left}" x2="{WIDTH - right}" y1="{up(tick):.2f}" y2="{up(tick):.2f}"/>']
-        parts += [_text(left - 5, up(tick) + 4, f"{tick:g}", "end", "tick", tick)]
-    for tick in ticks(first, last) if last > first else [first]:
-        parts += [_text(across(tick), height - 8, f"{tick:g}", "middle", "epoch", tick)]
+    across, up, parts = _axes((first, last), (low, high), height, left, right)
     ceiling = 0.0
     for name, value in sorted(lines.items(), key=lambda line: -line[1]):
         y = up(value)
@@ -114,11 +103,11 @@ def along_epochs(
     return _figure(height, parts, "metric against epoch")
 
 
-def curves(lines: Sequence[Curve], label: str) -> Markup:
-    """Lines on common axes; each keeps its numbers in ``data-x`` and ``data-y``."""
-    height, left, right = 180, 44, 12
-    low, high = padded(min(min(line.ys) for line in lines), max(max(line.ys) for line in lines))
-    first, last = min(min(line.xs) for line in lines), max(max(line.xs) for line in lines)
+def _axes(
+    epochs: tuple[float, float], values: tuple[float, float], height: float, left: float, right: float
+) -> tuple[Callable[[float], float], Callable[[float], float], list[str]]:
+    """Where an epoch and a value lie, in pixels, and the ticks of both; ``left`` and ``right`` are margins."""
+    (first, last), (low, high) = epochs, values
 
     def across(x: float) -> float:
         return left + 6 + (WIDTH - left - right - 12) * ((x - first) / (last - first) if last > first else 0.5)
@@ -126,12 +115,22 @@ def curves(lines: Sequence[Curve], label: str) -> Markup:
     def up(value: float) -> float:
         return height - 24 - (height - 32) * (value - low) / (high - low)
 
-    parts = []
+    parts: list[str] = []
     for tick in ticks(low, high):
         parts += [f'<line class="rule" x1="{left}" x2="{WIDTH - right}" y1="{up(tick):.2f}" y2="{up(tick):.2f}"/>']
         parts += [_text(left - 5, up(tick) + 4, f"{tick:g}", "end", "tick", tick)]
     for tick in ticks(first, last) if last > first else [first]:
         parts += [_text(across(tick), height - 8, f"{tick:g}", "middle", "epoch", tick)]
+    return across, up, parts
+
+
+def curves(lines: Sequence[Curve], label: str) -> Markup:
+    """Lines on common axes; each keeps its numbers in ``data-x`` and ``data-y``."""
+    height, left, right = 180, 44, 12
+    low, high = padded(min(min(line.ys) for line in lines), max(max(line.ys) for line in lines))
+    first, last = min(min(line.xs) for line in lines), max(max(line.xs) for line in lines)
+
+    across, up, parts = _axes((first, last), (low, high), height, left, right)
     for line in lines:
         places = [f"{across(x):.1f} {up(y):.1f}" for x, y in zip(line.xs, line.ys, strict=True)]
         xs, ys = (" ".join(map(repr, own)) for own in (line.xs, line.ys))
