@@ -48,10 +48,10 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.errors import UserError, in_one_sentence, is_full
+from evaluate.runtime.errors import UserError, in_one_sentence
 from evaluate.runtime.settings import Settings, as_json, split_overrides
 from results import record, tables
-from results.pipe import leave
+from results.ending import is_full, leave
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,7 +23,7 @@ from evaluate.checkpoints.files import weights_file
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.locks import exclusive
 from evaluate.runtime.processes import end_with_parent
-from results.pipe import leave
+from results.ending import leave
 
 __all__ = ["convert", "ensure", "inspect"]
 

@@ -31,7 +31,7 @@ from evaluate.harness.cost import Cost, Count, disk_of_features, of_training
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
-from results.pipe import leave
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder

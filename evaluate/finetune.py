@@ -30,7 +30,7 @@ from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.precision import is_allowed
 from evaluate.runtime.settings import Probability, as_json
-from results.pipe import leave
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.classification.setup import Setup

@@ -28,7 +28,7 @@ from evaluate.encoder.flops import forward_gflop
 from evaluate.harness.cost import Cost, Count, disk_of_features, of_training, sharing
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
-from results.pipe import leave
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder

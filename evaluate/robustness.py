@@ -32,7 +32,7 @@ from evaluate.runtime.precision import Precision
 from evaluate.runtime.precision import resolve as resolve_precision
 from evaluate.runtime.settings import Settings
 from results.comparison import binomial
-from results.pipe import leave
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.classification.predictions import Predictor

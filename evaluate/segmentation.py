@@ -25,7 +25,7 @@ from evaluate.runtime import precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.precision import Precision
 from evaluate.runtime.settings import Settings
-from results.pipe import leave
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder

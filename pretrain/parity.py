@@ -25,7 +25,7 @@ from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_sincos
 from pretrain.methods import METHODS, Method, MethodModule, mae, module_of, siameseim
 from pretrain.optimizer import learning_rate, make_optimizer, set_rate
-from results.pipe import leave
+from results.ending import leave
 
 FLOAT32_BOUND = 1e-5  # of a step of SiameseIM or MAE
 GPU_BOUND = 1e-4  # the same on a GPU, which adds up in another order; set before any GPU was measured

@@ -51,7 +51,7 @@ from pretrain.optimizer import learning_rate, make_optimizer, set_rate
 from pretrain.signals import listening, out_of_memory
 from pretrain.step import PRECISIONS, accumulate, find_culprits, seed
 from pretrain.vit import set_grad_checkpointing
-from results.pipe import leave
+from results.ending import leave
 
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
 EXIT_CTRL_C = 130

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from results import frame, published, tables
-from results.pipe import leave
+from results.ending import leave
 from results.verify import verify
 
 

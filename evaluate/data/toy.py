@@ -24,7 +24,7 @@ from PIL import Image
 from evaluate.data import toy_dense
 from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR, SEVERITIES, imagenet_c
 from evaluate.data.textures import TEXTURES, colored, texture
-from results.pipe import leave
+from results.ending import leave
 
 WNIDS = tuple(f"n{index:08d}" for index in range(1, len(TEXTURES) + 1))
 VERSION = 5  # raise it when a change of this file changes an image

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from results.pipe import EXIT_UNREAD
+from results.ending import EXIT_UNREAD
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = ["run_all.py", "--ckpt", "{file}", "--data-root", "{folder}", "--dry-run", "--device", "cpu"]
@@ -17,7 +17,7 @@ ALL = ["run_all.py", "--ckpt", "{file}", "--data-root", "{folder}", "--dry-run",
     "command",
     [
         ALL,
-        ["-c", "from results.pipe import leave; leave(lambda: print('said') or 0)"],
+        ["-c", "from results.ending import leave; leave(lambda: print('said') or 0)"],
     ],
     ids=["run_all", "at the end"],
 )
