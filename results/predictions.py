@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from results import artifacts
 from results.atomic import atomic_write
 
-FILE = "predictions.npz"
+FILE = artifacts.PREDICTIONS
 FIRST = "top1"  # the metric whose answers have no prefix
 
 

@@ -126,6 +126,8 @@ class Record(Identity):
     resamples: dict[str, list[float]]
     """By metric of detection and segmentation: its values on 200 draws of as many images, with replacement, in percent.
     The draws are the same for every encoder, so two records are compared draw by draw; absent in older records."""
+    artifacts: dict[str, str]
+    """By name, what each file is that the task left in ``work`` (``results.artifacts``); absent in older records."""
     checksum: str
     """SHA-256 of all other fields: a record that somebody edited is no record; absent in older ones."""
 

@@ -38,7 +38,7 @@ from evaluate.runtime.errors import Skip, UserError, from_outside, in_one_senten
 from evaluate.runtime.locks import exclusive
 from evaluate.runtime.processes import end_with_parent
 from evaluate.runtime.settings import Settings, as_json, help_text, override, read_config, split_overrides
-from results import record
+from results import artifacts, record
 from results.atomic import sha256
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ def _main(task: str, argv: list[str] | None) -> int:
         entry["files"] = {
             file: sha256(env.out_dir / file) for file in made_for_others(node) if (env.out_dir / file).is_file()
         }
+        entry["artifacts"] = artifacts.found(env.out_dir)
         written = record.write(out / "records", entry, replace=standing is not None)
         if status:
             print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)

@@ -22,7 +22,7 @@ from mmengine.visualization import Visualizer
 from torch import nn
 
 from evaluate.encoder.model import Encoder
-from evaluate.mm import fitting, mixed_precision, operators, resampling
+from evaluate.mm import artifacts, fitting, mixed_precision, operators, resampling
 from evaluate.mm.hooks import Curves, FiniteLoss, PreciseBN, Progress, RuntimeInfo, StepSchedulers, points_apart
 from evaluate.mm.multi_scale import MultiScale
 from evaluate.mm.recipes import accumulate, normalized_together, share_out
@@ -154,10 +154,12 @@ def _train_and_test(
             distributed.broadcast(list(runner.model.buffers()))
             metrics = _plain(runner.test())
             resampling.report(env, runner.test_loop.evaluator)
+            artifacts.save(env.out_dir, runner.test_loop.evaluator)
             if multi_scale is not None:
                 several, evaluator = runner.test_multi_scale(multi_scale)
                 metrics |= {f"{key}_ms": value for key, value in _plain(several).items()}
                 resampling.report(env, evaluator, "_ms")
+                artifacts.save(env.out_dir, evaluator, "_ms")
         except UserError as error:
             if "Original Traceback" not in str(error):
                 raise
