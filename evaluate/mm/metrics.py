@@ -275,7 +275,7 @@ class VOCAP(BaseMetric):
 
     def __init__(self, annotations: str, folder: str, limit: int | None = None, collect_dir: str | None = None) -> None:
         super().__init__(prefix="ap", collect_dir=collect_dir)
-        content = read_voc(Path(annotations), folder.split("+"))
+        content = self.ground_truth = read_voc(Path(annotations), folder.split("+"))
         self.image_ids = [image["id"] for image in content["images"]][:limit]
         asked = set(self.image_ids)
         self.resamples: dict[str, list[float]] = {}
