@@ -1,9 +1,9 @@
 """Pictures of what the ImageNet tasks make of some images; the first process draws them.
 
-Neighbors and colors of patches are of images that are evenly spaced in val, so they are the same for every encoder.
+Neighbors and colors of patches are of images that are evenly spaced in val, so they are the same for every encoder;
+mistakes are each encoder's own, chosen by one rule.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +12,37 @@ from PIL import Image
 
 from evaluate.classification.features import Features
 from evaluate.data import drawing
-from evaluate.data.imagenet import ImageSet
+from evaluate.data.imagenet import ImageSet, spoken
 from evaluate.data.loader import read_image
 from evaluate.data.thumbnails import Thumbnail, spaced, write
 from evaluate.data.transforms import CenterCrop, normalize
 from evaluate.encoder import Encoder
 from evaluate.encoder.model import Maps, Tokens
+from results.predictions import Answers
 
 SIDE_OF_IMAGE = 160  # pixels
+MISTAKES = 12
 QUERIES = 6
 NEIGHBORS = 4
 CUT = 0.01  # share of the patches that are beyond the range of a color, on either side
+
+
+def mistakes(folder: Path, images: ImageSet, answers: Answers, crop: CenterCrop) -> None:
+    """Draws the images of which a classifier is surest among those on which it is wrong, the surest first.
+
+    Each pair of what is said and what is right comes once.
+    """
+    names, rows = spoken(images.classes), np.delete(np.arange(len(images)), answers.left_out)
+    wrong = np.flatnonzero(~answers.correct())
+    surest = wrong[np.argsort(-answers.probabilities[wrong, 0], kind="stable")]
+    pairs = {(answers.top[one, 0], answers.labels[one]): one for one in surest[::-1]}  # the surest of a pair stays
+    pictures = []
+    for one in [one for one in surest if pairs[answers.top[one, 0], answers.labels[one]] == one][:MISTAKES]:
+        said, sure = names[answers.top[one, 0]], 100 * float(answers.probabilities[one, 0])
+        caption = f"said {said} ({sure:.0f} %), is {names[answers.labels[one]]}"
+        shown = _cut(images, rows[one], crop)
+        pictures.append(Thumbnail(shown, subject(images, rows[one]), "result", caption))
+    write(folder, "mistakes", pictures)
 
 
 def neighbors(
@@ -40,7 +60,7 @@ def neighbors(
         said: (m,) the class that the neighbors give each val image.
     """
     near, far = vectors
-    names, pictures = names_of(val.images.classes), []
+    names, pictures = spoken(val.images.classes), []
     for one in spaced(len(far), QUERIES):
         row, label = val.stored.rows[one], val.labels[one]
         found = (near @ far[one]).topk(min(NEIGHBORS, len(near))).indices.cpu().numpy()
@@ -61,7 +81,7 @@ def patches(folder: Path, encoder: Encoder, val: Features, crop: CenterCrop, dev
     pixels = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in crops])
     with torch.inference_mode():
         found = encoder.forward_tokens(normalize(pixels, encoder.spec.mean, encoder.spec.std, device))
-    names, pictures = names_of(val.images.classes), []
+    names, pictures = spoken(val.images.classes), []
     for row, colors in zip(rows, principal_colors(grid(found)), strict=True):
         shown = subject(val.images, row)
         pictures += [
@@ -95,18 +115,6 @@ def principal_colors(features: np.ndarray) -> np.ndarray:
     colors = np.zeros((len(flat), 3), np.uint8)
     colors[:, : shown.shape[1]] = np.rint(255 * shown)
     return colors.reshape(*features.shape[:3], 3)
-
-
-def names_of(wnids: Sequence[str]) -> list[str]:
-    """What the classes are called: by WordNet where it has them, else by their folders."""
-    from timm.data import ImageNetInfo
-
-    known = ImageNetInfo("imagenet-1k")
-    published = set(known.label_names())
-    return [
-        known.label_name_to_description(wnid, detailed=False).split(",")[0] if wnid in published else wnid
-        for wnid in wnids
-    ]
 
 
 def subject(images: ImageSet, row: int) -> str:
