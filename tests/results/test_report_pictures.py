@@ -25,7 +25,7 @@ def row(out: Path, name: str, task: str = "knn", **changes: Any) -> Path:
     """The folder of a task that has been measured."""
     known = {"encoder": name, "encoder_fingerprint": name.encode().hex()[:64].ljust(64, "0"), "toy_data": True}
     record.write(out / "records", entry(task, **{**known, "work": f"{name[:5].strip('/')}/{task}", **changes}))
-    folder = out / f"{name[:5].strip('/')}/{task}"
+    folder = out / changes.get("work", f"{name[:5].strip('/')}/{task}")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -162,3 +162,19 @@ def test_three_rows_stay_below_5_megabytes(tmp_path: Path) -> None:
         for task, kind in (("knn", "patches"), ("detection_coco", "detections")):
             drawn(row(tmp_path, name, task), [photograph(one, 240) for one in range(12)], kind)
     assert len(report(tmp_path)) < 5e6
+
+
+def test_of_200_epochs_the_last_ones_pictures_are_shown(tmp_path: Path) -> None:
+    """A run that is not at its end: two epochs have failed, and the newest has no detections yet."""
+    for epoch in range(4, 804, 4):
+        ended = {"status": "failed", "reason": "memory is too small", "metrics": {}} if epoch in (80, 84) else {}
+        row(tmp_path, f"run-{epoch}", work=f"run-{epoch}/knn", **ended)
+        if epoch in (796, 800):
+            drawn(tmp_path / f"run-{epoch}/knn", [photograph(epoch)])
+    begun = time.process_time()
+    text = report(tmp_path)
+    assert time.process_time() - begun < 10 and len(text) < 5e6
+    assert [label for label, _ in lines(text)] == ["image", "run-800"]
+    assert lines(text)[1][1] == files(tmp_path / "run-800/knn", "result")
+    assert "Of several epochs of a run, the last is drawn." in text
+    assert "memory is too small" in text and "run-80, run-84" in text and "there is no record of it yet" in text
