@@ -8,6 +8,7 @@ CLASSES = "classes{}.csv"
 CONFUSION = "confusion{}.npz"
 PRECISION_RECALL = "precision_recall.npz"
 DETECTIONS = "detections.json.gz"
+PICTURES = "pictures"
 SUFFIXES = ("", "_ms")  # of a test, as the metrics have them: at one scale and at several
 
 FILES = {
@@ -19,6 +20,7 @@ FILES = {
     CONFUSION.format("_ms"): "pixels by right and by predicted class, at several scales",
     PRECISION_RECALL: "precision against recall, the mean of the classes and of each class",
     DETECTIONS: "every detection that was scored, as COCO results",
+    PICTURES: "pictures that the task drew, with an index for each kind",
     "imagenet_c.csv": "the error of each corruption and severity",
     "classifier.safetensors": "the fine-tuned classifier",
 }
@@ -26,4 +28,4 @@ FILES = {
 
 def found(folder: Path) -> dict[str, str]:
     """What each file of a task's folder is, by its name."""
-    return {name: meaning for name, meaning in FILES.items() if (folder / name).is_file()}
+    return {name: meaning for name, meaning in FILES.items() if (folder / name).exists()}

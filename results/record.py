@@ -121,6 +121,12 @@ class Record(Identity):
     """ISO 8601."""
     seconds: float
     """From the start of the task to its end, without the conversion."""
+    estimate: dict[str, Any]
+    """``seconds``, as the plan of a run estimates them for this device and as many processes, and ``source``: of which
+    speed. Only of what was measured; absent in older records."""
+    memory: dict[str, int]
+    """Bytes at most: ``process``, of the first process without its loading processes, and on a GPU ``gpu``, of its
+    tensors; absent in older records."""
     architecture: str
     """Of the encoder, as papers name it (``ViT-B/16``); absent in older records."""
     resamples: dict[str, list[float]]

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from evaluate.classification import metrics
+from evaluate.classification import metrics, pictures
 from evaluate.classification.config import TrainingConfig
 from evaluate.classification.features import test_crop
 from evaluate.classification.sampler import BatchSampler
 from evaluate.data import subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
 from evaluate.data.published_counts import sizes
+from evaluate.data.thumbnails import attempt
 from evaluate.data.transforms import CenterCrop
 from evaluate.encoder import Encoder
 from evaluate.runtime import distributed, precision
@@ -128,4 +129,7 @@ def report_training(env: Env, setup: Setup, answers: Answers, **protocol: Any) -
     asked = {"train": setup.train.asked, "val": setup.val.asked}
     evaluated = {"train": len(setup.train), "val": len(answers.labels)}
     env.report(sizes=sizes(setup.train, setup.val))
+    if distributed.rank() == 0:
+        with attempt("mistakes"):
+            pictures.mistakes(env.out_dir, setup.val, answers, setup.crop)
     return report(env, answers, correct, setup.train.classes, asked, evaluated, {**protocol, **common})

@@ -10,12 +10,14 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from evaluate.data import layouts
 from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VOC
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.harness import cost
 from evaluate.harness.plan import Node, draws, module_of, task_name
+from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings
 from results.atomic import atomic_write
@@ -143,6 +145,15 @@ def plan(
             state = "stands" if task_name(row, node.name, seed) in stands else f"no {min(missing)}" if missing else ""
             planned.append(Planned(row, node, work.images, speed.hours(work), work.gpus, state, seed=seed))
     return planned
+
+
+def of_task(
+    module: Any, config: Settings, spec: EncoderSpec, env: Env, out: Path, processes: int = 1
+) -> dict[str, float | str]:
+    """What a record says of a task's estimate: seconds on this device by so many processes, and of which speed."""
+    speed = kept(out, int(env.device.startswith("cuda")))
+    work = module.cost(config, spec, counter(env.data_root, env.limit))
+    return {"seconds": round(3600 * speed.hours(work) / processes, 1), "source": speed.source}
 
 
 def allocate(planned: Sequence[Planned], gpus: int) -> list[Planned]:
