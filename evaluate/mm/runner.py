@@ -28,13 +28,14 @@ from evaluate.mm.hooks import Curves, FiniteLoss, PreciseBN, Progress, RuntimeIn
 from evaluate.mm.multi_scale import MultiScale
 from evaluate.mm.recipes import accumulate, normalized_together, share_out
 from evaluate.mm.resume import Resume
-from evaluate.runtime import distributed
+from evaluate.runtime import distributed, shared_memory
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.precision import allow_tf32, resolve
 from evaluate.runtime.training_state import DENSE_STATE
 
 Draw = Callable[[Runner, Path], None]
+PIXEL_BYTES = 11  # of a training image: three colors, and eight of a segmentation's label
 
 
 class QuickRunner(Runner):
@@ -117,6 +118,8 @@ def _train_and_test(
     """``train_and_test`` with so many images at once; ``recipe`` is ``cfg`` before it was shared out."""
     rank = distributed.rank()
     accumulate(cfg, micro_batch)
+    side = cfg.get("image_size") or cfg.crop
+    shared_memory.check(PIXEL_BYTES * side**2 * cfg.train_dataloader.batch_size, cfg.train_dataloader.num_workers)
     together = normalized_together(cfg, env)
     env.report(
         protocol={

@@ -18,7 +18,7 @@ from results.comparison import Outcomes
 from results.escape import plain
 from results.formats import letters
 from results.grid import Cell, Entry, Grid, Row
-from results.report import curves, pictures, svg, times
+from results.report import classes, curves, files, pictures, svg, times
 
 MOST_BASES = 12  # measured rows that can each be the baseline; of more, the first, the last and the one of --reference
 MOST_DRAWN = 8  # rows in a figure of differences, one for each colour
@@ -53,6 +53,8 @@ def of(grid: Grid) -> dict[str, Any]:
         "drawn": _drawn(measured, runs)[1],
         "curves": curves.panels(drawn_rows, outcomes.out),
         "curved": list(enumerate(row.label for row in shown)),
+        "classes": classes.of(grid.columns, drawn_rows, outcomes.out),
+        "files": files.of(drawn_rows),
         "strips": strips,
         "left_out": left_out,
         "epochs": _epochs(grid, rows, runs),
