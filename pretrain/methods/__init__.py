@@ -74,8 +74,7 @@ class Method(nn.Module):
 class MethodModule(Protocol):
     """What a file of pretrain/methods/ offers.
 
-    It may also have MODELS: how the method's settings differ from ``pretrain.config.MODELS`` with an encoder. And
-    PROBE: the preset of ``evaluate.linear_probe`` that is its paper's protocol.
+    It may also have MODELS: how the method's settings differ from ``pretrain.config.MODELS`` with an encoder.
     """
 
     __name__: str

@@ -47,7 +47,6 @@ PRESETS = {
     "1000ep": replace(PAPER, epochs=1000, weight_decay=1.5e-6, momentum=0.996),
     "demo": replace(PAPER, **RESNET_DEMO, mlp_dim=128, dim=32),
 }
-PROBE = "moco_v3"
 
 
 def build(config: Config) -> MoCoV3:
