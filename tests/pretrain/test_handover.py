@@ -13,7 +13,7 @@ from tests.pretrain.runs import write_images
 TINY = ["epochs=1", "warmup_epochs=0.5", "batch_size=8"]
 TINY_VIT = ["embed_dim=24", "num_heads=2", "depth=1"]
 TINY_DECODER = ["decoder_embed_dim=24", "decoder_num_heads=2"]
-TINY_RESNET = ["width_per_group=4"]
+TINY_RESNET = ["block=bottleneck", "width_per_group=4"]
 DEMOS = {  # preset: its settings, and the format that its file has
     "demo": (TINY_VIT + TINY_DECODER, "siameseim"),
     "mae_demo": (TINY_VIT + TINY_DECODER, "mae"),
