@@ -281,7 +281,7 @@ def test_a_batch_that_moco_cannot_divide_is_named(arguments, says, tmp_path, cap
 
 def test_swavs_queue_takes_part_once_it_is_full():
     """Its rows come first, the images' assignments are taken from the end, and new embeddings go in front."""
-    config = dataclasses.replace(swav.PRESETS["demo"], queue_length=12, batch_size=4)
+    config = dataclasses.replace(swav.PRESETS["demo"], queue_length=12, batch_size=4, epsilon=0.05)
     model = swav.build(config)
     rows = [F.normalize(torch.randn(4, config.dim), dim=1) for _ in range(5)]
     alone = [swav.sinkhorn(model.prototypes(part) / 0.05, 3) for part in rows]
