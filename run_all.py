@@ -51,9 +51,10 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.errors import UserError, in_one_sentence, is_full
+from evaluate.runtime.errors import UserError, in_one_sentence
 from evaluate.runtime.settings import Settings, as_json, split_overrides
 from results import record, tables
+from results.ending import is_full, leave
 
 Configure = Callable[[EncoderSpec | None], Mapping[str, tuple[str, Settings]]]  # by node, for an encoder
 
@@ -280,7 +281,7 @@ def planned(
     if budget:
         listed = estimate.within(listed, budget)
     listed = estimate.allocate(listed, max(gpus, 1))
-    print(estimate.table(listed, gpus, speed), flush=True)
+    print(estimate.table(listed, gpus, speed, Path(os.path.abspath(out))), flush=True)
     if unknown:
         print(f"{', '.join(unknown)}: taken for a ViT-B/16 of SiameseIM's, since the checkpoint is not converted yet")
     return listed
@@ -352,4 +353,4 @@ def examine(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -41,6 +41,7 @@ from evaluate.runtime.cli import (
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from results.comparison import binomial
+from results.ending import leave
 
 # top-1 in percent of released files, by a part of their name: SiameseIM docs/finetune.md; MAE FINETUNE.md
 RELEASED = {
@@ -244,4 +245,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -14,7 +14,6 @@ Cost: one pass over 12,811 + 50,000 images and some 20 s of solver; toy world: s
     python -m evaluate.few_shot --ckpt FILE --data-root DIR
 """
 
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,11 +25,13 @@ from evaluate.classification.config import ImageConfig, Interpolation, Pooling
 from evaluate.data import layouts, subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
 from evaluate.data.published_counts import sizes
+from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
-from evaluate.harness.cost import Cost, Count, of_training
+from evaluate.harness.cost import Cost, Count, disk_of_features, of_training
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
@@ -138,7 +139,14 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     share = config.fraction or SHARES[config.subset]
     labelled = config.shots * 1000 if config.shots else round(share * count("imagenet/train"))  # of 1,000 classes
     images = config.seeds * labelled + count("imagenet/val")
-    return of_training(0, images, forward_gflop(spec, config.img_size), gpus=(1,))
+    return of_training(
+        0,
+        images,
+        forward_gflop(spec, config.img_size),
+        gpus=(1,),
+        memory=memory.of_passing(spec, config.img_size, 64, bits=32),
+        features=disk_of_features(spec, images),
+    )
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -199,4 +207,4 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("few_shot"))
+    leave(main, "few_shot")

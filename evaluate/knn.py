@@ -10,7 +10,6 @@ Cost: one pass over train and val, then a product of the two; about 20 minutes o
     python -m evaluate.knn --ckpt FILE --data-root DIR
 """
 
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,10 +17,12 @@ from pydantic import PositiveFloat, PositiveInt
 
 from evaluate.classification.config import ImageConfig, Pooling
 from evaluate.data.published_counts import sizes
+from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
-from evaluate.harness.cost import Cost, Count, of_training
+from evaluate.harness.cost import Cost, Count, disk_of_features, of_training
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
@@ -63,7 +64,15 @@ def draws(config: Config) -> bool:
 
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``."""
-    return of_training(0, count("imagenet/train") + count("imagenet/val"), forward_gflop(spec, config.img_size))
+    train, val = count("imagenet/train"), count("imagenet/val")
+    bank = 1.3 * 4 * spec.embed_dim * train / memory.GIB  # and a block's similarities
+    return of_training(
+        0,
+        train + val,
+        forward_gflop(spec, config.img_size),
+        memory=memory.of_passing(spec, config.img_size, 64, bits=32) + bank,
+        features=disk_of_features(spec, train + val),
+    )
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -104,4 +113,4 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("knn"))
+    leave(main, "knn")

@@ -14,7 +14,6 @@ Cost: 3.9 million forward passes, about an hour and a half on one GPU for ViT-B.
         --input classifier=OUT/NAME/finetune-KEY/classifier.safetensors
 """
 
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -23,8 +22,9 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, ImageSet, class_names, robustness_set, val_set
+from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
-from evaluate.harness.cost import Cost, Count, of_training
+from evaluate.harness.cost import CORRUPTED, Cost, Count, of_training
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
@@ -32,6 +32,7 @@ from evaluate.runtime.precision import Precision
 from evaluate.runtime.precision import resolve as resolve_precision
 from evaluate.runtime.settings import Settings
 from results.comparison import binomial
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.classification.predictions import Predictor
@@ -76,10 +77,13 @@ def reads_if_there(config: Config) -> tuple[str, ...]:
 
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``."""
-    val, most = count("imagenet/val"), config.corrupted_images
-    corrupted = len(layouts.CORRUPTIONS) * len(layouts.SEVERITIES) * (min(val, most) if most else val)
+    val, there = count("imagenet/val"), count(CORRUPTED) if config.corruptions == "published" else 0
+    most = config.corrupted_images or (val if config.corruptions == "made" else there or MADE_IMAGES)
+    each = min(there or val, most)
+    corrupted = len(layouts.CORRUPTIONS) * len(layouts.SEVERITIES) * each
     images = val + corrupted + sum(count(part) for part in ("imagenet-a", "imagenet-r", "imagenet-sketch"))
-    return of_training(0, images, forward_gflop(spec, spec.img_size))
+    needed = memory.of_passing(spec, spec.img_size, 128)
+    return of_training(0, images, forward_gflop(spec, spec.img_size), memory=needed)
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -189,4 +193,4 @@ def corrupted(
 
 
 if __name__ == "__main__":
-    sys.exit(main("robustness"))
+    leave(main, "robustness")

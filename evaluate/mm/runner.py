@@ -27,11 +27,13 @@ from evaluate.mm.hooks import Curves, FiniteLoss, PreciseBN, Progress, RuntimeIn
 from evaluate.mm.multi_scale import MultiScale
 from evaluate.mm.recipes import accumulate, normalized_together, share_out
 from evaluate.mm.resume import Resume
-from evaluate.runtime import distributed
+from evaluate.runtime import distributed, shared_memory
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.precision import allow_tf32, resolve
 from evaluate.runtime.training_state import DENSE_STATE
+
+PIXEL_BYTES = 11  # of a training image: three colors, and eight of a segmentation's label
 
 
 class QuickRunner(Runner):
@@ -109,6 +111,8 @@ def _train_and_test(
     """``train_and_test`` with so many images at once; ``recipe`` is ``cfg`` before it was shared out."""
     rank = distributed.rank()
     accumulate(cfg, micro_batch)
+    side = cfg.get("image_size") or cfg.crop
+    shared_memory.check(PIXEL_BYTES * side**2 * cfg.train_dataloader.batch_size, cfg.train_dataloader.num_workers)
     together = normalized_together(cfg, env)
     env.report(
         protocol={
@@ -141,9 +145,12 @@ def _train_and_test(
     if cfg.get("precise_bn"):
         cfg.custom_hooks.append({"type": PreciseBN, "batches": cfg.precise_bn})
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
+        cfg.train_dataloader.pin_memory = cfg.test_dataloader.pin_memory = env.device.startswith("cuda")
         runner = QuickRunner.from_cfg(cfg)
         wrapped = hasattr(runner.model, "module")  # as it is in several processes
-        load_encoder(runner.model.module if wrapped else runner.model, encoder)
+        model = runner.model.module if wrapped else runner.model
+        load_encoder(model, encoder)
+        copy_without_waiting(model)
         if not wrapped:
             runner.model.to(env.device)  # mmengine takes a GPU wherever there is one
         try:
@@ -173,6 +180,11 @@ def load_encoder(model: BaseModel, encoder: Encoder) -> None:
     """Gives the encoder's tensors to the model's backbone, and to a head that holds its last stage (C4)."""
     for part in (model.backbone, *(module for name, module in model.named_modules() if name.endswith("shared_head"))):
         part.load(encoder.spec, encoder.model.state_dict())
+
+
+def copy_without_waiting(model: BaseModel) -> None:
+    """Lets pictures and labels go to a GPU while it computes. Segmentation's preprocessor has no argument for it."""
+    model.data_preprocessor._non_blocking = True
 
 
 def save_interval(iterations: int, parts: int) -> int:
