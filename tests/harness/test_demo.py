@@ -19,7 +19,7 @@ def test_what_the_user_sets_comes_first() -> None:
 
 
 def test_a_demo_on_images_of_ones_own(tmp_path: Path) -> None:
-    world = write_world(tmp_path / "data", train=20, val=15)
+    world = write_world(tmp_path / "data", train=40, val=15)  # two steps an epoch: the rate of the first is 0
     (world / "imagenet/1percent.txt").unlink()
     command = [sys.executable, "run_all.py", "--demo", "--data-root", str(world), "--out", str(tmp_path / "out")]
     command += ["--device", "cpu", "--minutes", "0.05", "--tasks", "few_shot,knn"]
