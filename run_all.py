@@ -4,6 +4,7 @@
     uv run run_all.py --demo --data-root DIR             the demo on your images: pretrains on them, then measures
     uv run run_all.py --ckpt FILE --data-root DIR        any checkpoint on the real data sets, by the paper's protocols
     uv run run_all.py --ckpt FILE --data-root DIR --dry-run
+    uv run run_all.py --ablate PRESET PRESET …           pretrains each preset of pretrain.train, then measures them
     uv run run_all.py --status OUT                       how far is it? from any terminal; --cancel OUT stops it
 
 Each task runs in its own process and writes one record; the table is rendered again after each task. When you run the
@@ -12,12 +13,13 @@ bad input; --check-data and --calibrate also 3, data absent.
 """
 
 import argparse
+import functools
 import itertools
 import json
 import math
 import os
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from evaluate.checkpoints import command_line
@@ -33,6 +35,7 @@ from evaluate.harness import (
     logs,
     options,
     plan,
+    pretraining,
     rows,
     slurm,
     slurm_states,
@@ -52,6 +55,8 @@ from evaluate.runtime.errors import UserError, in_one_sentence
 from evaluate.runtime.settings import Settings, as_json, split_overrides
 from results import record, tables
 from results.ending import is_full, leave
+
+Configure = Callable[[EncoderSpec | None], Mapping[str, tuple[str, Settings]]]  # by node, for an encoder
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -86,29 +91,34 @@ def run(arguments: argparse.Namespace) -> int:
         given = Path(os.path.abspath(arguments.cancel))
         return 0 if slurm_states.cancel(given) else watch.cancel(given)
     slurm.check(arguments)
-    if arguments.demo and (arguments.ckpt or arguments.calibrate or arguments.clean):
-        raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --calibrate and --clean")
-    is_demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
-    minutes = minutes_of(arguments) if is_demo else None
+    pretrains = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
+    if (arguments.demo or arguments.ablate) and (arguments.ckpt or arguments.calibrate or arguments.clean):
+        raise UserError("--demo and --ablate pretrain: leave out --ckpt, --calibrate and --clean")
+    minutes = minutes_of(arguments) if pretrains else None
+    is_small = pretrains and (minutes is not None or on_toy_world(arguments))
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
     settings = split_overrides(arguments.set)
+    training = settings.pop(pretraining.TASK, {}) if pretrains else {}
     settings = demo.with_settings(nodes, settings) if minutes else settings
-    configs = plan.configure(nodes, arguments.preset or ("demo" if is_demo else "paper"), settings)
+    preset = arguments.preset or ("demo" if is_small else None)
+    of_encoder = functools.partial(plan.configure, nodes, preset, settings)
+    configs = of_encoder(None)
     out = Path(os.path.abspath(arguments.out))
-    checkpoints = dict.fromkeys(demo.ROWS, out) if is_demo else rows.named_checkpoints(arguments.ckpt)
+    presets = pretraining.named_presets(arguments.ablate) or (demo.PHOTOGRAPHS if minutes else demo.TOY)
+    checkpoints = dict.fromkeys(presets, out) if pretrains else rows.named_checkpoints(arguments.ckpt)
     if arguments.clean:
         return clean.main(Path(os.path.abspath(arguments.clean)), remove=arguments.yes)
-    if not is_demo and not arguments.data_root:
+    if not pretrains and not arguments.data_root:
         raise UserError(
             "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … "
             "(README, data layout)"
         )
     said = {row: command_line.options(arguments, row, tuple(checkpoints)) for row in checkpoints}
     budget = estimate.hours_of(arguments.budget) if arguments.budget else None
-    if is_demo and (budget or arguments.probe):
+    if pretrains and (budget or arguments.probe):
         raise UserError("--budget and --probe go with --ckpt; the demo takes the minutes that README says")
     if arguments.dry_run:
-        return dry_run(arguments, checkpoints, nodes, configs, budget)
+        return dry_run(arguments, checkpoints, presets if pretrains else {}, nodes, of_encoder, budget)
     if arguments.check_data or arguments.calibrate:
         return examine(arguments, nodes, configs)
 
@@ -120,14 +130,17 @@ def run(arguments: argparse.Namespace) -> int:
     data_root = data_root or make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device")}
-    shared = suite.Suite(out, identities, nodes, configs, conversion=said, more_seeds=more_seeds(arguments), **where)
+    seeds = more_seeds(arguments)
+    shared = suite.Suite(out, identities, nodes, configs, of_encoder, conversion=said, more_seeds=seeds, **where)
     work: list[executor.Job] = []
-    if is_demo:
-        pretrained = demo.Demo(out, identities, arguments.seed, arguments.device, minutes)
-        print(pretrained.plan(), flush=True)
-        checkpoints, work = pretrained.checkpoints(), pretrained.pretraining()
+    if pretrains:
+        trained = pretraining.Pretraining(out, identities, presets, arguments.seed, arguments.device, minutes, training)
+        if arguments.ablate or training:
+            trained.check()
+        print(trained.plan() if arguments.ablate else demo.plan(data_root, minutes), flush=True)
+        checkpoints, work = trained.checkpoints(), trained.jobs()
     for row, path in checkpoints.items():
-        after = (f"{row}/pretrain",) if is_demo else ()
+        after = (f"{row}/{pretraining.TASK}",) if pretrains else ()
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after)
     every = {job.name for job in work}
     if arguments.part == slurm.TABLE:
@@ -138,7 +151,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.part:
         work, shared.renders = slurm.only(work, arguments.part), False  # other parts run at the same time
     elif arguments.launch and not all(job.is_done() for job in work):
-        return launch(arguments, checkpoints, nodes, configs, budget, shared, work)
+        return launch(arguments, checkpoints, nodes, of_encoder, budget, shared, work)
     gpus = []
     if not all(job.is_done() for job in work):  # to look for GPUs takes torch
         device = devices.resolve_device(arguments.device)
@@ -146,14 +159,16 @@ def run(arguments: argparse.Namespace) -> int:
         shared.device = "cuda" if gpus else device  # a job sees its own GPU alone
     slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
     shared.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
-    if not is_demo and (gpus or budget or arguments.probe):
-        conversions = [job for job in work if not job.needs]
+    if not is_small and (gpus or budget or arguments.probe):
+        before = [job for job in work if job.name.endswith((f"/{pretraining.TASK}", "/convert"))]
+        for job in before:  # each pretraining takes all GPUs
+            job.slots = len(gpus) if gpus and job.name.endswith(pretraining.TASK) and not arguments.jobs else 1
         # what a task costs follows from its encoder
-        executor.run(conversions, slots, gpus, arguments.task_timeout, out)
+        executor.run(before, slots, gpus, arguments.task_timeout, out)
         stands = {job.name for job in work if job.is_done()} | (every - {job.name for job in work})
-        specs = {row: read_spec(shared.encoder(row)) for row in checkpoints}
+        specs = {row: read_spec(shared.encoder(row)) if row in shared.folders else None for row in checkpoints}
         count = min(len(gpus), 1) if arguments.jobs else len(gpus)
-        plan_of = planned(arguments, specs, nodes, configs, count, budget, stands)
+        plan_of = planned(arguments, specs, nodes, of_encoder, count, budget, stands)
         work = jobs.as_planned(work, plan_of, shared)
     executor.run(work, slots, gpus, arguments.task_timeout, out)
     return report(shared, list(checkpoints), nodes, work)
@@ -179,7 +194,7 @@ def launch(
     arguments: argparse.Namespace,
     checkpoints: Mapping[str, Path],
     nodes: tuple[plan.Node, ...],
-    configs: Mapping[str, tuple[str, Settings]],
+    of_encoder: Configure,
     budget: float | None,
     run: suite.Suite,
     work: list[executor.Job],
@@ -188,7 +203,7 @@ def launch(
     stands = {job.name for job in work if job.is_done()}
     specs = {row: read_spec(run.encoder(row)) or read_spec(path) for row, path in checkpoints.items()}
     gpus = 0 if arguments.device == "cpu" else arguments.gpus or slurm.GPUS
-    listed = planned(arguments, specs, nodes, configs, gpus, budget, stands)
+    listed = planned(arguments, specs, nodes, of_encoder, gpus, budget, stands)
     slurm.submit(slurm.tasks(arguments, checkpoints, nodes, listed, stands), run.out, arguments.slurm)
     return 0
 
@@ -198,17 +213,27 @@ def more_seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
     return tuple(range(arguments.seed + 1, arguments.seed + arguments.seeds))
 
 
+def on_toy_world(arguments: argparse.Namespace) -> bool:
+    """Whether the data are, or are going to be, made by this project."""
+    return arguments.data_root is None or layouts.is_toy(layouts.root(arguments.data_root))
+
+
 def minutes_of(arguments: argparse.Namespace) -> float | None:
-    """Minutes of each pretraining of the demo on the images of a data root; None on the toy world.
+    """Minutes of each pretraining on small copies of the images of a data root; None on the toy world, and for an
+    ablation whose presets say how many epochs.
 
     Raises UserError for options that do not go together, and for a data root without images to pretrain on.
     """
-    on_images = arguments.data_root is not None and not layouts.is_toy(layouts.root(arguments.data_root))
+    on_images = not on_toy_world(arguments)
     if arguments.minutes is not None and not (on_images and 0 < arguments.minutes < math.inf):
-        raise UserError("--minutes N is a number above 0 and goes with --demo --data-root DIR, the demo on your images")
+        raise UserError(
+            "--minutes N is a number above 0 and goes with --demo or --ablate and --data-root DIR, on your images"
+        )
     missing = layouts.absent(arguments.data_root, ["imagenet"]) if on_images else {}
     if missing:
-        raise UserError(f"the demo on your images pretrains on imagenet/train: {missing['imagenet']}")
+        raise UserError(f"what pretrains on your images takes imagenet/train: {missing['imagenet']}")
+    if arguments.ablate and not arguments.demo:
+        return arguments.minutes
     return (arguments.minutes or demo.MINUTES) if on_images else None
 
 
@@ -224,7 +249,7 @@ def planned(
     arguments: argparse.Namespace,
     specs: Mapping[str, EncoderSpec | None],
     nodes: tuple[plan.Node, ...],
-    configs: Mapping[str, tuple[str, Settings]],
+    of_encoder: Configure,
     gpus: int,
     budget: float | None,
     stands: Collection[str],
@@ -242,48 +267,57 @@ def planned(
         from evaluate.harness import probe
 
         device = devices.resolve_device(arguments.device)
-        side = next((side for _, config in configs.values() if (side := getattr(config, "img_size", None))), 224)
+        every = [config for _, config in of_encoder(None).values()]
+        side = next((side for config in every if (side := getattr(config, "img_size", None))), 224)
         workers = loading_processes(arguments.workers, device, max(gpus, 1))
         print("probe: measuring this machine, which takes half a minute", flush=True)
         spec = next((spec for spec in specs.values() if spec), VIT_B)
         estimate.keep(probe.measure(spec, side, device, workers, root), make_folder(out))
     speed = estimate.kept(out, gpus)
-    listed = estimate.plan(specs, nodes, configs, root, speed, arguments.limit, more_seeds(arguments), stands)
+    listed = []
+    for row, known in specs.items():
+        of_row = {row: known}, nodes, of_encoder(known), root, speed, arguments.limit, more_seeds(arguments), stands
+        listed += estimate.plan(*of_row)
     if budget:
         listed = estimate.within(listed, budget)
     listed = estimate.allocate(listed, max(gpus, 1))
     print(estimate.table(listed, gpus, speed, Path(os.path.abspath(out))), flush=True)
     if unknown:
-        print(f"{', '.join(unknown)}: taken for a ViT-B/16, since the checkpoint is not converted yet")
+        print(f"{', '.join(unknown)}: taken for a ViT-B/16 of SiameseIM's, since the checkpoint is not converted yet")
     return listed
 
 
 def dry_run(
     arguments: argparse.Namespace,
     checkpoints: Mapping[str, Path],
+    presets: Mapping[str, str],
     nodes: tuple[plan.Node, ...],
-    configs: Mapping[str, tuple[str, Settings]],
+    of_encoder: Configure,
     budget: float | None,
 ) -> int:
-    """Prints what would run, and of checkpoints what it would cost."""
+    """Prints what would run, and of checkpoints what it would cost; ``presets``: of the rows that are pretrained."""
+    specs: dict[str, EncoderSpec | None] = {}
     if arguments.ckpt:
-        asked = {(node.name, json.dumps(as_json(configs[node.name][1]))) for node in nodes}
+        specs = {
+            row: read_spec(Path(arguments.out) / row / rows.ENCODER) or read_spec(checkpoints[row])
+            for row in checkpoints
+        }
+        asked = {
+            (row, node.name, json.dumps(as_json(of_encoder(spec)[node.name][1])))
+            for (row, spec), node in itertools.product(specs.items(), nodes)
+        }
         recorded = {
             plan.task_name(entry["encoder"], entry["task"], None if entry["seed"] == arguments.seed else entry["seed"])
             for entry in record.read_all(Path(arguments.out) / "records")
             if entry["status"] == "ok"
             and entry["limit"] == arguments.limit
             and entry["seed"] in (arguments.seed, *more_seeds(arguments))
-            and (entry["task"], json.dumps(entry["config"])) in asked
+            and (entry["encoder"], entry["task"], json.dumps(entry["config"])) in asked
         }
         there = len(list(Path("/dev").glob("nvidia[0-9]*"))) if arguments.device != "cpu" else 0  # without torch
         there = slurm.GPUS if arguments.launch and arguments.device != "cpu" else there
         gpus = arguments.gpus if arguments.gpus is not None else there
-        specs = {
-            row: read_spec(Path(arguments.out) / row / rows.ENCODER) or read_spec(checkpoints[row])
-            for row in checkpoints
-        }
-        listed = planned(arguments, specs, nodes, configs, gpus, budget, recorded)
+        listed = planned(arguments, specs, nodes, of_encoder, gpus, budget, recorded)
         if arguments.launch:
             stands = {f"{row}/convert" for row in specs if (Path(arguments.out) / row / rows.ENCODER).is_file()}
             print(slurm.printed(slurm.tasks(arguments, checkpoints, nodes, listed, stands), arguments.slurm))
@@ -292,8 +326,8 @@ def dry_run(
             print("--gpus N plans for a machine with N GPUs")
     for name, path in checkpoints.items():
         for node in nodes:
-            preset, config = configs[node.name]
-            print(f"{name} ({path}): {node.name} ({preset}): {config}")
+            preset, config = of_encoder(specs.get(name))[node.name]
+            print(f"{name} ({presets.get(name, path)}): {node.name} ({preset}): {config}")
     return 0
 
 

@@ -4,10 +4,11 @@ Protocol (SiameseIM's and MAE's main_linprobe.py): the encoder is frozen; single
 batch norm without affine, then a linear layer; LARS at batch 16384, 90 epochs. The input of the head is what the
 encoder's method recommends: the mean of the patch tokens after a LayerNorm without parameters (SiameseIM), or the class
 token after the final norm (MAE, MoCo-v3, DINO). The model of the last epoch is tested.
-Test: Resize 256 bicubic, CenterCrop 224. Metrics: top1 (the column), top5; accuracy of val in percent. --preset moco,
-simsiam, moco_v3 (ResNet-50) and moco_v3_vit are the protocols of those papers, mae_large is MAE's for ViT-L and ViT-H;
-in run_all.py: --set linear_probe.preset=moco. --set views=cached is LIN fast (task linear_fast of run_all.py). This is
-another protocol: the same head on features of the test crop, computed once, without augmentation.
+Test: Resize 256 bicubic, CenterCrop 224. Metrics: top1 (the column), top5; accuracy of val in percent. The
+presets moco, simsiam, moco_v3 (ResNet-50) and moco_v3_vit are the protocols of those papers: a checkpoint of such a
+method gets its own by default, and with --preset paper SiameseIM's. mae_large is MAE's for ViT-L and ViT-H; in
+run_all.py: --set linear_probe.preset=mae_large. --set views=cached is LIN fast (task linear_fast of run_all.py), which
+is another protocol: the same head on features of the test crop, computed once, without augmentation.
 Cost: 90 forward passes over train, about 40 GPU-hours (V100) for ViT-B; cached: one pass, then minutes on a GPU. Toy
 world: seconds.
 
@@ -104,6 +105,15 @@ PRESETS = {
         base_lr=25.6,
     ),
 }
+
+
+# by the format of the checkpoint: the preset that is its method's own protocol
+RECOMMENDED = {"simsiam": "simsiam", "moco": "moco", "moco_v3_resnet": "moco_v3", "moco_v3_vit": "moco_v3_vit"}
+
+
+def recommended(spec: "EncoderSpec") -> str:
+    """The preset that is the protocol of the encoder's method; "" where that is the paper's, or none is known here."""
+    return RECOMMENDED.get(spec.source_format, "")
 
 
 def reads(config: Config) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from evaluate.checkpoints import conversion  # the one place where pretrain/ needs it: an exported encoder is certified
-from pretrain.methods import module_of
 
 
 def export(path: Path, branch: str | None = None) -> tuple[Path, Path]:
@@ -27,7 +26,4 @@ def export(path: Path, branch: str | None = None) -> tuple[Path, Path]:
     temporary.replace(weights)
     encoder = folder / "encoder.safetensors"
     print(conversion.convert(weights, encoder, branch=branch))
-    probe = getattr(module_of(saved["config"]["method"]), "PROBE", None)
-    if probe:
-        print(f"the linear probe of its paper: run_all.py --set linear_probe.preset={probe}")
     return weights, encoder

@@ -275,6 +275,9 @@ def _main(arguments: argparse.Namespace) -> int:
     try:
         device = distributed.start(devices.resolve_device(arguments.device))
         config = distributed.all_or_none(lambda: configured(arguments))
+        if arguments.dry_run:
+            print(json.dumps(config.to_json(), indent=1))
+            return 0
         if arguments.init_only:
             path = initialize(config, arguments.out)
         else:
@@ -345,7 +348,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="folder with one folder of images per class (only the online kNN uses the classes)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
-    parser.add_argument("--preset", choices=sorted(presets()), help="settings to start from (default: paper)")
+    parser.add_argument(
+        "--preset",
+        help="settings to start from (default: paper); A+B: those of A with what B changes of its paper's, as "
+        f"demo+random_mask; the presets are {', '.join(sorted(presets()))}",
+    )
     parser.add_argument(
         "--config",
         type=Path,
@@ -413,6 +420,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="resume although images were added, removed or renamed; order and schedule are then those of neither set",
     )
     parser.add_argument("--init-only", action="store_true", help="write the randomly initialized checkpoint and stop")
+    parser.add_argument("--dry-run", action="store_true", help="check the settings, print them and stop")
     arguments = parser.parse_args(argv)
     if arguments.minutes and any(text.split("=")[0] == "epochs" for text in arguments.set):
         parser.error("give --minutes or --set epochs=…, not both")

@@ -141,9 +141,12 @@ def test_a_file_that_is_no_checkpoint_fails_every_column_with_its_reason(world, 
         (["--ckpt", "absent.pth", "--data-root", "."], "there is no checkpoint absent.pth"),
         (["--ckpt", "run_all.py"], "need --data-root"),
         (["--ckpt", "run_all.py", "--data-root", ".", "--format", "tim"], "there is no format 'tim'; the formats are"),
-        (["--minutes", "5"], "goes with --demo --data-root DIR"),
+        (["--minutes", "5"], "goes with --demo or --ablate and --data-root DIR"),
         (["--demo", "--data-root", ".", "--minutes", "nan"], "--minutes N is a number above 0"),
-        (["--demo", "--data-root", "."], "the demo on your images pretrains on imagenet/train: imagenet is not under"),
+        (["--demo", "--data-root", "."], "what pretrains on your images takes imagenet/train: imagenet is not under"),
+        (["--ablate", "demo", "--data-root", "."], "what pretrains on your images takes imagenet/train: imagenet is"),
+        (["--ablate", "demo", "mae=demo", "mae=mae_demo"], "two rows are called 'mae'"),
+        (["--ablate", "demo", "--ckpt", "run_all.py"], "leave out --ckpt"),
         (["--demo", "--ckpt", "run_all.py"], "leave out --ckpt"),
         (["--ckpt", "run_all.py", "--data-root", "nowhere"], "the data root nowhere is not a folder"),
     ],
@@ -164,7 +167,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, capsys):
 def test_a_dry_run_prints_every_node_and_writes_nothing(tmp_path, capsys):
     assert run_all.main(["--out", str(tmp_path / "out"), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(run_all.demo.ROWS) * len(run_all.plan.choose([])) and not (tmp_path / "out").exists()
+    assert len(lines) == len(run_all.demo.TOY) * len(run_all.plan.choose([])) and not (tmp_path / "out").exists()
 
 
 def test_a_node_brings_what_it_needs():

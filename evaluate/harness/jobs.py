@@ -61,7 +61,7 @@ def measuring(
 
     jobs = [Job(f"{row}/convert", convert, log, after, is_converted, converted)]
     for seed, node in itertools.product((run.seed, *run.more_seeds), nodes):
-        if seed in run.more_seeds and not draws(node, run.configs[node.name][1]):
+        if seed in run.more_seeds and not draws(node, run.config(row, node)[1]):
             continue
         further = seed if seed in run.more_seeds else None
         name = task_name(row, node.name, further)

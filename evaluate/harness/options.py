@@ -5,6 +5,7 @@ from pathlib import Path
 
 from evaluate.checkpoints import command_line
 from evaluate.harness import demo, plan, slurm
+from evaluate.harness.pretraining import START, TASK
 from evaluate.runtime import devices
 from evaluate.runtime.cli import at_least_one, at_least_zero
 
@@ -42,9 +43,19 @@ def _what(parser: argparse._ArgumentGroup) -> None:
         "happens without --ckpt too)",
     )
     parser.add_argument(
+        "--ablate",
+        nargs="+",
+        default=[],
+        metavar="[NAME=]PRESET",
+        help="pretrain these presets of pretrain.train on the images of --data-root (default: the demo's toy world), a "
+        "row of the table each, and measure them. A+B is preset A with what B changes of the paper's run, as "
+        f"demo+random_mask; A{START} is its random start. --set {TASK}.NAME=VALUE is for all of them",
+    )
+    parser.add_argument(
         "--minutes",
         type=float,
-        help=f"of each pretraining of the demo on your images (default: {demo.MINUTES:g})",
+        help=f"of each pretraining on small copies of your images (default: {demo.MINUTES:g} with --demo; with "
+        "--ablate as many epochs as the presets say, on the images)",
     )
     extra = ", ".join(node.name for node in plan.NODES if node.extra)
     parser.add_argument(
@@ -72,7 +83,9 @@ def _what(parser: argparse._ArgumentGroup) -> None:
 
 
 def _settings(parser: argparse._ArgumentGroup) -> None:
-    parser.add_argument("--preset", choices=("paper", "demo"), help="default: paper with --ckpt, demo without")
+    parser.add_argument(
+        "--preset", choices=("paper", "demo"), help="default: demo on the toy world and with --minutes, else paper"
+    )
     parser.add_argument(
         "--set",
         action="append",

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings, override
 
@@ -105,11 +106,25 @@ def from_preset(module: Any, preset: str) -> Settings:
     return module.PRESETS[preset]
 
 
+def recommended(node: Node, spec: EncoderSpec | None) -> str:
+    """The preset that is the protocol of an encoder's method for a column of the paper; "" where there is none."""
+    module = module_of(node.task)
+    return module.recommended(spec) if spec and not node.extra and hasattr(module, "recommended") else ""
+
+
+def is_recommended(node: Node, preset: str) -> str:
+    """Says that a node has such a preset."""
+    return f"{node.name} by the protocol of the encoder's method (preset {preset}); --preset paper is SiameseIM's"
+
+
 def configure(
-    nodes: Sequence[Node], preset: str, overrides: Mapping[str, Mapping[str, str]]
+    nodes: Sequence[Node],
+    preset: str | None,
+    overrides: Mapping[str, Mapping[str, str]],
+    spec: EncoderSpec | None = None,
 ) -> dict[str, tuple[str, Settings]]:
     """The preset's name and the config of each node, by the node's name; ``TASK.preset=NAME`` chooses another preset
-    for one task.
+    for one task. With no preset it is the one that the method of the encoder ``spec`` recommends, else the paper's.
 
     Raises UserError for an override of an unknown task or setting, or an illegal value.
     """
@@ -121,7 +136,7 @@ def configure(
     configs = {}
     for node in nodes:
         values = {**node.overrides, **overrides.get(node.task, {}), **overrides.get(node.name, {})}
-        name = values.pop("preset", preset)
+        name = values.pop("preset", None) or preset or recommended(node, spec) or "paper"
         configs[node.name] = (name, override(from_preset(module_of(node.task), name), values))
     return configs
 

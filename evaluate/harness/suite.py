@@ -2,14 +2,15 @@
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from evaluate.data.identity import DataIdentities, fingerprint
+from evaluate.encoder.spec import EncoderSpec, read_spec
 from evaluate.harness import rows
-from evaluate.harness.plan import Node, data_sets
+from evaluate.harness.plan import Node, data_sets, is_recommended
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings, as_json
 from results import record
@@ -35,7 +36,9 @@ class Suite:
     identities: DataIdentities
     nodes: Sequence[Node]
     configs: Mapping[str, tuple[str, Settings]]
-    """By node: the preset's name and the resolved config."""
+    """By node: the preset's name and the resolved config, of an encoder whose method recommends nothing."""
+    of_encoder: Callable[[EncoderSpec | None], Mapping[str, tuple[str, Settings]]] | None = None
+    """The same for an encoder; None: ``configs`` are for all."""
     seed: int = 0
     more_seeds: tuple[int, ...] = ()
     """With which the tasks that draw something are repeated."""
@@ -85,6 +88,12 @@ class Suite:
                 found[name] = work_folder(self.folders[row], identity) / file
         return found
 
+    def config(self, row: str, node: Node) -> tuple[str, Settings]:
+        """The preset's name and the config of a node, for the encoder of a row."""
+        if self.of_encoder and row in self.folders:
+            return self.of_encoder(read_spec(self.encoder(row)))[node.name]
+        return self.configs[node.name]
+
     def data(self, node: Node) -> dict[str, str]:
         """The identities of what a node reads, by part of the data root."""
         return self.identities.of_sets(data_sets(node, self.configs[node.name][1]))
@@ -96,7 +105,7 @@ class Suite:
             return None
         return record.identity(
             node.name,
-            as_json(self.configs[node.name][1]),
+            as_json(self.config(row, node)[1]),
             seed=self.seed,
             limit=self.limit,
             encoder_fingerprint=encoder,
@@ -113,8 +122,11 @@ class Suite:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "config.json"
         with atomic_write(path) as written:
-            content = {"task": node.task, "preset": self.configs[node.name][0], "config": identity["config"]}
+            preset = self.config(row, node)[0]
+            content = {"task": node.task, "preset": preset, "config": identity["config"]}
             written.write_text(json.dumps(content, indent=1))
+        if preset != self.configs[node.name][0]:
+            self._say(f"{row}/{is_recommended(node, preset)}")
         return path
 
     def find(self, row: str, node: Node) -> dict[str, Any] | None:

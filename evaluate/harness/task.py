@@ -21,7 +21,17 @@ from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import estimate, protocol, rows
-from evaluate.harness.plan import NODES, Node, data_sets, from_preset, module_of, node_of, paper_config
+from evaluate.harness.plan import (
+    NODES,
+    Node,
+    data_sets,
+    from_preset,
+    is_recommended,
+    module_of,
+    node_of,
+    paper_config,
+    recommended,
+)
 from evaluate.harness.suite import stale_files, work_folder
 from evaluate.runtime import devices
 from evaluate.runtime.cli import (
@@ -62,7 +72,8 @@ class Task(Protocol):
         """Names of the data sets (keys of ``evaluate.data.layouts.LAYOUTS``) that must be there; without one the task
         is skipped.
 
-        A task may also have ``reads_if_there(config)``: the sets of which each fills a column of its own.
+        A task may also have ``reads_if_there(config)``: the sets of which each fills a column of its own; and
+        ``recommended(spec)``: the preset that is the protocol of an encoder's method, its default where there is one.
         """
 
     @staticmethod
@@ -86,7 +97,7 @@ def main(task: str, argv: list[str] | None = None) -> int:
         return EXIT_SKIPPED if isinstance(error, Skip) else EXIT_USER
 
 
-def configured(task: str, module: Any, arguments: argparse.Namespace) -> tuple[str, Settings]:
+def configured(task: str, module: Any, arguments: argparse.Namespace, default: str = "paper") -> tuple[str, Settings]:
     """The preset's name and the config that the arguments give: ``--config`` or ``--preset``, and ``--set`` on top."""
     overrides = split_overrides(arguments.set)
     unknown = set(overrides) - {"", task}
@@ -97,7 +108,7 @@ def configured(task: str, module: Any, arguments: argparse.Namespace) -> tuple[s
     if arguments.config:
         preset, config = read_config(arguments.config, module.Config)
     else:
-        preset = arguments.preset or "paper"
+        preset = arguments.preset or default
         config = from_preset(module, preset)
     return preset, override(config, {**overrides.get("", {}), **overrides.get(task, {})})
 
@@ -122,6 +133,11 @@ def _main(task: str, argv: list[str] | None) -> int:
     make_folder(out / "records")  # now, not when hours have been spent
     path, data = distributed.broadcast_object(_prepare(arguments, out, name, node, config) if first else None)
     encoder = encoders.load(path, device=device)
+    own = "" if arguments.preset or arguments.config else recommended(node, encoder.spec)
+    if own:
+        preset, config = configured(task, module, arguments, own)
+        if first:
+            print(is_recommended(node, own), flush=True)
     identity = record.identity(
         node.name,
         as_json(config),

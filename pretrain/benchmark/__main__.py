@@ -3,6 +3,7 @@
     python -m pretrain.benchmark --set batch_size=64                  the paper's model in fp32, and the plain baseline
     python -m pretrain.benchmark --set batch_size=512 --precision bf16 --compile                     on a GPU
     python -m pretrain.benchmark --views --workers 16      the data path alone: images/s a core, and of the loader
+    python -m pretrain.benchmark --method byol swav --preset demo           steps of other methods beside plain loops
 
 The plain baseline is our own code that does the same arithmetic without optimization for speed; it contains no released
 code. Each variant of a step runs in its own process, one after the other, so that its peak memory is measured alone.
@@ -29,6 +30,7 @@ from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_USER, at_least_one, at_least_zero
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import help_text
+from pretrain.benchmark import plain
 from pretrain.benchmark.data_path import make_images, time_loader, time_views
 from pretrain.benchmark.step import PARTS, matmul_ceiling, step_flops, time_step
 from pretrain.config import MODELS
@@ -124,6 +126,20 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines + [f"| {name} | {' | '.join(show(v) for v in variants.values())} |" for name, show in rows])
 
 
+def _compare_methods(options: argparse.Namespace) -> int:
+    settings = [*options.set, "precision=fp32"]
+    configs = {name: configure(f"{name}_{options.preset}", settings, options.model) for name in options.method}
+    with tempfile.TemporaryDirectory() as made:
+        images = options.images or Path(made)
+        if options.images is None:
+            make_images(images, min(max(config.batch_size for config in configs.values()), 64))
+        found = {name: plain.compare(config, images, options.steps, options.device) for name, config in configs.items()}
+    if options.json:
+        options.json.write_text(json.dumps({"machine": _machine(options.device), **found}, indent=2))
+    print(plain.table(found))
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line: 0 done, 2 bad input or a variant that did not run."""
     parser = argparse.ArgumentParser(
@@ -142,6 +158,13 @@ def main(argv: list[str] | None = None) -> int:
         default=[],
         metavar="NAME=VALUE",
         help="override one setting, for example batch_size=64",
+    )
+    parser.add_argument(
+        "--method",
+        nargs="+",
+        choices=list(plain.PLAIN),
+        default=[],
+        help="time the steps of these methods in fp32, each in turn with a plain loop over its own modules",
     )
     parser.add_argument(
         "--precision", default="fp32", help="fp32, tf32, bf16, fp16, or several with commas (default: %(default)s)"
@@ -179,6 +202,8 @@ def main(argv: list[str] | None = None) -> int:
         options.device = devices.resolve_device(options.device)
         if ":" in options.device:
             torch.cuda.set_device(options.device)
+        if options.method:
+            return _compare_methods(options)
         precisions = options.precision.split(",")
         config, *_ = (
             configure(options.preset, [*options.set, f"precision={precision}"], options.model)

@@ -8,7 +8,7 @@ example.
 import importlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -74,8 +74,7 @@ class Method(nn.Module):
 class MethodModule(Protocol):
     """What a file of pretrain/methods/ offers.
 
-    It may also have MODELS: how the method's settings differ from ``pretrain.config.MODELS`` with an encoder. And
-    PROBE: the preset of ``evaluate.linear_probe`` that is its paper's protocol.
+    It may also have MODELS: how the method's settings differ from ``pretrain.config.MODELS`` with an encoder.
     """
 
     __name__: str
@@ -124,15 +123,37 @@ def presets() -> dict[str, PretrainConfig]:
     }
 
 
+def preset_of(text: str) -> PretrainConfig:
+    """A preset by its name, or ``A+B``: preset A with what preset B of the same method changes of its ``paper``.
+
+    Raises:
+        UserError: naming a preset that there is not, or one of another method.
+    """
+    known = presets()
+    first, *others = text.split("+")
+    for name in (first, *others):
+        if name not in known:
+            raise UserError(f"there is no preset {name!r}; the presets are {', '.join(sorted(known))}")
+    config = known[first]
+    paper = method_of(config).PRESETS["paper"]
+    for name in others:
+        if known[name].method != config.method:
+            raise UserError(f"--preset {text}: {name} is of {known[name].method}, {first} of {config.method}")
+        own = {field.name: getattr(known[name], field.name) for field in fields(paper)}
+        config = replace(config, **{key: value for key, value in own.items() if value != getattr(paper, key)})
+    return config
+
+
 def configure(
     preset: str | PretrainConfig, assignments: Sequence[str] = (), model: str | None = None
 ) -> PretrainConfig:
-    """A preset, or a config, with the encoder of MODELS that ``model`` names and ``NAME=VALUE`` settings on top.
+    """A preset (as ``preset_of`` takes it), or a config, with the encoder of MODELS that ``model`` names and
+    ``NAME=VALUE`` settings on top.
 
     Raises:
         UserError: one sentence with the setting, its value and what is legal.
     """
-    config = presets()[preset] if isinstance(preset, str) else preset
+    config = preset_of(preset) if isinstance(preset, str) else preset
     encoder = {**MODELS[model], **getattr(method_of(config), "MODELS", {}).get(model, {})} if model else {}
     known = {field.name for field in fields(config)}
     if not encoder.keys() <= known:

@@ -91,7 +91,6 @@ MOCO_DEMO: dict[str, Any] = RESNET_DEMO | {
     **{"optimizer": "lars", "warmup_epochs": 0.0, "dim": 32, "queue_size": 256, "momentum": 0.99, "bn_group": 16}
 }
 PRESETS = {"paper": PAPER, "200ep": PAPER, "demo": replace(PAPER, **MOCO_DEMO)}
-PROBE = "moco"
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ PRESETS = {
     "800ep": replace(PAPER, epochs=800),
     "demo": replace(PAPER, **MOCO_DEMO),
 }
-PROBE = "moco"
 
 
 def build(config: Config) -> MoCo:

@@ -45,9 +45,9 @@ PRESETS = {
     "100ep": replace(PAPER, epochs=100, base_lr=0.6),
     "300ep": PAPER,
     "1000ep": replace(PAPER, epochs=1000, weight_decay=1.5e-6, momentum=0.996),
-    "demo": replace(PAPER, **RESNET_DEMO, mlp_dim=128, dim=32),
+    # the paper's temperature is of 4096 images, its momentum of 100,000 steps
+    "demo": replace(PAPER, **RESNET_DEMO, mlp_dim=128, dim=32, temperature=0.2, momentum=0.95),
 }
-PROBE = "moco_v3"
 
 
 def build(config: Config) -> MoCoV3:

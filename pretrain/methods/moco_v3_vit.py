@@ -60,7 +60,6 @@ PAPER = Config()
 DEMO = replace(PAPER, **DEMO_SETTINGS, **DEMO_COLORS, mlp_dim=128, dim=32)
 PRESETS = {"paper": PAPER, "300ep": PAPER, "demo": DEMO}
 MODELS = {"vit_small": {"num_heads": 12}}  # of 32 channels, unlike everyone else's
-PROBE = "moco_v3_vit"
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,6 @@ class Config(ResNetConfig):
 PAPER = Config()
 DEMO = replace(PAPER, **RESNET_DEMO | {"base_lr": 0.4, "warmup_epochs": 0.0}, dim=128, pred_dim=32)
 PRESETS = {"paper": PAPER, "100ep": PAPER, "demo": DEMO}
-PROBE = "simsiam"
 
 
 @dataclass(frozen=True)

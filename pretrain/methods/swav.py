@@ -79,8 +79,10 @@ class Config(ResNetConfig):
 
 PAPER = Config()
 SMALL_BATCH = replace(PAPER, batch_size=256, warmup_epochs=0.0, warmup_lr=0.0, base_lr=0.6, min_lr=0.0006)
+# With LARC and the paper's epsilon the loss stays at that of a guess for 200 steps and more.
 SWAV_DEMO: dict[str, Any] = RESNET_DEMO | {
-    **{"base_lr": 1.0, "warmup_lr": 0.0, "min_lr": 0.001, "small_views": 2, "small_size": 24},
+    **{"optimizer": "lars", "base_lr": 1.0, "warmup_lr": 0.0, "min_lr": 0.001, "epsilon": 0.03},
+    **{"small_views": 2, "small_size": 24},
     **{"small_scale": (0.2, 0.4), "hidden_mlp": 128, "dim": 32, "num_prototypes": 24},
     **{"freeze_prototypes_iterations": 30, "queue_length": 128, "queue_epochs": 1},
 }

@@ -130,7 +130,11 @@ def command(row: Row, node: str, entry: Entry) -> str:
     name = shlex.quote(plain(f"{entry.get('encoder', row.label)}=FILE"))
     text = "uv run run_all.py" + ("" if entry.get("toy_data") else f" --ckpt {name} --data-root DIR")
     preset = entry.get("preset", "paper")
-    text += f" --preset {shlex.quote(plain(preset))}" if preset != "paper" and not entry.get("toy_data") else ""
+    if preset in ("demo", "paper"):  # without --preset the probe is by the protocol of the encoder's method
+        needed = preset == "demo" or entry.get("task") == node == "linear_probe"
+        text += f" --preset {preset}" if needed and not entry.get("toy_data") else ""
+    elif entry.get("task") == node:
+        text += f" --set {shlex.quote(plain(f'{node}.preset={preset}'))}"
     text += f" --tasks {node}"
     text += f" --seed {entry['seed']}" if entry.get("seed") else ""
     text += f" --limit {entry['limit']}" if entry.get("limit") else ""

@@ -1,5 +1,6 @@
 """The benchmark: its plain baseline computes what the method computes, its counts are right, and it runs."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -8,11 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.benchmark import __main__, baseline, data_path, step
+from pretrain.benchmark import __main__, baseline, data_path, plain, step
 from pretrain.data import views
 from pretrain.data.images import decode
-from pretrain.methods import siameseim
+from pretrain.methods import configure, method_of, siameseim
 from pretrain.methods.siameseim import DEMO
+from pretrain.optimizer import make_optimizer
 
 SMALL = replace(DEMO, batch_size=4)
 
@@ -41,6 +43,40 @@ def test_the_plain_baseline_gives_the_methods_loss_gradients_and_moving_average(
             model.online.cls_token.add_(1)
         model.update_target(0.9)
     torch.testing.assert_close(plain.state_dict(), ours.state_dict())
+
+
+@pytest.mark.parametrize("method", plain.PLAIN)
+def test_a_plain_loop_makes_the_methods_steps(method, monkeypatch):
+    """Three of ours and three plain ones, in which queues fill, give the same weights and statistics."""
+    small = {"moco_v1": ["bn_group=4", "queue_size=16"], "swav": ["queue_length=16"]}
+    small["moco_v2"] = small["moco_v1"]
+    gentle = ["batch_size=8", "optimizer=sgd", "base_lr=0.5"]  # LARS and AdamW make steps of rounding
+    config = configure(f"{method}_demo", [*gentle, *small.get(method, [])])
+    torch.manual_seed(0)
+    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8) for _ in range(8)]
+    crops = views.crop(images, np.arange(8), 0, config)
+    start = method_of(config).build(config).train()
+    ours, theirs = copy.deepcopy(start), copy.deepcopy(start)
+    if hasattr(ours, "update_target"):
+        monkeypatch.setattr(ours, "after_step", lambda step, total: ours.update_target(0.99))
+    for one, take in ((ours, plain.our_step), (theirs, plain.plain_step)):
+        optimizer = make_optimizer(one, config, one.constant_rate())
+        torch.manual_seed(1)
+        for _ in range(3):
+            take(one, optimizer, crops, config, "cpu")
+    before, found = start.state_dict(), theirs.state_dict()
+    for name, after in ours.state_dict().items():
+        change, rounding = (after - before[name]).float().norm(), 1e-6 * (1 + after.float().norm())
+        assert (found[name] - after).float().norm() <= 0.01 * change + rounding, name
+
+
+def test_methods_are_timed_beside_plain_loops(capsys, tmp_path):
+    command = ["--method", "simsiam", "moco_v3_vit", "--preset", "demo", "--set", "batch_size=4", "--steps", "2"]
+    assert __main__.main([*command, "--device", "cpu", "--json", str(tmp_path / "found.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[2].startswith("| simsiam | 4 | ") and lines[3].startswith("| moco_v3_vit | 4 | ")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["simsiam"]["ours"] > 0 and found["simsiam"]["ratio"] == sorted(found["simsiam"]["ratio"])
 
 
 def test_operations_are_counted(batch):

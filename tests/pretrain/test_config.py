@@ -1,5 +1,7 @@
 """The presets are the paper's numbers, and the encoders the field's."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -52,3 +54,13 @@ def test_the_papers_run():
 
 def test_the_rate_follows_the_batch():
     assert configure("paper", ["batch_size=1024"]).lr == pytest.approx(2.5e-4)
+
+
+def test_a_preset_on_top_of_another_changes_what_it_is_about():
+    assert configure("demo+random_mask") == replace(siameseim.DEMO, mask="random")
+    assert configure("paper_400+same_view_plain") == replace(
+        PAPER, epochs=400, target_view="same", masked_view_colors=False
+    )
+    assert configure("demo+random_mask+global_loss", ["epochs=3"]) == replace(
+        siameseim.DEMO, mask="random", dense_weight=0.0, global_weight=1.0, epochs=3
+    )

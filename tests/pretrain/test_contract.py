@@ -27,7 +27,7 @@ def method(request):
 
 @pytest.fixture
 def config(method):
-    smaller = {"depth": 1} if issubclass(method.Config, VitConfig) else {"width_per_group": 4}
+    smaller = {"depth": 1} if issubclass(method.Config, VitConfig) else {"block": "bottleneck", "width_per_group": 4}
     if "bn_group" in vars(method.Config()):
         smaller["bn_group"] = IMAGES // 2
     return dataclasses.replace(method.PRESETS["demo"], **smaller, batch_size=IMAGES)

@@ -35,15 +35,16 @@ CONFIG = replace(
     neg_weight=0.5,
     batch_size=8,
 )
+NARROW = ["block=bottleneck", "width_per_group=4"]
 SMALL = {  # the settings of a method's demo
-    "simsiam": ["width_per_group=4"],
+    "simsiam": NARROW,
     "moco_v3_vit": ["embed_dim=24", "num_heads=2", "depth=1", "optimizer=sgd"],  # AdamW makes steps of rounding
-    "moco_v3_resnet": ["width_per_group=4"],
-    "byol": ["width_per_group=4"],
-    "simclr": ["width_per_group=4"],
-    "moco_v1": ["width_per_group=4", "bn_group=4"],
-    "moco_v2": ["width_per_group=4", "bn_group=4"],
-    "swav": ["width_per_group=4", "queue_length=16", "freeze_prototypes_iterations=1", "small_size=32"],
+    "moco_v3_resnet": NARROW,
+    "byol": NARROW,
+    "simclr": NARROW,
+    "moco_v1": [*NARROW, "bn_group=4"],
+    "moco_v2": [*NARROW, "bn_group=4"],
+    "swav": [*NARROW, "queue_length=16", "freeze_prototypes_iterations=1", "small_size=32"],
 }
 TWO_PROCESSES = Path(__file__).parents[1] / "golden" / "methods" / "moco_v2_two_processes_step_a.json"
 SPAWN = multiprocessing.get_context("forkserver")

@@ -13,7 +13,7 @@ from tests.pretrain.runs import write_images
 TINY = ["epochs=1", "warmup_epochs=0.5", "batch_size=8"]
 TINY_VIT = ["embed_dim=24", "num_heads=2", "depth=1"]
 TINY_DECODER = ["decoder_embed_dim=24", "decoder_num_heads=2"]
-TINY_RESNET = ["width_per_group=4"]
+TINY_RESNET = ["block=bottleneck", "width_per_group=4"]
 DEMOS = {  # preset: its settings, and the format that its file has
     "demo": (TINY_VIT + TINY_DECODER, "siameseim"),
     "mae_demo": (TINY_VIT + TINY_DECODER, "mae"),
@@ -26,9 +26,17 @@ DEMOS = {  # preset: its settings, and the format that its file has
     "moco_v2_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
     "swav_demo": (TINY_RESNET, "swav"),
 }
+PROBES = {  # the presets of evaluate.linear_probe that are their papers' protocols
+    "simsiam_demo": "simsiam",
+    "moco_v3_vit_demo": "moco_v3_vit",
+    "moco_v3_resnet_demo": "moco_v3",
+    "moco_v1_demo": "moco",
+    "moco_v2_demo": "moco",
+}
 
 
 def test_every_method_is_here():
+    assert set(PROBES.values()) <= set(linear_probe.PRESETS)
     assert [configure(preset).method for preset in DEMOS] == list(METHODS)
 
 
@@ -59,7 +67,5 @@ def test_the_exported_encoder_has_the_trained_features(tmp_path, preset, capsys)
             tokens = replace(tokens, cls=exported.model.norm(tokens.cls), patches=exported.model.norm(tokens.patches))
         expected = tokens.pooled("cls" if config.method == "moco_v3_vit" else "mean")
         assert torch.allclose(model.features(images), expected, atol=1e-5)
-    said = capsys.readouterr().out
-    probe = getattr(method, "PROBE", None)
-    assert "certificate" in said and (probe is not None) == ("linear_probe.preset=" in said)
-    assert probe is None or f"linear_probe.preset={probe}\n" in said and probe in linear_probe.PRESETS
+    assert "certificate" in capsys.readouterr().out
+    assert linear_probe.recommended(exported.spec) == PROBES.get(preset, "")

@@ -251,7 +251,7 @@ def test_mocos_rate_falls_twice():
 
 
 def test_mocos_queue_goes_round():
-    model = moco_v2.build(dataclasses.replace(moco_v2.PRESETS["demo"], queue_size=40, bn_group=32, width_per_group=4))
+    model = moco_v2.build(dataclasses.replace(moco_v2.PRESETS["demo"], queue_size=40, bn_group=32))
     before = model.queue.clone()
     keys = torch.randn(32, 32)
     model._enqueue(keys)
@@ -281,7 +281,7 @@ def test_a_batch_that_moco_cannot_divide_is_named(arguments, says, tmp_path, cap
 
 def test_swavs_queue_takes_part_once_it_is_full():
     """Its rows come first, the images' assignments are taken from the end, and new embeddings go in front."""
-    config = dataclasses.replace(swav.PRESETS["demo"], queue_length=12, batch_size=4, width_per_group=4)
+    config = dataclasses.replace(swav.PRESETS["demo"], queue_length=12, batch_size=4, epsilon=0.05)
     model = swav.build(config)
     rows = [F.normalize(torch.randn(4, config.dim), dim=1) for _ in range(5)]
     alone = [swav.sinkhorn(model.prototypes(part) / 0.05, 3) for part in rows]
@@ -332,7 +332,7 @@ def test_a_resnet_has_no_blocks_to_compute_again(tmp_path, capsys):
     [
         ("layers=[1,1,1]", "layers.*4 whole numbers"),
         ("block=wide", "one of basic, bottleneck"),
-        ("block=basic", "width_per_group of basic blocks is 64, not 16"),
+        ("width_per_group=16", "width_per_group of basic blocks is 64, not 16"),
         ("optimizer=adam", "one of adamw, sgd, lars"),
         ("lr_scaling=half", "one of linear, sqrt, none"),
         ("proj_layers=1", "from 2 on"),

@@ -113,6 +113,9 @@ def test_everything_that_defines_the_run_lies_beside_the_checkpoint(images, unbr
         (["--set", "img_size=0"], "setting 'img_size' is a whole number above 0, not 0"),
         (["--set", "num_masked=16"], "num_masked 16 must lie between 0 and the 16 patches"),
         (["--set", "epochs"], "--set takes NAME=VALUE, for example epochs=400, not 'epochs'"),
+        (["--preset", "dome"], "there is no preset 'dome'; the presets are both_losses, byol_1000ep"),
+        (["--preset", "demo+dome"], "there is no preset 'dome'"),
+        (["--preset", "demo+mae_paper"], "--preset demo+mae_paper: mae_paper is of mae, demo of siameseim"),
         (["--config", "absent.json"], "--config absent.json holds no settings of a run"),
     ],
 )
@@ -152,6 +155,12 @@ def test_a_written_config_runs_again(images, unbroken, tmp_path, written):
     assert (tmp_path / "again/config.json").read_text() == (tmp_path / "first/config.json").read_text()
     assert train.main([*common, "--out", str(tmp_path / "other"), "--set", "epochs=1", "--init-only"]) == 0
     assert json.loads((tmp_path / "other/config.json").read_text())["epochs"] == 1
+
+
+def test_a_dry_run_prints_the_settings_and_writes_nothing(images, tmp_path, capsys):
+    assert run(images, tmp_path / "out", "--dry-run", "--preset", "demo+random_mask") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["mask"] == "random" and said["batch_size"] == 8 and not (tmp_path / "out").exists()
 
 
 def test_config_and_preset_are_not_given_together(images, tmp_path, capsys):

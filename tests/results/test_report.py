@@ -19,6 +19,7 @@ from evaluate.data.thumbnails import Thumbnail
 from evaluate.data.thumbnails import write as write_pictures
 from results import record, tables
 from results.columns import COLUMNS
+from results.report import content
 from tests.results.entries import entry
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -346,3 +347,18 @@ def test_a_browser_opens_it_sorts_it_and_asks_for_nothing_else(tmp_path: Path) -
     assert widths == [24, 24]  # they are shown, though nothing may be loaded
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line and "favicon" not in line], done.stderr
     assert set(asked) <= {"/clicks.html", "/report.html", "/favicon.ico"} and "/report.html" in asked
+
+
+@pytest.mark.parametrize(
+    ("task", "preset", "said"),
+    [
+        ("linear_probe", "paper", " --preset paper --tasks linear_probe"),  # without it, by the encoder's method
+        ("linear_probe", "simsiam", " --set linear_probe.preset=simsiam --tasks linear_probe"),
+        ("linear_probe", "demo", " --preset demo --tasks linear_probe"),
+        ("finetune", "paper", " --tasks finetune"),
+    ],
+)
+def test_the_command_of_a_cell_asks_for_its_preset(tmp_path: Path, task: str, preset: str, said: str) -> None:
+    (measured,) = tables.build(tmp_path, ["mine"], [entry(task, preset=preset)]).rows[-1:]
+    (told,) = (cell.entry for cell in measured.cells.values() if cell.entry)
+    assert content.command(measured, task, told) == f"uv run run_all.py --ckpt mine=FILE --data-root DIR{said}"
