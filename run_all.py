@@ -35,7 +35,9 @@ from evaluate.harness import (
     plan,
     rows,
     slurm,
+    slurm_arrays,
     slurm_states,
+    slurm_submit,
     suite,
     watch,
 )
@@ -118,6 +120,11 @@ def run(arguments: argparse.Namespace) -> int:
     data_root = arguments.data_root and Path(os.path.abspath(layouts.root(arguments.data_root)))
     data_root = data_root or make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
+    if arguments.part == slurm.DATA:
+        identities.keep(name for node in nodes for name in plan.data_sets(node, configs[node.name][1]))
+        return 0
+    if arguments.part:
+        identities.take()
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device")}
     shared = suite.Suite(out, identities, nodes, configs, conversion=said, more_seeds=more_seeds(arguments), **where)
     work: list[executor.Job] = []
@@ -129,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
         after = (f"{row}/pretrain",) if is_demo else ()
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after)
     every = {job.name for job in work}
-    if arguments.part == slurm.TABLE:
+    if arguments.part == slurm_arrays.TABLE:
         shared.renders = False  # once, below
         slurm_states.conclude(work, out)
         shared.renders = True
@@ -188,7 +195,9 @@ def launch(
     specs = {row: read_spec(run.encoder(row)) or read_spec(path) for row, path in checkpoints.items()}
     gpus = 0 if arguments.device == "cpu" else arguments.gpus or slurm.GPUS
     listed = planned(arguments, specs, nodes, configs, gpus, budget, stands)
-    slurm.submit(slurm.tasks(arguments, checkpoints, nodes, listed, stands), run.out, arguments.slurm)
+    said = slurm.options(arguments.slurm)
+    tasks = slurm.tasks(arguments, checkpoints, nodes, listed, stands)
+    slurm_submit.submit(tasks, run.out, said, slurm.minutes_of(said.get("time")))
     return 0
 
 
@@ -285,7 +294,9 @@ def dry_run(
         listed = planned(arguments, specs, nodes, configs, gpus, budget, recorded)
         if arguments.launch:
             stands = {f"{row}/convert" for row in specs if (Path(arguments.out) / row / rows.ENCODER).is_file()}
-            print(slurm.printed(slurm.tasks(arguments, checkpoints, nodes, listed, stands), arguments.slurm))
+            tasks = slurm.tasks(arguments, checkpoints, nodes, listed, stands)
+            numbers = slurm_arrays.numbered(checkpoints, slurm_states.kept(Path(arguments.out)).get("rows", {}))
+            print(slurm_arrays.printed(slurm_arrays.arrays(tasks, numbers, {}), slurm.options(arguments.slurm)))
             return 0
         if not gpus:
             print("--gpus N plans for a machine with N GPUs")

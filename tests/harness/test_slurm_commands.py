@@ -10,6 +10,7 @@ import pytest
 
 import run_all
 from evaluate.harness import options, plan, slurm
+from evaluate.harness.slurm_arrays import resources
 from evaluate.runtime.cli import loading_processes
 from evaluate.runtime.errors import UserError
 
@@ -21,7 +22,9 @@ def test_options_are_sbatch_s_and_a_value_may_hold_commas() -> None:
     assert said == {"partition": "a", "time": "4:00:00", "nodelist": "n1,n2", "mail_type": "END,FAIL"}
 
 
-@pytest.mark.parametrize("text", ["partition", "=a", "a=", "a=1,b", "output=x", "dependency=singleton", "a=1,a=2"])
+@pytest.mark.parametrize(
+    "text", ["partition", "=a", "a=", "a=1,b", "array=0-3", "output=x", "dependency=singleton", "a=1,a=2"]
+)
 def test_other_options_are_refused(text: str) -> None:
     if text == "a=1,b":  # a comma of the value
         assert slurm.options([text]) == {"a": "1,b"}
@@ -45,12 +48,11 @@ def test_a_limit_that_is_none_is_refused(text: str | None) -> None:
 
 
 def test_a_task_of_n_gpus_asks_for_n_times_the_cores() -> None:
-    task = slurm.Task("mine/finetune", [], gpus=4)
-    assert slurm.resources(task, {"partition": "a"}) == (32, {"partition": "a", "gpus_per_node": "4"})
-    assert slurm.resources(task, {"cpus_per_task": "12"}) == (48, {"gpus_per_node": "4"})
-    assert slurm.resources(task, {"gres": "gpu:a100:4"}) == (32, {"gres": "gpu:a100:4"})
-    assert slurm.resources(task, {"gres": "tmp:9"}) == (32, {"gres": "tmp:9", "gpus_per_node": "4"})
-    assert slurm.resources(slurm.Task("table", []), {"gres": "gpu:4", "cpus_per_gpu": "3"}) == (3, {})
+    assert resources(4, {"partition": "a"}) == (32, {"partition": "a", "gpus_per_node": "4"})
+    assert resources(4, {"cpus_per_task": "12"}) == (48, {"gpus_per_node": "4"})
+    assert resources(4, {"gres": "gpu:a100:4"}) == (32, {"gres": "gpu:a100:4"})
+    assert resources(4, {"gres": "tmp:9"}) == (32, {"gres": "tmp:9", "gpus_per_node": "4"})
+    assert resources(0, {"gres": "gpu:4", "cpus_per_gpu": "3"}) == (3, {})
 
 
 def test_loading_processes_are_counted_by_the_cores_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +80,7 @@ def test_a_dry_run_prints_commands_that_run_all_takes_and_writes_nothing(tmp_pat
     lines = [shlex.split(line) for line in done.stdout.splitlines() if "run_all.py" in line]
     parts = {(given := options.parse(line[2:], None)).part: given for line in lines}
     names = ["convert", "finetune", "finetune seed 1", "knn", "robustness", "robustness seed 1"]
-    assert set(parts) == {"table", *(f"{row}/{name}" for row in "ab" for name in names)}
+    assert set(parts) == {"data", "table", *(f"{row}/{name}" for row in "ab" for name in names)}
     assert {line[0] for line in lines} == {sys.executable}
     one = parts["a/knn"]
     assert (one.ckpt, one.tasks, one.set, one.assume, one.device, one.seeds) == (
@@ -93,7 +95,8 @@ def test_a_dry_run_prints_commands_that_run_all_takes_and_writes_nothing(tmp_pat
     assert (parts["a/convert"].device, parts["table"].device, parts["table"].seeds) == ("cpu", "cpu", 2)
     for given in parts.values():
         plan.choose(given.tasks.split(","))
-    assert "b/robustness after b/convert, b/finetune: sbatch" in done.stdout
+    said = "robustness of 2 rows after data, convert of 2 rows, finetune of 2 rows: sbatch --array=0-1 "
+    assert said in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(

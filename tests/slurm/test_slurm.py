@@ -73,7 +73,7 @@ def test_gives_the_records_of_a_local_run_and_submits_nothing_twice(start, tmp_p
     said = start(far, ALL, *ON)
     assert said.returncode == 0, said.stderr
     states = wait(far, ended)
-    assert states == dict.fromkeys(["mine/convert", *(f"mine/{name}" for name in ALL), "table"], "done")
+    assert states == dict.fromkeys(["data", "mine/convert", *(f"mine/{name}" for name in ALL), "table"], "done")
     assert start(here, ALL).returncode == 0
     key = ("key", "metrics", "status", "config")
     assert {n: [e[k] for k in key] for n, e in records(far).items()} == {
@@ -94,7 +94,7 @@ def test_a_job_that_is_cancelled_is_said_to_be_and_its_dependent_does_not_run(st
     assert (found["mine/finetune"], found["mine/robustness"], found["mine/knn"]) == ("cancelled", "not run", "done")
     kept = records(tmp_path)
     assert "cancelled" in kept["finetune"]["reason"]
-    assert kept["robustness"]["reason"] == "not run, since mine/finetune did not succeed"
+    assert kept["robustness"]["reason"].startswith("not run, since mine/finetune did not succeed: ")
     assert kept["knn"]["status"] == "ok" and "did not succeed" in (tmp_path / "table.md").read_text()
     assert found["table"] == "failed"  # its exit status says that a task failed
 
@@ -105,13 +105,15 @@ def test_cancel_ends_all_and_leaves_nothing_behind(start, tmp_path: Path) -> Non
     changed = start(tmp_path, ["finetune"], *ON, sets=("finetune.epochs=100",))
     assert changed.returncode == 2 and "in the queue with other settings" in changed.stderr
     same = start(tmp_path, ["finetune"], *ON, sets=("finetune.epochs=200",))
-    assert same.returncode == 0 and "mine/finetune: is job" in same.stdout
+    assert same.returncode == 0 and "mine/finetune: in the queue already (job " in same.stdout
     said = run_all_of("--status", tmp_path)
-    assert re.search(r"mine/finetune +\d+ +running", said) and re.search(r"mine/robustness +\d+ +pending", said), said
-    assert "cancelled mine/finetune, mine/robustness, table" in run_all_of("--cancel", tmp_path)
+    assert re.search(r"mine/finetune +\d+_0 +running", said) and re.search(r"mine/robustness +\d+_0 +pending", said), (
+        said
+    )
+    assert "cancelled mine/finetune, mine/robustness, table;" in run_all_of("--cancel", tmp_path)
     found = wait(tmp_path, ended)
     assert found["mine/finetune"] == "cancelled" and slurm_states.cancel(tmp_path) == []
-    assert re.search(r"mine/finetune +\d+ +cancelled +its job was", run_all_of("--status", tmp_path))
+    assert re.search(r"mine/finetune +\d+_0 +cancelled +its job was", run_all_of("--status", tmp_path))
     deadline = time.monotonic() + 30
     while (left := processes_of(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -144,7 +146,7 @@ def test_a_task_that_fails_keeps_its_dependent_from_running(start, tmp_path: Pat
     assert kept["finetune"]["status"] == kept["robustness"]["status"] == "failed"
     assert "diverged" in slurm_states.explained(tmp_path)["mine/finetune"].reason
     assert "diverged" in kept["finetune"]["reason"]
-    assert kept["robustness"]["reason"] == "not run, since mine/finetune did not succeed"
+    assert kept["robustness"]["reason"].startswith("not run, since mine/finetune did not succeed: ")
 
 
 def number_of(out: Path, name: str) -> str:
@@ -169,7 +171,7 @@ def stopped_and_resumed(out: Path, steps: int, seconds: float = 120) -> None:
         seen.add(saved_step(out))  # a run from the beginning would save smaller ones for seconds
         return ended(found)
 
-    assert wait(out, look) == dict.fromkeys(["mine/convert", "mine/finetune", "table"], "done")
+    assert wait(out, look) == dict.fromkeys(["data", "mine/convert", "mine/finetune", "table"], "done")
     assert min(seen - {0}) == step < max(seen), seen
     assert records(out)["finetune"]["status"] == "ok"
 
@@ -208,7 +210,7 @@ def test_an_out_that_the_node_cannot_see_is_said_by_the_first_job(start, tmp_pat
     job = number_of(out, "mine/convert")
     out.rename(tmp_path / "elsewhere")  # the node no longer finds it
     deadline = time.monotonic() + 60
-    while job in subprocess.run(["squeue", "--noheader", "--format=%i"], capture_output=True, text=True).stdout.split():
+    while job in queued():
         assert time.monotonic() < deadline
         time.sleep(0.5)
     (tmp_path / "elsewhere").rename(out)
@@ -217,10 +219,16 @@ def test_an_out_that_the_node_cannot_see_is_said_by_the_first_job(start, tmp_pat
     wait(out, lambda found: found["mine/knn"] == "not run", 30)
 
 
+def queued() -> list[str]:
+    """The jobs that squeue knows."""
+    line = ["squeue", "--noheader", "--array", "--format=%i"]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_what_slurm_refuses_is_one_sentence_and_leaves_no_job(start, tmp_path: Path) -> None:
     said = start(tmp_path, ["knn"], "--launch", "slurm", "--slurm", "partition=nowhere,time=30")
     assert said.returncode == 2 and len(said.stderr.splitlines()) == 1
-    assert "Slurm refuses the job of mine/convert: invalid partition specified: nowhere" in said.stderr
+    assert "Slurm refuses the job of data: invalid partition specified: nowhere" in said.stderr
     said = start(tmp_path, ["knn"], "--launch", "slurm", "--slurm", "time=30,no-such-option=1")
     assert said.returncode == 2 and "no-such-option" in said.stderr and len(said.stderr.splitlines()) == 1
     assert slurm_states.states(tmp_path) == {}
@@ -231,7 +239,7 @@ def test_a_controller_that_is_away_is_one_sentence_and_nothing_is_taken_for_ende
 ) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "slurm").mkdir()
-    kept = {"token": "x", "tasks": {"mine/knn": {"job": "1", "command": [], "needs": []}}}
+    kept = {"token": "x", "tasks": {"mine/knn": {"job": "1_0", "command": [], "needs": []}}}
     (tmp_path / "slurm/jobs.json").write_text(json.dumps(kept))
     text = Path(cluster.environment["SLURM_CONF"]).read_text()
     (tmp_path / "slurm.conf").write_text(re.sub("SlurmctldPort=.*", "SlurmctldPort=1\nMessageTimeout=2", text))
