@@ -262,7 +262,8 @@ def planned(
     listed = estimate.allocate(listed, max(gpus, 1))
     print(estimate.table(listed, gpus, speed), flush=True)
     if unknown:
-        print(f"{', '.join(unknown)}: taken for a ViT-B/16, since the checkpoint is not converted yet")
+        named = ", ".join(unknown) if len(unknown) < 10 else f"{len(unknown)} rows"
+        print(f"{named}: taken for a ViT-B/16, since the checkpoint is not converted yet")
     return listed
 
 

@@ -1,5 +1,6 @@
 """What --launch slurm would submit, without a Slurm."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -7,12 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import run_all
+from evaluate.data import identity
 from evaluate.harness import options, plan, slurm
 from evaluate.harness.slurm_arrays import resources
 from evaluate.runtime.cli import loading_processes
 from evaluate.runtime.errors import UserError
+from tests.factories import mae_state
+from tests.worlds import write_world
 
 HERE = Path(run_all.__file__).parent
 
@@ -111,3 +116,21 @@ def test_a_dry_run_prints_commands_that_run_all_takes_and_writes_nothing(tmp_pat
 def test_what_does_not_go_together_is_one_sentence(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
     done = dry_run(tmp_path, *options)
     assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_data_are_identified_by_one_job_and_its_word_is_taken(tmp_path: Path) -> None:
+    """Neither run_all.py nor the task looks at the files again: both take what was kept, though it is changed here."""
+    torch.save({"model": mae_state()}, tmp_path / "a.pth")
+    root, out = write_world(tmp_path / "data", train=12, val=5), tmp_path / "out"
+    line = [sys.executable, "run_all.py", "--ckpt", f"a={tmp_path}/a.pth", "--data-root", str(root), "--out", str(out)]
+    line += ["--preset", "demo", "--device", "cpu", "--tasks", "knn"]
+    for part in ("data", "a/knn"):
+        subprocess.run([*line, "--part", part], cwd=HERE, check=True, capture_output=True, timeout=200)
+        kept = out / "manifests" / identity.FOUND
+        if part == "data":
+            assert not list((out / "records").iterdir())
+            content = json.loads(kept.read_text())
+            content["parts"]["imagenet/val"] = "feedfeedfeedfeed"
+            kept.write_text(json.dumps(content))
+    entry = json.loads(next((out / "records").glob("a-knn-*.json")).read_text())
+    assert entry["status"] == "ok" and entry["data"] == content["parts"]
