@@ -2,10 +2,11 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -39,8 +40,10 @@ def start(given: tuple[Path, Path], cluster, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     checkpoint, root = given
 
-    def run(out: Path, names: list[str], *options: str, sets: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-        line = [sys.executable, "run_all.py", "--ckpt", f"mine={checkpoint}", "--data-root", str(root)]
+    def run(
+        out: Path, names: list[str], *options: str, sets: tuple[str, ...] = (), ckpt: Sequence[str] = ()
+    ) -> subprocess.CompletedProcess:
+        line = [sys.executable, "run_all.py", "--ckpt", *(ckpt or [f"mine={checkpoint}"]), "--data-root", str(root)]
         line += ["--out", str(out), "--preset", "demo", "--device", "cpu", "--tasks", ",".join(names)]
         chosen = [f"--set={name}.{text}" for name in names for text in SETTINGS.get(name, ())]
         line += [*chosen, *(f"--set={text}" for text in sets), *options]
@@ -83,6 +86,51 @@ def test_gives_the_records_of_a_local_run_and_submits_nothing_twice(start, tmp_p
     again = start(far, ALL, *ON)
     assert again.returncode == 0 and "job" not in again.stdout.replace("jobs", ""), again.stdout
     assert "| mine" in again.stdout
+
+
+def test_several_checkpoints_are_arrays_and_each_row_waits_for_itself(start, given, tmp_path: Path) -> None:
+    rows = tmp_path / "epochs"
+    rows.mkdir()
+    for number in range(3):
+        shutil.copy(given[0], rows / f"e{number}.pth")
+    (rows / "e1.pth").write_text("no checkpoint")
+    out, few, names = tmp_path / "out", [str(path) for path in sorted(rows.iterdir())], ["knn"]
+    said = start(out, names, *ON, ckpt=few[:2])
+    assert re.search(r"knn of 2 rows: job \d+, after \d+, \d+\n", said.stdout), said.stdout
+    again = start(out, names, *ON, ckpt=few)  # a third row comes while the others wait or run
+    assert re.search(r"\ne2/knn: job \d+, after \d+, \d+\n", again.stdout), again.stdout
+    found = wait(out, ended)
+    assert {name for name, word in found.items() if word == "done"} == {
+        "data",
+        *(f"e{number}/{task}" for number in (0, 2) for task in ("convert", *names)),
+    }
+    assert (found["e1/convert"], found["e1/knn"]) == ("failed", "not run")
+    assert [number_of(out, f"e{number}/knn").partition("_")[2] for number in range(3)] == ["0", "1", "2"]
+    shown = run_all_of("--status", out)
+    assert re.search(r"e1/convert +\d+_1 +failed .* is not a checkpoint", shown), shown
+    assert "8 tasks: 5 done, 2 failed, 1 not run" in shown
+    assert "| e0 " in (table := (out / "table.md").read_text()) and "| e2 " in table and "is not a checkpoint" in table
+    shutil.copy(given[0], rows / "e1.pth")  # downloaded again
+    last = start(out, names, *ON, ckpt=few)
+    jobs = re.findall(r"^(\S+): job \d+", last.stdout, re.MULTILINE)
+    assert jobs == ["data", "e1/convert", "e1/knn", "table"], last.stdout
+    assert set(wait(out, ended).values()) == {"done"}
+
+
+def test_each_element_has_its_own_dependency_and_many_are_said_in_few_lines(start, given, tmp_path: Path) -> None:
+    for number in range(14):  # Slurm of itself takes ten out of an array
+        shutil.copy(given[0], tmp_path / f"e{number}.pth")
+    out, held = tmp_path / "out", ["--launch", "slurm", "--slurm", "time=30,hold=true,array=%3"]
+    start(out, ["robustness"], *held, ckpt=[str(tmp_path / "e*.pth")])
+    for name in ("finetune", "robustness"):
+        line = ["scontrol", "show", "job", number_of(out, f"e0/{name}").partition("_")[0], "--oneliner"]
+        every = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert len(every) == 14 and all("aftercorr:" in one and "ArrayTaskThrottle=3" in one for one in every)
+    assert len(list((out / "slurm").glob("*_submitted.pkl"))) == 2 + 3 * 14
+    shown = run_all_of("--status", out)
+    assert re.search(r"robustness of 14 rows +\d+ +pending", shown) and "44 tasks: 44 pending" in shown
+    assert "cancelled data, convert of 14 rows, finetune of 14 rows, " in run_all_of("--cancel", out)
+    assert set(wait(out, ended).values()) == {"cancelled"}
 
 
 def test_a_job_that_is_cancelled_is_said_to_be_and_its_dependent_does_not_run(start, tmp_path: Path) -> None:
