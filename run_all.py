@@ -54,6 +54,8 @@ from evaluate.runtime.errors import UserError, in_one_sentence, is_full
 from evaluate.runtime.settings import Settings, as_json, split_overrides
 from results import record, tables
 
+COMPARED = 10  # rows: of more, the sentences on each two of them are left out
+
 
 def main(argv: list[str] | None = None) -> int:
     """Parses, plans, runs, renders; returns the exit status."""
@@ -170,7 +172,8 @@ def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], wor
     out = run.out
     if run.renders:
         entries = run.entries(shown, nodes)
-        pairs = [tables.paired(out, entries, first, second) for first, second in itertools.combinations(shown, 2)]
+        few = shown if len(shown) <= COMPARED else []
+        pairs = [tables.paired(out, entries, first, second) for first, second in itertools.combinations(few, 2)]
         print("", *(pair for pair in pairs if pair), sep="\n")
         print(f"\n{tables.render(out, shown, entries)}")
         print("tables: " + ", ".join(str(out / file) for file, _ in tables.FORMATS.values()))

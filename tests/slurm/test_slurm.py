@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import run_all
-from evaluate.harness import slurm_states
+from evaluate.data import toy
+from evaluate.harness import plan, slurm_states
 from tests.factories import mae_state
 from tests.worlds import write_world
 
@@ -41,13 +42,19 @@ def start(given: tuple[Path, Path], cluster, monkeypatch: pytest.MonkeyPatch) ->
     checkpoint, root = given
 
     def run(
-        out: Path, names: list[str], *options: str, sets: tuple[str, ...] = (), ckpt: Sequence[str] = ()
+        out: Path,
+        names: Sequence[str],
+        *options: str,
+        sets: Sequence[str] = (),
+        ckpt: Sequence[str] = (),
+        data: Path = root,
+        seconds: float = 300,
     ) -> subprocess.CompletedProcess:
-        line = [sys.executable, "run_all.py", "--ckpt", *(ckpt or [f"mine={checkpoint}"]), "--data-root", str(root)]
+        line = [sys.executable, "run_all.py", "--ckpt", *(ckpt or [f"mine={checkpoint}"]), "--data-root", str(data)]
         line += ["--out", str(out), "--preset", "demo", "--device", "cpu", "--tasks", ",".join(names)]
         chosen = [f"--set={name}.{text}" for name in names for text in SETTINGS.get(name, ())]
         line += [*chosen, *(f"--set={text}" for text in sets), *options]
-        return subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=300)
+        return subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=seconds)
 
     return run
 
@@ -78,14 +85,37 @@ def test_gives_the_records_of_a_local_run_and_submits_nothing_twice(start, tmp_p
     states = wait(far, ended)
     assert states == dict.fromkeys(["data", "mine/convert", *(f"mine/{name}" for name in ALL), "table"], "done")
     assert start(here, ALL).returncode == 0
+    assert_the_same(far, here)
+    again = start(far, ALL, *ON)
+    assert again.returncode == 0 and "job" not in again.stdout.replace("jobs", ""), again.stdout
+    assert "| mine" in again.stdout
+
+
+def assert_the_same(far: Path, here: Path) -> None:
+    """The records of two output folders, in what does not name times and places, and their tables."""
     key = ("key", "metrics", "status", "config")
     assert {n: [e[k] for k in key] for n, e in records(far).items()} == {
         n: [e[k] for k in key] for n, e in records(here).items()
     }
     assert (far / "table.md").read_text() == (here / "table.md").read_text()
-    again = start(far, ALL, *ON)
-    assert again.returncode == 0 and "job" not in again.stdout.replace("jobs", ""), again.stdout
-    assert "| mine" in again.stdout
+
+
+@pytest.mark.slow
+def test_every_column_of_the_demo_is_that_of_a_local_run(start, tmp_path: Path) -> None:
+    """With short trainings: the graph is the demo's, on a small toy world."""
+    small = {"unlabelled": 1, "train": 12, "val": 4, "list": 2, "shifted": 2, "corrupted": 1}
+    world = toy.make(tmp_path / "world", toy.World(**{f"{name}_per_class": count for name, count in small.items()}))
+    sets = ["finetune.epochs=1", "finetune.warmup_epochs=0", "linear_probe.epochs=1", "linear_probe.warmup_epochs=0"]
+    sets += ["detection.iterations=5", "segmentation.iterations=5"]
+    far, here, short = tmp_path / "far", tmp_path / "here", {"sets": sets, "data": world, "seconds": 1500}
+    said = start(far, [], *ON, **short)
+    assert said.returncode == 0, said.stderr
+    found = wait(far, ended, 1500)
+    columns = [node.name for node in plan.choose([])]
+    assert found == dict.fromkeys(["data", "mine/convert", *(f"mine/{name}" for name in columns), "table"], "done")
+    assert start(here, [], **short).returncode == 0
+    assert {name: entry["status"] for name, entry in records(far).items()} == dict.fromkeys(columns, "ok")
+    assert_the_same(far, here)
 
 
 def test_several_checkpoints_are_arrays_and_each_row_waits_for_itself(start, given, tmp_path: Path) -> None:
@@ -109,6 +139,7 @@ def test_several_checkpoints_are_arrays_and_each_row_waits_for_itself(start, giv
     shown = run_all_of("--status", out)
     assert re.search(r"e1/convert +\d+_1 +failed .* is not a checkpoint", shown), shown
     assert "8 tasks: 5 done, 2 failed, 1 not run" in shown
+    assert re.search(r"table +\d+_0 +failed +e1/knn failed: not run, since e1/convert did not succeed: ", shown), shown
     assert "| e0 " in (table := (out / "table.md").read_text()) and "| e2 " in table and "is not a checkpoint" in table
     shutil.copy(given[0], rows / "e1.pth")  # downloaded again
     last = start(out, names, *ON, ckpt=few)
