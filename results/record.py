@@ -3,6 +3,8 @@
 Its key is a hash of what can change the number, and of nothing else: see ``identity``.
 """
 
+import contextlib
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -213,6 +215,15 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def read_all(folder: Path) -> list[dict[str, Any]]:
     """The records alone, as ``read``."""
     return read(folder)[0]
+
+
+def of(folder: Path, encoder: str, task: str) -> list[dict[str, Any]]:
+    """The records of one row and task, whatever their settings; reads no others."""
+    found = []
+    for path in sorted(folder.glob(f"{glob.escape(encoder)}-{task}-*.json")):
+        with contextlib.suppress(reading.NotARecord):
+            found.append(reading.read_file(path, SCHEMA, Identity.__annotations__))
+    return [entry for entry in found if (entry["encoder"], entry["task"]) == (encoder, task)]
 
 
 def utc_now() -> str:

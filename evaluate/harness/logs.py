@@ -18,12 +18,14 @@ GPU_IS_LOST = re.compile(
 
 
 def last_line(log: Path, most: int = 300) -> str:
-    """The last line of a log that says something, not the one that names the record, as a terminal can show it; empty
-    where there is none.
+    """The last line of a log that says something, as a terminal can show it: not the one that names the record, nor
+    that in which Slurm repeats the exit status; empty where there is none.
     """
     text = log.read_text(errors="replace") if log.is_file() else ""
     lines = [
-        line.strip() for line in text.splitlines() if any(map(str.isalnum, line)) and not line.startswith("record: ")
+        line.strip()
+        for line in text.splitlines()
+        if any(map(str.isalnum, line)) and not line.startswith(("record: ", "srun: "))
     ]
     return plain(lines[-1][:most]) if lines else ""
 

@@ -190,7 +190,8 @@ def _prepare(
     """The row's encoder file, converted if need be, and the identities of the data: what one process does for all."""
     from evaluate.checkpoints import conversion
 
-    identities = DataIdentities(arguments.data_root, out / "manifests")
+    known = dict(text.split("=", 1) for text in arguments.identity)
+    identities = DataIdentities(arguments.data_root, out / "manifests", known=known)
     data = identities.of_sets(data_sets(node, config))
     said = command_line.options(arguments)
     if rows.folder_of_encoder(out, arguments.ckpt) and not said:
@@ -348,6 +349,7 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit", type=at_least_one, help="read at most so many images of each set; the record says so"
     )
+    parser.add_argument("--identity", action="append", default=[], help=argparse.SUPPRESS)  # PART=IDENTITY of the data
     named = sorted({name for node in NODES if node.task == task for name in node.inputs})
     if named:
         parser.add_argument(
