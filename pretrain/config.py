@@ -24,8 +24,12 @@ Share = Annotated[float, Gt(0), Le(1)]
 class PretrainConfig(Settings):
     """Base of every method's config. Lengths of images are pixels; probabilities are in [0, 1]."""
 
+    needs_captions = False
+    """Whether the method reads a caption with each image."""
     needs_geometry = False
     """Whether the method asks where view 2 lies in view 1."""
+    eps = 1e-8
+    """What AdamW adds to the root of its average of the squared gradient."""
     small_views = 0
     """Views of fewer pixels that the method takes besides."""
     small_size = 0
@@ -144,6 +148,10 @@ class PretrainConfig(Settings):
 
     def draw_noise(self, epoch: int, index: np.ndarray) -> np.ndarray | None:
         """Uniform numbers (B, N) for images of index (B,), for a method that masks by them; else None."""
+        return None
+
+    def tokens(self, captions: list[str]) -> np.ndarray | None:
+        """The ids (B, L) of captions, for a method that reads them; else None."""
         return None
 
     def to_json(self) -> dict[str, Any]:

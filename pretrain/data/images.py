@@ -70,11 +70,12 @@ class DataError(ValueError):
 
 class Sample(NamedTuple):
     """An image (3, H, W) uint8, its index, and why it is another's: the damaged images' indices, each with a
-    sentence."""
+    sentence; the caption, where images have one."""
 
     image: Tensor
     index: int  # type: ignore[assignment]  # hides a tuple's own method, which nothing here calls
     damaged: dict[int, str]
+    caption: str = ""
 
 
 class ImageFolder(Dataset[Sample]):

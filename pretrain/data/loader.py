@@ -44,6 +44,9 @@ class Draws(Dataset[Loaded]):
         samples = [self.images[index] for index in taken]
         index = np.array([sample.index for sample in samples])
         crops = views.crop([sample.image for sample in samples], index, epoch, self.config)
+        tokens = self.config.tokens([sample.caption for sample in samples])
+        if tokens is not None:
+            crops = crops._replace(text=torch.from_numpy(tokens))
         return Loaded(crops, {position: why for sample in samples for position, why in sample.damaged.items()})
 
 

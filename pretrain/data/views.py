@@ -30,7 +30,8 @@ class Crops(NamedTuple):
     N), indices (B,).
 
     With ``num_views`` 1 ``view2`` is None; its box and flip are view 1's. ``mask`` is None for a method whose config
-    draws none, ``small`` (B, V, 3, s, s) uint8 for one that takes no small views.
+    draws none, ``small`` (B, V, 3, s, s) uint8 for one that takes no small views, ``text`` (B, L) for one that reads no
+    captions.
     """
 
     view1: Tensor
@@ -43,6 +44,7 @@ class Crops(NamedTuple):
     mask: Tensor | None
     index: Tensor  # type: ignore[assignment]  # hides a tuple's own method, which nothing here calls
     small: Tensor | None = None
+    text: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Crops":
         """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
@@ -73,6 +75,8 @@ class Batch:
     """(B, N) uniform numbers for a method that hides patches by them (``draw_noise``)."""
     small: Tensor | None = None
     """(B, V, 3, s, s), normalized, for a method that takes small views (``small_views``)."""
+    text: Tensor | None = None
+    """(B, L) ids of the images' captions, for a method that reads them (``needs_captions``)."""
 
 
 def uniforms(seed: int, epoch: int, index: np.ndarray, count: int, first: int = 0) -> np.ndarray:
@@ -250,4 +254,5 @@ def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
         crops.index,
         None if noise is None else torch.from_numpy(noise).to(view1.device),
         small,
+        crops.text,
     )

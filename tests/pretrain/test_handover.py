@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evaluate import encoder, linear_probe
+from evaluate.checkpoints import conversion
 from pretrain import train
 from pretrain.methods import METHODS, configure, method_of
 from tests.pretrain.runs import write_images
@@ -25,6 +26,7 @@ DEMOS = {  # preset: its settings, and the format that its file has
     "moco_v1_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
     "moco_v2_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
     "swav_demo": (TINY_RESNET, "swav"),
+    "clip_demo": (TINY_VIT, "open_clip"),
 }
 
 
@@ -57,9 +59,18 @@ def test_the_exported_encoder_has_the_trained_features(tmp_path, preset, capsys)
         tokens = exported.forward_tokens(images)
         if exported.spec.final_norm:  # the features end with it, the encoder file's forward before it
             tokens = replace(tokens, cls=exported.model.norm(tokens.cls), patches=exported.model.norm(tokens.patches))
-        expected = tokens.pooled("cls" if config.method == "moco_v3_vit" else "mean")
+        expected = tokens.pooled("cls" if config.method in ("moco_v3_vit", "clip") else "mean")
         assert torch.allclose(model.features(images), expected, atol=1e-5)
     said = capsys.readouterr().out
     probe = getattr(method, "PROBE", None)
     assert "certificate" in said and (probe is not None) == ("linear_probe.preset=" in said)
     assert probe is None or f"linear_probe.preset={probe}\n" in said and probe in linear_probe.PRESETS
+
+
+@pytest.mark.parametrize(("quick", "activation"), [("true", "quick_gelu"), ("false", "gelu")])
+def test_a_clip_says_which_gelu_it_has(tmp_path, quick, activation):
+    settings = [*TINY_VIT, f"quick_gelu={quick}"]
+    saved = train.initialize(configure("clip_demo", settings), tmp_path)
+    conversion.convert(saved, tmp_path / "encoder.safetensors")
+    spec = encoder.load(tmp_path / "encoder.safetensors").spec
+    assert spec.activation == activation and not spec.assumed
