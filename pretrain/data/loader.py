@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.data import views
-from pretrain.data.images import DataError, ImageFolder
+from pretrain.data.images import DataError, Images
 
 
 class Loaded(NamedTuple):
@@ -36,7 +36,7 @@ class Step:
 class Draws(Dataset[Loaded]):
     """The crops of micro-batches, cut inside the worker; an index is an epoch and the images that it takes."""
 
-    def __init__(self, images: ImageFolder, config: PretrainConfig):
+    def __init__(self, images: Images, config: PretrainConfig):
         self.images, self.config = images, config
 
     def __getitem__(self, draw: tuple[int, list[int]]) -> Loaded:
@@ -78,9 +78,7 @@ def order(images: int, epoch: int, config: PretrainConfig) -> np.ndarray:
     return permutation[: steps_per_epoch(images, config) * config.batch_size].reshape(-1, config.batch_size)
 
 
-def steps_from(
-    images: ImageFolder, first: int, micro_batch: int, config: PretrainConfig, workers: int
-) -> Iterator[Step]:
+def steps_from(images: Images, first: int, micro_batch: int, config: PretrainConfig, workers: int) -> Iterator[Step]:
     """This process's part of each optimizer step from the ``first`` of the run on, to the end of the last epoch.
 
     The images of a step are split into micro-batches first and over the processes then: what is normalized together is

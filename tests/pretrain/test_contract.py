@@ -16,7 +16,7 @@ from pretrain.config import MODELS, PretrainConfig, VitConfig
 from pretrain.data import views
 from pretrain.data.images import Sample
 from pretrain.data.loader import Draws
-from tests.pretrain.runs import content, same, write_images
+from tests.pretrain.runs import content, same, write_captions, write_images
 
 IMAGES = 4
 
@@ -119,6 +119,7 @@ def test_official_names_go_there_and_back_and_are_strict(method, model):
 def test_a_stopped_run_resumes_to_the_same_bits(method, config, tmp_path, monkeypatch):
     """With learning rates that change, momentum and a moving average: all of a checkpoint but its clock is equal."""
     images = write_images(tmp_path / "images", 8)
+    images = write_captions(images) if config.needs_captions else images
     (tmp_path / "config.json").write_text(
         json.dumps(dataclasses.replace(config, epochs=2, warmup_epochs=1.0).to_json())
     )

@@ -9,7 +9,7 @@ from evaluate import encoder, linear_probe
 from evaluate.checkpoints import conversion
 from pretrain import train
 from pretrain.methods import METHODS, configure, method_of
-from tests.pretrain.runs import write_images
+from tests.pretrain.runs import write_captions, write_images
 
 TINY = ["epochs=1", "warmup_epochs=0.5", "batch_size=8"]
 TINY_VIT = ["embed_dim=24", "num_heads=2", "depth=1"]
@@ -37,6 +37,7 @@ def test_every_method_is_here():
 @pytest.mark.parametrize("preset", DEMOS)
 def test_the_exported_encoder_has_the_trained_features(tmp_path, preset, capsys):
     images = write_images(tmp_path / "images", 8)
+    images = write_captions(images) if configure(preset).needs_captions else images
     sizes, source_format = DEMOS[preset]
     sets = [part for setting in TINY + sizes for part in ("--set", setting)]
     command = ["--preset", preset, "--data", str(images), "--out", str(tmp_path / "out"), "--device", "cpu", "--export"]
