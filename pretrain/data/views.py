@@ -230,12 +230,14 @@ def _resized_crops(
 
 
 def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
-    """Color, blur, solarization and normalization of the views, on the device where the crops lie."""
+    """Color, blur, solarization, normalization and masking of the views, on the device where the crops lie."""
     index = crops.index.numpy()
     draws = uniforms(config.seed, epoch, index, 2 * COLOR_DRAWS, first=2 * CROP_DRAWS)
     color1, color2 = draws[:, :COLOR_DRAWS], draws[:, COLOR_DRAWS:]
     view1 = augment_view(crops.view1, color1, 0, config)
     view2 = None if crops.view2 is None else augment_view(crops.view2, color2, 1, config)
+    view1 = config.finish_view(view1, 0, epoch, index)
+    view2 = None if view2 is None else config.finish_view(view2, 1, epoch, index)
     geometry = None
     if config.needs_geometry:
         geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)

@@ -32,6 +32,7 @@ METHODS = (
     "moco_v2",
     "swav",
     "clip",
+    "mscn",
 )
 
 

@@ -43,6 +43,7 @@ SMALL = {  # the settings of a method's demo
     "simclr": ["width_per_group=4"],
     "moco_v1": ["width_per_group=4", "bn_group=4"],
     "moco_v2": ["width_per_group=4", "bn_group=4"],
+    "mscn": ["width_per_group=4"],
     "clip": ["embed_dim=24", "num_heads=2", "depth=1", "text_depth=1", "optimizer=sgd"],
     "swav": ["width_per_group=4", "queue_length=16", "freeze_prototypes_iterations=1", "small_size=32"],
 }

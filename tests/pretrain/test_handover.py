@@ -27,6 +27,7 @@ DEMOS = {  # preset: its settings, and the format that its file has
     "moco_v2_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
     "swav_demo": (TINY_RESNET, "swav"),
     "clip_demo": (TINY_VIT, "open_clip"),
+    "mscn_demo": (TINY_RESNET, "solo_learn"),
 }
 
 
