@@ -16,6 +16,7 @@ from torch import nn
 
 from evaluate.runtime.errors import UserError
 from pretrain import distributed, norm, optimizer, parity, train
+from pretrain.data.views import Batch
 from pretrain.methods import byol, clip, configure, moco_v1, moco_v2, moco_v3_resnet, moco_v3_vit, simclr, simsiam, swav
 from pretrain.optimizer import learning_rate, make_optimizer
 from pretrain.vit import set_grad_checkpointing
@@ -314,6 +315,22 @@ def test_clips_warm_up_is_in_steps_of_its_paper():
     steps = 400_000_000 // 32768
     rates = [learning_rate(step / steps, clip.PAPER, 1 / steps) for step in (0, 999, 1999)]
     assert rates == pytest.approx([5e-4 / 2000, 5e-4 / 2, 5e-4], rel=1e-4)
+
+
+def test_clips_blocks_compute_again_to_the_same_bits():
+    config = dataclasses.replace(clip.PRESETS["demo"], depth=1, text_depth=1)
+    text = torch.from_numpy(config.tokens(["red dots", "blue stripes"]))
+    batch = Batch(torch.randn(2, 3, 32, 32), None, None, None, torch.arange(2), text=text)
+    found = []
+    for frugal in (False, True):
+        torch.manual_seed(0)
+        model = clip.build(config).train()
+        if frugal:
+            set_grad_checkpointing(model)
+            assert model.towers.transformer.grad_checkpointing and model.towers.visual.transformer.grad_checkpointing
+        model(batch).loss.backward()
+        found.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(plain, again) for plain, again in zip(*found, strict=True))
 
 
 def test_a_caption_is_lower_cased_cut_and_filled_up():
