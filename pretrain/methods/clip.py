@@ -5,8 +5,7 @@
 
 Towers and tokenizer are those of the package open_clip_torch, and so are the names. The loss is its ``ClipLoss`` in our
 words: that one gathers over a group of its own, which knows nothing of micro-batches that one process looks at alone.
-The visual tower is what is evaluated. The 400 million pairs of the paper are not public. Axes: B batch, L tokens of a
-caption, D width of what is compared.
+The visual tower is what is evaluated. The paper's 400 million pairs are not public. Axes: B batch, L tokens, D width.
 """
 
 import functools
@@ -89,7 +88,8 @@ class Config(VitConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_width("text_width", "text_heads")
+        if self.text_width % self.text_heads:
+            raise ValueError(f"text_heads {self.text_heads} does not divide text_width {self.text_width}")
 
     def tokens(self, captions: list[str]) -> np.ndarray:
         """The ids (B, L) of captions: start, text, end, zeros."""

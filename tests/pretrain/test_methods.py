@@ -344,6 +344,12 @@ def test_a_caption_is_lower_cased_cut_and_filled_up():
         dataclasses.replace(clip.PRESETS["demo"], vocab_size=50).tokens([""])
 
 
+def test_heads_that_do_not_divide_the_text_tower_are_named():
+    with pytest.raises(UserError, match="text_heads 5 does not divide text_width 48"):
+        configure("clip_demo", ["text_heads=5"])
+    assert configure("clip_demo", ["text_width=30", "text_heads=5"]).text_width == 30
+
+
 def test_a_package_that_is_absent_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match="clip needs the package open_clip_torch, .*uv sync --extra clip adds it"):
