@@ -48,9 +48,10 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.errors import UserError, in_one_sentence, is_full
+from evaluate.runtime.errors import UserError, in_one_sentence
 from evaluate.runtime.settings import Settings, as_json, split_overrides
 from results import record, tables
+from results.ending import is_full, leave
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -251,7 +252,7 @@ def planned(
     if budget:
         listed = estimate.within(listed, budget)
     listed = estimate.allocate(listed, max(gpus, 1))
-    print(estimate.table(listed, gpus, speed), flush=True)
+    print(estimate.table(listed, gpus, speed, Path(os.path.abspath(out))), flush=True)
     if unknown:
         print(f"{', '.join(unknown)}: taken for a ViT-B/16, since the checkpoint is not converted yet")
     return listed
@@ -318,4 +319,4 @@ def examine(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

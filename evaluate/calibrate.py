@@ -41,6 +41,7 @@ from evaluate.runtime.cli import (
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from results.comparison import binomial
+from results.ending import leave
 
 # top-1 in percent of released files, by a part of their name: SiameseIM docs/finetune.md; MAE FINETUNE.md
 RELEASED = {
@@ -169,7 +170,7 @@ def calibrate(
             f"give the data that the checkpoint was fine-tuned on"
         )
     crop = crop or CenterCrop(224, 256, "bicubic")
-    right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).correct["top1"]
+    right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).answers.correct()
     whole = len(val) == val.asked
     slack = 0.0 if whole else DEVIATIONS * binomial(expected, len(val))
     return Verdict(metrics.percent(right), expected, tolerance + slack, len(val), whole)
@@ -244,4 +245,4 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

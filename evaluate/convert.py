@@ -23,6 +23,7 @@ from evaluate.checkpoints.files import weights_file
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.locks import exclusive
 from evaluate.runtime.processes import end_with_parent
+from results.ending import leave
 
 __all__ = ["convert", "ensure", "inspect"]
 
@@ -122,4 +123,4 @@ def _write_out(arguments: argparse.Namespace, file: Path, options: dict[str, Any
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -11,19 +11,21 @@ mm_configs/README.md.
     python -m evaluate.detection --ckpt FILE --data-root DIR [--set dataset=lvis] [--set recipe=NAME]
 """
 
-import sys
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from evaluate.encoder.flops import forward_gflop
-from evaluate.harness.cost import Cost, Count, of_training, sharing
+from evaluate.encoder.memory import weights
+from evaluate.harness.cost import Cost, Count, disk_of_training, of_training, sharing
 from evaluate.harness.task import main
-from evaluate.mm import recipe_names
+from evaluate.mm import memory, recipe_names
 from evaluate.runtime import precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.settings import Settings
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
@@ -84,7 +86,17 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     gflop = forward_gflop(spec, side, window=14 if vit else None)
     head = HEAD_GFLOP * (side / 1024) ** 2 * (numbers["channels"] / 256) ** 2 if vit else 0.0
     tested = count("VOCdevkit" if config.dataset == "voc" else "coco/val2017")
-    return of_training(trained, tested, gflop, head, gpus=sharing(batch) if vit else (1,))
+    at_once = config.micro_batch or (1 if vit else batch)  # as few as the device wants, with a ViT
+    heads = memory.HEADS["vitdet"] * (numbers.get("channels", 256) / 256) ** 2
+    return of_training(
+        trained,
+        tested,
+        gflop,
+        head,
+        gpus=sharing(batch) if vit else (1,),
+        memory=memory.of_detection(spec, side, at_once, config.grad_checkpointing) if vit else math.nan,
+        disk=disk_of_training(weights(spec) + heads),
+    )
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -100,7 +112,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     from evaluate.mm import recipes
 
     recipes.require_packages("mmengine", "mmcv.ops", "mmdet.models", "faster_coco_eval")
-    from evaluate.mm import detector, runner
+    from evaluate.mm import detector, pictures, runner
 
     name = recipe_names.recipe_of(config.recipe, config.dataset, encoder.spec.family)
     cfg = recipes.read_recipe(name)
@@ -119,7 +131,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         recipes.checkpoint(cfg, encoder.spec)
     asked = detector.fill_data(cfg, config.dataset, env)
     iterations, padded = cfg.train_cfg.max_iters, cfg.model.backbone.get("img_size", cfg.image_size)
-    metrics = runner.train_and_test(cfg, config.dataset, encoder, env, config.micro_batch)
+    metrics = runner.train_and_test(cfg, config.dataset, encoder, env, config.micro_batch, draw=pictures.detections)
     head, _, schedule = name.removesuffix(f"_{config.dataset}").rpartition("_")
     env.report(
         protocol={
@@ -143,4 +155,4 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("detection"))
+    leave(main, "detection")

@@ -14,7 +14,6 @@ Cost: one pass over 12,811 + 50,000 images and some 20 s of solver; toy world: s
     python -m evaluate.few_shot --ckpt FILE --data-root DIR
 """
 
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -26,11 +25,13 @@ from evaluate.classification.config import ImageConfig, Interpolation, Pooling
 from evaluate.data import layouts, subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
 from evaluate.data.published_counts import sizes
+from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
-from evaluate.harness.cost import Cost, Count, of_training
+from evaluate.harness.cost import Cost, Count, disk_of_features, of_training
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
@@ -138,11 +139,20 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     share = config.fraction or SHARES[config.subset]
     labelled = config.shots * 1000 if config.shots else round(share * count("imagenet/train"))  # of 1,000 classes
     images = config.seeds * labelled + count("imagenet/val")
-    return of_training(0, images, forward_gflop(spec, config.img_size), gpus=(1,))
+    return of_training(
+        0,
+        images,
+        forward_gflop(spec, config.img_size),
+        gpus=(1,),
+        memory=memory.of_passing(spec, config.img_size, 64, bits=32),
+        features=disk_of_features(spec, images),
+    )
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 in percent; with several draws their mean, and top1_deviation."""
+    import torch
+
     from evaluate.classification import metrics
     from evaluate.classification.features import frozen_features, resolve_pooling
     from evaluate.classification.setup import report
@@ -163,10 +173,12 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
             chosen = np.isin(found.train.stored.rows, rows)
             labels = found.train.labels[chosen]
             weights, objective = fit(train_rows[chosen], labels, config.l2, config.max_iterations)
-            right = np.unique(labels)[(val_rows @ weights.T).argmax(axis=1)] == found.val.labels
-            fits.append((right, objective, len(labels)))
-    correct, objectives, counts = zip(*distributed.broadcast_object(fits), strict=True)
-    accuracies = [metrics.percent(right) for right in correct]
+            top, probabilities = metrics.best_of_logits(torch.from_numpy(val_rows @ weights.T))
+            classes = torch.from_numpy(np.unique(labels))[top]
+            answers = metrics.answers(val, found.val.stored.unreadable, classes, probabilities)
+            fits.append((answers, objective, len(labels)))
+    draws_answers, objectives, counts = zip(*distributed.broadcast_object(fits), strict=True)
+    accuracies = [metrics.percent(answers.correct()) for answers in draws_answers]
     labels_from = (
         {"shots": config.shots, "fraction": config.fraction, "accuracies": accuracies}
         if config.draws
@@ -176,7 +188,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     env.report(unreadable_images={train.name: found.train.unreadable, "val": found.val.unreadable})
     result = report(
         env,
-        {"top1": correct[0]},
+        draws_answers[0],
+        {"top1": draws_answers[0].correct()},
+        val.classes,
         {train.name: train.asked, "val": val.asked},
         {train.name: counts[0], "val": len(found.val.labels)},
         {
@@ -199,4 +213,4 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("few_shot"))
+    leave(main, "few_shot")

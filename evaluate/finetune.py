@@ -12,7 +12,6 @@ Cost: ViT-B, 100 epochs: about 26 hours on 8 V100. Toy world: half a minute.
     torchrun --nproc-per-node 8 -m evaluate.finetune --ckpt FILE --data-root DIR          (several GPUs)
 """
 
-import sys
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,12 +23,14 @@ from evaluate.classification.config import TrainingConfig
 from evaluate.classification.schedules import warmup_cosine
 from evaluate.data.layouts import is_toy
 from evaluate.data.published_counts import differences, sizes
+from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
-from evaluate.harness.cost import Cost, Count, of_training, sharing
+from evaluate.harness.cost import Cost, Count, disk_of_training, of_training, sharing
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.precision import is_allowed
 from evaluate.runtime.settings import Probability, as_json
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.classification.setup import Setup
@@ -107,7 +108,16 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``."""
     gflop = forward_gflop(spec, config.img_size)
     share = sharing(config.batch_size, config.micro_batch)
-    return of_training(config.epochs * count("imagenet/train"), count("imagenet/val"), gflop, gpus=share)
+    trained, passed = config.epochs * count("imagenet/train"), count("imagenet/val")
+    weights = memory.weights(spec)
+    return of_training(
+        trained,
+        passed,
+        gflop,
+        gpus=share,
+        memory=memory.of_training(spec, config.img_size, config.micro_batch),
+        disk=disk_of_training(weights) + memory.WEIGHT * weights / memory.GIB,  # the classifier stays
+    )
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -151,10 +161,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         classifier.save(path, model, classes, setup.crop, how_it_was_made(config, env, setup, immaterial))
     distributed.barrier()
     predict = classifier.predictor(model, path, setup.precision, env, config.max_unreadable_images)
-    correct = {
-        name: right for name, right in predict(setup.val, setup.crop).correct.items() if name in ("top1", "top5")
-    }
-    return report_training(env, setup, correct, pooling="mean of patch tokens", head="LayerNorm + linear")
+    answers = predict(setup.val, setup.crop).answers
+    return report_training(env, setup, answers, pooling="mean of patch tokens", head="LayerNorm + linear")
 
 
 def how_it_was_made(config: Config, env: Env, setup: "Setup", immaterial: list[str]) -> dict[str, Any]:
@@ -179,4 +187,4 @@ def how_it_was_made(config: Config, env: Env, setup: "Setup", immaterial: list[s
 
 
 if __name__ == "__main__":
-    sys.exit(main("finetune"))
+    leave(main, "finetune")

@@ -15,7 +15,6 @@ world: seconds.
 """
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,10 +23,12 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from evaluate.classification.config import Pooling, TrainingConfig
 from evaluate.classification.schedules import step_decay, warmup_cosine
+from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
-from evaluate.harness.cost import Cost, Count, of_training, sharing
+from evaluate.harness.cost import Cost, Count, disk_of_features, of_training, sharing
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
@@ -122,8 +123,15 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``."""
     gflop = forward_gflop(spec, config.img_size)
     share = sharing(config.batch_size, config.micro_batch)
-    passes = config.epochs if config.views == "augmented" else 1
-    return of_training(0, passes * count("imagenet/train") + count("imagenet/val"), gflop, gpus=share)
+    augmented, train, val = config.views == "augmented", count("imagenet/train"), count("imagenet/val")
+    return of_training(
+        0,
+        (config.epochs if augmented else 1) * train + val,
+        gflop,
+        gpus=share,
+        memory=memory.of_passing(spec, config.img_size, config.micro_batch),
+        features=0.0 if augmented else disk_of_features(spec, train + val),
+    )
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -154,8 +162,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     normed_otherwise = config.batch_norm and not cuts_alike(setup, PRESETS["paper"])  # it alone sees a micro-batch
     immaterial = ([] if normed_otherwise else ["micro_batch"]) + (["trust"] if config.optimizer == "sgd" else [])
     env.report(immaterial={"": immaterial})
-    return report_training(env, setup, inputs.correct(head, config.max_unreadable_images), **protocol)
+    return report_training(env, setup, inputs.answers(head, config.max_unreadable_images), **protocol)
 
 
 if __name__ == "__main__":
-    sys.exit(main("linear_probe"))
+    leave(main, "linear_probe")

@@ -14,7 +14,6 @@ Cost: 3.9 million forward passes, about an hour and a half on one GPU for ViT-B.
         --input classifier=OUT/NAME/finetune-KEY/classifier.safetensors
 """
 
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -23,8 +22,9 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from evaluate.data import layouts
 from evaluate.data.imagenet import FULL_CLASSES, ImageSet, class_names, robustness_set, val_set
+from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
-from evaluate.harness.cost import Cost, Count, of_training
+from evaluate.harness.cost import CORRUPTED, Cost, Count, of_training
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
@@ -32,12 +32,14 @@ from evaluate.runtime.precision import Precision
 from evaluate.runtime.precision import resolve as resolve_precision
 from evaluate.runtime.settings import Settings
 from results.comparison import binomial
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.classification.predictions import Predictor
     from evaluate.data.transforms import CenterCrop
     from evaluate.encoder import Encoder
     from evaluate.encoder.spec import EncoderSpec
+    from results.predictions import Answers
 
 MADE_IMAGES = 200  # of val, for each corruption and severity, where IN-C is absent
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")
@@ -76,10 +78,13 @@ def reads_if_there(config: Config) -> tuple[str, ...]:
 
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``."""
-    val, most = count("imagenet/val"), config.corrupted_images
-    corrupted = len(layouts.CORRUPTIONS) * len(layouts.SEVERITIES) * (min(val, most) if most else val)
+    val, there = count("imagenet/val"), count(CORRUPTED) if config.corruptions == "published" else 0
+    most = config.corrupted_images or (val if config.corruptions == "made" else there or MADE_IMAGES)
+    each = min(there or val, most)
+    corrupted = len(layouts.CORRUPTIONS) * len(layouts.SEVERITIES) * each
     images = val + corrupted + sum(count(part) for part in ("imagenet-a", "imagenet-r", "imagenet-sketch"))
-    return of_training(0, images, forward_gflop(spec, spec.img_size))
+    needed = memory.of_passing(spec, spec.img_size, 128)
+    return of_training(0, images, forward_gflop(spec, spec.img_size), memory=needed)
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -118,14 +123,15 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         for name in SETS[:3]
         if name not in skipped
     }
-    outcomes = natural_shifts(val, sets, predict, crop)
+    answers, outcomes = natural_shifts(val, sets, predict, crop)
     result = {name: metrics.percent(correct) for name, correct in outcomes.items()}
     env.report(standard_error={name: binomial(value, len(outcomes[name])) for name, value in result.items()})
     if "imagenet_c" not in skipped:
         of_corruptions, outcomes["imagenet_c"] = corrupted(config, crop, predict, env)
         result |= of_corruptions
     if distributed.rank() == 0:
-        metrics.save_predictions(env.out_dir, outcomes)
+        derived = {name: outcome for name, outcome in outcomes.items() if name not in answers}
+        metrics.save_predictions(env.out_dir, answers, classes, derived)
     protocol = {
         "head": "fine-tuned classifier",
         "logit_mask": "200 classes of IN-A and of IN-R",
@@ -141,20 +147,23 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
 def natural_shifts(
     val: ImageSet, sets: dict[str, ImageSet], predict: "Predictor", crop: "CenterCrop"
-) -> dict[str, np.ndarray]:
-    """By metric whether each image is right, bool (n,): IN-A and IN-R among their own classes, over all classes and
-    clean; IN-Sketch over all classes; val itself.
+) -> tuple[dict[str, "Answers"], dict[str, np.ndarray]]:
+    """By metric what the model says of each image over all classes, and by metric whether each image is right, bool
+    (n,).
+
+    The metrics are: IN-A and IN-R among their own classes, over all classes and clean; IN-Sketch over all classes; val.
     """
     own = {name: images.scored for name, images in sets.items() if name in ("imagenet_a", "imagenet_r")}
     clean = predict(val, crop, own)
-    scores = {"clean_top1": clean.correct["top1"]}
+    answers, among = {"clean_top1": clean.answers}, {}
     for name, images in sets.items():
         found = predict(images, crop, {name: own[name]} if name in own else {})
-        scores[f"{name}_top1"] = found.correct[name if name in own else "top1"]
+        answers[f"{name}_top1_all_classes" if name in own else f"{name}_top1"] = found.answers
         if name in own:
-            scores[f"{name}_top1_all_classes"] = found.correct["top1"]
-            scores[f"{name}_clean_top1"] = clean.correct[name][np.isin(clean.labels, own[name])]
-    return {name: correct for name, correct in scores.items() if len(correct)}
+            among[f"{name}_top1"] = found.among[name]
+            among[f"{name}_clean_top1"] = clean.among[name][np.isin(clean.answers.labels, own[name])]
+    correct = {name: own.correct() for name, own in answers.items()} | among
+    return answers, {name: right for name, right in correct.items() if len(right)}
 
 
 def corrupted(
@@ -189,4 +198,4 @@ def corrupted(
 
 
 if __name__ == "__main__":
-    sys.exit(main("robustness"))
+    leave(main, "robustness")

@@ -9,20 +9,23 @@ the demo half a minute on one core.
     python -m evaluate.segmentation --ckpt FILE --data-root DIR
 """
 
-import sys
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveFloat, PositiveInt
 
 from evaluate.encoder.flops import forward_gflop
-from evaluate.harness.cost import Cost, Count, of_training, sharing
+from evaluate.encoder.memory import weights
+from evaluate.harness.cost import Cost, Count, disk_of_training, of_training, sharing
 from evaluate.harness.task import main
+from evaluate.mm import memory
 from evaluate.mm.recipe_names import recipe_numbers
 from evaluate.runtime import precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.precision import Precision
 from evaluate.runtime.settings import Settings
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
@@ -79,7 +82,16 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     trained = batch * (config.iterations or numbers["max_iters"])
     head = HEAD_GFLOP * (side / 512) ** 2 * (spec.embed_dim / 768) ** 2
     tested = count("ade20k/images/validation") * CROPS * (1 + SCALES * config.multi_scale)
-    return of_training(trained, tested, forward_gflop(spec, side), head, gpus=sharing(batch, 2))
+    channels = min(spec.embed_dim, 512) if spec.family == "resnet" else spec.embed_dim
+    return of_training(
+        trained,
+        tested,
+        forward_gflop(spec, side),
+        head,
+        gpus=sharing(batch, 2),
+        memory=memory.of_segmentation(spec, side, config.micro_batch or batch) if spec.family == "vit" else math.nan,
+        disk=disk_of_training(weights(spec) + memory.HEADS["upernet"] * (channels / 768) ** 2),
+    )
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -93,7 +105,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     from evaluate.mm import recipes
 
     recipes.require_packages("mmengine", "mmcv.ops", "mmdet", "mmseg.models")
-    from evaluate.mm import runner, segmenter
+    from evaluate.mm import pictures, runner, segmenter
 
     schedule = "160k" if config.recipe == "paper" else config.recipe
     cfg = recipes.read_recipe(f"upernet_{encoder.spec.family}_{schedule}_ade20k")
@@ -111,7 +123,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     iterations = cfg.train_cfg.max_iters
     segmenter.require_two_crops(cfg, config.micro_batch, env.device)
     views = segmenter.multi_scale_loader(cfg) if config.multi_scale else None
-    metrics = runner.train_and_test(cfg, "ade20k", encoder, env, config.micro_batch, config.precision, views)
+    metrics = runner.train_and_test(
+        cfg, "ade20k", encoder, env, config.micro_batch, config.precision, views, pictures.segmentations
+    )
     seen = {int(metrics.pop(name)) for name in ("images", "images_ms") if name in metrics}
     protocol = {
         "framework": "mmseg",
@@ -132,4 +146,4 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("segmentation"))
+    leave(main, "segmentation")

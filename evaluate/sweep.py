@@ -12,7 +12,6 @@ Cost: 10 forward passes over train, about 5 GPU-hours (V100) for ViT-B. Toy worl
     python -m evaluate.sweep --ckpt FILE --data-root DIR
 """
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -23,10 +22,12 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from evaluate.classification.config import TrainingConfig
 from evaluate.classification.schedules import warmup_cosine
 from evaluate.data.published_counts import sizes
+from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
 from evaluate.harness.cost import Cost, Count, of_training, sharing
 from evaluate.harness.task import main
 from evaluate.runtime.env import Env
+from results.ending import leave
 
 if TYPE_CHECKING:
     from evaluate.encoder import Encoder
@@ -77,7 +78,11 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``."""
     gflop = forward_gflop(spec, config.img_size)
     share = sharing(config.batch_size, config.micro_batch)
-    return of_training(0, config.epochs * count("imagenet/train") + count("imagenet/val"), gflop, gpus=share)
+    passed = config.epochs * count("imagenet/train") + count("imagenet/val")
+    inputs = spec.embed_dim * sum(config.blocks) * len(config.poolings) * len(config.base_lrs)
+    heads = 1000 * inputs / memory.GIB  # weights, of 1,000 classes
+    needed = memory.of_passing(spec, config.img_size, config.micro_batch) + 12 * heads
+    return of_training(0, passed, gflop, gpus=share, memory=needed, disk=2 * 8 * heads)
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
@@ -105,11 +110,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     right = head_sweep.accuracies(heads, inputs, held_out, setup, env, config.max_unreadable_images)
     places = ((name, index) for name in right for index in range(len(config.base_lrs)))
     name, index = max(places, key=lambda place: right[place[0]][place[1]])
-    correct = head_sweep.chosen_correct(heads, name, index, inputs, setup, env, config.max_unreadable_images)
+    answers = head_sweep.chosen_answers(heads, name, index, inputs, setup, env, config.max_unreadable_images)
     result = report_training(
         env,
         setup,
-        correct,
+        answers,
         pooling=name,
         head=f"linear, 1 of {len(right) * len(config.base_lrs)} heads",
         base_lr=config.base_lrs[index],
@@ -125,4 +130,4 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main("sweep"))
+    leave(main, "sweep")

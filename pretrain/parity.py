@@ -26,6 +26,7 @@ from pretrain.data.views import Batch
 from pretrain.geometry import RelativeGeometry, relative_sincos
 from pretrain.methods import METHODS, Method, MethodModule, mae, module_of, siameseim
 from pretrain.optimizer import learning_rate, make_optimizer, set_rate
+from results.ending import leave
 
 FLOAT32_BOUND = 1e-5  # of a step of SiameseIM or MAE
 GPU_BOUND = 1e-4  # the same on a GPU, which adds up in another order; set before any GPU was measured
@@ -423,4 +424,4 @@ def _report(path: Path, device: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

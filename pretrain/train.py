@@ -52,6 +52,7 @@ from pretrain.optimizer import learning_rate, make_optimizer, set_rate
 from pretrain.signals import listening, out_of_memory
 from pretrain.step import PRECISIONS, accumulate, find_culprits, seed
 from pretrain.vit import set_grad_checkpointing
+from results.ending import leave
 
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
 EXIT_CTRL_C = 130
@@ -432,4 +433,4 @@ def _end(status: int, text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from results import frame, published, tables
+from results.ending import leave
 from results.verify import verify
 
 
@@ -86,4 +87,4 @@ def _split(text: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from results.ending import FULL, is_full
+
 FOREIGN_SECONDS = (
     24 * 3600.0
 )  # what another machine has left half-written is taken for dead when nothing in it changed for so long
+ASKED_BYTES = 2**16  # a disk that takes no more of these is full
 OWNER = re.compile(r"\.(?P<machine>[0-9a-f]{8})-(?P<pid>\d+)-[^.]*\.part")
 
 
@@ -24,19 +27,39 @@ def atomic_write(path: Path) -> Iterator[Path]:
     If the block fails, it is removed. The content is on the disk before it takes the name, with the permissions that
     the umask gives to any new file. The place is in a hidden folder beside ``path``, whose name says which process
     writes there: what lists ``path``'s folder by an ending does not meet half a file. Raises OSError where the folder
-    cannot take it.
+    cannot take it, naming ``path`` where the disk is full, also from inside the block.
     """
     owner = f".{path.name}.{machine()}-{os.getpid()}-"
     with tempfile.TemporaryDirectory(
         prefix=owner, suffix=".part", dir=path.parent, ignore_cleanup_errors=True
     ) as beside:
         written = Path(beside) / path.name
-        yield written
-        _give_usual_mode(Path(beside), written)
-        if written.is_file():
-            with written.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(written, path)
+        try:
+            yield written
+            _give_usual_mode(Path(beside), written)
+            if written.is_file():
+                with written.open("rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(written, path)
+        except Exception as error:
+            full = _no_room(Path(beside), error)
+            if full:
+                raise OSError(full.errno, full.strerror, str(path)) from error
+            raise
+
+
+def _no_room(folder: Path, error: Exception) -> OSError | None:
+    """The reason of a failed write, if it is a full disk. torch and safetensors hide it: then the disk is asked."""
+    if isinstance(error, OSError):
+        return error if is_full(error) else None
+    hidden = next((number for number in FULL if os.strerror(number) in str(error)), None)
+    if hidden:
+        return OSError(hidden, os.strerror(hidden))
+    try:
+        (folder / ".room").write_bytes(bytes(ASKED_BYTES))
+    except OSError as reason:
+        return reason if is_full(reason) else None
+    return None
 
 
 def remove_partial(folder: Path, name: str) -> None:

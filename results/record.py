@@ -121,11 +121,19 @@ class Record(Identity):
     """ISO 8601."""
     seconds: float
     """From the start of the task to its end, without the conversion."""
+    estimate: dict[str, Any]
+    """``seconds``, as the plan of a run estimates them for this device and as many processes, ``source`` (of which
+    speed), and where it is known ``memory`` in bytes. Only of what was measured; absent in older records."""
+    memory: dict[str, int]
+    """Bytes at most: ``process``, of the first process without its loading processes, and on a GPU ``gpu``, of its
+    tensors; absent in older records."""
     architecture: str
     """Of the encoder, as papers name it (``ViT-B/16``); absent in older records."""
     resamples: dict[str, list[float]]
     """By metric of detection and segmentation: its values on 200 draws of as many images, with replacement, in percent.
     The draws are the same for every encoder, so two records are compared draw by draw; absent in older records."""
+    artifacts: dict[str, str]
+    """By name, what each file is that the task left in ``work`` (``results.artifacts``); absent in older records."""
     checksum: str
     """SHA-256 of all other fields: a record that somebody edited is no record; absent in older ones."""
 

@@ -16,6 +16,7 @@ from evaluate.runtime.cli import EXIT_USER, at_least_one, make_folder
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.progress import track
 from results.atomic import atomic_write
+from results.ending import leave
 
 QUALITY = 95  # of JPEG
 
@@ -61,4 +62,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -1,6 +1,7 @@
 """Reads the pixels of an image set: one image, or batches in an order that the caller gives."""
 
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ from evaluate.data.archives import File
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.pixels import READ_ERRORS, read_rgb
 from evaluate.data.transforms import Transform
+from evaluate.runtime import shared_memory
 from evaluate.runtime.errors import UserError, in_one_sentence
 
 UNREADABLE = -1  # the label of an image that could not be read, where such are kept
@@ -83,9 +85,15 @@ def batches(
     """Images uint8 (B, 3, H, W) and labels int64 (B,), one batch for each list of samples; raises UserError for an
     unreadable image.
     """
+    listed = iter(sampler)
+    first = next(listed, None)
+    if first is None:
+        return
+    if workers:
+        shared_memory.check(len(first) * _bytes(dataset[first[0]]), workers)
     loader = DataLoader(
         dataset,
-        batch_sampler=sampler,
+        batch_sampler=itertools.chain([first], listed),
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
@@ -108,6 +116,10 @@ def batches(
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _bytes(item: tuple[torch.Tensor, int] | UserError) -> int:
+    return 0 if isinstance(item, UserError) else item[0].nbytes
 
 
 def _collate(items: list[tuple[torch.Tensor, int] | UserError]) -> tuple[torch.Tensor, torch.Tensor] | UserError:

@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from PIL import Image
 from evaluate.data import toy_dense
 from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR, SEVERITIES, imagenet_c
 from evaluate.data.textures import TEXTURES, colored, colors, name_of, texture
+from results.ending import leave
 
 WNIDS = tuple(f"n{index:08d}" for index in range(1, len(TEXTURES) + 1))
 CAPTIONS = "captions.tsv"
@@ -219,4 +219,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

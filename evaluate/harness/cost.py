@@ -8,8 +8,10 @@ of images of a part of the data root.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from evaluate.encoder.memory import GIB
 from evaluate.encoder.spec import EncoderSpec
 
+CORRUPTED = "imagenet-c/gaussian_noise"  # its count is that of each severity, and stands for all corruptions
 NEARLY = 1.05
 GPUS = (1, 2, 4, 8)  # that a task can have: the processes of one machine
 VIT_B = EncoderSpec(
@@ -27,19 +29,47 @@ class Cost:
     """Read, decoded and cut: once for each pass over them."""
     gpus: tuple[int, ...] = (1,)
     """How many processes may share it: with each of these the numbers are those of one."""
+    memory: float = 0.0
+    """GiB that each GPU needs at least."""
+    disk: float = 0.0
+    """GiB below OUT, the most at once."""
+    features: float = 0.0
+    """GiB of frozen features below OUT, which the tasks of a row share."""
 
 
 Count = Callable[[str], int]
 
 
-def of_training(trained: int, passed: int, gflop: float, head: float = 0.0, gpus: tuple[int, ...] = GPUS) -> Cost:
+def of_training(
+    trained: int,
+    passed: int,
+    gflop: float,
+    head: float = 0.0,
+    gpus: tuple[int, ...] = GPUS,
+    *,
+    memory: float = 0.0,
+    disk: float = 0.0,
+    features: float = 0.0,
+) -> Cost:
     """The cost of training on images and of passing others: forwards, and twice that backwards.
 
     Args:
         gflop: of an encoder's forward pass.
         head: GFLOP of a training step of the rest, an image, forwards and backwards.
+        memory, disk, features: as in ``Cost``.
     """
-    return Cost(trained * (3 * gflop + head) + passed * (gflop + head / 3), trained + passed, gpus)
+    operations = trained * (3 * gflop + head) + passed * (gflop + head / 3)
+    return Cost(operations, trained + passed, gpus, memory, disk, features)
+
+
+def disk_of_training(weights: float) -> float:
+    """GiB of the states of a training: AdamW's two moments beside the weights, and twice while one replaces another."""
+    return 2 * 12 * weights / GIB
+
+
+def disk_of_features(spec: EncoderSpec, images: int) -> float:
+    """GiB of an image set's frozen features: eight vectors of float32 an image of a ViT, one of a ResNet."""
+    return (8 if spec.family == "vit" else 1) * 4 * spec.embed_dim * images / GIB
 
 
 def sharing(batch: int, part: int = 1) -> tuple[int, ...]:

@@ -6,27 +6,34 @@ an assumed one, which the plan says.
 
 import itertools
 import json
+import math
 import os
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from evaluate.data import layouts
 from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VOC
+from evaluate.encoder.memory import GIB
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.harness import cost
 from evaluate.harness.plan import Node, draws, module_of, task_name
+from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings
 from results.atomic import atomic_write
 
 SPEED = "speed.json"  # below OUT: what --probe has measured
+PROCESS = 0.7  # GiB of a task on a CPU before its arithmetic, which takes twice what a GPU's 16 bits do
 BEYOND = "beyond the budget"
 UNITS = {"m": 1 / 60, "h": 1.0, "d": 24.0}
 PUBLISHED = {
     "imagenet/train": TRAIN,
     "imagenet/val": VAL,
     **{name.replace("_", "-"): count for name, count in SHIFTED.items()},
+    cost.CORRUPTED: VAL,
     "coco/val2017": INSTANCES["coco"][1]["val"],
     "ade20k/images/validation": ADE20K["validation"],
     "VOCdevkit": VOC["test"],
@@ -64,11 +71,9 @@ class Planned:
 
     row: str
     node: Node
-    images: int
+    work: cost.Cost
     hours: float
     """GPU-hours: on one GPU."""
-    may: tuple[int, ...]
-    """How many GPUs it can have."""
     state: str = ""
     """"stands", or why it is not going to run; "" for what is to be done."""
     gpus: int = 1
@@ -106,6 +111,8 @@ def _count(data_root: Path, part: str) -> int:
     folder, published = data_root / part, PUBLISHED[part]
     if layouts.locate(data_root, part) is None:
         return 0
+    if part == cost.CORRUPTED and folder.is_dir():
+        folder /= "1"  # one of its severities
     if not folder.is_dir():
         return published
     with os.scandir(folder) as listed:
@@ -141,14 +148,33 @@ def plan(
             work = module.cost(config, spec or cost.VIT_B, count)
             missing = layouts.absent(data_root, module.reads(config)) if data_root else {}
             state = "stands" if task_name(row, node.name, seed) in stands else f"no {min(missing)}" if missing else ""
-            planned.append(Planned(row, node, work.images, speed.hours(work), work.gpus, state, seed=seed))
+            planned.append(Planned(row, node, work, speed.hours(work), state, seed=seed))
     return planned
+
+
+def of_task(
+    module: Any, config: Settings, spec: EncoderSpec, env: Env, out: Path, processes: int = 1
+) -> dict[str, float | str]:
+    """What a record says of a task's estimate: seconds on this device by so many processes, of which speed, and, where
+    it is known, the bytes of memory of each.
+    """
+    gpu = env.device.startswith("cuda")
+    speed = kept(out, int(gpu))
+    work = module.cost(config, spec, counter(env.data_root, env.limit))
+    memory = _memory(work, gpu)
+    known = {} if math.isnan(memory) else {"memory": round(memory * GIB)}
+    return {"seconds": round(3600 * speed.hours(work) / processes, 1), "source": speed.source, **known}
+
+
+def _memory(work: cost.Cost, gpu: bool) -> float:
+    """GiB that a process takes at most, of a GPU or of the machine; NaN where it is not known."""
+    return work.memory if gpu else PROCESS + 2 * work.memory
 
 
 def allocate(planned: Sequence[Planned], gpus: int) -> list[Planned]:
     """The plan with as many GPUs for each task that is to be done as let all end soonest."""
     to_do = [one for one in planned if one.to_do]
-    chosen = iter(cost.share_out([one.hours for one in to_do], [one.may for one in to_do], gpus))
+    chosen = iter(cost.share_out([one.hours for one in to_do], [one.work.gpus for one in to_do], gpus))
     return [replace(one, gpus=next(chosen)) if one.to_do else one for one in planned]
 
 
@@ -189,17 +215,19 @@ def hours_of(text: str) -> float:
     return hours
 
 
-def table(planned: Sequence[Planned], gpus: int, speed: Speed) -> str:
+def table(planned: Sequence[Planned], gpus: int, speed: Speed, out: Path) -> str:
     """The plan as a person reads it; ``gpus`` is their number, 0 on a CPU."""
     kind = "GPU" if gpus else "core"
-    head = ("task", "images", f"{kind}-hours", f"{kind}s", "hours", "")
+    head = ("task", "images", f"{kind}-hours", f"{kind}s", "hours", "memory GiB", "disk GiB", "")
     lines = [
         (
             one.name,
-            f"{one.images:,}",
+            f"{one.work.images:,}",
             _short(one.hours),
             str(one.gpus) if one.to_do else "-",
             _short(one.hours / one.gpus) if one.to_do else "-",
+            _short(_memory(one.work, bool(gpus))),
+            _short(one.work.disk + one.work.features),
             one.state,
         )
         for one in planned
@@ -217,6 +245,7 @@ def table(planned: Sequence[Planned], gpus: int, speed: Speed) -> str:
     total = sum(one.hours for one in to_do)
     machine = f"{gpus} GPUs" if gpus > 1 else f"one {kind}"
     text.append(f"to do: {_short(total)} {kind}-hours, {_short(end)} hours on {machine} ({speed.source})")
+    text.append(_room(to_do, out))
     beyond = [one for one in planned if one.state == BEYOND]
     if beyond:
         left = ", ".join(f"{one.name} {_short(one.hours)}" for one in beyond)
@@ -224,9 +253,21 @@ def table(planned: Sequence[Planned], gpus: int, speed: Speed) -> str:
     return "\n".join(text)
 
 
-def _short(hours: float) -> str:
-    """With two digits that count."""
-    return f"{hours:.0f}" if hours >= 10 else f"{hours:.2g}" if hours >= 0.01 else f"{hours:.1g}"
+def _room(to_do: Sequence[Planned], out: Path) -> str:
+    """The disk that is needed, and whether it is there: a row's tasks share its features."""
+    features = [max(one.work.features for one in to_do if one.row == row) for row in {one.row for one in to_do}]
+    needed = sum(one.work.disk for one in to_do) + sum(features)
+    there = next(folder for folder in (out, *out.parents) if folder.is_dir())
+    free = shutil.disk_usage(there).free / GIB
+    short = "; that may be too little: choose an --out with more" if needed > free else ""
+    return f"disk: at most {_short(needed)} GiB in {out}, where {_short(free)} are free{short}"
+
+
+def _short(number: float) -> str:
+    """With two digits that count; "?" for what is not known."""
+    if number == 0 or math.isnan(number):
+        return "0" if number == 0 else "?"
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}" if number >= 0.01 else f"{number:.1g}"
 
 
 def keep(speed: Speed, out: Path) -> None:

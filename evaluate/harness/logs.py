@@ -1,11 +1,14 @@
 """What the log of a job says of it."""
 
+import contextlib
 import re
+import shutil
 import signal
 from pathlib import Path
 
 from results.escape import plain
 
+ROOM_BYTES = 2**20  # with less a disk is full: what a job could not write is already removed
 # what the driver says of a GPU that is gone; an illegal access is a program's fault and leaves the GPU in order
 GPU_IS_LOST = re.compile(
     r"CUDA error: (unknown error|uncorrectable ECC error|hardware stack error)[^\n]*"
@@ -33,7 +36,15 @@ def lost_gpu(log: Path, most: int = 100) -> str:
 
 def why(log: Path, status: int) -> str:
     """Why a job ended with another status than 0: its last words, or what is known where it had no time for words."""
-    return killed_by(status, log) or last_line(log) or f"its process ended with status {status}"
+    return killed_by(status, log) or last_line(log) or _no_words(log, status)
+
+
+def _no_words(log: Path, status: int) -> str:
+    """Of a job whose log is empty; a full disk takes no words."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(log.parent).free < ROOM_BYTES:
+            return f"the disk of {log.parent} is full; make room and start the same command again"
+    return f"its process ended with status {status}"
 
 
 def killed_by(status: int, log: Path) -> str:

@@ -33,6 +33,7 @@ from evaluate.mm import detector, mixed_precision, recipe_names, recipes, runner
 from evaluate.runtime import devices
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.precision import DTYPES, resolve
+from results.ending import leave
 
 SIZES = {  # width, blocks, heads, patch, image of the encoder
     "tiny": (48, 3, 3, 8, 32),
@@ -238,4 +239,4 @@ def report(recipe: str, size: str, batch: int, steps: int, device: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from evaluate.encoder.spec import EncoderSpec
+from evaluate.mm import memory
 from evaluate.mm.recipes import normalized_together
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
@@ -18,9 +19,6 @@ from evaluate.runtime.errors import UserError
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-# GiB of ViTDet-B on the pretended GPU (docs/performance.md): 5.9 for 1 image of 1024 px, 37.2 for 8, 7.1 for 4 with
-# gradient checkpointing. Other encoders are scaled by depth x width, which overestimates the heads' part.
-FIXED, AN_IMAGE, AN_IMAGE_CHECKPOINTED = 1.5, 4.47, 1.4
 USABLE = 0.85  # of the memory: the rest is for the context, workspaces and fragmentation
 
 
@@ -43,9 +41,7 @@ def choose(cfg: "Config", asked: int | None, spec: EncoderSpec, env: Env) -> int
 
 def predicted(cfg: "Config", spec: EncoderSpec, count: int) -> float:
     """GiB of a training step of so many images at once."""
-    scale = spec.depth * spec.embed_dim / (12 * 768)
-    image = AN_IMAGE_CHECKPOINTED if cfg.model.backbone.get("checkpointing") else AN_IMAGE
-    return scale * (FIXED + count * image * (cfg.image_size / 1024) ** 2)
+    return memory.of_detection(spec, cfg.image_size, count, bool(cfg.model.backbone.get("checkpointing")))
 
 
 def divisors(share: int) -> list[int]:

@@ -1,8 +1,8 @@
 """The errors a person may meet: each is one clear sentence, never a traceback."""
 
-import errno
+from pathlib import Path
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from results.ending import is_full, no_room
 
 
 class UserError(Exception):
@@ -16,22 +16,20 @@ class Skip(UserError):
     """
 
 
-def is_full(error: OSError) -> bool:
-    """Whether a disk, or somebody's share of it, had no room for what was written."""
-    return error.errno in FULL
-
-
 def in_one_sentence(error: UserError | OSError) -> str:
     """What a command says of bad input, of a file or folder that it may not touch, or of a disk that is full."""
     if isinstance(error, OSError) and is_full(error):
-        where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
-        return (
-            f"{where} ({error.strerror}); make room and start the same command again: what is finished stands, and it "
-            f"goes on from there"
-        )
+        return no_room(error)
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename} cannot be read or written ({error.strerror}); allow access to it"
     return str(error)
+
+
+def unwritten(path: Path, error: OSError) -> UserError:
+    """What to raise where a command cannot write its result."""
+    if is_full(error):
+        return UserError(no_room(error))
+    return UserError(f"{path} cannot be written ({error.strerror}); choose another place with --out")
 
 
 def from_outside(error: Exception) -> str:

@@ -33,6 +33,7 @@ from pretrain.benchmark.data_path import make_images, time_loader, time_views
 from pretrain.benchmark.step import PARTS, matmul_ceiling, step_flops, time_step
 from pretrain.config import MODELS
 from pretrain.methods import configure, siameseim
+from results.ending import leave
 
 
 def compare(config: siameseim.Config, precisions: list[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -206,4 +207,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from evaluate.runtime import shared_memory
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.data import views
@@ -92,6 +93,8 @@ def steps_from(images: Images, first: int, micro_batch: int, config: PretrainCon
             rows = order(len(images), epoch, config)[max(first - epoch * steps, 0) :]
             yield epoch, rows.reshape(len(rows), -1, distributed.world_size(), micro_batch)[:, :, distributed.rank()]
 
+    if workers:
+        shared_memory.check(micro_batch * _bytes_an_image(images, config), workers)
     # one for the whole run: its workers go on from an epoch to the next without a pause
     loader = iter(
         DataLoader(
@@ -109,6 +112,12 @@ def steps_from(images: Images, first: int, micro_batch: int, config: PretrainCon
             yield Step(
                 epoch, [part.crops for part in parts], {i: why for part in parts for i, why in part.damaged.items()}
             )
+
+
+def _bytes_an_image(images: Images, config: PretrainConfig) -> int:
+    """Of its crops, as a worker hands them over."""
+    crops = Draws(images, config)[0, [0]].crops
+    return sum(tensor.nbytes for tensor in crops if tensor is not None)
 
 
 def _next(loader: Iterator[Loaded]) -> Loaded:

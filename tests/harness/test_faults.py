@@ -127,5 +127,41 @@ def test_stopped_at_random_moments(
     print(f"{way} to {target}: {count} times, {orphans} orphans, {len(earned)} records kept, the same table")
 
 
+# The same command on a disk of so much, and again when the disk has become larger; what was finished is told between.
+ON_A_SMALL_DISK = """
+out=$1 size=$2; shift 2
+mount -t tmpfs -o size=$size tmpfs "$out" || exit 99
+"$@" --out "$out" > "$out.said" 2>&1; echo "first: $?"
+cp -r "$out/records" "$out.earned"
+mount -o remount,size=100m "$out"
+"$@" --out "$out" > "$out.again" 2>&1; echo "second: $?"
+cp -r "$out" "$out.end"
+"""
+
+
+@pytest.mark.parametrize(
+    "size",
+    ["900k", *(pytest.param(size, marks=pytest.mark.slow) for size in ("350k", "450k", "600k", "1100k"))],
+)
+def test_a_disk_that_fills_under_the_tasks_loses_nothing(
+    size: str, command: list[str], whole: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    script = ["unshare", "--mount", "bash", "-c", ON_A_SMALL_DISK, "small", str(out), size, *command]
+    done = subprocess.run(script, cwd=HERE, capture_output=True, text=True, timeout=600)
+    if "first" not in done.stdout:
+        pytest.skip(f"a small disk can be mounted by root alone: {done.stderr.strip()}")
+    said = Path(f"{out}.said").read_text()
+    assert "first: 1" in done.stdout or "first: 2" in done.stdout, said
+    assert "make room" in said and "Traceback" not in said and "Error" not in said, said
+    assert "second: 0" in done.stdout, Path(f"{out}.again").read_text()
+    end = Path(f"{out}.end")
+    assert (end / "table.csv").read_text() == whole
+    for path in Path(f"{out}.earned").glob("*.json"):
+        if json.loads(path.read_text())["status"] == "ok":
+            assert (end / "records" / path.name).read_bytes() == path.read_bytes(), "it was measured again"
+
+
 def test_the_grace_period_is_stated() -> None:
     assert f"{executor.GRACE_SECONDS:.0f} seconds" in (HERE / "README.md").read_text()

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,12 @@ def test_a_clock_that_jumps_changes_no_time(tmp_path: Path, monkeypatch: pytest.
     at_work.ended("mine/knn", 0)
     assert "epoch 3/9" in said[0] and " ago" not in said[0] and " min" in said[0] and " d " not in said[0]
     assert (at_work.launch.tasks[0].seconds or 0) < 3600
+
+
+def test_a_job_that_a_full_disk_left_without_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log").touch()
+    assert logs.why(tmp_path / "log", 1) == "its process ended with status 1"
+    monkeypatch.setattr(logs.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=100))
+    assert (
+        logs.why(tmp_path / "log", 1) == f"the disk of {tmp_path} is full; make room and start the same command again"
+    )

@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import shutil
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from evaluate.encoder.model import Encoder
 from evaluate.harness.task import main
 from evaluate.mm.detections import Detections
 from evaluate.mm.metrics import average_precision
+from evaluate.runtime import shared_memory
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from tests.factories import mae_state
@@ -275,3 +277,15 @@ def test_a_crop_without_a_label_is_no_error(encoder: Encoder, world: Path, tmp_p
     config = dataclasses.replace(segmentation.PRESETS["demo"], iterations=1)
     metrics = segmentation.run(encoder, config, Env(root, tmp_path / "out", limit=1))
     assert np.isfinite(metrics["miou"])
+
+
+def test_loading_processes_without_room_are_refused_before_they_start(
+    encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1000))
+    with pytest.raises(UserError, match="2 loading processes put up to .* give --workers 0"):
+        detect(encoder, world, tmp_path, workers=2)
+    config = dataclasses.replace(segmentation.PRESETS["demo"], iterations=2)
+    (tmp_path / "segmentation").mkdir()
+    with pytest.raises(UserError, match="2 loading processes put up to .* give --workers 0"):
+        segmentation.run(encoder, config, Env(world, tmp_path / "segmentation", workers=2))

@@ -183,3 +183,46 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
     assert not atomic._is_alive(zombie.pid)
     zombie.wait()
     assert atomic._is_alive(os.getpid()) and atomic._is_alive(1) and not atomic._is_alive(10**30)
+
+
+IN_A_SMALL_DISK = """
+mount -t tmpfs -o size=300k tmpfs "$1" || exit 99
+exec "$0" -c '
+import sys, torch
+from pathlib import Path
+from safetensors.torch import save_file
+from results.atomic import atomic_write
+from results.ending import leave
+folder, how = Path(sys.argv[1]), sys.argv[2]
+def main():
+    (folder / "a").write_text("earlier")
+    with atomic_write(folder / "a") as written:
+        if how == "torch":
+            torch.save({"x": torch.zeros(10**6)}, written)
+        elif how == "safetensors":
+            save_file({"x": torch.zeros(10**6)}, written)
+        elif how == "bytes":
+            written.write_bytes(bytes(10**6))
+        else:
+            raise RuntimeError("no fault of the disk")
+try:
+    leave(main)
+finally:
+    assert (folder / "a").read_text() == "earlier" and len(list(folder.iterdir())) == 1
+' "$1" "$2"
+"""
+
+
+@pytest.mark.parametrize("how", ["torch", "safetensors", "bytes", "another error"])
+def test_a_full_disk_is_named_whoever_writes(how: str, tmp_path: Path) -> None:
+    command = ["unshare", "--mount", "bash", "-c", IN_A_SMALL_DISK, sys.executable, str(tmp_path), how]
+    root = Path(atomic.__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    if done.returncode in (1, 99) and ("unshare" in done.stderr or "mount" in done.stderr):
+        pytest.skip("a small disk can be mounted by root alone")
+    if how == "another error":
+        assert done.returncode == 1 and "no fault of the disk" in done.stderr
+        return
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"{tmp_path / 'a'} cannot be written (No space left on device); make room")
+    assert done.stderr.count("\n") == 1

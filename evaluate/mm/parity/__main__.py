@@ -16,6 +16,7 @@ from evaluate.mm import operators
 from evaluate.mm.parity.samples import Result
 from evaluate.runtime import devices
 from evaluate.runtime.errors import UserError
+from results.ending import leave
 
 FORMS = {  # a key that only this form has: the module and the function that compare; mmdet is imported with them
     "roi_level_assignment": ("heads", "roi_heads"),
@@ -74,4 +75,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main)
