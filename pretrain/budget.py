@@ -10,8 +10,9 @@ from torch import nn
 from evaluate.runtime.precision import allow_tf32
 from pretrain import checkpoint, distributed
 from pretrain.config import PretrainConfig
-from pretrain.data.images import ImageFolder
+from pretrain.data.images import Images
 from pretrain.data.loader import steps_from, steps_per_epoch
+from pretrain.data.pairs import open_images
 from pretrain.methods import method_of, read_config
 from pretrain.optimizer import make_optimizer
 from pretrain.step import accumulate
@@ -30,7 +31,7 @@ def fit(
     if checkpoint.newest(out) and written.is_file():
         before = read_config(written)
         return replace(config, epochs=before.epochs, warmup_epochs=before.warmup_epochs)
-    images = ImageFolder(data, leave_out=out)
+    images = open_images(data, out, config)
     seconds = distributed.gather_objects(seconds_per_step(config, images, device, workers, micro_batch))[0]
     epochs = max(1, int(60 * minutes / (seconds * steps_per_epoch(len(images), config))))
     if distributed.rank() == 0:
@@ -38,7 +39,7 @@ def fit(
     return replace(config, epochs=epochs, warmup_epochs=config.warmup_epochs * epochs / config.epochs)
 
 
-def seconds_per_step(config: PretrainConfig, images: ImageFolder, device: str, workers: int, micro_batch: int) -> float:
+def seconds_per_step(config: PretrainConfig, images: Images, device: str, workers: int, micro_batch: int) -> float:
     """Seconds of an optimizer step with the loading of its images: the mean of TIMED_STEPS, on a model of its own."""
     allow_tf32(config.precision == "tf32")
     model = method_of(config).build(config).to(device).train()

@@ -8,13 +8,16 @@ run's definition: they are arguments of ``pretrain.train``.
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from evaluate.runtime.settings import Probability, Settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BelowOne = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -24,8 +27,12 @@ Share = Annotated[float, Gt(0), Le(1)]
 class PretrainConfig(Settings):
     """Base of every method's config. Lengths of images are pixels; probabilities are in [0, 1]."""
 
+    needs_captions = False
+    """Whether the method reads a caption with each image."""
     needs_geometry = False
     """Whether the method asks where view 2 lies in view 1."""
+    eps = 1e-8
+    """What AdamW adds to the root of its average of the squared gradient."""
     small_views = 0
     """Views of fewer pixels that the method takes besides."""
     small_size = 0
@@ -144,6 +151,15 @@ class PretrainConfig(Settings):
 
     def draw_noise(self, epoch: int, index: np.ndarray) -> np.ndarray | None:
         """Uniform numbers (B, N) for images of index (B,), for a method that masks by them; else None."""
+        return None
+
+    def finish_view(self, view: "Tensor", number: int, epoch: int, index: np.ndarray) -> "Tensor":
+        """What a method that masks pixels makes of the normalized view ``number`` (0 or 1), (B, 3, S, S), of images of
+        index (B,); else the view."""
+        return view
+
+    def tokens(self, captions: list[str]) -> np.ndarray | None:
+        """The ids (B, L) of captions, for a method that reads them; else None."""
         return None
 
     def to_json(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain import distributed
-from pretrain.data.images import DataError, ImageFolder
+from pretrain.data.images import DataError, Images
 
 MAX_UNREADABLE_SHARE = 0.01  # share of the images that may be unreadable
 MAX_SKIPPED_STEPS = 10  # steps in a row that may not be finite
@@ -36,7 +36,7 @@ class Faults:
     Every decision is made from what all processes know, so that none goes on without the others.
     """
 
-    def __init__(self, images: ImageFolder, out: Path, say: Callable[[str], None] = print):
+    def __init__(self, images: Images, out: Path, say: Callable[[str], None] = print):
         self.images, self.path, self.say = images, out / "faults.jsonl", say
         self.damaged: set[str] = set()  # names
         self.skipped = self.in_a_row = 0

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.config import PretrainConfig
-from pretrain.data.images import DataError, ImageFolder
+from pretrain.data.images import DataError, Images
 from pretrain.methods import Method
 
 IMAGES = 2000
@@ -24,7 +24,7 @@ COLLAPSED_SPREAD = 0.02
 class Monitor:
     """Holds center crops (M, 3, S, S) uint8 of up to IMAGES images, and their classes."""
 
-    def __init__(self, images: ImageFolder, config: PretrainConfig):
+    def __init__(self, images: Images, config: PretrainConfig):
         crops, classes = [], []
         for index in np.random.default_rng(config.seed).permutation(len(images))[:IMAGES].tolist():
             try:

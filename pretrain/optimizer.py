@@ -42,7 +42,7 @@ def make_optimizer(model: nn.Module, config: PretrainConfig, constant: Iterable[
                 group = {"params": part, "weight_decay": weight_decay}
                 groups.append(group | {"constant": True} if is_constant else group)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.sgd_momentum)
     if config.optimizer == "larc":

@@ -10,6 +10,7 @@ steps of optimizers, or learning rates and momenta at chosen steps.
 import argparse
 import dataclasses
 import json
+import math
 import sys
 import zlib
 from pathlib import Path
@@ -40,6 +41,7 @@ OPTIMIZERS = {  # the name in a file: whose optimizer it is
     "larc_sgd_swav": "swav",
     "sgd_moco_simsiam": "moco_v2",
     "adamw_moco_v3_vit": "moco_v3_vit",
+    "adamw_clip": "clip",
 }
 FILL = {  # kind of a tensor: what is made of standard normal numbers r
     "weight": lambda r: 0.08 * r,
@@ -49,6 +51,7 @@ FILL = {  # kind of a tensor: what is made of standard normal numbers r
     "running_var": lambda r: 0.5 + r.abs(),
     "token": lambda r: 0.2 * r,
     "zero": lambda r: 0 * r,
+    "logit_scale": lambda r: math.log(1 / 0.07) + 0.1 * r,
     "unit_columns": lambda r: r / r.norm(dim=0),
     "unit_rows": lambda r: r / r.norm(dim=-1, keepdim=True),
 }
@@ -196,7 +199,8 @@ class Prepared:
 def prepare(golden: dict[str, Any]) -> Prepared:
     """The model of a file that names its method, with the file's weights and inputs."""
     method, settings = module_of(golden["method"]), golden["config"]["optimizer"]
-    given = {"optimizer": settings["name"], "batch_size": golden["config"]["batch"], **_optimizer_settings(settings)}
+    given = {"optimizer": settings["name"], "batch_size": golden["config"]["batch"]}
+    given |= _optimizer_settings(settings, method)
     if "stop_grad_conv1" in golden["config"]:
         given |= {"train_patch_embed": not golden["config"]["stop_grad_conv1"]}
     if "queue_ptr" in golden["config"]:  # each process normalizes its part of the batch
@@ -217,8 +221,10 @@ def prepare(golden: dict[str, Any]) -> Prepared:
     inputs = {
         name: generate(f"{golden['tag']}/{name}", value["shape"]).double()
         for name, value in golden["inputs"].items()
-        if name.startswith("view")
+        if name.startswith(("view", "image"))
     }
+    if "text" in golden["inputs"]:
+        inputs["text"] = torch.tensor(golden["inputs"]["text"])
     if "shuffle" in golden["inputs"]:
         shuffle = torch.tensor(golden["inputs"]["shuffle"])
         model.draw_shuffle = lambda count: shuffle  # type: ignore[assignment]  # told instead of drawn
@@ -235,13 +241,12 @@ def _compare_method(golden: dict[str, Any]) -> dict[str, float]:
     if momentum is not None and not moves_after:
         model.update_target(momentum)  # type: ignore[operator]  # its method has one
 
-    small = [view for name, view in inputs.items() if name not in ("view1", "view2")]
-    index = torch.arange(config.batch_size)
-    others = torch.stack(small, dim=1) if small else None
-    out = model(Batch(inputs["view1"], inputs["view2"], None, None, index, small=others))
+    out = model(_batch(inputs))
     out.loss.backward()
     model.before_step(0)
-    found = {"inputs": max(difference(tensor, golden["inputs"][name]) for name, tensor in inputs.items())}
+    found = {
+        "inputs": max(difference(tensor, golden["inputs"][name]) for name, tensor in inputs.items() if name != "text")
+    }
     found |= {
         name: difference(prepared.fixed["base_encoder.pos_embed"] if name == "pos_embed" else getattr(out, name), value)
         for name, value in expected.items()
@@ -265,12 +270,23 @@ def _compare_method(golden: dict[str, Any]) -> dict[str, float]:
     for group in optimizer.param_groups:
         group["lr"] = settings["lr"]  # the same for all here
     optimizer.step()
+    if momentum is None:
+        model.after_step(1, config.epochs)  # what bounds a parameter; a moving average is compared apart
     updates = {name: parameter.detach() - before[name] for name, parameter in parameters.items()}
     found["updates"] = worst(updates, expected["updates"])
     if moves_after:
         model.update_target(momentum)  # type: ignore[operator]  # its method has one
         found["target after the step"] = worst(method.to_official(model.state_dict()), expected["target_after"])
     return found
+
+
+def _batch(inputs: dict[str, Tensor]) -> Batch:
+    """The inputs of a file as the loop gives them to a method."""
+    first = inputs["image"] if "image" in inputs else inputs["view1"]
+    small = [view for name, view in inputs.items() if name.startswith("view") and name not in ("view1", "view2")]
+    others = torch.stack(small, dim=1) if small else None
+    index = torch.arange(len(first))
+    return Batch(first, inputs.get("view2"), None, None, index, small=others, text=inputs.get("text"))
 
 
 def bound_of(golden: dict[str, Any], name: str) -> float:
@@ -282,10 +298,11 @@ def bound_of(golden: dict[str, Any], name: str) -> float:
     return FLOAT64_BOUND if "method" in golden else FLOAT32_BOUND
 
 
-def _optimizer_settings(given: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an optimizer in a file, under our names."""
-    names = {"weight_decay": "weight_decay", "momentum": "sgd_momentum", "trust": "trust", "betas": "betas"}
-    return {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
+def _optimizer_settings(given: dict[str, Any], method: MethodModule) -> dict[str, Any]:
+    """The settings of an optimizer in a file that a method has, under our names."""
+    names = {"momentum": "sgd_momentum"} | {same: same for same in ("weight_decay", "trust", "betas", "eps")}
+    known = {field.name for field in dataclasses.fields(method.Config)}
+    return {ours: given[theirs] for theirs, ours in names.items() if theirs in given and ours in known}
 
 
 def _compare_optimizers(golden: dict[str, Any]) -> dict[str, float]:
@@ -293,13 +310,14 @@ def _compare_optimizers(golden: dict[str, Any]) -> dict[str, float]:
     found = {}
     for name in OPTIMIZERS.keys() & golden["optimizers"].keys():
         given = golden["optimizers"][name]
-        paper = module_of(OPTIMIZERS[name]).PRESETS["paper"]
+        method = module_of(OPTIMIZERS[name])
         parameters = {
             key: nn.Parameter(FILL[kind](generate(f"{golden['tag']}/{key}", shape)).double())
             for key, (shape, kind) in golden["parameters"].items()
         }
         model = nn.ParameterDict({key.replace(".", "/"): parameter for key, parameter in parameters.items()})
-        optimizer = make_optimizer(model, dataclasses.replace(paper, **_optimizer_settings(given)))
+        config = dataclasses.replace(method.PRESETS["paper"], **_optimizer_settings(given, method))
+        optimizer = make_optimizer(model, config)
         worst_step = 0.0
         for number, (rate, after) in enumerate(zip(given["lr"], given["after"], strict=True), 1):
             set_rate(optimizer, rate)
@@ -336,8 +354,11 @@ def _compare_schedules(golden: dict[str, Any]) -> dict[str, float]:
         warmup = settings.get("warmup_epochs", 0)
         if "total_steps" in settings:  # no whole number of them is an epoch: an epoch of ours is one of them
             values["epochs"] = settings["total_steps"]
-            steps_of_warmup = warmup * golden["images"] // values["batch_size"]
-            warmup = settings.get("warmup_steps", steps_of_warmup)
+            if "warmup" in settings:  # CLIP's, in steps; the first of them has a share of the rate already
+                warmup, values["warmup_lr"] = settings["warmup"], settings["base_lr"] / settings["warmup"]
+            else:
+                steps_of_warmup = warmup * golden["images"] // values["batch_size"]
+                warmup = settings.get("warmup_steps", steps_of_warmup)
         demo = module_of(method).PRESETS["demo"]
         config = dataclasses.replace(demo, **values, warmup_epochs=warmup)
         model = module_of(method).build(config)

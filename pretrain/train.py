@@ -1,4 +1,4 @@
-"""Pretrains an encoder. DIR holds one folder of images a class.
+"""Pretrains an encoder. DIR holds one folder of images a class; CLIP takes images with captions (docs/methods.md).
 
     python -m pretrain.train --data DIR --out OUT                             the paper's run
     torchrun --nproc_per_node 8 -m pretrain.train --data DIR --out OUT        the same on 8 GPUs
@@ -40,8 +40,9 @@ from evaluate.runtime.settings import help_text
 from pretrain import budget, checkpoint, distributed, preview
 from pretrain.config import MODELS, PretrainConfig
 from pretrain.data import views
-from pretrain.data.images import ImageFolder
+from pretrain.data.images import Images
 from pretrain.data.loader import Step, images_at_once, steps_from, steps_per_epoch
+from pretrain.data.pairs import open_images
 from pretrain.export import export
 from pretrain.faults import Faults
 from pretrain.log import Log
@@ -180,13 +181,14 @@ class Interrupted(Exception):
         self.status = EXIT_CTRL_C if name == "SIGINT" else EXIT_SAVED
 
 
-def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution) -> tuple[ImageFolder, int]:
+def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution) -> tuple[Images, int]:
     """The images and how many a process takes at once. Raises ValueError or OSError for whatever would stop the run."""
     if config.precision == "fp16" and execution.device == "cpu":
         raise ValueError("precision fp16 needs a GPU; on a CPU take --set precision=bf16 or fp32")
     method_of(config)
     out.mkdir(parents=True, exist_ok=True)
-    images = ImageFolder(data, leave_out=out)
+    config.tokens([""])  # what captions need is there
+    images = open_images(data, out, config)
     steps_per_epoch(len(images), config)
     return images, images_at_once(execution.micro_batch, config)
 
@@ -345,7 +347,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         type=Path,
         required=True,
-        help="folder with one folder of images per class (only the online kNN uses the classes)",
+        help="folder with one folder of images per class (only the online kNN uses the classes); for clip a table "
+        "(.csv, .tsv) of images and captions, or a folder of webdataset shards (.tar)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
     parser.add_argument(

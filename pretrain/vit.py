@@ -48,12 +48,15 @@ class CheckpointedBlock(Block):
 
 
 def set_grad_checkpointing(model: nn.Module) -> None:
-    """Lets all blocks of a model take less memory and more time: the same numbers. Raises UserError if it has none."""
-    found = [module for module in model.modules() if isinstance(module, CheckpointedBlock)]
+    """Lets all blocks of a model take less memory and more time: the same numbers. Raises UserError if it has none.
+
+    Blocks of our own, and open_clip's stacks of blocks, which have a switch of the same name.
+    """
+    found = [module for module in model.modules() if hasattr(module, "grad_checkpointing")]
     if not found:
         raise UserError("--grad-checkpointing is for transformers, and this encoder is none; leave it out")
     for module in found:
-        module.grad_checkpointing = True
+        module.grad_checkpointing = True  # type: ignore[assignment]  # no tensor, though it is a module's
 
 
 def blocks(

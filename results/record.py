@@ -66,8 +66,8 @@ class Record(Identity):
     encoder: str
     """Name of the row."""
     encoder_source: dict[str, Any]
-    """Format, branch, epoch and sha256 of the file that the encoder came from; ``assumed``: what no file said of it, in
-    sentences that the table repeats."""
+    """Format, branch, epoch and sha256 of the file that the encoder came from; ``assumed``: what no file said of it,
+    ``remark``: what its training says of itself, in sentences that the table repeats."""
     preset: str
     """Name of the preset that the config began as."""
     paper_config: dict[str, Any]

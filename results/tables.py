@@ -41,7 +41,7 @@ def build(
     labels = rows.labels_of(encoders, entries)
     made = grid.build(out, entries, labels, baselines, reference)
     made.notes += [
-        *_assumptions(entries, labels),
+        *_of_encoders(entries, labels),
         *_reasons(entries, labels),
         *_not_shown(entries, labels),
         *told_apart(made),
@@ -56,16 +56,20 @@ def write(out: Path, made: grid.Grid, names: Iterable[str] = tuple(FORMATS)) -> 
     return formats.as_markdown(made) + "".join(f"\n{fault}  \n" for fault in faults if fault)
 
 
-def _assumptions(entries: Entries, labels: Sequence[str]) -> list[str]:
-    """What no file said of a row's encoder and its conversion assumed: every number of the row rests on it."""
+def _of_encoders(entries: Entries, labels: Sequence[str]) -> list[str]:
+    """What every number of a row rests on: what its training says of itself, and what no file said of its encoder and
+    its conversion assumed."""
     sources = {
         label: [entry.get("encoder_source") or {} for entry in own] for label, own in rows.by_row(entries).items()
     }
     return [
-        f"{label}: assumed of its encoder: {assumption}"
+        f"{label}: {text}"
         for label, own in sources.items()
         if label in labels
-        for assumption in dict.fromkeys(text for source in own for text in source.get("assumed", []))
+        for text in dict.fromkeys(
+            [source["remark"] for source in own if source.get("remark")]
+            + [f"assumed of its encoder: {text}" for source in own for text in source.get("assumed", [])]
+        )
     ]
 
 

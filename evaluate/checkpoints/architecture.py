@@ -311,6 +311,7 @@ def _listed(names: list[str], most: int = 5) -> str:
 
 
 ENTRY = "encoder_spec"
+LONGEST_REMARK = 200  # letters
 STANDARD_WIDTHS = (192, 384, 768, 1024, 1280)  # of ViT-Ti, -S, -B, -L and -H, whose heads every method has alike
 VIT = ("num_heads", "layer_norm_eps", "activation", "mean", "std", "pooling", "interpolation")
 RESNET = ("batch_norm_eps", "mean", "std", "pooling", "interpolation")
@@ -319,12 +320,22 @@ RESNET = ("batch_norm_eps", "mean", "std", "pooling", "interpolation")
 def to_metadata(spec: EncoderSpec) -> dict[str, Any]:
     """What the tensors of an encoder do not say, as plain values."""
     values = {name: getattr(spec, name) for name in (VIT if spec.family == "vit" else RESNET)}
+    values |= {"remark": spec.remark} if spec.remark else {}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def from_metadata(said: Mapping[str, Any], family: str) -> dict[str, Any]:
     """The fields of ``EncoderSpec`` that an exported file's own words decide; others of its words are ignored."""
     return {name: said[name] for name in (VIT if family == "vit" else RESNET) if name in said}
+
+
+def _remark(checkpoint: Checkpoint) -> str:
+    """The sentence that the file wants every table to repeat: of an exported file, or of its training's settings."""
+    for table in (checkpoint.encoder_spec, checkpoint.top_level.get("config")):
+        remark = table.get("remark") if isinstance(table, dict) else None
+        if isinstance(remark, str):
+            return " ".join(remark.split())[:LONGEST_REMARK]
+    return ""
 
 
 def validated(given: Mapping[str, Any], what: str) -> dict[str, Any]:
@@ -384,6 +395,7 @@ def spec_of(
         "source_sha256": checkpoint.sha256,
         "source_json_sha256": checkpoint.json_sha256,
         "options": options.to_dict(),
+        "remark": _remark(checkpoint),
     }
     assumed: dict[str, dict[str, Any]] = {}
     fields = VIT if known.family == "vit" else RESNET

@@ -88,6 +88,7 @@ def convert(
     notes = list(ready.described.notes)
     average = [name for name in ready.branches if name == "ema" and spec.branch != "ema"]
     notes += ["the file also holds an average of the weights; --branch ema takes it"] * len(average)
+    notes += [spec.remark] if spec.remark else []
     notes += [f"{entry} holds objects that were not read" for entry in checkpoint.not_restored]
     facts = {
         "recognized": f"{known.name}: {known.description}, state dict {where}",

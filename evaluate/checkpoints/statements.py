@@ -236,9 +236,9 @@ def _read_table(
                 _take(found, name, table[alias], f"{place}.{alias}", what, strict)
                 if len(found.said.get(name, ())) > before:
                     taken.add(name)
-    if table.get("quick_gelu") is True and "activation" not in taken:
+    if isinstance(table.get("quick_gelu"), bool) and "activation" not in taken:
         taken.add("activation")
-        found.add("activation", "quick_gelu", f"{place}.quick_gelu")
+        found.add("activation", "quick_gelu" if table["quick_gelu"] else "gelu", f"{place}.quick_gelu")
     if strict and depth == 0:
         for name in ("img_size", "patch_size", "embed_dim", "depth"):
             if isinstance(table.get(name), int) and not isinstance(table[name], bool):

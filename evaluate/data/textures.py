@@ -5,6 +5,7 @@ import colorsys
 import numpy as np
 
 TEXTURES = ("stripes", "bars", "diagonals", "checks", "dots", "rings", "blotches", "grid", "zigzag", "waves")
+HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
 SATURATION = 0.25  # of the colors: their hues differ more than their brightness
 
 
@@ -51,14 +52,23 @@ def smooth_noise(size: int, sigma: float, generator: np.random.Generator) -> np.
 
 
 def colored(pattern: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A pattern (height, width) in 0..1 between two colors, (height, width, 3) in 0..255.
+    """A pattern (height, width) in 0..1 between two random colors, (height, width, 3) in 0..255."""
+    first, second = colors(generator)
+    return first + (second - first) * pattern[..., None]
 
-    Brightness, contrast, polarity and the hue of each color are random.
-    """
+
+def colors(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The colors (3,) of a pattern's places of 0 and of 1, one dark and one light, each of a random hue."""
     middle = generator.uniform(110, 145)
     contrast = generator.uniform(40, 60) * generator.choice((-1, 1))
     first, second = (middle + sign * contrast + _tint(generator) for sign in (-1, 1))
-    return first + (second - first) * pattern[..., None]
+    return first, second
+
+
+def name_of(color: np.ndarray) -> str:
+    """A color (3,) in 0..255 in words, as ``light red``."""
+    hue, *_ = colorsys.rgb_to_hsv(*color)
+    return f"{'light' if color.mean() > 127.5 else 'dark'} {HUES[round(6 * hue) % 6]}"
 
 
 def _tint(generator: np.random.Generator) -> np.ndarray:

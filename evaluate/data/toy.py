@@ -7,7 +7,7 @@ The classes are ten textures, each picture in two random colors under strong noi
 say nothing of the class, so that raw pixels and random features are of little use; two views of one image, whose colors
 are jittered, share the texture alone. ``unlabelled/`` has many pictures for pretraining and ``imagenet/train`` few
 labeled ones, since that is what pretraining is for. The world was made so that a good encoder can be seen in minutes;
-it says nothing of photographs.
+it says nothing of photographs. ``captions.tsv`` says of each unlabelled picture what is on it: texture and colors.
 """
 
 import argparse
@@ -23,10 +23,12 @@ from PIL import Image
 
 from evaluate.data import toy_dense
 from evaluate.data.layouts import CORRUPTIONS, OWN_GENERATOR, SEVERITIES, imagenet_c
-from evaluate.data.textures import TEXTURES, colored, texture
+from evaluate.data.textures import TEXTURES, colored, colors, name_of, texture
 from results.ending import leave
 
 WNIDS = tuple(f"n{index:08d}" for index in range(1, len(TEXTURES) + 1))
+CAPTIONS = "captions.tsv"
+UNLABELLED_KEY = 5  # of the random numbers of the unlabelled pictures
 VERSION = 5  # raise it when a change of this file changes an image
 
 NOISE = 40.0  # standard deviation, of 255
@@ -55,6 +57,13 @@ def paint(class_index: int, size: int, generator: np.random.Generator) -> np.nda
     return image.clip(0, 255).astype(np.uint8)
 
 
+def caption(class_index: int, size: int, generator: np.random.Generator) -> str:
+    """What ``paint`` shows with the same generator, in words."""
+    texture(TEXTURES[class_index], size, generator)  # which draws before the colors do
+    ground, figure = map(name_of, colors(generator))
+    return f"{figure} {TEXTURES[class_index]} on {ground}"
+
+
 def make(folder: Path, world: World | None = None) -> Path:
     """Makes the world below ``folder`` unless the same world lies there already; returns the data root.
 
@@ -63,8 +72,14 @@ def make(folder: Path, world: World | None = None) -> Path:
     world = world or World()
     parameters = json.dumps({**asdict(world), "dense_version": toy_dense.VERSION}, indent=1)
     root = folder / f"toy-{toy_dense.short_hash(parameters)}"
-    if (root / "world.json").is_file():
-        return root
+    if not (root / "world.json").is_file():
+        _make_all(folder, root, world, parameters)
+    if not (root / CAPTIONS).is_file():  # a world of an earlier time has none
+        _write_captions(root, world)
+    return root
+
+
+def _make_all(folder: Path, root: Path, world: World, parameters: str) -> None:
     temporary = folder / f".{root.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     _make_imagenet(temporary, world)
@@ -73,7 +88,17 @@ def make(folder: Path, world: World | None = None) -> Path:
     (temporary / "world.json").write_text(parameters)
     shutil.rmtree(root, ignore_errors=True)
     temporary.rename(root)
-    return root
+
+
+def _write_captions(root: Path, world: World) -> None:
+    lines = ["filepath\ttitle"]
+    for index, wnid in enumerate(WNIDS):
+        for i in range(world.unlabelled_per_class):
+            text = caption(index, world.size, np.random.default_rng([world.seed, UNLABELLED_KEY, index, i]))
+            lines.append(f"unlabelled/{wnid}/{wnid}_{i}.JPEG\t{text}")
+    temporary = root / f".{CAPTIONS}.{os.getpid()}"
+    temporary.write_text("\n".join(lines) + "\n")
+    temporary.replace(root / CAPTIONS)
 
 
 def _make_imagenet(root: Path, world: World) -> None:
@@ -86,7 +111,7 @@ def _make_imagenet(root: Path, world: World) -> None:
     val: dict[str, list[np.ndarray]] = {}
     for index, wnid in enumerate(WNIDS):
         for folder, key, count in (
-            ("unlabelled", 5, world.unlabelled_per_class),
+            ("unlabelled", UNLABELLED_KEY, world.unlabelled_per_class),
             ("imagenet/train", 0, world.train_per_class),
         ):
             names = [f"{wnid}_{i}" for i in range(count)]

@@ -70,7 +70,7 @@ class Encoder(nn.Module):
             "epoch": spec.epoch,
             "sha256": spec.source_sha256,
             "assumed": [describe_assumption(name, entry) for name, entry in spec.assumed.items()],
-        }
+        } | ({"remark": spec.remark} if spec.remark else {})
         self._other_sizes: dict[tuple[int, int], nn.Module] = {}
 
     def forward(self, images: Tensor) -> Tokens | Maps:

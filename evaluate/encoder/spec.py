@@ -24,6 +24,7 @@ PROVENANCE = (
     "pooling",
     "assumed",
     "options",
+    "remark",
 )
 MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_SIDE, MAX_GRID = 256, 1024, 16_384, 4096, 256
 # by field the least and the largest value that an encoder can have; what is larger is damaged or hostile
@@ -139,6 +140,8 @@ class EncoderSpec:
     """What nothing in the file or beside it says: name to ``value``, ``option`` (that says otherwise) and ``why``."""
     options: dict[str, Any] | None = None
     """What the conversion was asked for (branch, format, prefix, assume); None in files from before it was kept."""
+    remark: str = ""
+    """A sentence of its training's own settings that every table repeats."""
 
     @property
     def source_digests(self) -> tuple[str, str]:

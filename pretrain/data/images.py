@@ -6,9 +6,11 @@ alike. What the decoder does not notice (a wrong stripe in a JPEG) nobody can.
 """
 
 import hashlib
+import io
 import os
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -18,33 +20,34 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from evaluate.data import listing
+from evaluate.data import archives, listing
 from evaluate.data.pixels import READ_ERRORS, read_rgb
 
 JPEG = b"\xff\xd8\xff"
 
 
-def decode(path: Path) -> Tensor:
+def decode(file: archives.File) -> Tensor:
     """(3, H, W) RGB, colours next to each other in memory; the pixels that ``read_rgb`` gives, as they are stored.
 
     Raises:
         READ_ERRORS: for a file that is not a whole image.
     """
-    content = bytearray(path.read_bytes())
+    content = bytearray(file.read_bytes() if isinstance(file, Path) else file.read())
     if content.startswith(JPEG):
         try:
             image = decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), ImageReadMode.UNCHANGED)
         except RuntimeError:
-            return _by_pil(path)  # which says what is wrong
+            return _by_pil(file, content)  # which says what is wrong
         if len(image) == 3:
             return image
         if len(image) == 1:
             return image.permute(1, 2, 0).repeat(1, 1, 3).permute(2, 0, 1)
-    return _by_pil(path)  # CMYK, whose conversion is PIL's own, and other formats
+    return _by_pil(file, content)  # CMYK, whose conversion is PIL's own, and other formats
 
 
-def _by_pil(path: Path) -> Tensor:
-    return torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1)
+def _by_pil(file: archives.File, content: bytearray) -> Tensor:
+    source = file if isinstance(file, Path) else io.BytesIO(content)
+    return torch.from_numpy(np.array(read_rgb(source))).permute(2, 0, 1)
 
 
 EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
@@ -70,34 +73,25 @@ class DataError(ValueError):
 
 class Sample(NamedTuple):
     """An image (3, H, W) uint8, its index, and why it is another's: the damaged images' indices, each with a
-    sentence."""
+    sentence; the caption, where images have one."""
 
     image: Tensor
     index: int  # type: ignore[assignment]  # hides a tuple's own method, which nothing here calls
     damaged: dict[int, str]
+    caption: str = ""
 
 
-class ImageFolder(Dataset[Sample]):
-    """All images below a folder, sorted by path, but for those below ``leave_out``.
+class Images(Dataset[Sample]):
+    """Images of given files in their order.
 
-    ``names`` are their paths below the folder, ``classes`` the folder that names each one's class, and ``identity``
-    (their number and a digest of their names) says whether two runs read the same ones.
+    ``names`` say which they are, ``classes`` name each one's class, and ``identity`` (their number and a digest of
+    their names) says whether two runs read the same ones.
     """
 
-    def __init__(self, folder: Path, leave_out: Path | None = None):
-        if not folder.is_dir():
-            raise DataError(f"the training folder {folder} does not exist; it should hold one folder of images a class")
-        if leave_out and os.path.realpath(leave_out) == os.path.realpath(folder):
-            raise DataError(f"the output folder is the training folder {folder} itself; choose another --out")
-        files = {name for name, _ in listing.walk(folder, lambda entry: None, leave_out)}
-        names = (name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS)
-        self.names = sorted((name for name in names if not _is_of_a_run(name, files)), key=lambda name: name.split("/"))
-        if not self.names:
-            raise DataError(f"no images below {folder}; expected files ending in {', '.join(sorted(EXTENSIONS))}")
-        self.classes = _classes(folder, self.names)
-        self.paths = [folder / name for name in self.names]
-        digest = hashlib.sha256("\0".join(self.names).encode(errors="surrogateescape")).hexdigest()[:16]
-        self.identity: dict[str, int | str] = {"number": len(self.names), "digest": digest}
+    def __init__(self, paths: Sequence[archives.File], names: list[str], classes: list[str]):
+        self.paths, self.names, self.classes = list(paths), names, classes
+        digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
+        self.identity: dict[str, int | str] = {"number": len(names), "digest": digest}
         self.cache: dict[int, Sample] | None = None
         if self[0].image.numel() * len(self.paths) <= CACHE_BYTES:
             self.cache = {}
@@ -118,7 +112,7 @@ class ImageFolder(Dataset[Sample]):
         for number in range(min(len(self), MAX_REPLACEMENTS)):
             position = (index + number * STRIDE) % len(self)
             try:
-                return Sample(self.read(position), index, damaged)
+                return Sample(self.read(position), index, damaged, self.caption(position))
             except DataError as error:
                 damaged[position] = str(error)
         raise DataError(f"{damaged[index]}, and so with {len(damaged) - 1} others that were tried in its place")
@@ -131,6 +125,29 @@ class ImageFolder(Dataset[Sample]):
             raise DataError(
                 f"{self.paths[index]} cannot be read as an image ({error}); replace or remove it"
             ) from error
+
+    def caption(self, index: int) -> str:
+        """The caption of an image; "" where images have none. Raises DataError naming what cannot be read."""
+        return ""
+
+
+class ImageFolder(Images):
+    """All images below a folder, sorted by path, but for those below ``leave_out``.
+
+    Their names are their paths below the folder, and a class is the folder that names it.
+    """
+
+    def __init__(self, folder: Path, leave_out: Path | None = None):
+        if not folder.is_dir():
+            raise DataError(f"the training folder {folder} does not exist; it should hold one folder of images a class")
+        if leave_out and os.path.realpath(leave_out) == os.path.realpath(folder):
+            raise DataError(f"the output folder is the training folder {folder} itself; choose another --out")
+        files = {name for name, _ in listing.walk(folder, lambda entry: None, leave_out)}
+        names = (name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS)
+        found = sorted((name for name in names if not _is_of_a_run(name, files)), key=lambda name: name.split("/"))
+        if not found:
+            raise DataError(f"no images below {folder}; expected files ending in {', '.join(sorted(EXTENSIONS))}")
+        super().__init__([folder / name for name in found], found, _classes(folder, found))
 
 
 def _is_of_a_run(name: str, files: set[str]) -> bool:

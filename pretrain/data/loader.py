@@ -13,7 +13,7 @@ from evaluate.runtime import shared_memory
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.data import views
-from pretrain.data.images import DataError, ImageFolder
+from pretrain.data.images import DataError, Images
 
 
 class Loaded(NamedTuple):
@@ -37,7 +37,7 @@ class Step:
 class Draws(Dataset[Loaded]):
     """The crops of micro-batches, cut inside the worker; an index is an epoch and the images that it takes."""
 
-    def __init__(self, images: ImageFolder, config: PretrainConfig):
+    def __init__(self, images: Images, config: PretrainConfig):
         self.images, self.config = images, config
 
     def __getitem__(self, draw: tuple[int, list[int]]) -> Loaded:
@@ -45,6 +45,9 @@ class Draws(Dataset[Loaded]):
         samples = [self.images[index] for index in taken]
         index = np.array([sample.index for sample in samples])
         crops = views.crop([sample.image for sample in samples], index, epoch, self.config)
+        tokens = self.config.tokens([sample.caption for sample in samples])
+        if tokens is not None:
+            crops = crops._replace(text=torch.from_numpy(tokens))
         return Loaded(crops, {position: why for sample in samples for position, why in sample.damaged.items()})
 
 
@@ -76,9 +79,7 @@ def order(images: int, epoch: int, config: PretrainConfig) -> np.ndarray:
     return permutation[: steps_per_epoch(images, config) * config.batch_size].reshape(-1, config.batch_size)
 
 
-def steps_from(
-    images: ImageFolder, first: int, micro_batch: int, config: PretrainConfig, workers: int
-) -> Iterator[Step]:
+def steps_from(images: Images, first: int, micro_batch: int, config: PretrainConfig, workers: int) -> Iterator[Step]:
     """This process's part of each optimizer step from the ``first`` of the run on, to the end of the last epoch.
 
     The images of a step are split into micro-batches first and over the processes then: what is normalized together is
@@ -113,7 +114,7 @@ def steps_from(
             )
 
 
-def _bytes_an_image(images: ImageFolder, config: PretrainConfig) -> int:
+def _bytes_an_image(images: Images, config: PretrainConfig) -> int:
     """Of its crops, as a worker hands them over."""
     crops = Draws(images, config)[0, [0]].crops
     return sum(tensor.nbytes for tensor in crops if tensor is not None)

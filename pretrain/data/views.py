@@ -30,7 +30,8 @@ class Crops(NamedTuple):
     N), indices (B,).
 
     With ``num_views`` 1 ``view2`` is None; its box and flip are view 1's. ``mask`` is None for a method whose config
-    draws none, ``small`` (B, V, 3, s, s) uint8 for one that takes no small views.
+    draws none, ``small`` (B, V, 3, s, s) uint8 for one that takes no small views, ``text`` (B, L) for one that reads no
+    captions.
     """
 
     view1: Tensor
@@ -43,6 +44,7 @@ class Crops(NamedTuple):
     mask: Tensor | None
     index: Tensor  # type: ignore[assignment]  # hides a tuple's own method, which nothing here calls
     small: Tensor | None = None
+    text: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Crops":
         """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
@@ -73,6 +75,8 @@ class Batch:
     """(B, N) uniform numbers for a method that hides patches by them (``draw_noise``)."""
     small: Tensor | None = None
     """(B, V, 3, s, s), normalized, for a method that takes small views (``small_views``)."""
+    text: Tensor | None = None
+    """(B, L) ids of the images' captions, for a method that reads them (``needs_captions``)."""
 
 
 def uniforms(seed: int, epoch: int, index: np.ndarray, count: int, first: int = 0) -> np.ndarray:
@@ -226,12 +230,14 @@ def _resized_crops(
 
 
 def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
-    """Color, blur, solarization and normalization of the views, on the device where the crops lie."""
+    """Color, blur, solarization, normalization and masking of the views, on the device where the crops lie."""
     index = crops.index.numpy()
     draws = uniforms(config.seed, epoch, index, 2 * COLOR_DRAWS, first=2 * CROP_DRAWS)
     color1, color2 = draws[:, :COLOR_DRAWS], draws[:, COLOR_DRAWS:]
     view1 = augment_view(crops.view1, color1, 0, config)
     view2 = None if crops.view2 is None else augment_view(crops.view2, color2, 1, config)
+    view1 = config.finish_view(view1, 0, epoch, index)
+    view2 = None if view2 is None else config.finish_view(view2, 1, epoch, index)
     geometry = None
     if config.needs_geometry:
         geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
@@ -250,4 +256,5 @@ def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
         crops.index,
         None if noise is None else torch.from_numpy(noise).to(view1.device),
         small,
+        crops.text,
     )

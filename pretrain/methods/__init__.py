@@ -31,6 +31,8 @@ METHODS = (
     "moco_v1",
     "moco_v2",
     "swav",
+    "clip",
+    "mscn",
 )
 
 

@@ -29,11 +29,10 @@ from pretrain.norm import BatchNorm
 
 
 @dataclass(frozen=True)
-class Config(ResNetConfig):
-    """SimCLR's run of 1000 epochs; the defaults are those of its paper, and of its released code where it is silent."""
+class SimCLRConfig(ResNetConfig):
+    """What a method with SimCLR's network and loss has; the defaults are those of SimCLR's run of 1000 epochs: of its
+    paper, and of its released code where it is silent."""
 
-    method: Literal["simclr"] = "simclr"
-    """The file of pretrain/methods/. A preset chooses it."""
     dim: PositiveInt = 128
     """Width of what is compared."""
     proj_layers: Annotated[int, Ge(2)] = 2
@@ -56,6 +55,14 @@ class Config(ResNetConfig):
     weight_decay: NonNegativeFloat = 1e-6
     clip_norm: PositiveFloat | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+
+
+@dataclass(frozen=True)
+class Config(SimCLRConfig):
+    """SimCLR's run of 1000 epochs."""
+
+    method: Literal["simclr"] = "simclr"
+    """The file of pretrain/methods/. A preset chooses it."""
 
 
 PAPER = Config()
@@ -83,7 +90,7 @@ class Outputs:
 class SimCLR(Method):
     """Model and loss of one training step."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: SimCLRConfig):
         super().__init__()
         self.temperature = config.temperature
         self.backbone = Backbone(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate.data import layouts, toy
+from evaluate.data import layouts, textures, toy
 
 TINY = toy.World(
     unlabelled_per_class=2,
@@ -85,3 +85,32 @@ def test_images_for_pretraining_are_none_of_the_labeled_ones(world):
 
     unlabelled = digests("unlabelled")
     assert len(unlabelled) == 20 and not unlabelled & (digests("imagenet/train") | digests("imagenet/val"))
+
+
+def test_captions_tell_texture_and_colors(world):
+    header, *lines = (world / toy.CAPTIONS).read_text().splitlines()
+    assert header == "filepath\ttitle" and len(lines) == 2 * len(toy.WNIDS)
+    for line in lines:
+        name, text = line.split("\t")
+        figure, ground = text.split(f" {toy.TEXTURES[toy.WNIDS.index(Path(name).parent.name)]} on ")
+        shades = {word.split()[0] for word in (figure, ground)}
+        hues = [word.split()[1] for word in (figure, ground)]
+        assert (world / name).is_file() and shades == {"light", "dark"} and set(hues) <= set(textures.HUES)
+
+
+def test_the_named_colors_are_those_of_the_picture():
+    """The mean of the named colors' hues points where the mean of the pixels does, which noise does not move."""
+    for index in range(20):
+        generator = np.random.default_rng(index)
+        textures.texture("checks", 32, generator)
+        ground, figure = textures.colors(generator)
+        text = toy.caption(3, 32, np.random.default_rng(index))
+        assert text == f"{textures.name_of(figure)} checks on {textures.name_of(ground)}"
+        picture = toy.paint(3, 256, np.random.default_rng(index))
+        assert np.abs(picture.mean((0, 1)) - (ground + figure) / 2).max() < 12
+
+
+def test_a_world_without_captions_gets_them(world):
+    before = (world / toy.CAPTIONS).read_bytes()
+    (world / toy.CAPTIONS).unlink()
+    assert toy.make(world.parent, TINY) == world and (world / toy.CAPTIONS).read_bytes() == before

@@ -15,7 +15,7 @@ DENSE, DENSE_TASKS = "tests.gpu.pretended.dense", ("detection", "segmentation")
 ALL = ["finetune", "linear_probe", "sweep", "features", "predictions", "knn"]
 SHORT = ["--batch", "8", "--set", "depth=2"]  # widths and tokens of ViT-B; no block does what the one before does not
 SHORT_RESNET = ["--batch", "8", "--set", "layers=[1,1,1,1]"]
-RESNETS = ("simsiam", "moco_v3_resnet", "byol", "simclr", "swav")
+RESNETS = ("simsiam", "moco_v3_resnet", "byol", "simclr", "swav", "mscn")
 # A step brings no tensor to the CPU; what is no step brings its results, all from one line.
 STEPS = ("forward and backward", "optimizer", "finetune", "linear_probe", "sweep")
 ON_A_GPU_WITHOUT_VALUES = """
@@ -55,6 +55,7 @@ def run(environment, *arguments):
         pytest.param([PRETRAINING, "--preset", "paper", *SHORT], id="siameseim"),
         pytest.param([PRETRAINING, "--preset", "mae_paper", *SHORT], id="mae"),
         pytest.param([PRETRAINING, "--preset", "moco_v3_vit_paper", *SHORT], id="moco_v3_vit"),
+        pytest.param([PRETRAINING, "--preset", "clip_paper", *SHORT, "--set", "text_depth=2"], id="clip"),
         *(pytest.param([PRETRAINING, "--preset", f"{name}_paper", *SHORT_RESNET], id=name) for name in RESNETS),
         *(
             pytest.param([PRETRAINING, "--preset", f"{name}_paper", *SHORT_RESNET, "--set", "bn_group=4"], id=name)

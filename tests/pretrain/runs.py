@@ -43,6 +43,14 @@ def write_images(folder: Path, count: int = 24, suffix: str = "png") -> Path:
     return folder
 
 
+def write_captions(images: Path) -> Path:
+    """A table of the images of a folder, each with a caption of its own."""
+    paths = sorted(images.rglob("*.png"))
+    lines = [f"{path.relative_to(images)}\ta picture of {number} things" for number, path in enumerate(paths)]
+    (images / "captions.tsv").write_text("\n".join(lines) + "\n")
+    return images / "captions.tsv"
+
+
 class Run:
     """A run of one or several processes. ``sabotage`` is called with the rank in each before it begins."""
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,7 +14,9 @@ from evaluate.runtime.settings import field_docs, from_json
 from pretrain import checkpoint, methods, train
 from pretrain.config import MODELS, PretrainConfig, VitConfig
 from pretrain.data import views
-from tests.pretrain.runs import content, same, write_images
+from pretrain.data.images import Sample
+from pretrain.data.loader import Draws
+from tests.pretrain.runs import content, same, write_captions, write_images
 
 IMAGES = 4
 
@@ -39,7 +40,8 @@ def batch(config):
         torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
         for i in range(IMAGES)
     ]
-    return views.augment(views.crop(images, np.arange(IMAGES), 0, config), 0, config)
+    samples = [Sample(image, index, {}, f"a picture of {index} things") for index, image in enumerate(images)]
+    return views.augment(Draws(samples, config)[0, [*range(IMAGES)]].crops, 0, config)
 
 
 @pytest.fixture
@@ -117,6 +119,7 @@ def test_official_names_go_there_and_back_and_are_strict(method, model):
 def test_a_stopped_run_resumes_to_the_same_bits(method, config, tmp_path, monkeypatch):
     """With learning rates that change, momentum and a moving average: all of a checkpoint but its clock is equal."""
     images = write_images(tmp_path / "images", 8)
+    images = write_captions(images) if config.needs_captions else images
     (tmp_path / "config.json").write_text(
         json.dumps(dataclasses.replace(config, epochs=2, warmup_epochs=1.0).to_json())
     )

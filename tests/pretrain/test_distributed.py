@@ -45,6 +45,8 @@ SMALL = {  # the settings of a method's demo
     "moco_v1": [*NARROW, "bn_group=4"],
     "moco_v2": [*NARROW, "bn_group=4"],
     "swav": [*NARROW, "queue_length=16", "freeze_prototypes_iterations=1", "small_size=32"],
+    "mscn": NARROW,
+    "clip": ["embed_dim=24", "num_heads=2", "depth=1", "text_depth=1", "optimizer=sgd"],
 }
 TWO_PROCESSES = Path(__file__).parents[1] / "golden" / "methods" / "moco_v2_two_processes_step_a.json"
 SPAWN = multiprocessing.get_context("forkserver")
@@ -142,13 +144,16 @@ def _method(name: str) -> dict[str, Tensor]:
     optimizer = make_optimizer(model, config, model.constant_rate())
     size = config.batch_size // world
     views_of_all = torch.randn(2 + config.small_views, config.batch_size, 3, 32, 32, dtype=torch.float64)
-    view1, view2, *small = views_of_all[:, rank * size : (rank + 1) * size]
+    mine = slice(rank * size, (rank + 1) * size)
+    view1, view2, *small = views_of_all[:, mine]
+    tokens = config.tokens([f"a picture of {number} things" for number in range(config.batch_size)])
+    text = None if tokens is None else torch.from_numpy(tokens)[mine]
     found = {}
     for step in range(3):
         set_rate(optimizer, 0.01)
         torch.manual_seed(100 * step + rank)  # random choices that all processes share are the first's
         others = torch.stack(small, dim=1) if small else None
-        loss = parallel(views.Batch(view1, view2, None, None, torch.arange(size), small=others)).loss
+        loss = parallel(views.Batch(view1, view2, None, None, torch.arange(size), small=others, text=text)).loss
         loss.backward()
         model.before_step(step)
         found[f"loss/{step}"] = distributed.mean_over_ranks(loss)

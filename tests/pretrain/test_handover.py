@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from evaluate import encoder, linear_probe
+from evaluate.checkpoints import conversion
 from pretrain import train
 from pretrain.methods import METHODS, configure, method_of
-from tests.pretrain.runs import write_images
+from tests.pretrain.runs import write_captions, write_images
 
 TINY = ["epochs=1", "warmup_epochs=0.5", "batch_size=8"]
 TINY_VIT = ["embed_dim=24", "num_heads=2", "depth=1"]
@@ -25,6 +26,8 @@ DEMOS = {  # preset: its settings, and the format that its file has
     "moco_v1_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
     "moco_v2_demo": ([*TINY_RESNET, "bn_group=4"], "moco"),
     "swav_demo": (TINY_RESNET, "swav"),
+    "clip_demo": (TINY_VIT, "open_clip"),
+    "mscn_demo": (TINY_RESNET, "solo_learn"),
 }
 PROBES = {  # the presets of evaluate.linear_probe that are their papers' protocols
     "simsiam_demo": "simsiam",
@@ -43,6 +46,7 @@ def test_every_method_is_here():
 @pytest.mark.parametrize("preset", DEMOS)
 def test_the_exported_encoder_has_the_trained_features(tmp_path, preset, capsys):
     images = write_images(tmp_path / "images", 8)
+    images = write_captions(images) if configure(preset).needs_captions else images
     sizes, source_format = DEMOS[preset]
     sets = [part for setting in TINY + sizes for part in ("--set", setting)]
     command = ["--preset", preset, "--data", str(images), "--out", str(tmp_path / "out"), "--device", "cpu", "--export"]
@@ -65,7 +69,16 @@ def test_the_exported_encoder_has_the_trained_features(tmp_path, preset, capsys)
         tokens = exported.forward_tokens(images)
         if exported.spec.final_norm:  # the features end with it, the encoder file's forward before it
             tokens = replace(tokens, cls=exported.model.norm(tokens.cls), patches=exported.model.norm(tokens.patches))
-        expected = tokens.pooled("cls" if config.method == "moco_v3_vit" else "mean")
+        expected = tokens.pooled("cls" if config.method in ("moco_v3_vit", "clip") else "mean")
         assert torch.allclose(model.features(images), expected, atol=1e-5)
     assert "certificate" in capsys.readouterr().out
     assert linear_probe.recommended(exported.spec) == PROBES.get(preset, "")
+
+
+@pytest.mark.parametrize(("quick", "activation"), [("true", "quick_gelu"), ("false", "gelu")])
+def test_a_clip_says_which_gelu_it_has(tmp_path, quick, activation):
+    settings = [*TINY_VIT, f"quick_gelu={quick}"]
+    saved = train.initialize(configure("clip_demo", settings), tmp_path)
+    conversion.convert(saved, tmp_path / "encoder.safetensors")
+    spec = encoder.load(tmp_path / "encoder.safetensors").spec
+    assert spec.activation == activation and not spec.assumed

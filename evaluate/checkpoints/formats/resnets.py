@@ -59,7 +59,7 @@ def _branch(prefix: str, *patterns: str, group: str | None = None) -> Branch:
 
 def _is_own(checkpoint: Checkpoint) -> bool:
     """Whether ``pretrain/`` has written a file with solo-learn's names, which its keys alone do not tell."""
-    return checkpoint.settings.get("method") in ("byol", "simclr")
+    return checkpoint.settings.get("method") in ("byol", "simclr", "mscn")
 
 
 FC = r"fc\.(weight|bias)"
@@ -122,7 +122,7 @@ FORMATS = (
     ),
     _resnet(
         "solo_learn",
-        "solo-learn, a Lightning checkpoint; BYOL and SimCLR of our own, in `model`",
+        "solo-learn, a Lightning checkpoint; BYOL, SimCLR and MSCN of our own, in `model`",
         {
             "online": _branch("backbone.", r"backbone\.fc\..+", r"momentum_(backbone|encoder)\..+", HEADS, r"queue.*"),
             "momentum": _branch("momentum_backbone.", r"momentum_backbone\.fc\..+", r"backbone\..+", HEADS, r"queue.*"),
