@@ -38,7 +38,9 @@ from evaluate.harness import (
     pretraining,
     rows,
     slurm,
+    slurm_arrays,
     slurm_states,
+    slurm_submit,
     suite,
     watch,
 )
@@ -57,6 +59,8 @@ from results import record, tables
 from results.ending import is_full, leave
 
 Configure = Callable[[EncoderSpec | None], Mapping[str, tuple[str, Settings]]]  # by node, for an encoder
+
+COMPARED = 10  # rows: of more, the sentences on each two of them are left out
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -129,6 +133,11 @@ def run(arguments: argparse.Namespace) -> int:
     data_root = arguments.data_root and Path(os.path.abspath(layouts.root(arguments.data_root)))
     data_root = data_root or make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
+    if arguments.part == slurm.DATA:
+        identities.keep(name for node in nodes for name in plan.data_sets(node, configs[node.name][1]))
+        return 0
+    if arguments.part:
+        identities.take()
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device")}
     seeds = more_seeds(arguments)
     shared = suite.Suite(out, identities, nodes, configs, of_encoder, conversion=said, more_seeds=seeds, **where)
@@ -143,7 +152,7 @@ def run(arguments: argparse.Namespace) -> int:
         after = (f"{row}/{pretraining.TASK}",) if pretrains else ()
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after)
     every = {job.name for job in work}
-    if arguments.part == slurm.TABLE:
+    if arguments.part == slurm_arrays.TABLE:
         shared.renders = False  # once, below
         slurm_states.conclude(work, out)
         shared.renders = True
@@ -179,7 +188,8 @@ def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], wor
     out = run.out
     if run.renders:
         entries = run.entries(shown, nodes)
-        pairs = [tables.paired(out, entries, first, second) for first, second in itertools.combinations(shown, 2)]
+        few = shown if len(shown) <= COMPARED else []
+        pairs = [tables.paired(out, entries, first, second) for first, second in itertools.combinations(few, 2)]
         print("", *(pair for pair in pairs if pair), sep="\n")
         print(f"\n{tables.render(out, shown, entries)}")
         print("tables: " + ", ".join(str(out / file) for file, _ in tables.FORMATS.values()))
@@ -204,7 +214,9 @@ def launch(
     specs = {row: read_spec(run.encoder(row)) or read_spec(path) for row, path in checkpoints.items()}
     gpus = 0 if arguments.device == "cpu" else arguments.gpus or slurm.GPUS
     listed = planned(arguments, specs, nodes, of_encoder, gpus, budget, stands)
-    slurm.submit(slurm.tasks(arguments, checkpoints, nodes, listed, stands), run.out, arguments.slurm)
+    said = slurm.options(arguments.slurm)
+    tasks = slurm.tasks(arguments, checkpoints, nodes, listed, stands)
+    slurm_submit.submit(tasks, run.out, said, slurm.minutes_of(said.get("time")))
     return 0
 
 
@@ -283,7 +295,8 @@ def planned(
     listed = estimate.allocate(listed, max(gpus, 1))
     print(estimate.table(listed, gpus, speed, Path(os.path.abspath(out))), flush=True)
     if unknown:
-        print(f"{', '.join(unknown)}: taken for a ViT-B/16 of SiameseIM's, since the checkpoint is not converted yet")
+        named = ", ".join(unknown) if len(unknown) < 10 else f"{len(unknown)} rows"
+        print(f"{named}: taken for a ViT-B/16 of SiameseIM's, since the checkpoint is not converted yet")
     return listed
 
 
@@ -320,7 +333,9 @@ def dry_run(
         listed = planned(arguments, specs, nodes, of_encoder, gpus, budget, recorded)
         if arguments.launch:
             stands = {f"{row}/convert" for row in specs if (Path(arguments.out) / row / rows.ENCODER).is_file()}
-            print(slurm.printed(slurm.tasks(arguments, checkpoints, nodes, listed, stands), arguments.slurm))
+            tasks = slurm.tasks(arguments, checkpoints, nodes, listed, stands)
+            numbers = slurm_arrays.numbered(checkpoints, slurm_states.kept(Path(arguments.out)).get("rows", {}))
+            print(slurm_arrays.printed(slurm_arrays.arrays(tasks, numbers, {}), slurm.options(arguments.slurm)))
             return 0
         if not gpus:
             print("--gpus N plans for a machine with N GPUs")

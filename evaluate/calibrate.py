@@ -170,7 +170,7 @@ def calibrate(
             f"give the data that the checkpoint was fine-tuned on"
         )
     crop = crop or CenterCrop(224, 256, "bicubic")
-    right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).correct["top1"]
+    right = predictor(model, path, precisions.resolve(precision, env.device), env)(val, crop).answers.correct()
     whole = len(val) == val.asked
     slack = 0.0 if whole else DEVIATIONS * binomial(expected, len(val))
     return Verdict(metrics.percent(right), expected, tolerance + slack, len(val), whole)

@@ -112,7 +112,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     from evaluate.mm import recipes
 
     recipes.require_packages("mmengine", "mmcv.ops", "mmdet.models", "faster_coco_eval")
-    from evaluate.mm import detector, runner
+    from evaluate.mm import detector, pictures, runner
 
     name = recipe_names.recipe_of(config.recipe, config.dataset, encoder.spec.family)
     cfg = recipes.read_recipe(name)
@@ -131,7 +131,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         recipes.checkpoint(cfg, encoder.spec)
     asked = detector.fill_data(cfg, config.dataset, env)
     iterations, padded = cfg.train_cfg.max_iters, cfg.model.backbone.get("img_size", cfg.image_size)
-    metrics = runner.train_and_test(cfg, config.dataset, encoder, env, config.micro_batch)
+    metrics = runner.train_and_test(cfg, config.dataset, encoder, env, config.micro_batch, draw=pictures.detections)
     head, _, schedule = name.removesuffix(f"_{config.dataset}").rpartition("_")
     env.report(
         protocol={

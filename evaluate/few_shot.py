@@ -151,6 +151,8 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 in percent; with several draws their mean, and top1_deviation."""
+    import torch
+
     from evaluate.classification import metrics
     from evaluate.classification.features import frozen_features, resolve_pooling
     from evaluate.classification.setup import report
@@ -171,10 +173,12 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
             chosen = np.isin(found.train.stored.rows, rows)
             labels = found.train.labels[chosen]
             weights, objective = fit(train_rows[chosen], labels, config.l2, config.max_iterations)
-            right = np.unique(labels)[(val_rows @ weights.T).argmax(axis=1)] == found.val.labels
-            fits.append((right, objective, len(labels)))
-    correct, objectives, counts = zip(*distributed.broadcast_object(fits), strict=True)
-    accuracies = [metrics.percent(right) for right in correct]
+            top, probabilities = metrics.best_of_logits(torch.from_numpy(val_rows @ weights.T))
+            classes = torch.from_numpy(np.unique(labels))[top]
+            answers = metrics.answers(val, found.val.stored.unreadable, classes, probabilities)
+            fits.append((answers, objective, len(labels)))
+    draws_answers, objectives, counts = zip(*distributed.broadcast_object(fits), strict=True)
+    accuracies = [metrics.percent(answers.correct()) for answers in draws_answers]
     labels_from = (
         {"shots": config.shots, "fraction": config.fraction, "accuracies": accuracies}
         if config.draws
@@ -184,7 +188,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     env.report(unreadable_images={train.name: found.train.unreadable, "val": found.val.unreadable})
     result = report(
         env,
-        {"top1": correct[0]},
+        draws_answers[0],
+        {"top1": draws_answers[0].correct()},
+        val.classes,
         {train.name: train.asked, "val": val.asked},
         {train.name: counts[0], "val": len(found.val.labels)},
         {

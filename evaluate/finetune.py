@@ -161,10 +161,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         classifier.save(path, model, classes, setup.crop, how_it_was_made(config, env, setup, immaterial))
     distributed.barrier()
     predict = classifier.predictor(model, path, setup.precision, env, config.max_unreadable_images)
-    correct = {
-        name: right for name, right in predict(setup.val, setup.crop).correct.items() if name in ("top1", "top5")
-    }
-    return report_training(env, setup, correct, pooling="mean of patch tokens", head="LayerNorm + linear")
+    answers = predict(setup.val, setup.crop).answers
+    return report_training(env, setup, answers, pooling="mean of patch tokens", head="LayerNorm + linear")
 
 
 def how_it_was_made(config: Config, env: Env, setup: "Setup", immaterial: list[str]) -> dict[str, Any]:

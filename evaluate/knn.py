@@ -79,29 +79,35 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 at every k, in percent."""
     import torch
 
-    from evaluate.classification.features import frozen_features, resolve_pooling
+    from evaluate.classification import metrics, pictures
+    from evaluate.classification.features import frozen_features, resolve_pooling, test_crop
     from evaluate.classification.neighbors import classify, unit_features
     from evaluate.classification.setup import report, train_and_val
+    from evaluate.data.thumbnails import attempt
+    from evaluate.runtime import distributed
 
     train, val = train_and_val(env)
     found = frozen_features(encoder, config, env, train, val)
     pooling = resolve_pooling(encoder, config.pooling)
-    predicted = classify(
-        unit_features(found.train, encoder, pooling, env.device),
-        torch.from_numpy(found.train.labels).to(env.device),
-        unit_features(found.val, encoder, pooling, env.device),
-        config.neighbors,
-        config.temperature,
-    )
-    labels = torch.from_numpy(found.val.labels)
-    correct = {k: classes.cpu() == labels for k, classes in predicted.items()}
+    near, far = (unit_features(part, encoder, pooling, env.device) for part in (found.train, found.val))
+    train_labels = torch.from_numpy(found.train.labels).to(env.device)
+    voted = classify(near, train_labels, far, config.neighbors, config.temperature)
+    answers = {k: metrics.answers(val, found.val.stored.unreadable, *own) for k, own in voted.items()}
+    if distributed.rank() == 0:
+        crop, said = test_crop(encoder, config), answers[config.headline].top[:, 0]
+        with attempt("neighbors"):
+            pictures.neighbors(env.out_dir, found.train, found.val, (near, far), said, crop)
+        with attempt("patches"):
+            pictures.patches(env.out_dir, encoder, found.val, crop, env.device)
     env.report(sizes=sizes(train, val), immaterial={"top1": ["neighbors"]})  # the other k are measured beside it
     env.report(unreadable_images={"train": found.train.unreadable, "val": found.val.unreadable})
     return report(
         env,
-        {"top1": correct[config.headline], **{f"top1_k{k}": correct[k] for k in config.neighbors}},
+        answers[config.headline],
+        {"top1": answers[config.headline].correct(), **{f"top1_k{k}": own.correct() for k, own in answers.items()}},
+        train.classes,
         {"train": train.asked, "val": val.asked},
-        {"train": len(found.train.labels), "val": len(labels)},
+        {"train": len(found.train.labels), "val": len(found.val.labels)},
         {
             "pooling": pooling,
             "k": config.headline,

@@ -172,7 +172,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     normed_otherwise = config.batch_norm and not cuts_alike(setup, PRESETS["paper"])  # it alone sees a micro-batch
     immaterial = ([] if normed_otherwise else ["micro_batch"]) + (["trust"] if config.optimizer == "sgd" else [])
     env.report(immaterial={"": immaterial})
-    return report_training(env, setup, inputs.correct(head, config.max_unreadable_images), **protocol)
+    return report_training(env, setup, inputs.answers(head, config.max_unreadable_images), **protocol)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from evaluate.data.transforms import CenterCrop
     from evaluate.encoder import Encoder
     from evaluate.encoder.spec import EncoderSpec
+    from results.predictions import Answers
 
 MADE_IMAGES = 200  # of val, for each corruption and severity, where IN-C is absent
 SETS = ("imagenet_a", "imagenet_r", "imagenet_sketch", "imagenet_c")
@@ -122,14 +123,15 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         for name in SETS[:3]
         if name not in skipped
     }
-    outcomes = natural_shifts(val, sets, predict, crop)
+    answers, outcomes = natural_shifts(val, sets, predict, crop)
     result = {name: metrics.percent(correct) for name, correct in outcomes.items()}
     env.report(standard_error={name: binomial(value, len(outcomes[name])) for name, value in result.items()})
     if "imagenet_c" not in skipped:
         of_corruptions, outcomes["imagenet_c"] = corrupted(config, crop, predict, env)
         result |= of_corruptions
     if distributed.rank() == 0:
-        metrics.save_predictions(env.out_dir, outcomes)
+        derived = {name: outcome for name, outcome in outcomes.items() if name not in answers}
+        metrics.save_predictions(env.out_dir, answers, classes, derived)
     protocol = {
         "head": "fine-tuned classifier",
         "logit_mask": "200 classes of IN-A and of IN-R",
@@ -145,20 +147,23 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
 def natural_shifts(
     val: ImageSet, sets: dict[str, ImageSet], predict: "Predictor", crop: "CenterCrop"
-) -> dict[str, np.ndarray]:
-    """By metric whether each image is right, bool (n,): IN-A and IN-R among their own classes, over all classes and
-    clean; IN-Sketch over all classes; val itself.
+) -> tuple[dict[str, "Answers"], dict[str, np.ndarray]]:
+    """By metric what the model says of each image over all classes, and by metric whether each image is right, bool
+    (n,).
+
+    The metrics are: IN-A and IN-R among their own classes, over all classes and clean; IN-Sketch over all classes; val.
     """
     own = {name: images.scored for name, images in sets.items() if name in ("imagenet_a", "imagenet_r")}
     clean = predict(val, crop, own)
-    scores = {"clean_top1": clean.correct["top1"]}
+    answers, among = {"clean_top1": clean.answers}, {}
     for name, images in sets.items():
         found = predict(images, crop, {name: own[name]} if name in own else {})
-        scores[f"{name}_top1"] = found.correct[name if name in own else "top1"]
+        answers[f"{name}_top1_all_classes" if name in own else f"{name}_top1"] = found.answers
         if name in own:
-            scores[f"{name}_top1_all_classes"] = found.correct["top1"]
-            scores[f"{name}_clean_top1"] = clean.correct[name][np.isin(clean.labels, own[name])]
-    return {name: correct for name, correct in scores.items() if len(correct)}
+            among[f"{name}_top1"] = found.among[name]
+            among[f"{name}_clean_top1"] = clean.among[name][np.isin(clean.answers.labels, own[name])]
+    correct = {name: own.correct() for name, own in answers.items()} | among
+    return answers, {name: right for name, right in correct.items() if len(right)}
 
 
 def corrupted(

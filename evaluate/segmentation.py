@@ -105,7 +105,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     from evaluate.mm import recipes
 
     recipes.require_packages("mmengine", "mmcv.ops", "mmdet", "mmseg.models")
-    from evaluate.mm import runner, segmenter
+    from evaluate.mm import pictures, runner, segmenter
 
     schedule = "160k" if config.recipe == "paper" else config.recipe
     cfg = recipes.read_recipe(f"upernet_{encoder.spec.family}_{schedule}_ade20k")
@@ -123,7 +123,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     iterations = cfg.train_cfg.max_iters
     segmenter.require_two_crops(cfg, config.micro_batch, env.device)
     views = segmenter.multi_scale_loader(cfg) if config.multi_scale else None
-    metrics = runner.train_and_test(cfg, "ade20k", encoder, env, config.micro_batch, config.precision, views)
+    metrics = runner.train_and_test(
+        cfg, "ade20k", encoder, env, config.micro_batch, config.precision, views, pictures.segmentations
+    )
     seen = {int(metrics.pop(name)) for name in ("images", "images_ms") if name in metrics}
     protocol = {
         "framework": "mmseg",

@@ -110,11 +110,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     right = head_sweep.accuracies(heads, inputs, held_out, setup, env, config.max_unreadable_images)
     places = ((name, index) for name in right for index in range(len(config.base_lrs)))
     name, index = max(places, key=lambda place: right[place[0]][place[1]])
-    correct = head_sweep.chosen_correct(heads, name, index, inputs, setup, env, config.max_unreadable_images)
+    answers = head_sweep.chosen_answers(heads, name, index, inputs, setup, env, config.max_unreadable_images)
     result = report_training(
         env,
         setup,
-        correct,
+        answers,
         pooling=name,
         head=f"linear, 1 of {len(right) * len(config.base_lrs)} heads",
         base_lr=config.base_lrs[index],

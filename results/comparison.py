@@ -3,14 +3,14 @@
 All errors are standard errors in percent points; 1.96 of them to each side are the 95 % interval.
 """
 
-import contextlib
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from results import predictions
 
 Z = 1.96  # standard errors in half of a 95 % interval
 
@@ -54,11 +54,7 @@ class Outcomes:
         folder = Path(entry.get("out", self.out)) / entry.get("work", "")
         key = str(folder), metric
         if key not in self._read:
-            self._read[key] = None
-            # it was removed, or is damaged
-            with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-                with np.load(folder / "predictions.npz") as kept:
-                    self._read[key] = kept["correct" if metric == "top1" else metric]
+            self._read[key] = predictions.outcome(predictions.load(folder), metric)
         return self._read[key]
 
     def error_of_difference(self, first: Mapping[str, Any], second: Mapping[str, Any], metric: str) -> float | None:

@@ -3,6 +3,8 @@
 Its key is a hash of what can change the number, and of nothing else: see ``identity``.
 """
 
+import contextlib
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -121,11 +123,19 @@ class Record(Identity):
     """ISO 8601."""
     seconds: float
     """From the start of the task to its end, without the conversion."""
+    estimate: dict[str, Any]
+    """``seconds``, as the plan of a run estimates them for this device and as many processes, ``source`` (of which
+    speed), and where it is known ``memory`` in bytes. Only of what was measured; absent in older records."""
+    memory: dict[str, int]
+    """Bytes at most: ``process``, of the first process without its loading processes, and on a GPU ``gpu``, of its
+    tensors; absent in older records."""
     architecture: str
     """Of the encoder, as papers name it (``ViT-B/16``); absent in older records."""
     resamples: dict[str, list[float]]
     """By metric of detection and segmentation: its values on 200 draws of as many images, with replacement, in percent.
     The draws are the same for every encoder, so two records are compared draw by draw; absent in older records."""
+    artifacts: dict[str, str]
+    """By name, what each file is that the task left in ``work`` (``results.artifacts``); absent in older records."""
     checksum: str
     """SHA-256 of all other fields: a record that somebody edited is no record; absent in older ones."""
 
@@ -205,6 +215,15 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
 def read_all(folder: Path) -> list[dict[str, Any]]:
     """The records alone, as ``read``."""
     return read(folder)[0]
+
+
+def of(folder: Path, encoder: str, task: str) -> list[dict[str, Any]]:
+    """The records of one row and task, whatever their settings; reads no others."""
+    found = []
+    for path in sorted(folder.glob(f"{glob.escape(encoder)}-{task}-*.json")):
+        with contextlib.suppress(reading.NotARecord):
+            found.append(reading.read_file(path, SCHEMA, Identity.__annotations__))
+    return [entry for entry in found if (entry["encoder"], entry["task"]) == (encoder, task)]
 
 
 def utc_now() -> str:

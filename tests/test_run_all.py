@@ -275,3 +275,11 @@ def test_seeds_repeat_what_draws_something(checkpoint, world, tmp_path):
     one = run(checkpoint, world, tmp_path, *tasks[:2], "--seed", "3", *short)
     assert one.returncode == 0 and ": started" not in one.stdout, "the first seed is a run of its own"
     assert "over seeds" not in (tmp_path / "table.md").read_text()
+
+
+def test_data_that_are_verified_fill_the_table_and_stand(checkpoint, world, tmp_path):
+    options = ("--tasks", "knn", "--verify-data")
+    assert run(checkpoint, world, tmp_path, *options).returncode == 0
+    again = run(checkpoint, world, tmp_path, *options)
+    assert "mine/knn: stands already" in again.stdout, again.stdout
+    assert len(list((tmp_path / "records").iterdir())) == 1

@@ -85,6 +85,13 @@ class CachedPass:
             begin += len(part)
         return values if values is None or not len(self.unreadable) else values[torch.from_numpy(self.rows)]
 
+    def require(self, name: str) -> torch.Tensor:
+        """``read`` of what was computed."""
+        values = self.read(name)
+        if values is None:
+            raise ValueError(f"{self.folder} holds no {name}")
+        return values
+
 
 def compute(
     parent: Path,

@@ -12,7 +12,7 @@ import torch
 
 from evaluate.classification import cached_pass, loop, metrics
 from evaluate.classification.finite import IN_FP32, finite
-from evaluate.classification.predictions import BATCH, TOP
+from evaluate.classification.predictions import BATCH, PROBABILITY, TOP
 from evaluate.classification.setup import Setup
 from evaluate.classification.stacked_heads import StackedHeads, make_optimizer
 from evaluate.data.imagenet import ImageSet
@@ -21,6 +21,7 @@ from evaluate.data.transforms import RandomCropFlip, normalize
 from evaluate.encoder import Encoder
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
+from results.predictions import Answers
 
 
 @dataclass(frozen=True)
@@ -105,41 +106,36 @@ def accuracies(
     heads: StackedHeads, inputs: HeadInputs, images: ImageSet, setup: Setup, env: Env, max_unreadable: int = 0
 ) -> dict[str, list[float]]:
     """Top-1 in percent of every head on a set: by input, in the order of the rates."""
-    stored = _classes(
+    stored = _pass(
         heads,
         inputs,
         images,
         setup,
         env,
         max_unreadable,
-        lambda logits: {name: value.argmax(dim=2) for name, value in logits.items()},
+        lambda logits: {name: value.argmax(dim=2).to(torch.int32) for name, value in logits.items()},
     )
     labels = torch.from_numpy(images.labels[stored.rows])
-    found = {}
-    for name in heads.weights:
-        classes = stored.read(name)
-        assert classes is not None
-        found[name] = [metrics.percent(column) for column in (classes == labels[:, None]).unbind(dim=1)]
-    return found
+    return {
+        name: [metrics.percent(column) for column in (stored.require(name) == labels[:, None]).unbind(dim=1)]
+        for name in heads.weights
+    }
 
 
-def chosen_correct(
+def chosen_answers(
     heads: StackedHeads, name: str, index: int, inputs: HeadInputs, setup: Setup, env: Env, max_unreadable: int = 0
-) -> dict[str, torch.Tensor]:
-    """Whether one head is right on each image of val, bool (n,), by metric."""
+) -> Answers:
+    """What one head says of each image of val."""
 
     def best(logits: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        own = logits[name][:, index]
-        return {"classes": own.topk(min(TOP, own.shape[1]), dim=1).indices}
+        top, probabilities = metrics.best_of_logits(logits[name][:, index])
+        return {TOP: top.to(torch.int32), PROBABILITY: probabilities}
 
-    stored = _classes(heads, inputs, setup.val, setup, env, max_unreadable, best, head=f"{name} {index}")
-    classes = stored.read("classes")
-    assert classes is not None
-    right = classes == torch.from_numpy(setup.val.labels[stored.rows])[:, None]
-    return {"top1": right[:, 0], "top5": right.any(dim=1)}
+    stored = _pass(heads, inputs, setup.val, setup, env, max_unreadable, best, head=f"{name} {index}")
+    return metrics.answers(setup.val, stored.unreadable, stored.require(TOP), stored.require(PROBABILITY))
 
 
-def _classes(
+def _pass(
     heads: StackedHeads,
     inputs: HeadInputs,
     images: ImageSet,
@@ -149,20 +145,20 @@ def _classes(
     choose: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
     head: str = "all",
 ) -> cached_pass.CachedPass:
-    """The classes that ``choose`` takes from the heads' logits, image by image; the record names unreadable images."""
+    """What ``choose`` takes from the heads' logits, image by image; the record names unreadable images."""
     digest = hashlib.sha256()
     for parameter in heads.parameters():
         digest.update(parameter.detach().cpu().numpy().tobytes())
     cache_key = {
         "encoder": inputs.encoder.fingerprint,
         "heads": digest.hexdigest(),
+        "kept": [TOP, PROBABILITY] if head != "all" else [],
         "head": head,
         "precision": setup.precision,
     }
 
     def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        chosen = choose(heads(inputs.of_pixels(pixels, setup.precision, env.device)))
-        return {name: classes.to(torch.int32) for name, classes in chosen.items()}
+        return choose(heads(inputs.of_pixels(pixels, setup.precision, env.device)))
 
     stored = cached_pass.compute(
         env.out_dir / "predictions", images, setup.crop, compute, cache_key, env, max_unreadable, BATCH

@@ -119,10 +119,10 @@ def measure(
     shares: dict[tuple[int, str], float] = {}  # of mCE, by image
     for corruption, severity, images, transform in cells:
         found = predict(replace(images, name=f"imagenet_c/{corruption}/{severity}"), transform)
-        wrong = ~found.correct["top1"]
+        wrong = ~found.answers.correct()
         table[corruption][str(severity)] = 100 * float(wrong.mean())
         share = 100 / len(CELLS) / (ALEXNET_ERROR[corruption] * len(found))
-        for image in zip(found.labels.tolist(), found.stems, wrong.tolist(), strict=True):
+        for image in zip(found.answers.labels.tolist(), found.stems, wrong.tolist(), strict=True):
             shares[image[:2]] = shares.get(image[:2], 0.0) + share * image[2]
     by_corruption = {name: float(np.mean(list(row.values()))) for name, row in table.items()}
     mce = mean_corruption_error({name: error / 100 for name, error in by_corruption.items()})

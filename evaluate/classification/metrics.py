@@ -1,21 +1,41 @@
-"""Accuracy, and the per-image outcome from which paired comparisons are made."""
+"""Accuracy, and what is kept of each image."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from results.atomic import atomic_write
+from evaluate.data.imagenet import ImageSet, spoken
+from results import predictions
+from results.predictions import Answers
+
+TOP = 5
 
 
-def topk_correct(logits: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
-    """Whether the label is among the k highest logits: bool (B,) from (B, C) and (B,); k is cut to the number of
-    classes.
+def best(scores: torch.Tensor) -> torch.Tensor:
+    """The TOP highest classes (B, k) of scores (B, C), the best first, which is the arg-max also where scores tie.
+
+    k is cut to the number of classes. It waits for nothing.
     """
-    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels[:, None]).any(dim=1)
+    first = scores.argmax(dim=1, keepdim=True)
+    return scores.scatter(1, first, torch.inf).topk(min(TOP, scores.shape[1]), dim=1).indices
+
+
+def best_of_logits(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``best`` of logits (B, C), and these classes' probabilities, float16 (B, k)."""
+    top = best(logits)
+    return top, logits.softmax(dim=1).gather(1, top).half()
+
+
+def answers(images: ImageSet, left_out: np.ndarray, top: torch.Tensor, probabilities: torch.Tensor) -> Answers:
+    """What is kept of a set's m readable images, from (m, k) classes and their probabilities.
+
+    Args:
+        left_out: indices of the images that could not be read.
+    """
+    labels = np.delete(images.labels, left_out)
+    return Answers(labels, top.cpu().numpy(), probabilities.cpu().numpy(), left_out)
 
 
 def percent(correct: torch.Tensor | np.ndarray) -> float:
@@ -23,12 +43,17 @@ def percent(correct: torch.Tensor | np.ndarray) -> float:
     return 100.0 * int(correct.sum()) / len(correct)
 
 
-def save_predictions(out_dir: Path, outcomes: Mapping[str, torch.Tensor | np.ndarray]) -> None:
-    """Writes ``predictions.npz`` with what became of each image, in the order of the set, by metric: paired comparisons
-    of two encoders are made from it, and the metric can be computed again.
+def save_predictions(
+    out_dir: Path,
+    found: Mapping[str, Answers],
+    classes: tuple[str, ...],
+    outcomes: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes ``predictions.npz``: paired comparisons and confusions are made from it, and the metrics again.
 
-    An outcome is bool, or a share whose mean is the metric; that of ``top1`` is called ``correct``.
+    Args:
+        found: by the metric that they give.
+        classes: of train.
+        outcomes: by metric that no answers give, what became of each image: bool, or a share whose mean it is.
     """
-    arrays: dict[str, Any] = {name: np.asarray(outcome) for name, outcome in outcomes.items()}
-    with atomic_write(out_dir / "predictions.npz") as written:  # every process of torchrun may write
-        np.savez_compressed(written, **arrays)
+    predictions.save(out_dir, found, classes, spoken(classes), outcomes)

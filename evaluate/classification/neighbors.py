@@ -2,7 +2,7 @@
 
 import torch
 
-from evaluate.classification import features
+from evaluate.classification import features, metrics
 from evaluate.classification.finite import require_finite
 from evaluate.encoder import Encoder
 from evaluate.runtime import distributed
@@ -28,8 +28,9 @@ def unit_features(found: features.Features, encoder: Encoder, kind: str, device:
 
 def classify(
     train: torch.Tensor, train_labels: torch.Tensor, test: torch.Tensor, neighbors: tuple[int, ...], temperature: float
-) -> dict[int, torch.Tensor]:
-    """Predicted classes (n_test,) for each k, from unit features (n_train, D) and (n_test, D).
+) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+    """The best classes (n_test, c) for each k, and their shares of the votes, from unit features (n_train, D) and
+    (n_test, D).
 
     One top-k for the largest k serves all; where train has fewer images than k, all vote. The processes take blocks of
     BLOCK test images in turn: what is multiplied with what does not depend on how many they are, so neither does a bit
@@ -38,15 +39,18 @@ def classify(
     most = min(max(neighbors), len(train))
     classes = int(train_labels.max()) + 1
     blocks = range(0, len(test), BLOCK)
-    mine: dict[int, dict[int, torch.Tensor]] = {}
+    mine: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for begin in track(blocks[distributed.rank() :: distributed.world_size()], "neighbors"):
         nearest = (test[begin : begin + BLOCK] @ train.T).topk(most, dim=1)
         weights, labels = (nearest.values / temperature).exp(), train_labels[nearest.indices]
-        mine[begin] = {k: _vote(weights[:, :k], labels[:, :k], classes).cpu() for k in neighbors}
-    found = {begin: predicted for part in distributed.gather_objects(mine) for begin, predicted in part.items()}
-    return {k: torch.cat([found[begin][k] for begin in blocks]) for k in neighbors}
+        top, shares = zip(*(_vote(weights[:, :k], labels[:, :k], classes) for k in neighbors), strict=True)
+        mine[begin] = torch.stack(top).cpu(), torch.stack(shares).cpu()
+    found = {begin: voted for part in distributed.gather_objects(mine) for begin, voted in part.items()}
+    classes_of, shares_of = (torch.cat([found[begin][which] for begin in blocks], dim=1) for which in (0, 1))
+    return {k: (classes_of[number], shares_of[number]) for number, k in enumerate(neighbors)}
 
 
-def _vote(weights: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    votes = weights.new_zeros(len(weights), classes, dtype=torch.float64)
-    return votes.scatter_add_(1, labels, weights.double()).argmax(dim=1)
+def _vote(weights: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    votes = weights.new_zeros(len(weights), classes, dtype=torch.float64).scatter_add_(1, labels, weights.double())
+    top = metrics.best(votes)
+    return top, (votes.gather(1, top) / votes.sum(dim=1, keepdim=True)).half()

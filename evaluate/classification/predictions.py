@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evaluate.classification import cached_pass
+from evaluate.classification import cached_pass, metrics
 from evaluate.classification.features import report_fp32
 from evaluate.classification.finite import IN_FP32, finite
 from evaluate.data.imagenet import ImageSet
@@ -16,26 +16,25 @@ from evaluate.data.transforms import Transform, normalize
 from evaluate.encoder import EncoderSpec
 from evaluate.runtime import precision as precisions
 from evaluate.runtime.env import Env
+from results.predictions import Answers
 
 BATCH = 128
-TOP = 5
+TOP, PROBABILITY = "top", "probability"  # what a pass keeps of each image
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Of the m readable images of a set, whether the model is right: bool (m,) by name.
+    """What a model says of the m readable images of a set."""
 
-    ``correct`` has "top1" and "top5" over all classes, and for each subset of classes the best class among these alone.
-    """
-
-    correct: dict[str, np.ndarray]
-    labels: np.ndarray
-    """(m,) int64."""
+    answers: Answers
+    """Over all classes."""
+    among: dict[str, np.ndarray]
+    """By subset of classes: whether the best class among these alone is right, bool (m,)."""
     stems: tuple[str, ...]
     """Names of the images without suffix."""
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.stems)
 
 
 @dataclass
@@ -60,8 +59,8 @@ class Predictor:
     def __call__(
         self, images: ImageSet, transform: Transform, subsets: Mapping[str, Sequence[int]] | None = None
     ) -> Predictions:
-        """What is right, from one reading of the images; counts and unreadable images go into the record, by the set's
-        name up to a slash.
+        """What the model says, from one reading of the images; counts and unreadable images go into the record, by the
+        set's name up to a slash.
 
         Args:
             subsets: class indices by name; for each, the arg-max is also taken over these alone.
@@ -77,11 +76,13 @@ class Predictor:
 
             values = finite(forward, self.precision)
             logits = values["logits"]
-            best = {"top5": logits.topk(min(TOP, logits.shape[1]), dim=1).indices, "top1": logits.argmax(dim=1)}
-            best |= {name: chosen[logits[:, chosen].argmax(dim=1)] for name, chosen in indices.items()}
-            return {name: classes.to(torch.int32) for name, classes in best.items()} | {IN_FP32: values[IN_FP32]}
+            top, probabilities = metrics.best_of_logits(logits)
+            classes = {TOP: top, **{name: own[logits[:, own].argmax(dim=1)] for name, own in indices.items()}}
+            found = {name: value.to(torch.int32) for name, value in classes.items()}
+            return {**found, PROBABILITY: probabilities, IN_FP32: values[IN_FP32]}
 
         cache_key: dict[str, Any] = {
+            "kept": [TOP, PROBABILITY],
             "classifier": self.model_id,
             "precision": self.precision,
             "subsets": {name: list(map(int, chosen)) for name, chosen in (subsets or {}).items()},
@@ -93,20 +94,15 @@ class Predictor:
             self.env.out_dir / "predictions", images, transform, compute, cache_key, self.env, left, BATCH
         )
         report_fp32(stored, whole_set, self.precision, self.env)
-        labels = images.labels[stored.rows]
-        correct = {}
-        for name in ("top1", "top5", *indices):
-            classes = stored.read(name)
-            assert classes is not None
-            found = classes.numpy() == (labels if classes.ndim == 1 else labels[:, None])
-            correct[name] = found if found.ndim == 1 else found.any(axis=1)
+        answers = metrics.answers(images, stored.unreadable, stored.require(TOP), stored.require(PROBABILITY))
+        among = {name: stored.require(name).numpy() == answers.labels for name in indices}
         unreadable += [str(images.files[row]) for row in stored.unreadable]
         counts = self.counts.setdefault(whole_set, [0, 0])
-        counts[:] = counts[0] + images.asked, counts[1] + len(labels)
+        counts[:] = counts[0] + images.asked, counts[1] + len(answers.labels)
         self.env.report(sizes={whole_set: size(counts[0], len(images.scored))})
         self.env.report(
             images_asked={whole_set: counts[0]},
             images_evaluated={whole_set: counts[1]},
             unreadable_images={whole_set: unreadable},
         )
-        return Predictions(correct, labels, tuple(images.files[row].stem for row in stored.rows))
+        return Predictions(answers, among, tuple(images.files[row].stem for row in stored.rows))

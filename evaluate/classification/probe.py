@@ -19,6 +19,7 @@ from evaluate.encoder import Encoder
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.lars import LARS
+from results.predictions import Answers
 
 BATCH_NORM_EPS, HEAD_STD = 1e-6, 0.01
 CROPS = {"single_draw": SingleDrawCropFlip, "torchvision": RandomCropFlip}
@@ -91,17 +92,17 @@ class FrozenInputs:
 
         return draw
 
-    def correct(self, head: nn.Module, max_unreadable: int = 0) -> dict[str, torch.Tensor]:
-        """Whether the head is right on each image of val, bool (n,), by metric."""
+    def answers(self, head: nn.Module, max_unreadable: int = 0) -> Answers:
+        """What the head says of each image of val."""
         found = features.extract(
             self.encoder, self.setup.val, self.setup.crop, self.env, self.setup.precision, max_unreadable=max_unreadable
         )
-        tokens, labels = found.require_tokens(self.pooling), torch.from_numpy(found.labels)
+        tokens = found.require_tokens(self.pooling)
         self.env.report(unreadable_images={"val": found.unreadable})
         with torch.inference_mode():
             seen = require_finite(features.probe_input(self.encoder, self.pooling, tokens.to(self.env.device)))
             logits = head.eval()(seen).cpu()
-        return {f"top{k}": metrics.topk_correct(logits, labels, k) for k in (1, 5)}
+            return metrics.answers(found.images, found.stored.unreadable, *metrics.best_of_logits(logits))
 
 
 def fit(

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from evaluate.classification import metrics
+from evaluate.classification import metrics, pictures
 from evaluate.classification.config import TrainingConfig
 from evaluate.classification.features import test_crop
 from evaluate.classification.sampler import BatchSampler
 from evaluate.data import subsets
 from evaluate.data.imagenet import ImageSet, train_set, val_set
 from evaluate.data.published_counts import sizes
+from evaluate.data.thumbnails import attempt
 from evaluate.data.transforms import CenterCrop
 from evaluate.encoder import Encoder
 from evaluate.runtime import distributed, precision
@@ -23,6 +23,7 @@ from evaluate.runtime.errors import UserError
 from evaluate.runtime.seeding import seed_of
 from evaluate.runtime.settings import as_json
 from results.comparison import binomial
+from results.predictions import FIRST, Answers
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,19 @@ def hold_out(train: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageS
 
 def report(
     env: Env,
-    correct: Mapping[str, torch.Tensor | np.ndarray],
+    answers: Answers,
+    correct: Mapping[str, np.ndarray],
+    classes: tuple[str, ...],
     images_asked: Mapping[str, int],
     images_evaluated: Mapping[str, int],
     protocol: Mapping[str, Any],
 ) -> dict[str, float]:
     """Metrics in percent from ``correct``, bool (n,) by metric in the order of val; completes the record, keeps the
-    outcome of top1.
+    answers, which give top1.
     """
     result = {name: metrics.percent(outcome) for name, outcome in correct.items()}
     if distributed.rank() == 0:
-        metrics.save_predictions(env.out_dir, {"correct": torch.as_tensor(correct["top1"]).bool()})
+        metrics.save_predictions(env.out_dir, {FIRST: answers}, classes)
     env.report(
         protocol=dict(protocol),
         images_asked=dict(images_asked),
@@ -113,10 +116,9 @@ def report(
     return result
 
 
-def report_training(
-    env: Env, setup: Setup, correct: Mapping[str, torch.Tensor | np.ndarray], **protocol: Any
-) -> dict[str, float]:
-    """``report`` of a task that trains on a setup's images and is tested on its val."""
+def report_training(env: Env, setup: Setup, answers: Answers, **protocol: Any) -> dict[str, float]:
+    """``report`` of top1 and top5 of a task that trains on a setup's images and is tested on its val."""
+    correct = {f"top{count}": answers.correct(count) for count in (1, 5)}
     common = {
         "batch": setup.sampler.batch,
         "epochs": setup.sampler.epochs,
@@ -125,6 +127,9 @@ def report_training(
         "processes": setup.sampler.world_size,
     }
     asked = {"train": setup.train.asked, "val": setup.val.asked}
-    evaluated = {"train": len(setup.train), "val": len(correct["top1"])}
+    evaluated = {"train": len(setup.train), "val": len(answers.labels)}
     env.report(sizes=sizes(setup.train, setup.val))
-    return report(env, correct, asked, evaluated, {**protocol, **common})
+    if distributed.rank() == 0:
+        with attempt("mistakes"):
+            pictures.mistakes(env.out_dir, setup.val, answers, setup.crop)
+    return report(env, answers, correct, setup.train.classes, asked, evaluated, {**protocol, **common})

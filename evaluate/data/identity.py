@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from evaluate.data import layouts, listing, val_labels
 from evaluate.data.listing import THREADS
 from results.atomic import atomic_write
 
+ABSENT = "absent"  # the identity of what is not there
+FOUND = "identities.json"  # among the manifests: what one process has found out for others
 SAMPLE = 64  # files whose contents decide where all times changed
 TEXT_BYTES = 64 * 1024**2  # lists and annotations up to this size count by their contents
 TEXTS = (".txt", ".json", ".csv", ".xml", ".mat")
@@ -49,18 +51,43 @@ class DataIdentities:
     Args:
         store: the folder where the manifests are kept.
         verify: digest the contents of every file.
+        known: what another process has found out, by part.
     """
 
-    def __init__(self, data_root: Path, store: Path, verify: bool = False) -> None:
+    def __init__(self, data_root: Path, store: Path, verify: bool = False, known: Mapping[str, str] = {}) -> None:
         self.data_root, self.store, self.verify = data_root, store, verify
-        self.known: dict[str, str] = {}
+        self.known = dict(known)
 
     def __getitem__(self, part: str) -> str:
-        """The identity of a part, 16 hexadecimal digits; "absent" where it is not there."""
+        """The identity of a part, 16 hexadecimal digits; ABSENT where it is not there."""
         if part not in self.known:
             path = layouts.locate(self.data_root, part)
-            self.known[part] = _identity(path, part, self.store, self.verify) if path else "absent"
+            self.known[part] = _identity(path, part, self.store, self.verify) if path else ABSENT
         return self.known[part]
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Finds out the identities of some sets, for the processes that ``take`` them."""
+        self.of_sets(tuple(names))
+        self.store.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.store / FOUND) as written:
+            written.write_text(json.dumps({**self._about(), "parts": self.present(self.known)}, indent=1))
+
+    def take(self) -> None:
+        """Believes what another process has kept of the same data root; it finds out the rest itself."""
+        try:
+            kept = json.loads((self.store / FOUND).read_text())
+        except (OSError, ValueError):
+            return
+        if isinstance(kept, dict) and {**kept, "parts": {}} == {**self._about(), "parts": {}}:
+            self.known |= kept["parts"]
+
+    def _about(self) -> dict[str, object]:
+        return {"data_root": os.path.abspath(self.data_root), "verified": self.verify}
+
+    @staticmethod
+    def present(parts: Mapping[str, str]) -> dict[str, str]:
+        """Those that are there: what is absent now may come before another process looks."""
+        return {part: identity for part, identity in parts.items() if identity != ABSENT}
 
     def of_sets(self, names: tuple[str, ...]) -> dict[str, str]:
         """The identities of every part of some sets (keys of ``layouts.LAYOUTS``), by part."""

@@ -9,6 +9,7 @@ an image that cannot be read are errors that name what was found.
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -112,6 +113,20 @@ def class_names(folder: Path) -> tuple[str, ...]:
     if not names:
         raise UserError(f"{folder} holds no class folders; it should hold one folder a class, named by its wnid")
     return names
+
+
+def spoken(classes: Sequence[str]) -> tuple[str, ...]:
+    """What the classes are called: WordNet's first word for a wnid, which timm brings along, else the folder's name.
+
+    Of two with one word (crane) each also has its folder's name.
+    """
+    from timm.data.imagenet_info import ImageNetInfo  # needs torch
+
+    info = ImageNetInfo()
+    known = set(info.label_names())
+    words = [info.label_name_to_description(wnid).partition(",")[0] if wnid in known else wnid for wnid in classes]
+    counts = Counter(words)
+    return tuple(word if counts[word] == 1 else f"{word} ({wnid})" for word, wnid in zip(words, classes, strict=True))
 
 
 def _is_flat(folder: Path) -> bool:

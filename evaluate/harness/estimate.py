@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from evaluate.data import layouts
 from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VOC
@@ -19,6 +20,7 @@ from evaluate.encoder.memory import GIB
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.harness import cost
 from evaluate.harness.plan import Node, draws, module_of, task_name
+from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings
 from results.atomic import atomic_write
@@ -150,6 +152,25 @@ def plan(
     return planned
 
 
+def of_task(
+    module: Any, config: Settings, spec: EncoderSpec, env: Env, out: Path, processes: int = 1
+) -> dict[str, float | str]:
+    """What a record says of a task's estimate: seconds on this device by so many processes, of which speed, and, where
+    it is known, the bytes of memory of each.
+    """
+    gpu = env.device.startswith("cuda")
+    speed = kept(out, int(gpu))
+    work = module.cost(config, spec, counter(env.data_root, env.limit))
+    memory = _memory(work, gpu)
+    known = {} if math.isnan(memory) else {"memory": round(memory * GIB)}
+    return {"seconds": round(3600 * speed.hours(work) / processes, 1), "source": speed.source, **known}
+
+
+def _memory(work: cost.Cost, gpu: bool) -> float:
+    """GiB that a process takes at most, of a GPU or of the machine; NaN where it is not known."""
+    return work.memory if gpu else PROCESS + 2 * work.memory
+
+
 def allocate(planned: Sequence[Planned], gpus: int) -> list[Planned]:
     """The plan with as many GPUs for each task that is to be done as let all end soonest."""
     to_do = [one for one in planned if one.to_do]
@@ -205,7 +226,7 @@ def table(planned: Sequence[Planned], gpus: int, speed: Speed, out: Path) -> str
             _short(one.hours),
             str(one.gpus) if one.to_do else "-",
             _short(one.hours / one.gpus) if one.to_do else "-",
-            _short(one.work.memory if gpus else PROCESS + 2 * one.work.memory),
+            _short(_memory(one.work, bool(gpus))),
             _short(one.work.disk + one.work.features),
             one.state,
         )

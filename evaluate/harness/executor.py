@@ -99,72 +99,101 @@ def run(
     Raises: Stopped: on SIGINT, SIGTERM or SIGHUP, after every job has been asked to end and, GRACE_SECONDS later, been
         ended.
     """
-    waiting, free = [job for job in jobs if job.status is None], list(range(slots))
-    running: list[Running] = []
-    gone: set[str] = set()  # GPUs that no longer answer
-    ended = {job.name: job for job in jobs if job.status is not None}  # in an earlier call
     with _listening() as heard, Watch({job.name: job.log for job in jobs}, out) as watch:
-        for job in ended.values():
-            watch.ended(job.name, job.status or 0, "" if job.status else job.result())
+        launcher = _Launcher(jobs, slots, gpus, watch)
         try:
-            while waiting or running:
+            while launcher.waiting or launcher.running:
                 watch.look()
-                free = [slot for slot in free if not gpus or gpus[slot % len(gpus)] not in gone]
-                for job in [job for job in waiting if all(need in ended for need in job.needs)]:
-                    width = min(job.slots, slots)
-                    left = sum(gpus[slot % len(gpus)] not in gone for slot in range(slots)) if gpus else slots
-                    if left < width and not job.is_done() and not heard:
-                        waiting.remove(job)
-                        ended[job.name] = job
-                        _refuse(job, gone)
-                        watch.ended(job.name, job.status or 0)
-                        break
-                    if len(free) < min(width, left) or heard:
-                        break
-                    waiting.remove(job)
-                    unmet = next((ended[need] for need in job.needs if ended[need].status != 0), None)
-                    if unmet or job.is_done():
-                        ended[job.name] = job
-                        if unmet:
-                            _propagate_failure(unmet, job)
-                        else:
-                            job.status = 0
-                            print(f"{job.name}: stands already", flush=True)
-                        watch.ended(job.name, job.status or 0, "" if job.status else job.result())
-                        break  # its dependants may be ready now, and come first
-                    taken, free = free[:width], free[width:]
-                    seen = list(dict.fromkeys(gpus[slot % len(gpus)] for slot in taken)) if gpus else []
-                    on = f" on {width} GPUs" if gpus and width > 1 else ""
-                    print(f"{job.name}: started{on} (log: {job.log})", flush=True)
-                    process = _start(job, seen, watch.file_of(job.name))
-                    running.append(Running(job, process, taken, time.monotonic(), seen))
-                    place = "GPU " if seen else "slot "
-                    watch.started(job.name, place + ",".join(seen or map(str, taken)))
-                for one in list(running):
-                    if one.process.poll() is None:
-                        if silence_minutes and one.silent_seconds() > 60 * silence_minutes:
-                            _end([one.process])
-                            with one.job.log.open("a") as log:
-                                log.write(
-                                    f"\nended: it wrote nothing for {silence_minutes:g} minutes (--task-timeout)\n"
-                                )
-                        continue
-                    running.remove(one)
-                    if one.process.returncode and one.gpus and (lost := lost_gpu(one.job.log)):
-                        _say_which_gpu(one, lost)
-                        gone.update(one.gpus)
-                    free = sorted(free + one.slots)
-                    one.job.status, one.job.seconds = one.process.returncode, time.monotonic() - one.begun
-                    ended[one.job.name] = one.job
-                    one.job.on_exit(one.job.status)
-                    watch.ended(one.job.name, one.job.status, "" if one.job.status else one.job.result())
+                while not heard and launcher.begin_next():
+                    pass
+                launcher.look_at_the_running(silence_minutes)
                 if heard:
-                    raise Stopped(heard[0])
+                    break
                 time.sleep(POLL_SECONDS)
-            if heard:  # as the last job ended: the caller must not go on with the next ones
+            if heard:  # also as the last job ended: the caller must not go on with the next ones
                 raise Stopped(heard[0])
         finally:
-            _end([one.process for one in running])  # interrupted: no job is left behind
+            _end([one.process for one in launcher.running])  # interrupted: no job is left behind
+
+
+class _Launcher:
+    """Which jobs wait, run and have ended, and which slots and GPUs are left."""
+
+    def __init__(self, jobs: Sequence[Job], slots: int, gpus: Sequence[str], watch: Watch) -> None:
+        self.slots, self.gpus, self.watch = slots, gpus, watch
+        self.waiting, self.free = [job for job in jobs if job.status is None], list(range(slots))
+        self.running: list[Running] = []
+        self.gone: set[str] = set()  # GPUs that no longer answer
+        self.ended = {job.name: job for job in jobs if job.status is not None}  # in an earlier call
+        for job in self.ended.values():
+            self._tell_end(job)
+
+    def begin_next(self) -> bool:
+        """Begins the first job that is ready, or settles it without a process; False where none can begin now."""
+        job = next((job for job in self.waiting if all(need in self.ended for need in job.needs)), None)
+        if job is None:
+            return False
+        unmet = next((self.ended[need] for need in job.needs if self.ended[need].status != 0), None)
+        width, left = min(job.slots, self.slots), sum(map(self._answers, range(self.slots)))
+        if unmet:
+            _propagate_failure(unmet, job)
+        elif len(self.free) < width <= left:
+            return False
+        elif job.is_done():
+            job.status = 0
+            print(f"{job.name}: stands already", flush=True)
+        elif left < width:
+            _refuse(job, self.gone)
+        else:
+            self._begin(job, width)
+            return True
+        self.waiting.remove(job)
+        self.ended[job.name] = job
+        self._tell_end(job)
+        return True
+
+    def _begin(self, job: Job, width: int) -> None:
+        self.waiting.remove(job)
+        taken, self.free = self.free[:width], self.free[width:]
+        seen = list(dict.fromkeys(self._gpu(slot) for slot in taken)) if self.gpus else []
+        on = f" on {width} GPUs" if self.gpus and width > 1 else ""
+        print(f"{job.name}: started{on} (log: {job.log})", flush=True)
+        process = _start(job, seen, self.watch.file_of(job.name))
+        self.running.append(Running(job, process, taken, time.monotonic(), seen))
+        place = "GPU " if seen else "slot "
+        self.watch.started(job.name, place + ",".join(seen or map(str, taken)))
+
+    def look_at_the_running(self, silence_minutes: float) -> None:
+        """Takes note of those that have ended, and ends those that are silent for too long."""
+        for one in list(self.running):
+            if one.process.poll() is not None:
+                self._note_end(one)
+            elif silence_minutes and one.silent_seconds() > 60 * silence_minutes:
+                _end([one.process])
+                with one.job.log.open("a") as log:
+                    log.write(f"\nended: it wrote nothing for {silence_minutes:g} minutes (--task-timeout)\n")
+
+    def _note_end(self, one: Running) -> None:
+        self.running.remove(one)
+        job = one.job
+        if one.process.returncode and one.gpus and (lost := lost_gpu(job.log)):
+            _say_which_gpu(one, lost)
+            self.gone.update(one.gpus)
+        self.free = sorted(slot for slot in self.free + one.slots if self._answers(slot))
+        job.status, job.seconds = one.process.returncode, time.monotonic() - one.begun
+        self.ended[job.name] = job
+        job.on_exit(job.status)
+        self._tell_end(job)
+
+    def _tell_end(self, job: Job) -> None:
+        self.watch.ended(job.name, job.status or 0, "" if job.status else job.result())
+
+    def _gpu(self, slot: int) -> str:
+        return self.gpus[slot % len(self.gpus)]
+
+    def _answers(self, slot: int) -> bool:
+        """Whether a slot's GPU, where it has one, still does."""
+        return not self.gpus or self._gpu(slot) not in self.gone
 
 
 @contextlib.contextmanager

@@ -6,9 +6,9 @@ import shutil
 import signal
 from pathlib import Path
 
-from results.atomic import ASKED_BYTES
 from results.escape import plain
 
+ROOM_BYTES = 2**20  # with less a disk is full: what a job could not write is already removed
 # what the driver says of a GPU that is gone; an illegal access is a program's fault and leaves the GPU in order
 GPU_IS_LOST = re.compile(
     r"CUDA error: (unknown error|uncorrectable ECC error|hardware stack error)[^\n]*"
@@ -18,12 +18,14 @@ GPU_IS_LOST = re.compile(
 
 
 def last_line(log: Path, most: int = 300) -> str:
-    """The last line of a log that says something, not the one that names the record, as a terminal can show it; empty
-    where there is none.
+    """The last line of a log that says something, as a terminal can show it: not the one that names the record, nor
+    that in which Slurm repeats the exit status; empty where there is none.
     """
     text = log.read_text(errors="replace") if log.is_file() else ""
     lines = [
-        line.strip() for line in text.splitlines() if any(map(str.isalnum, line)) and not line.startswith("record: ")
+        line.strip()
+        for line in text.splitlines()
+        if any(map(str.isalnum, line)) and not line.startswith(("record: ", "srun: "))
     ]
     return plain(lines[-1][:most]) if lines else ""
 
@@ -42,7 +44,7 @@ def why(log: Path, status: int) -> str:
 def _no_words(log: Path, status: int) -> str:
     """Of a job whose log is empty; a full disk takes no words."""
     with contextlib.suppress(OSError):
-        if shutil.disk_usage(log.parent).free < ASKED_BYTES:
+        if shutil.disk_usage(log.parent).free < ROOM_BYTES:
             return f"the disk of {log.parent} is full; make room and start the same command again"
     return f"its process ended with status {status}"
 

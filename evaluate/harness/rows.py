@@ -1,5 +1,6 @@
 """The rows of a table: what each is called, and the folder that belongs to it and to no other encoder."""
 
+import functools
 import glob
 import hashlib
 import itertools
@@ -167,7 +168,18 @@ def fingerprint_of(folder: Path) -> str | None:
     fingerprint, passed = certificate.get("fingerprint"), certificate.get("passed")
     if not (encoder.is_file() and passed is True and isinstance(fingerprint, str) and fingerprint):
         return None
-    return fingerprint if _read(folder / SOURCE).get("encoder_sha256") == sha256(encoder) else None
+    return fingerprint if _read(folder / SOURCE).get("encoder_sha256") == _digest(encoder) else None
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file, which is read again only when it has become another: each task of a row asks for it."""
+    about = path.stat()
+    return _digest_of(path, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _digest_of(path: Path, *_: int) -> str:
+    return sha256(path)
 
 
 def _read(path: Path) -> dict[str, object]:

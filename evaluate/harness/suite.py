@@ -170,8 +170,8 @@ class Suite:
         return shown
 
     def _say_what_changed(self, row: str, node: Node, identity: record.Identity) -> None:
-        for entry in record.read_all(self.out / "records"):
-            if entry["encoder"] != row or entry["task"] != node.name or entry["status"] != "ok":
+        for entry in record.of(self.out / "records", row, node.name):
+            if entry["status"] != "ok":
                 continue
             if (
                 entry.get("encoder_fingerprint") != identity["encoder_fingerprint"]

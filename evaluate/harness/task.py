@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from evaluate.checkpoints import command_line
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities, fingerprint
-from evaluate.harness import protocol, rows
+from evaluate.harness import estimate, protocol, rows
 from evaluate.harness.plan import (
     NODES,
     Node,
@@ -48,7 +48,7 @@ from evaluate.runtime.errors import Skip, UserError, from_outside, in_one_senten
 from evaluate.runtime.locks import exclusive
 from evaluate.runtime.processes import end_with_parent
 from evaluate.runtime.settings import Settings, as_json, help_text, override, read_config, split_overrides
-from results import record
+from results import artifacts, record
 from results.atomic import sha256
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ def _main(task: str, argv: list[str] | None) -> int:
         entry["files"] = {
             file: sha256(env.out_dir / file) for file in made_for_others(node) if (env.out_dir / file).is_file()
         }
+        entry["artifacts"] = artifacts.found(env.out_dir)
         written = record.write(out / "records", entry, replace=standing is not None)
         if status:
             print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
@@ -189,7 +190,8 @@ def _prepare(
     """The row's encoder file, converted if need be, and the identities of the data: what one process does for all."""
     from evaluate.checkpoints import conversion
 
-    identities = DataIdentities(arguments.data_root, out / "manifests")
+    known = dict(text.split("=", 1) for text in arguments.identity)
+    identities = DataIdentities(arguments.data_root, out / "manifests", known=known)
     data = identities.of_sets(data_sets(node, config))
     said = command_line.options(arguments)
     if rows.folder_of_encoder(out, arguments.ckpt) and not said:
@@ -239,12 +241,16 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         "git": record.git_state(),
         "started_utc": record.utc_now(),
         "seconds": 0.0,
+        "estimate": {},
+        "memory": {},
     }
 
 
 def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: dict[str, Any]) -> int:
     """Runs a task and completes its record; the exit status."""
     import torch
+
+    from evaluate.runtime import distributed
 
     begun = time.monotonic()
     try:
@@ -271,6 +277,13 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
         entry["status"], entry["reason"] = "failed", reason or f"{type(error).__name__}: {error}"
         status = EXIT_FAILED
     entry["seconds"] = round(time.monotonic() - begun, 2)
+    entry["memory"] = devices.peak_memory(env.device)
+    if status == 0:
+        try:
+            out, size = env.out_dir.parent.parent, distributed.world_size()
+            entry["estimate"] = estimate.of_task(module, config, encoder.spec, env, out, size)
+        except Exception:  # what was measured does not fail for want of it
+            traceback.print_exc()
     entry.update(env.notes)
     protocol.complete(entry)
     return status
@@ -336,6 +349,7 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit", type=at_least_one, help="read at most so many images of each set; the record says so"
     )
+    parser.add_argument("--identity", action="append", default=[], help=argparse.SUPPRESS)  # PART=IDENTITY of the data
     named = sorted({name for node in NODES if node.task == task for name in node.inputs})
     if named:
         parser.add_argument(

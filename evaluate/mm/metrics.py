@@ -1,140 +1,27 @@
 """What the dense tasks measure: average precision of COCO, LVIS and PASCAL VOC, and mean intersection over union.
 
-Boxes and masks of COCO and of LVIS, which is COCO's arithmetic on partial labels, are scored by faster-coco-eval.
+After an evaluation ``save`` writes what is kept of it (``evaluate.mm.artifacts``).
 """
 
+import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from faster_coco_eval import COCO, COCOeval_faster
 from mmengine.evaluator import BaseMetric
 from pycocotools import mask as rle
 from torch import Tensor
 
 from evaluate.data.coco import read_annotations
 from evaluate.data.voc import CLASSES, read_voc
-from evaluate.mm import resampling
+from evaluate.mm import artifacts, resampling
+from evaluate.mm.average_precision import average_precision
 from evaluate.mm.detections import Detections
 from evaluate.runtime.errors import UserError
-
-NAMES = {"bbox": "box_ap", "segm": "mask_ap"}
-FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
-SCORED_AT_ONCE = 16  # categories
-
-
-def average_precision(
-    ground_truth: dict[str, Any],
-    detections: Detections,
-    image_ids: Sequence[int],
-    lvis: bool,
-    max_detections: int,
-    resamples: dict[str, list[float]] | None = None,
-    at_once: int = SCORED_AT_ONCE,
-) -> dict[str, float]:
-    """AP in percent: ``box_ap`` and ``mask_ap``, each also with ``50`` and ``75`` at the end.
-
-    LVIS also has ``_rare``, ``_common`` and ``_frequent``.
-
-    Args:
-        ground_truth: the parsed annotation json, as ``evaluate.data.coco`` accepts it; it stays as it is.
-        image_ids: the images scored.
-        lvis: score by LVIS' rules; each image is first cut to its ``max_detections`` best over all classes, as lvis
-            does on load.
-        resamples: is given each metric's values on resampled images (``evaluate.mm.resampling``).
-        at_once: so many categories are scored at a time, on the images that concern them: the scorer keeps an entry
-            for each pair of an image and a category. A category's precision depends on no other one.
-
-    No detections are 0. A group of categories that the ground truth lacks has no key.
-    """
-    kept = detections.best(max_detections)
-    if lvis:
-        kept = kept[_is_labelled(ground_truth, detections, kept)]
-    truth = COCO({**ground_truth, "annotations": [_scored(a, k) for k, a in enumerate(ground_truth["annotations"], 1)]})
-    categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
-    ids = [category["id"] for category in categories]
-    groups = [ids[start : start + at_once] for start in range(0, len(ids), at_once)]
-    asked = set(image_ids)
-    of_frequency = {
-        frequency: [k for k, category in enumerate(categories) if category["frequency"] == letter]
-        for letter, frequency in (FREQUENCIES.items() if lvis else ())
-    }
-    metrics: dict[str, float] = {}
-    for kind, name in NAMES.items():
-        parts, outcomes = [], []
-        for group in groups:
-            # without its box a mask result takes its area from the mask
-            chosen = kept[np.isin(detections.category_ids[kept], group)]
-            results = detections.results(chosen, masks=kind == "segm")
-            concerned = {a["image_id"] for a in ground_truth["annotations"] if a["category_id"] in group}
-            concerned |= set(detections.image_ids[chosen].tolist())
-            evaluation = COCOeval_faster(
-                truth, truth.loadRes(results), kind, lvis_style=lvis, print_function=lambda *_: None
-            )
-            evaluation.params.imgIds, evaluation.params.catIds = sorted(concerned & asked), group
-            if lvis:
-                evaluation.params.maxDets = [max_detections]
-            evaluation.evaluate()
-            evaluation.accumulate()
-            if resamples is not None:
-                outcomes += resampling.instance_outcomes(evaluation, sorted(asked))
-            parts.append(evaluation.eval["precision"][:, :, :, 0, -1])  # all areas, the most detections
-        precision = np.concatenate(parts, axis=2)  # (10 overlaps, 101 recalls, categories)
-        found = {name: precision, f"{name}50": precision[:1], f"{name}75": precision[5:6]}
-        for frequency, members in of_frequency.items():
-            found[f"{name}_{frequency}"] = precision[:, :, members]
-        # -1 is a category without objects
-        metrics |= {key: 100 * float(np.mean(p[p > -1])) for key, p in found.items() if (p > -1).any()}
-        if resamples is not None:
-            drawn = resampled(outcomes, resampling.draws(len(asked)), name, of_frequency)
-            resamples.update(resampling.kept({key: values for key, values in drawn.items() if key in metrics}))
-    return metrics
-
-
-def resampled(
-    outcomes: Sequence[resampling.Outcomes], weights: np.ndarray, name: str, groups: Mapping[str, Sequence[int]]
-) -> dict[str, np.ndarray]:
-    """Each AP in percent, for R weightings (R, N) of the images, from the outcomes of all categories.
-
-    Args:
-        name: ``box_ap`` or ``mask_ap``.
-        groups: positions of categories by the end of a metric's name.
-    """
-    levels = resampling.COCO_LEVELS
-    by_class = 100 * np.stack([resampling.precision(one, weights, levels) for one in outcomes])  # (classes, R, T)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any object has no mean: NaN
-        return {
-            name: np.nanmean(by_class, axis=(0, 2)),
-            f"{name}50": np.nanmean(by_class[:, :, 0], axis=0),
-            f"{name}75": np.nanmean(by_class[:, :, 5], axis=0),
-            **{f"{name}_{end}": np.nanmean(by_class[chosen], axis=(0, 2)) for end, chosen in groups.items() if chosen},
-        }
-
-
-def _is_labelled(ground_truth: dict[str, Any], detections: Detections, kept: np.ndarray) -> np.ndarray:
-    """Which of the kept detections are of a category that LVIS says is in their image, or is not: others never count.
-
-    The scorer would leave them out itself, but it fails where nothing of an image is left.
-    """
-    known = [(a["image_id"], a["category_id"]) for a in ground_truth["annotations"]]
-    known += [(i["id"], category) for i in ground_truth["images"] for category in i.get("neg_category_ids", [])]
-    base = 1 + max([int(detections.category_ids.max(initial=0)), *(category for _, category in known)])
-    pairs = np.array([image * base + category for image, category in known], np.int64)
-    return np.isin(detections.image_ids[kept] * base + detections.category_ids[kept], pairs)
-
-
-def _scored(annotation: dict[str, Any], number: int) -> dict[str, Any]:
-    """What the scorer reads of an annotation, under an id from 1 on: to the scorer an id 0 means that nothing matched.
-
-    The area only decides what is small, medium or large, which is not reported.
-    """
-    fields = {name: annotation[name] for name in ("image_id", "category_id", "bbox", "segmentation")}
-    area = annotation["bbox"][2] * annotation["bbox"][3]
-    return {**fields, "id": number, "area": annotation.get("area", area), "iscrowd": annotation.get("iscrowd", 0)}
 
 
 def require_each_once(evaluated: Sequence[int], asked: Sequence[int]) -> None:
@@ -171,6 +58,8 @@ class InstanceAP(BaseMetric):
         self.categories = sorted(category["id"] for category in self.ground_truth["categories"])
         self.image_ids = sorted(image["id"] for image in self.ground_truth["images"])[:limit]
         self.resamples: dict[str, list[float]] = {}
+        self.detections = Detections.of([])
+        self.precisions: dict[str, np.ndarray] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
         """Keeps an image's detections."""
@@ -200,13 +89,26 @@ class InstanceAP(BaseMetric):
             UserError: none of the images has an object, so there is nothing to measure.
         """
         require_each_once([image_id for image_id, _ in results], self.image_ids)
-        detections = Detections.joined([of_image for _, of_image in results])
-        scored = self.ground_truth, detections, self.image_ids, self.lvis, self.max_detections
-        metrics = average_precision(*scored, self.resamples)
+        self.detections = Detections.joined([of_image for _, of_image in results])
+        scored = self.ground_truth, self.detections, self.image_ids, self.lvis, self.max_detections
+        metrics = average_precision(*scored, self.resamples, self.precisions)
         if len({"box_ap", "mask_ap"} & set(metrics)) < 2:
             tested = f"{len(results)} images of {self.annotations} that were tested"
             raise UserError(f"none of the {tested} has an annotated object; raise --limit")
         return {**metrics, "images": len(results)}
+
+    def save(self, folder: Path, suffix: str = "") -> None:
+        """Writes the detections, and of each class its AP and precision against recall."""
+        asked = set(self.image_ids)
+        counted = Counter(
+            a["category_id"]
+            for a in self.ground_truth["annotations"]
+            if a["image_id"] in asked and not a.get("iscrowd", 0)
+        )
+        categories = sorted(self.ground_truth["categories"], key=lambda category: category["id"])
+        instances = [counted[category["id"]] for category in categories]
+        artifacts.write_instances(folder, categories, instances, self.precisions, resampling.COCO_LEVELS)
+        artifacts.write_detections(folder, self.detections.scored(self.max_detections))
 
 
 THRESHOLDS = tuple(k / 100 for k in range(50, 100, 5))
@@ -275,10 +177,12 @@ class VOCAP(BaseMetric):
 
     def __init__(self, annotations: str, folder: str, limit: int | None = None, collect_dir: str | None = None) -> None:
         super().__init__(prefix="ap", collect_dir=collect_dir)
-        content = read_voc(Path(annotations), folder.split("+"))
+        content = self.ground_truth = read_voc(Path(annotations), folder.split("+"))
         self.image_ids = [image["id"] for image in content["images"]][:limit]
         asked = set(self.image_ids)
         self.resamples: dict[str, list[float]] = {}
+        self.detections: list[tuple[int, np.ndarray, np.ndarray, np.ndarray]] = []
+        self.precision = np.full((len(THRESHOLDS), len(LEVELS), len(CLASSES)), -1.0)
         # of each class and image: the boxes in the files' pixels, and which are difficult
         self.objects: list[dict[int, list[tuple[list[float], bool]]]] = [{} for _ in CLASSES]
         for annotation in content["annotations"]:
@@ -319,6 +223,7 @@ class VOCAP(BaseMetric):
             ]
             outcomes = class_outcomes(truth, difficult, detections, self.image_ids)
             precisions.append(resampling.precision(outcomes, weights, LEVELS))
+            self.precision[:, :, label] = resampling.curve(outcomes, LEVELS)
         if not precisions:
             raise UserError("none of the tested images has an annotated object; raise --limit or unpack VOC again")
         with warnings.catch_warnings():
@@ -326,19 +231,43 @@ class VOCAP(BaseMetric):
             table = 100 * np.nanmean(np.array(precisions), axis=0)  # (1 + draws, thresholds): first, each image once
         metrics = {"box_ap": table.mean(1), "box_ap50": table[:, 0], "box_ap75": table[:, 5]}
         self.resamples = resampling.kept({name: values[1:] for name, values in metrics.items()})
+        self.detections = sorted(results, key=lambda of_image: of_image[0])
         return {**{name: float(values[0]) for name, values in metrics.items()}, "images": len(results)}
+
+    def save(self, folder: Path, suffix: str = "") -> None:
+        """Writes the detections, and of each class its AP and precision against recall."""
+        instances = [sum(not flag for objects in own.values() for _, flag in objects) for own in self.objects]
+        categories = self.ground_truth["categories"]
+        artifacts.write_instances(folder, categories, instances, {"box_ap": self.precision}, LEVELS)
+        artifacts.write_detections(folder, self._detections())
+
+    def _detections(self) -> Iterator[dict[str, Any]]:
+        """As COCO results, whose pixels are counted from 0."""
+        for image, boxes, scores, labels in self.detections:
+            for (left, top, right, bottom), score, label in zip(boxes.tolist(), scores, labels.tolist(), strict=True):
+                box = [left - 1, top - 1, right - left + 1, bottom - top + 1]
+                rounded = [round(value, artifacts.DECIMALS) for value in box]
+                yield {
+                    "image_id": image,
+                    "category_id": label,
+                    "score": artifacts.short(score),
+                    "bbox": rounded,
+                }
 
 
 IGNORED = 255
 
 
-def count_pixels(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """(3, classes) pixels of the intersection, of the prediction and of the truth; ignored pixels count nowhere."""
-    kept = labels != IGNORED
-    predicted, labels = predicted[kept], labels[kept]
-    return torch.stack(
-        [torch.bincount(x, minlength=classes) for x in (predicted[predicted == labels], predicted, labels)]
-    )
+def count_pairs(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """(classes, classes) pixels by right class and predicted class; ignored pixels count nowhere."""
+    scored = labels != IGNORED
+    pairs = labels[scored].long() * classes + predicted[scored]
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
+def count_pixels(pairs: Tensor) -> Tensor:
+    """(3, classes) pixels of the intersection, of the prediction and of the truth."""
+    return torch.stack([pairs.diagonal(), pairs.sum(0), pairs.sum(1)])
 
 
 def scores(counts: Tensor) -> dict[str, float]:
@@ -359,13 +288,14 @@ class MeanIoU(BaseMetric):
         self.resamples: dict[str, list[float]] = {}
 
     def process(self, data_batch: Any, data_samples: Sequence[dict[str, Any]]) -> None:
+        """Counts a picture's pixels; of 150 x 150 pairs of classes it has some dozens."""
         classes = len(self.dataset_meta["classes"])
         for sample in data_samples:
             predicted, labels = (
                 sample["pred_sem_seg"]["data"].squeeze(0).cpu(),
                 sample["gt_sem_seg"]["data"].squeeze(0).cpu(),
             )
-            self.results.append(count_pixels(predicted, labels, classes))
+            self.results.append(count_pairs(predicted, labels, classes).to_sparse())
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
         """The metrics over all pictures.
@@ -373,14 +303,20 @@ class MeanIoU(BaseMetric):
         Raises:
             UserError: the label maps hold nothing but "other", which is never scored.
         """
-        counts = torch.stack(results).sum(0)
+        of_image = torch.stack([count_pixels(pairs.to_dense()) for pairs in results])
+        counts = of_image.sum(0)
         if not counts[2].any():
             folder = self.dataset_meta["folder"]
             raise UserError(f"the {len(results)} label maps read from {folder} have no labeled pixel; restore them")
-        by_image = torch.stack(results).flatten(1).double()  # exact: no count of pixels reaches 2^53
+        by_image = of_image.flatten(1).double()  # exact: no count of pixels reaches 2^53
         drawn = [
             scores((torch.from_numpy(weights).double() @ by_image).view_as(counts))
             for weights in resampling.draws(len(results))
         ]
         self.resamples = resampling.kept({name: [one[name] for one in drawn] for name in drawn[0]})
+        self.pairs = functools.reduce(torch.add, results).to_dense()
         return {**scores(counts), "images": len(results)}
+
+    def save(self, folder: Path, suffix: str = "") -> None:
+        """Writes the pixels by right and predicted class, and each class's IoU."""
+        artifacts.write_confusion(folder, self.pairs.numpy(), self.dataset_meta["classes"], suffix)

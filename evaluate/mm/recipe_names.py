@@ -1,6 +1,7 @@
 """Which detector of mm_configs/ belongs to which encoder, and a recipe's plain numbers; imports nothing of mmengine."""
 
 import ast
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def recipe_of(recipe: str, dataset: str, family: str) -> str:
     return name
 
 
+@functools.cache
 def recipe_numbers(name: str) -> dict[str, Any]:
     """The plain numbers of a recipe of mm_configs/ (``batch_size``, ``max_iters``, …), without importing the packages
     that it is for.

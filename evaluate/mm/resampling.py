@@ -53,18 +53,26 @@ def precision(outcomes: Outcomes, weights: np.ndarray, levels: np.ndarray) -> np
         for threshold in range(found.shape[1]):
             found[part, threshold] = _interpolated(
                 drawn, outcomes.right[:, threshold], outcomes.wrong[:, threshold], total[part], levels
-            )
+            ).mean(1)
     found[total == 0] = np.nan
     return found
+
+
+def curve(outcomes: Outcomes, levels: np.ndarray) -> np.ndarray:
+    """(T, L) of a class that has objects, each image once: the best precision at a recall level or a higher one."""
+    once = np.ones((1, len(outcomes.images)), np.int64)
+    total = outcomes.positives.sum(keepdims=True)
+    ends = zip(outcomes.right.T, outcomes.wrong.T, strict=True)
+    return np.stack([_interpolated(once, right, wrong, total, levels)[0] for right, wrong in ends])
 
 
 def _interpolated(
     drawn: np.ndarray, right: np.ndarray, wrong: np.ndarray, total: np.ndarray, levels: np.ndarray
 ) -> np.ndarray:
-    """(R,) average precision at one threshold, from the weights (R, D) of the detections."""
+    """(R, L) precision at one threshold and L recalls, from the weights (R, D) of the detections."""
     at = np.flatnonzero(right)  # precision is highest at a right detection
     if not len(at):
-        return np.zeros(len(drawn))
+        return np.zeros((len(drawn), len(levels)))
     true = drawn[:, at].cumsum(1)
     false = (drawn * wrong).cumsum(1)[:, at]
     best = np.maximum.accumulate((true / np.maximum(true + false, 1))[:, ::-1], axis=1)[:, ::-1]
@@ -76,7 +84,7 @@ def _interpolated(
     offsets = np.arange(len(drawn))[:, None] * span  # one search in all rows, which are sorted each
     place = np.searchsorted((true + offsets).ravel(), (needed + offsets).ravel()).reshape(needed.shape)
     place = np.clip(place - np.arange(len(drawn))[:, None] * true.shape[1], 0, true.shape[1])
-    return np.take_along_axis(best, place, 1).mean(1)
+    return np.take_along_axis(best, place, 1)
 
 
 def instance_outcomes(evaluation: COCOeval_faster, image_ids: Sequence[int]) -> list[Outcomes]:

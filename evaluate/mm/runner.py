@@ -9,7 +9,7 @@ import logging
 import shutil
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from mmengine.runner import Runner, TestLoop
 from mmengine.visualization import Visualizer
 from torch import nn
 
+from evaluate.data.thumbnails import attempt
 from evaluate.encoder.model import Encoder
-from evaluate.mm import fitting, mixed_precision, operators, resampling
+from evaluate.mm import artifacts, fitting, mixed_precision, operators, resampling
 from evaluate.mm.hooks import Curves, FiniteLoss, PreciseBN, Progress, RuntimeInfo, StepSchedulers, points_apart
 from evaluate.mm.multi_scale import MultiScale
 from evaluate.mm.recipes import accumulate, normalized_together, share_out
@@ -33,6 +34,7 @@ from evaluate.runtime.errors import UserError
 from evaluate.runtime.precision import allow_tf32, resolve
 from evaluate.runtime.training_state import DENSE_STATE
 
+Draw = Callable[[Runner, Path], None]
 PIXEL_BYTES = 11  # of a training image: three colors, and eight of a segmentation's label
 
 
@@ -65,6 +67,7 @@ def train_and_test(
     micro_batch: int | None = None,
     precision: str = "auto",
     multi_scale: ConfigDict | None = None,
+    draw: Draw | None = None,
 ) -> dict[str, float]:
     """Trains and tests a complete config from the encoder's weights, in this process.
 
@@ -76,6 +79,7 @@ def train_and_test(
         micro_batch: images that a process takes at once; ``None``: as many as ``evaluate.mm.fitting`` chooses.
         precision: of the training's forward pass, as ``evaluate.runtime.precision`` names them; the test is in float32.
         multi_scale: a data loader of views (``evaluate.mm.multi_scale``) that a segmenter is tested on as well.
+        draw: leaves pictures in a folder when all is measured (``evaluate.mm.pictures``).
 
     Returns:
         The evaluator's metrics under its names; those of several scales with ``_ms`` at the end.
@@ -91,7 +95,9 @@ def train_and_test(
     micro_batch = fitting.choose(cfg, micro_batch, encoder.spec, env)
     while True:
         try:
-            return _train_and_test(copy.deepcopy(cfg), recipe, name, encoder, env, micro_batch, resolved, multi_scale)
+            return _train_and_test(
+                copy.deepcopy(cfg), recipe, name, encoder, env, micro_batch, resolved, multi_scale, draw
+            )
         except torch.OutOfMemoryError:  # its traceback holds the step's tensors until this block ends
             micro_batch = fitting.after_out_of_memory(cfg, micro_batch, env)
         gc.collect()
@@ -107,6 +113,7 @@ def _train_and_test(
     micro_batch: int | None,
     resolved: str,
     multi_scale: ConfigDict | None,
+    draw: Draw | None,
 ) -> dict[str, float]:
     """``train_and_test`` with so many images at once; ``recipe`` is ``cfg`` before it was shared out."""
     rank = distributed.rank()
@@ -161,10 +168,15 @@ def _train_and_test(
             distributed.broadcast(list(runner.model.buffers()))
             metrics = _plain(runner.test())
             resampling.report(env, runner.test_loop.evaluator)
+            artifacts.save(env.out_dir, runner.test_loop.evaluator)
             if multi_scale is not None:
                 several, evaluator = runner.test_multi_scale(multi_scale)
                 metrics |= {f"{key}_ms": value for key, value in _plain(several).items()}
                 resampling.report(env, evaluator, "_ms")
+                artifacts.save(env.out_dir, evaluator, "_ms")
+            if draw is not None and rank == 0:
+                with attempt(name):
+                    draw(runner, env.out_dir)
         except UserError as error:
             if "Original Traceback" not in str(error):
                 raise

@@ -7,9 +7,10 @@ highest learning rate), ``loss`` (its mean since the point before) and ``accurac
 import json
 from pathlib import Path
 
+from results import artifacts
 from results.atomic import atomic_write
 
-FILE = "curves.jsonl"
+FILE = artifacts.CURVES
 MOST = 1000  # points of a training
 
 

@@ -11,6 +11,7 @@ from evaluate.runtime.errors import UserError
 
 DEVICE_FILES = Path("/dev")  # NVIDIA's driver makes nvidia0, nvidia1, … there
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
+PROCESS_FILE = Path("/proc/self/status")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -113,3 +114,15 @@ def hardware(device: str) -> dict[str, Any]:
         "driver": driver(),
         "cuda": torch.version.cuda,
     }
+
+
+def peak_memory(device: str) -> dict[str, int]:
+    """Bytes that this process has held at most (``process``), and its tensors on a GPU (``gpu``), as far as known."""
+    status = PROCESS_FILE.read_text() if PROCESS_FILE.is_file() else ""  # getrusage would have the parent's memory too
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    taken = {"process": 1024 * int(found[1])} if found else {}
+    if device.startswith("cuda"):
+        import torch
+
+        taken["gpu"] = torch.cuda.max_memory_allocated(device)
+    return taken

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import re
 import shlex
 from collections import Counter
@@ -19,7 +18,7 @@ from results.comparison import Outcomes
 from results.escape import plain
 from results.formats import letters
 from results.grid import Cell, Entry, Grid, Row
-from results.report import curves, svg
+from results.report import classes, curves, files, pictures, svg, times
 
 MOST_BASES = 12  # measured rows that can each be the baseline; of more, the first, the last and the one of --reference
 MOST_DRAWN = 8  # rows in a figure of differences, one for each colour
@@ -37,6 +36,8 @@ def of(grid: Grid) -> dict[str, Any]:
     bases = _bases(grid, rows, measured)
     gaps = {base: _differences(grid, rows, rows[base], outcomes) for base in bases}
     shown, _ = _drawn(measured, runs)
+    drawn_rows = [(row.label, _entries(row)) for row in shown]
+    strips, left_out = pictures.strips(drawn_rows, outcomes.out)
     first = next((base for base in bases if rows[base].label == grid.reference), bases[0] if bases else None)
     return {
         "groups": [
@@ -50,12 +51,16 @@ def of(grid: Grid) -> dict[str, Any]:
         "missing": _missing(grid, measured, outcomes.out),
         "figures": _figures(grid, rows, gaps, runs),
         "drawn": _drawn(measured, runs)[1],
-        "curves": curves.panels([(row.label, _entries(row)) for row in shown], outcomes.out),
+        "curves": curves.panels(drawn_rows, outcomes.out),
         "curved": list(enumerate(row.label for row in shown)),
+        "classes": classes.of(grid.columns, drawn_rows, outcomes.out),
+        "files": files.of(drawn_rows),
+        "strips": strips,
+        "left_out": left_out,
         "epochs": _epochs(grid, rows, runs),
         "runs": [(number, stem, len(own)) for number, (stem, own) in enumerate(runs.items())],
         "corruptions": _corruptions(measured),
-        "times": _times(measured),
+        "times": times.table([(row.label, _entries(row)) for row in measured]),
         "certificates": [_certificate(row, outcomes.out) for row in measured],
         "sets": _sets(measured),
         "environment": _environment(measured),
@@ -355,43 +360,6 @@ def _entries(row: Row) -> dict[str, Entry]:
     return {cell.entry["task"]: cell.entry for cell in row.cells.values() if cell.entry}
 
 
-def _times(measured: Sequence[Row]) -> dict[str, Any]:
-    """Seconds by row and task, with the device."""
-    tasks = list(dict.fromkeys(task for row in measured for task in _entries(row)))
-    lines = []
-    for row in measured:
-        own = _entries(row)
-        cells: list[tuple[float, str, str] | None] = []
-        for task in tasks:
-            seconds = own.get(task, {}).get("seconds")
-            if isinstance(seconds, int | float) and 0 <= seconds < math.inf:
-                cells.append((float(seconds), duration(float(seconds)), _device(own[task])))
-            else:
-                cells.append(None)
-        whole = sum(cell[0] for cell in cells if cell)
-        lines.append((row.label, cells, duration(whole) if whole else ""))
-    longest = max((cell[0] for _, cells, _ in lines for cell in cells if cell), default=1) or 1
-    return {"tasks": tasks, "rows": lines, "longest": longest}
-
-
-def duration(seconds: float) -> str:
-    """``57 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if seconds < 60:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _device(entry: Entry) -> str:
-    hardware = entry.get("hardware")
-    told = (
-        ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in hardware.items())
-        if isinstance(hardware, dict)
-        else ""
-    )
-    return f"{entry.get('device', 'unknown')}{f' ({told})' if told else ''}"
-
-
 def _certificate(row: Row, out: Path) -> dict[str, Any]:
     """What is known of a row's encoder, from its records and from the certificate beside it."""
     entry = next((entry for entry in _entries(row).values() if entry.get("work")), {})
@@ -441,7 +409,7 @@ def _environment(measured: Sequence[Row]) -> list[tuple[str, str]]:
     entries = [entry for row in measured for entry in _entries(row).values() if entry["status"] == "ok"]
     if not entries:
         return []
-    facts: dict[str, list[str]] = {"device": [_device(entry) for entry in entries]}
+    facts: dict[str, list[str]] = {"device": [times.device(entry) for entry in entries]}
     for entry in entries:
         git = entry.get("git", {})
         if git.get("commit"):

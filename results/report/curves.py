@@ -8,9 +8,10 @@ from typing import Any
 
 from markupsafe import Markup
 
+from results import artifacts
 from results.report import svg
 
-FILE = "curves.jsonl"
+FILE = artifacts.CURVES
 LARGEST_FILE = 1024**2  # a thousand points have a tenth of it
 LARGEST = 1e6  # number that is drawn
 KINDS = {"loss": "loss", "accuracy": "accuracy on the training's batches"}

@@ -89,13 +89,16 @@ def test_neighbors_equal_a_naive_loop() -> None:
     test = torch.nn.functional.normalize(randn("knn/test", 23, 6), dim=1)
     labels = torch.arange(40) % 3
     predicted = classify(train, labels, test, (1, 5, 100), 0.07)
-    for k, classes in predicted.items():
+    for k, (classes, shares) in predicted.items():
         for row, image in enumerate(test):
             cosines = sorted(
                 ((float(image @ other), int(label)) for other, label in zip(train, labels, strict=True)), reverse=True
             )[:k]
             votes = [sum(np.exp(cosine / 0.07) for cosine, label in cosines if label == wanted) for wanted in range(3)]
-            assert int(classes[row]) == int(np.argmax(votes))
+            assert int(classes[row, 0]) == int(np.argmax(votes))
+            assert sorted(classes[row].tolist()) == [0, 1, 2], "three classes: no fourth column"
+            told = [votes[int(number)] / sum(votes) for number in classes[row]]
+            assert shares[row].tolist() == pytest.approx(told, abs=1e-3) and told == sorted(told, reverse=True)
 
 
 def test_single_draw_box_is_clamped_not_drawn_again() -> None:

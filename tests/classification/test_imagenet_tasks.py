@@ -14,6 +14,7 @@ from evaluate.classification import classifier
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.runtime import training_state
 from evaluate.runtime.errors import Skip, UserError
+from results import predictions
 from tests.factories import FINETUNE, PROBE, environment, resnet, vit
 from tests.worlds import WNIDS, write_world
 
@@ -36,7 +37,7 @@ def test_finetune_learns(data: Path, tmp_path: Path) -> None:
     result = finetune.run(vit(), config, env)
     assert result["top1"] > 45, "four classes; chance is 25"
     assert result["top5"] == 100
-    correct = np.load(env.out_dir / "predictions.npz")["correct"]
+    correct = predictions.outcome(predictions.load(env.out_dir), "top1")
     assert correct.dtype == bool and 100 * correct.mean() == pytest.approx(result["top1"])
     assert env.notes["images_evaluated"] == {"train": 160, "val": 60}
     adapted = classifier.load(env.out_dir / "classifier.safetensors", vit())[0].encoder
@@ -90,7 +91,7 @@ def test_few_shot_and_knn(data: Path, tmp_path: Path) -> None:
     env = environment(data, tmp_path, "knn")
     near = knn.run(vit(), knn.PRESETS["demo"], env)
     assert near["top1"] == near["top1_k20"] > 30
-    assert np.load(env.out_dir / "predictions.npz")["correct"].mean() * 100 == pytest.approx(near["top1"])
+    assert predictions.outcome(predictions.load(env.out_dir), "top1").mean() * 100 == pytest.approx(near["top1"])
 
 
 def test_robustness(data: Path, tmp_path: Path, tuned: tuple[Path, dict[str, float]]) -> None:

@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -65,9 +64,9 @@ def measure(root: Path, folder: Path) -> None:
     if distributed.rank() == 0:
         classifier.save(weights, model, made.train.classes, made.crop)
     distributed.barrier()
-    found["FT"] = classifier.predictor(model, weights, "fp32", env)(made.val, made.crop).correct
+    found["FT"] = classifier.predictor(model, weights, "fp32", env)(made.val, made.crop).answers
     head = fixed(probe.make_head(24, 4))
-    found["LIN"] = probe.FrozenInputs(encoder, "mean", made, env).correct(head)
+    found["LIN"] = probe.FrozenInputs(encoder, "mean", made, env).answers(head)
     inputs = head_sweep.HeadInputs(encoder, SWEEP.blocks, SWEEP.poolings)
     heads = fixed(StackedHeads(inputs.widths(32), SWEEP.base_lrs, 4))
     found["sweep"] = head_sweep.accuracies(heads, inputs, made.train, made, env)
@@ -82,10 +81,10 @@ def measure(root: Path, folder: Path) -> None:
         assert task.notes["protocol"]["processes"] == made.sampler.world_size and task.notes["protocol"]["batch"] == 40
     if distributed.rank() == 0:
         as_tensors = {
-            name: torch.from_numpy(right) if isinstance(right, np.ndarray) else right
-            for name, right in found["FT"].items()
+            task: {name: torch.from_numpy(values) for name, values in vars(found[task]).items()}
+            for task in ("FT", "LIN")
         }
-        torch.save({**found, "FT": as_tensors}, folder / "measured.pt")
+        torch.save({**found, **as_tensors}, folder / "measured.pt")
 
 
 def leaves(state: dict) -> list[torch.Tensor]:
@@ -115,9 +114,9 @@ def test_any_number_of_processes_measures_the_same(count: int, single: tuple[Pat
     one, several = (torch.load(folder / "measured.pt", weights_only=True) for folder in (single[1], tmp_path))
     for task in ("FT", "LIN"):
         assert one[task].keys() == several[task].keys()
-        for name, right in one[task].items():
-            assert len(right) == 280, "three batches of 128: the last one is not full"
-            assert torch.equal(right, several[task][name]), f"{task} {name}"
+        assert one[task]["top"].shape == (280, 4), "three batches of 128: the last one is not full"
+        for name, values in one[task].items():
+            assert torch.equal(values, several[task][name]), f"{task} {name}"
     assert one["sweep"] == several["sweep"]
     for name in ("finetune", "linear_probe", "sweep"):
         trained = [

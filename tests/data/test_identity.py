@@ -80,6 +80,29 @@ def test_verify_data_reads_every_file(root: Path, tmp_path: Path) -> None:
     assert val_of(root, tmp_path / "store", verify=True) != before
 
 
+def test_what_one_process_has_found_out_is_believed_by_those_that_take_it(root: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first = DataIdentities(root, store)
+    first.keep(["imagenet", "imagenet_a"])
+    before = first["imagenet/val"]
+    age(some(root), 100)
+
+    def taken(data_root: Path = root, verify: bool = False) -> DataIdentities:
+        other = DataIdentities(data_root, store, verify)
+        other.take()
+        return other
+
+    assert taken()["imagenet/val"] == before != val_of(root, store)  # without looking at the files
+    assert taken(verify=True)["imagenet/val"] != before
+    shutil.copytree(root, tmp_path / "elsewhere")
+    assert taken(tmp_path / "elsewhere")["imagenet/val"] != before
+    assert taken()["imagenet-a"] == "absent"
+    write_folder(root / "imagenet-a", 2)
+    assert taken()["imagenet-a"] != "absent"  # it has come since
+    (store / identity.FOUND).write_text("{")
+    assert taken()["imagenet/val"] != before
+
+
 def test_links_are_followed_class_by_class_and_circles_end(root: Path, tmp_path: Path) -> None:
     linked = tmp_path / "linked/imagenet/val"
     linked.mkdir(parents=True)

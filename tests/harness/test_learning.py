@@ -2,12 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from evaluate import knn, linear_probe
 from evaluate.data import toy
 from pretrain import train
+from results import predictions
 from results.tables import paired_difference
 
 WORLD = toy.World(
@@ -53,7 +53,7 @@ def outcomes(tmp_path_factory):
 @pytest.mark.parametrize("task", ["linear_probe", "knn"])
 def test_siameseim_is_ahead_of_its_random_start(outcomes, task):
     first, second = (
-        np.load(next((outcomes / name).glob(f"{task}-*/predictions.npz")))["correct"]
+        predictions.outcome(predictions.load(next((outcomes / name).glob(f"{task}-*"))), "top1")
         for name in ("siameseim", "random")
     )
     difference, half = paired_difference(first, second)
@@ -63,5 +63,7 @@ def test_siameseim_is_ahead_of_its_random_start(outcomes, task):
 def test_the_records_hold_the_numbers_of_the_predictions(outcomes):
     for path in (outcomes / "records").glob("*.json"):
         entry = json.loads(path.read_text())
-        correct = np.load(outcomes / entry["work"] / "predictions.npz")["correct"]
+        correct = predictions.outcome(predictions.load(outcomes / entry["work"]), "top1")
+        left = {"predictions.npz", "pictures", *(["curves.jsonl"] if entry["task"] != "knn" else [])}
+        assert set(entry["artifacts"]) == left
         assert entry["metrics"]["top1"] == pytest.approx(100 * correct.mean(), abs=1e-4)

@@ -1,6 +1,7 @@
 """Which records a table may show."""
 
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -70,6 +71,30 @@ def test_another_checkpoint_of_the_same_name_does_not_lend_its_number(run):
     measured(run, 71.0)
     certify(run.out, "another")
     assert shown(run) == "–"
+
+
+def test_an_encoder_file_is_read_again_when_it_has_become_another(run):
+    assert run.encoder_fingerprint("mine") == "this" == run.encoder_fingerprint("mine")
+    path = run.out / "mine" / rows.ENCODER
+    about, content = path.stat(), path.read_bytes()
+    path.write_bytes(content[::-1])
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    assert run.encoder_fingerprint("mine") is None
+    path.unlink()
+    path.write_bytes(content)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert run.encoder_fingerprint("mine") == "this"
+
+
+def test_the_records_of_one_row_and_task_are_found_by_their_names(run):
+    measured(run, 71.0)
+    measured(run, 72.0, {"knn": {"temperature": "0.1"}})
+    folder = run.out / "records"
+    record.write(folder, record.without_run("mine-knn", "knn", "failed", "broke", 0, None))
+    (folder / "mine-knn-half.json").write_text("{")
+    assert sorted(entry["metrics"]["top1"] for entry in record.of(folder, "mine", "knn")) == [71.0, 72.0]
+    assert [entry["encoder"] for entry in record.of(folder, "mine-knn", "knn")] == ["mine-knn"]
+    assert record.of(folder, "*", "knn") == []
 
 
 def test_a_checkpoint_that_is_refused_does_not_keep_the_number_of_the_one_before(run):

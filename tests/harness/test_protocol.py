@@ -11,7 +11,7 @@ import torch
 from evaluate import finetune, knn, linear_probe
 from evaluate.classification import classifier
 from evaluate.data import published_counts
-from evaluate.harness import plan, protocol, task
+from evaluate.harness import estimate, plan, protocol, task
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import as_json
 from results import marks
@@ -197,3 +197,21 @@ def test_what_is_measured_beside_a_column_does_not_mark_it(world: Path, tmp_path
             "neighbors" in text or "max_iterations" in text
             for text in marks.differences(record_of(tmp_path, name), "top1")
         )
+
+
+def test_a_record_has_the_estimate_and_the_memory_of_its_task(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"model": mae_state()}, tmp_path / "mine.pth")
+    measured = estimate.Speed(80.0, 24.0, 4.0, False, "measured")
+    estimate.keep(measured, tmp_path)
+    assert measure(tmp_path, world, "knn") == 0
+    entry = record_of(tmp_path, "knn")
+    images = 4 * (12 + 6)  # of four classes in train and val; at 24 a second slower than the operations
+    assert entry["estimate"]["seconds"] == pytest.approx(4 + images / 24, abs=0.1)
+    assert entry["estimate"]["source"] == "measured" and 0.7 * 2**30 <= entry["estimate"]["memory"] < 2**31
+    assert 2**27 < entry["memory"]["process"] < 2**36 and "gpu" not in entry["memory"]
+    monkeypatch.setattr(knn, "cost", lambda *_: 1 / 0)
+    assert measure(tmp_path, world, "knn", "--seed", "1") == 0  # a number is not lost for want of an estimate
+    fields = [json.loads(path.read_text()) for path in (tmp_path / "records").glob("mine-knn-*.json")]
+    assert sorted(len(one["estimate"]) for one in fields) == [0, 3]

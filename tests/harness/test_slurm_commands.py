@@ -1,5 +1,6 @@
 """What --launch slurm would submit, without a Slurm."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -7,11 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import run_all
+from evaluate.data import identity
 from evaluate.harness import options, plan, slurm
+from evaluate.harness.slurm_arrays import resources
 from evaluate.runtime.cli import loading_processes
 from evaluate.runtime.errors import UserError
+from tests.factories import mae_state
+from tests.worlds import write_world
 
 HERE = Path(run_all.__file__).parent
 
@@ -21,7 +27,9 @@ def test_options_are_sbatch_s_and_a_value_may_hold_commas() -> None:
     assert said == {"partition": "a", "time": "4:00:00", "nodelist": "n1,n2", "mail_type": "END,FAIL"}
 
 
-@pytest.mark.parametrize("text", ["partition", "=a", "a=", "a=1,b", "output=x", "dependency=singleton", "a=1,a=2"])
+@pytest.mark.parametrize(
+    "text", ["partition", "=a", "a=", "a=1,b", "array=0-3", "output=x", "dependency=singleton", "a=1,a=2"]
+)
 def test_other_options_are_refused(text: str) -> None:
     if text == "a=1,b":  # a comma of the value
         assert slurm.options([text]) == {"a": "1,b"}
@@ -45,12 +53,11 @@ def test_a_limit_that_is_none_is_refused(text: str | None) -> None:
 
 
 def test_a_task_of_n_gpus_asks_for_n_times_the_cores() -> None:
-    task = slurm.Task("mine/finetune", [], gpus=4)
-    assert slurm.resources(task, {"partition": "a"}) == (32, {"partition": "a", "gpus_per_node": "4"})
-    assert slurm.resources(task, {"cpus_per_task": "12"}) == (48, {"gpus_per_node": "4"})
-    assert slurm.resources(task, {"gres": "gpu:a100:4"}) == (32, {"gres": "gpu:a100:4"})
-    assert slurm.resources(task, {"gres": "tmp:9"}) == (32, {"gres": "tmp:9", "gpus_per_node": "4"})
-    assert slurm.resources(slurm.Task("table", []), {"gres": "gpu:4", "cpus_per_gpu": "3"}) == (3, {})
+    assert resources(4, {"partition": "a"}) == (32, {"partition": "a", "gpus_per_node": "4"})
+    assert resources(4, {"cpus_per_task": "12"}) == (48, {"gpus_per_node": "4"})
+    assert resources(4, {"gres": "gpu:a100:4"}) == (32, {"gres": "gpu:a100:4"})
+    assert resources(4, {"gres": "tmp:9"}) == (32, {"gres": "tmp:9", "gpus_per_node": "4"})
+    assert resources(0, {"gres": "gpu:4", "cpus_per_gpu": "3"}) == (3, {})
 
 
 def test_loading_processes_are_counted_by_the_cores_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +85,7 @@ def test_a_dry_run_prints_commands_that_run_all_takes_and_writes_nothing(tmp_pat
     lines = [shlex.split(line) for line in done.stdout.splitlines() if "run_all.py" in line]
     parts = {(given := options.parse(line[2:], None)).part: given for line in lines}
     names = ["convert", "finetune", "finetune seed 1", "knn", "robustness", "robustness seed 1"]
-    assert set(parts) == {"table", *(f"{row}/{name}" for row in "ab" for name in names)}
+    assert set(parts) == {"data", "table", *(f"{row}/{name}" for row in "ab" for name in names)}
     assert {line[0] for line in lines} == {sys.executable}
     one = parts["a/knn"]
     assert (one.ckpt, one.tasks, one.set, one.assume, one.device, one.seeds) == (
@@ -93,7 +100,8 @@ def test_a_dry_run_prints_commands_that_run_all_takes_and_writes_nothing(tmp_pat
     assert (parts["a/convert"].device, parts["table"].device, parts["table"].seeds) == ("cpu", "cpu", 2)
     for given in parts.values():
         plan.choose(given.tasks.split(","))
-    assert "b/robustness after b/convert, b/finetune: sbatch" in done.stdout
+    said = "robustness of 2 rows after data, convert of 2 rows, finetune of 2 rows: sbatch --array=0-1 "
+    assert said in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(
@@ -108,3 +116,21 @@ def test_a_dry_run_prints_commands_that_run_all_takes_and_writes_nothing(tmp_pat
 def test_what_does_not_go_together_is_one_sentence(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
     done = dry_run(tmp_path, *options)
     assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_data_are_identified_by_one_job_and_its_word_is_taken(tmp_path: Path) -> None:
+    """Neither run_all.py nor the task looks at the files again: both take what was kept, though it is changed here."""
+    torch.save({"model": mae_state()}, tmp_path / "a.pth")
+    root, out = write_world(tmp_path / "data", train=12, val=5), tmp_path / "out"
+    line = [sys.executable, "run_all.py", "--ckpt", f"a={tmp_path}/a.pth", "--data-root", str(root), "--out", str(out)]
+    line += ["--preset", "demo", "--device", "cpu", "--tasks", "knn"]
+    for part in ("data", "a/knn"):
+        subprocess.run([*line, "--part", part], cwd=HERE, check=True, capture_output=True, timeout=200)
+        kept = out / "manifests" / identity.FOUND
+        if part == "data":
+            assert not list((out / "records").iterdir())
+            content = json.loads(kept.read_text())
+            content["parts"]["imagenet/val"] = "feedfeedfeedfeed"
+            kept.write_text(json.dumps(content))
+    entry = json.loads(next((out / "records").glob("a-knn-*.json")).read_text())
+    assert entry["status"] == "ok" and entry["data"] == content["parts"]

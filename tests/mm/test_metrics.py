@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from evaluate.mm import metrics
 from evaluate.mm.detections import Detections
-from evaluate.mm.metrics import IGNORED, InstanceAP, count_pixels, scores
+from evaluate.mm.metrics import IGNORED, InstanceAP, count_pairs, count_pixels, scores
 from evaluate.runtime.errors import UserError
 from tests.mm.detections import detection, random_world
 
@@ -30,8 +30,8 @@ def test_categories_scored_in_groups_give_the_same_to_the_last_bit(lvis: bool) -
     truth, found = random_world(5, lvis)
     ids = [i["id"] for i in truth["images"]]
     whole = average_precision(copy.deepcopy(truth), found, ids, lvis, 100)
-    assert whole == average_precision(copy.deepcopy(truth), found, ids, lvis, 100, None, 1)
-    assert whole == average_precision(copy.deepcopy(truth), found, ids, lvis, 100, None, 1000)
+    assert whole == average_precision(copy.deepcopy(truth), found, ids, lvis, 100, None, None, 1)
+    assert whole == average_precision(copy.deepcopy(truth), found, ids, lvis, 100, None, None, 1000)
     assert 0 < whole["box_ap"] < 100
 
 
@@ -184,7 +184,7 @@ def test_mean_iou_equals_a_loop() -> None:
         a, b = (predicted == label) & (labels != IGNORED), labels == label
         if (a | b).any():
             ious.append(float((a & b).sum() / (a | b).sum()))
-    result = scores(count_pixels(predicted, labels, 6))
+    result = scores(count_pixels(count_pairs(predicted, labels, 6)))
     assert result["miou"] == pytest.approx(100 * sum(ious) / 4)
     assert result["aacc"] == pytest.approx(100 * float((predicted == labels)[3:].float().mean()))
 

@@ -18,6 +18,7 @@ from mmengine.dataset import DefaultSampler
 from evaluate import detection
 from evaluate.data import coco
 from evaluate.data.coco import read_annotations
+from evaluate.mm import artifacts
 from evaluate.mm.metrics import InstanceAP
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
@@ -56,6 +57,8 @@ def evaluated(world: Path, folder: Path) -> dict[str, dict[str, float]]:
             )
             evaluator.process([{"img_id": image["id"], "pred_instances": found}])
         results[name] = evaluator.evaluate(LIMIT)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        artifacts.save(folder / name, evaluator)
     return results
 
 
@@ -152,6 +155,10 @@ def in_two(what: str, world: Path, folder: Path) -> list[Any]:
 def test_two_processes_give_the_same_ap_as_one(world: Path, tmp_path: Path) -> None:
     first, second = in_two("evaluated", world, tmp_path)
     alone = evaluated(world, tmp_path / "alone")
+    for name in ("coco", "lvis"):
+        files = sorted((tmp_path / "alone" / name).iterdir())
+        assert len(files) == 3
+        assert all(path.read_bytes() == (tmp_path / name / path.name).read_bytes() for path in files)
     assert first == second == alone and 0 < alone["lvis"]["ap/box_ap"] < 100 and alone["coco"]["ap/images"] == LIMIT
 
 

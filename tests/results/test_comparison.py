@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from results import comparison, formats, record, tables
+from results import comparison, formats, predictions, record, tables
 from results.comparison import Z
 from tests.results.entries import entry
 
@@ -92,6 +92,23 @@ def test_pairs_on_the_same_images_are_told_apart_where_two_sets_would_not_be(tmp
     (tmp_path / "worse/knn-0/predictions.npz").unlink()
     apart = tables.build(tmp_path, ["good", "worse"], entries)
     assert [row.cells["kNN"].emphasis for row in apart.rows[-2:]] == ["", ""]
+
+
+def test_answers_are_compared_as_outcomes_are_also_with_those_of_older_files(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    first, second = rng.uniform(size=200) < 0.7, rng.uniform(size=200) < 0.6
+    pair = [measured(tmp_path, "first", first), measured(tmp_path, "second", second)]
+    error = comparison.Outcomes(tmp_path).error_of_difference(*pair, "top1")
+    labels = rng.integers(0, 7, 200)
+    for one, right in list(zip(pair, (first, second), strict=True))[::-1]:
+        top = (labels[:, None] + ~right[:, None] + np.arange(5)) % 7
+        answers = predictions.Answers(labels, top, np.full((200, 5), 0.2), labels[:0])
+        predictions.save(tmp_path / one["work"], {"top1": answers}, tuple("abcdefg"), tuple("abcdefg"))
+        assert "correct" not in predictions.load(tmp_path / one["work"])
+        assert comparison.Outcomes(tmp_path).error_of_difference(*pair, "top1") == error is not None
+        assert predictions.outcome(predictions.load(tmp_path / one["work"]), "top5").tolist() == right.tolist()
+    arrays = predictions.load(tmp_path / pair[0]["work"])
+    assert predictions.answers_of({**arrays, "label": labels[:9]}) is None, "another file's"
 
 
 def test_outcomes_that_do_not_give_the_number_are_not_used(tmp_path: Path) -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from evaluate.data.thumbnails import Thumbnail
+from evaluate.data.thumbnails import write as write_pictures
 from results import record, tables
 from results.columns import COLUMNS
 from results.report import content
@@ -194,6 +197,25 @@ def test_curves_are_the_files(tmp_path: Path) -> None:
             assert [at(figure, "x", x, "epoch") for x, _ in drawn] == pytest.approx([p[axis] for p in points], abs=0.1)
 
 
+def test_estimates_and_memory_stand_beside_the_times(tmp_path: Path) -> None:
+    told = {
+        "estimate": {"seconds": 90.0, "source": "assumed: <an H100>", "memory": 2**31},
+        "memory": {"process": 3 * 2**30, "gpu": 2**31},
+    }
+    write_rows(tmp_path, ["one"], **told)
+    write_rows(tmp_path, ["older"], encoder_fingerprint="e" * 64, estimate=[3], memory={"process": "much"})
+    (section,) = re.findall(r'id="times".*?</section>', report(tmp_path), re.S)
+    cells = [own for own in Page(f"<script>{{}}</script>{section}").having("td", "data-value")]
+    known = [cell for cell in cells if "data-estimate" in cell]
+    assert len(cells) == 2 * len(known) > 0
+    assert {(one["data-estimate"], one["data-process"], one["data-gpu"]) for one in known} == {
+        ("90.0", str(3.0 * 2**30), str(2.0**31))
+    }
+    assert (
+        "est. 1 min 30 s · 3.0 GiB · GPU 2.0 GiB (est. 2.0 GiB)" in section and "(assumed: &lt;an H100&gt;)" in section
+    )
+
+
 def test_no_finite_number_ends_the_report(tmp_path: Path) -> None:
     for name, value in (("run1", 1e308), ("run2", -1e308), ("run3", 1e17), ("run4", 50.0)):
         odd = {"metrics": {"top1": value}, "standard_error": {"top1": 1e300}, "seconds": float("nan")}
@@ -277,6 +299,7 @@ addEventListener("load", () => {
   said.push([cell("b").textContent, cell("a").textContent]);
   base.value = ""; base.dispatchEvent(new Event("change"));
   said.push([cell("b").querySelector(".number").textContent]);
+  said.push([...page.images].map((image) => image.naturalWidth));
   document.querySelector("pre").textContent = JSON.stringify(said);
 });
 </script>"""
@@ -288,6 +311,9 @@ def test_a_browser_opens_it_sorts_it_and_asks_for_nothing_else(tmp_path: Path) -
     for name, number in (("b", 7), ("c", 1), ("a", 3), (HOSTILE, 5)):
         known = {"encoder_fingerprint": f"{number:064}", "metrics": {"top1": 40.0 + number}, "toy_data": True}
         record.write(tmp_path / "records", entry(encoder=name, standard_error={"top1": 0.5}, **known))
+    red = Image.new("RGB", (24, 12), (200, 0, 0))
+    shown = [Thumbnail(red, "a.jpg", "result", HOSTILE), Thumbnail(red, "b.jpg", "result", "", flat=True)]
+    write_pictures(tmp_path / "b/finetune-0", "mistakes", shown)
     report(tmp_path)
     (tmp_path / "clicks.html").write_text(CLICKS)
     asked: list[str] = []
@@ -312,12 +338,13 @@ def test_a_browser_opens_it_sorts_it_and_asks_for_nothing_else(tmp_path: Path) -
         server.shutdown()
     told = re.search(r"<pre>(.+?)</pre>", done.stdout, re.S)
     assert told, done.stdout[-500:] + done.stderr[-2000:]
-    usual, falling, rising, again, named, tip, differences, numbers = json.loads(html.unescape(told[1]))
+    usual, falling, rising, again, named, tip, differences, numbers, widths = json.loads(html.unescape(told[1]))
     assert usual == ["b", "c", "a", HOSTILE] == again
     assert falling == ["b", HOSTILE, "a", "c"] and rising == falling[::-1]
     assert named[-3:] == ["a", "b", "c"]
     assert "b, FT: 47.00 ± 0.98" in tip and "records/b-finetune-" in tip and "run_all.py" in tip
     assert differences == ["+4.0± 1.4", "0"] and numbers == ["47.0"]
+    assert widths == [24, 24]  # they are shown, though nothing may be loaded
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line and "favicon" not in line], done.stderr
     assert set(asked) <= {"/clicks.html", "/report.html", "/favicon.ico"} and "/report.html" in asked
 

@@ -2,17 +2,19 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 import run_all
-from evaluate.harness import slurm_states
+from evaluate.data import toy
+from evaluate.harness import plan, slurm_states
 from tests.factories import mae_state
 from tests.worlds import write_world
 
@@ -39,12 +41,20 @@ def start(given: tuple[Path, Path], cluster, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     checkpoint, root = given
 
-    def run(out: Path, names: list[str], *options: str, sets: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-        line = [sys.executable, "run_all.py", "--ckpt", f"mine={checkpoint}", "--data-root", str(root)]
+    def run(
+        out: Path,
+        names: Sequence[str],
+        *options: str,
+        sets: Sequence[str] = (),
+        ckpt: Sequence[str] = (),
+        data: Path = root,
+        seconds: float = 300,
+    ) -> subprocess.CompletedProcess:
+        line = [sys.executable, "run_all.py", "--ckpt", *(ckpt or [f"mine={checkpoint}"]), "--data-root", str(data)]
         line += ["--out", str(out), "--preset", "demo", "--device", "cpu", "--tasks", ",".join(names)]
         chosen = [f"--set={name}.{text}" for name in names for text in SETTINGS.get(name, ())]
         line += [*chosen, *(f"--set={text}" for text in sets), *options]
-        return subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=300)
+        return subprocess.run(line, cwd=HERE, capture_output=True, text=True, timeout=seconds)
 
     return run
 
@@ -73,16 +83,85 @@ def test_gives_the_records_of_a_local_run_and_submits_nothing_twice(start, tmp_p
     said = start(far, ALL, *ON)
     assert said.returncode == 0, said.stderr
     states = wait(far, ended)
-    assert states == dict.fromkeys(["mine/convert", *(f"mine/{name}" for name in ALL), "table"], "done")
+    assert states == dict.fromkeys(["data", "mine/convert", *(f"mine/{name}" for name in ALL), "table"], "done")
     assert start(here, ALL).returncode == 0
+    assert_the_same(far, here)
+    again = start(far, ALL, *ON)
+    assert again.returncode == 0 and "job" not in again.stdout.replace("jobs", ""), again.stdout
+    assert "| mine" in again.stdout
+
+
+def assert_the_same(far: Path, here: Path) -> None:
+    """The records of two output folders, in what does not name times and places, and their tables."""
     key = ("key", "metrics", "status", "config")
     assert {n: [e[k] for k in key] for n, e in records(far).items()} == {
         n: [e[k] for k in key] for n, e in records(here).items()
     }
     assert (far / "table.md").read_text() == (here / "table.md").read_text()
-    again = start(far, ALL, *ON)
-    assert again.returncode == 0 and "job" not in again.stdout.replace("jobs", ""), again.stdout
-    assert "| mine" in again.stdout
+
+
+@pytest.mark.slow
+def test_every_column_of_the_demo_is_that_of_a_local_run(start, tmp_path: Path) -> None:
+    """With short trainings: the graph is the demo's, on a small toy world."""
+    small = {"unlabelled": 1, "train": 12, "val": 4, "list": 2, "shifted": 2, "corrupted": 1}
+    world = toy.make(tmp_path / "world", toy.World(**{f"{name}_per_class": count for name, count in small.items()}))
+    sets = ["finetune.epochs=1", "finetune.warmup_epochs=0", "linear_probe.epochs=1", "linear_probe.warmup_epochs=0"]
+    sets += ["detection.iterations=5", "segmentation.iterations=5"]
+    far, here, short = tmp_path / "far", tmp_path / "here", {"sets": sets, "data": world, "seconds": 1500}
+    said = start(far, [], *ON, **short)
+    assert said.returncode == 0, said.stderr
+    found = wait(far, ended, 1500)
+    columns = [node.name for node in plan.choose([])]
+    assert found == dict.fromkeys(["data", "mine/convert", *(f"mine/{name}" for name in columns), "table"], "done")
+    assert start(here, [], **short).returncode == 0
+    assert {name: entry["status"] for name, entry in records(far).items()} == dict.fromkeys(columns, "ok")
+    assert_the_same(far, here)
+
+
+def test_several_checkpoints_are_arrays_and_each_row_waits_for_itself(start, given, tmp_path: Path) -> None:
+    rows = tmp_path / "epochs"
+    rows.mkdir()
+    for number in range(3):
+        shutil.copy(given[0], rows / f"e{number}.pth")
+    (rows / "e1.pth").write_text("no checkpoint")
+    out, few, names = tmp_path / "out", [str(path) for path in sorted(rows.iterdir())], ["knn"]
+    said = start(out, names, *ON, ckpt=few[:2])
+    assert re.search(r"knn of 2 rows: job \d+, after \d+, \d+\n", said.stdout), said.stdout
+    again = start(out, names, *ON, ckpt=few)  # a third row comes while the others wait or run
+    assert re.search(r"\ne2/knn: job \d+, after \d+, \d+\n", again.stdout), again.stdout
+    found = wait(out, ended)
+    assert {name for name, word in found.items() if word == "done"} == {
+        "data",
+        *(f"e{number}/{task}" for number in (0, 2) for task in ("convert", *names)),
+    }
+    assert (found["e1/convert"], found["e1/knn"]) == ("failed", "not run")
+    assert [number_of(out, f"e{number}/knn").partition("_")[2] for number in range(3)] == ["0", "1", "2"]
+    shown = run_all_of("--status", out)
+    assert re.search(r"e1/convert +\d+_1 +failed .* is not a checkpoint", shown), shown
+    assert "8 tasks: 5 done, 2 failed, 1 not run" in shown
+    assert re.search(r"table +\d+_0 +failed +e1/knn failed: not run, since e1/convert did not succeed: ", shown), shown
+    assert "| e0 " in (table := (out / "table.md").read_text()) and "| e2 " in table and "is not a checkpoint" in table
+    shutil.copy(given[0], rows / "e1.pth")  # downloaded again
+    last = start(out, names, *ON, ckpt=few)
+    jobs = re.findall(r"^(\S+): job \d+", last.stdout, re.MULTILINE)
+    assert jobs == ["data", "e1/convert", "e1/knn", "table"], last.stdout
+    assert set(wait(out, ended).values()) == {"done"}
+
+
+def test_each_element_has_its_own_dependency_and_many_are_said_in_few_lines(start, given, tmp_path: Path) -> None:
+    for number in range(14):  # Slurm of itself takes ten out of an array
+        shutil.copy(given[0], tmp_path / f"e{number}.pth")
+    out, held = tmp_path / "out", ["--launch", "slurm", "--slurm", "time=30,hold=true,array=%3"]
+    start(out, ["robustness"], *held, ckpt=[str(tmp_path / "e*.pth")])
+    for name in ("finetune", "robustness"):
+        line = ["scontrol", "show", "job", number_of(out, f"e0/{name}").partition("_")[0], "--oneliner"]
+        every = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()
+        assert len(every) == 14 and all("aftercorr:" in one and "ArrayTaskThrottle=3" in one for one in every)
+    assert len(list((out / "slurm").glob("*_submitted.pkl"))) == 2 + 3 * 14
+    shown = run_all_of("--status", out)
+    assert re.search(r"robustness of 14 rows +\d+ +pending", shown) and "44 tasks: 44 pending" in shown
+    assert "cancelled data, convert of 14 rows, finetune of 14 rows, " in run_all_of("--cancel", out)
+    assert set(wait(out, ended).values()) == {"cancelled"}
 
 
 def test_a_job_that_is_cancelled_is_said_to_be_and_its_dependent_does_not_run(start, tmp_path: Path) -> None:
@@ -94,7 +173,7 @@ def test_a_job_that_is_cancelled_is_said_to_be_and_its_dependent_does_not_run(st
     assert (found["mine/finetune"], found["mine/robustness"], found["mine/knn"]) == ("cancelled", "not run", "done")
     kept = records(tmp_path)
     assert "cancelled" in kept["finetune"]["reason"]
-    assert kept["robustness"]["reason"] == "not run, since mine/finetune did not succeed"
+    assert kept["robustness"]["reason"].startswith("not run, since mine/finetune did not succeed: ")
     assert kept["knn"]["status"] == "ok" and "did not succeed" in (tmp_path / "table.md").read_text()
     assert found["table"] == "failed"  # its exit status says that a task failed
 
@@ -105,13 +184,15 @@ def test_cancel_ends_all_and_leaves_nothing_behind(start, tmp_path: Path) -> Non
     changed = start(tmp_path, ["finetune"], *ON, sets=("finetune.epochs=100",))
     assert changed.returncode == 2 and "in the queue with other settings" in changed.stderr
     same = start(tmp_path, ["finetune"], *ON, sets=("finetune.epochs=200",))
-    assert same.returncode == 0 and "mine/finetune: is job" in same.stdout
+    assert same.returncode == 0 and "mine/finetune: in the queue already (job " in same.stdout
     said = run_all_of("--status", tmp_path)
-    assert re.search(r"mine/finetune +\d+ +running", said) and re.search(r"mine/robustness +\d+ +pending", said), said
-    assert "cancelled mine/finetune, mine/robustness, table" in run_all_of("--cancel", tmp_path)
+    assert re.search(r"mine/finetune +\d+_0 +running", said) and re.search(r"mine/robustness +\d+_0 +pending", said), (
+        said
+    )
+    assert "cancelled mine/finetune, mine/robustness, table;" in run_all_of("--cancel", tmp_path)
     found = wait(tmp_path, ended)
     assert found["mine/finetune"] == "cancelled" and slurm_states.cancel(tmp_path) == []
-    assert re.search(r"mine/finetune +\d+ +cancelled +its job was", run_all_of("--status", tmp_path))
+    assert re.search(r"mine/finetune +\d+_0 +cancelled +its job was", run_all_of("--status", tmp_path))
     deadline = time.monotonic() + 30
     while (left := processes_of(tmp_path)) and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -144,7 +225,7 @@ def test_a_task_that_fails_keeps_its_dependent_from_running(start, tmp_path: Pat
     assert kept["finetune"]["status"] == kept["robustness"]["status"] == "failed"
     assert "diverged" in slurm_states.explained(tmp_path)["mine/finetune"].reason
     assert "diverged" in kept["finetune"]["reason"]
-    assert kept["robustness"]["reason"] == "not run, since mine/finetune did not succeed"
+    assert kept["robustness"]["reason"].startswith("not run, since mine/finetune did not succeed: ")
 
 
 def number_of(out: Path, name: str) -> str:
@@ -169,7 +250,7 @@ def stopped_and_resumed(out: Path, steps: int, seconds: float = 120) -> None:
         seen.add(saved_step(out))  # a run from the beginning would save smaller ones for seconds
         return ended(found)
 
-    assert wait(out, look) == dict.fromkeys(["mine/convert", "mine/finetune", "table"], "done")
+    assert wait(out, look) == dict.fromkeys(["data", "mine/convert", "mine/finetune", "table"], "done")
     assert min(seen - {0}) == step < max(seen), seen
     assert records(out)["finetune"]["status"] == "ok"
 
@@ -208,7 +289,7 @@ def test_an_out_that_the_node_cannot_see_is_said_by_the_first_job(start, tmp_pat
     job = number_of(out, "mine/convert")
     out.rename(tmp_path / "elsewhere")  # the node no longer finds it
     deadline = time.monotonic() + 60
-    while job in subprocess.run(["squeue", "--noheader", "--format=%i"], capture_output=True, text=True).stdout.split():
+    while job in queued():
         assert time.monotonic() < deadline
         time.sleep(0.5)
     (tmp_path / "elsewhere").rename(out)
@@ -217,10 +298,16 @@ def test_an_out_that_the_node_cannot_see_is_said_by_the_first_job(start, tmp_pat
     wait(out, lambda found: found["mine/knn"] == "not run", 30)
 
 
+def queued() -> list[str]:
+    """The jobs that squeue knows."""
+    line = ["squeue", "--noheader", "--array", "--format=%i"]
+    return subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+
+
 def test_what_slurm_refuses_is_one_sentence_and_leaves_no_job(start, tmp_path: Path) -> None:
     said = start(tmp_path, ["knn"], "--launch", "slurm", "--slurm", "partition=nowhere,time=30")
     assert said.returncode == 2 and len(said.stderr.splitlines()) == 1
-    assert "Slurm refuses the job of mine/convert: invalid partition specified: nowhere" in said.stderr
+    assert "Slurm refuses the job of data: invalid partition specified: nowhere" in said.stderr
     said = start(tmp_path, ["knn"], "--launch", "slurm", "--slurm", "time=30,no-such-option=1")
     assert said.returncode == 2 and "no-such-option" in said.stderr and len(said.stderr.splitlines()) == 1
     assert slurm_states.states(tmp_path) == {}
@@ -231,7 +318,7 @@ def test_a_controller_that_is_away_is_one_sentence_and_nothing_is_taken_for_ende
 ) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "slurm").mkdir()
-    kept = {"token": "x", "tasks": {"mine/knn": {"job": "1", "command": [], "needs": []}}}
+    kept = {"token": "x", "tasks": {"mine/knn": {"job": "1_0", "command": [], "needs": []}}}
     (tmp_path / "slurm/jobs.json").write_text(json.dumps(kept))
     text = Path(cluster.environment["SLURM_CONF"]).read_text()
     (tmp_path / "slurm.conf").write_text(re.sub("SlurmctldPort=.*", "SlurmctldPort=1\nMessageTimeout=2", text))

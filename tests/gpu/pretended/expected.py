@@ -15,7 +15,7 @@ WAITS: dict[str, dict[str, int]] = {
     "sweep": {"evaluate/classification/loop.py": 1, "evaluate/classification/finite.py": 2},
     "features": {"evaluate/classification/finite.py": 1, "evaluate/classification/features.py": 8},  # results
     "predictions": {"evaluate/classification/finite.py": 1, "evaluate/classification/predictions.py": 4},  # results
-    "knn": {"evaluate/classification/neighbors.py": 5},
+    "knn": {"evaluate/classification/neighbors.py": 3},
 }
 FEATURES_OF_A_RESNET = {"evaluate/classification/finite.py": 1, "evaluate/classification/features.py": 1}
 # of a pretraining with two blocks and 8 images; the noise of MAE's mask is one copy
