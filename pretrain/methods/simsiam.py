@@ -55,7 +55,8 @@ class Config(ResNetConfig):
 
 
 PAPER = Config()
-DEMO = replace(PAPER, **RESNET_DEMO | {"base_lr": 0.4, "warmup_epochs": 0.0}, dim=128, pred_dim=32)
+# with 32 images a step it hardly learns after the first epoch, with 128 it goes on
+DEMO = replace(PAPER, **RESNET_DEMO | {"base_lr": 0.4, "warmup_epochs": 0.0, "batch_size": 128}, dim=128, pred_dim=32)
 PRESETS = {"paper": PAPER, "100ep": PAPER, "demo": DEMO}
 
 
