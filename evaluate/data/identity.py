@@ -57,6 +57,8 @@ class DataIdentities:
     def __init__(self, data_root: Path, store: Path, verify: bool = False, known: Mapping[str, str] = {}) -> None:
         self.data_root, self.store, self.verify = data_root, store, verify
         self.known = dict(known)
+        self.for_tasks = verify
+        """Whether tasks take these instead of looking again: every byte was read, or a job did so for all rows."""
 
     def __getitem__(self, part: str) -> str:
         """The identity of a part, 16 hexadecimal digits; ABSENT where it is not there."""
@@ -80,6 +82,7 @@ class DataIdentities:
             return
         if isinstance(kept, dict) and {**kept, "parts": {}} == {**self._about(), "parts": {}}:
             self.known |= kept["parts"]
+            self.for_tasks = True
 
     def _about(self) -> dict[str, object]:
         return {"data_root": os.path.abspath(self.data_root), "verified": self.verify}

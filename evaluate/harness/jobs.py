@@ -117,8 +117,8 @@ def _command(row: str, node: Node, run: suite.Suite, processes: int) -> list[str
     }
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     command += ["--limit", str(run.limit)] if run.limit else []
-    # found out once, here: the task need not look at every file again
-    command += [f"--identity={part}={known}" for part, known in run.identities.present(run.data(node)).items()]
+    if run.identities.for_tasks:
+        command += [f"--identity={part}={known}" for part, known in run.identities.present(run.data(node)).items()]
     command += [part for name, path in run.inputs(row, node).items() for part in ("--input", f"{name}={path}")]
     return command
 
