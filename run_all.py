@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     data_root = arguments.data_root and Path(os.path.abspath(layouts.root(arguments.data_root)))
     data_root = data_root or make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
-    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device")}
+    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "keep_models")}
     shared = suite.Suite(out, identities, nodes, configs, conversion=said, more_seeds=more_seeds(arguments), **where)
     work: list[executor.Job] = []
     if is_demo:

@@ -9,6 +9,8 @@ CONFUSION = "confusion{}.npz"
 PRECISION_RECALL = "precision_recall.npz"
 DETECTIONS = "detections.json.gz"
 PICTURES = "pictures"
+HEAD = "head.safetensors"
+MODEL = "model.pth"
 SUFFIXES = ("", "_ms")  # of a test, as the metrics have them: at one scale and at several
 
 FILES = {
@@ -22,6 +24,8 @@ FILES = {
     DETECTIONS: "every detection that was scored, as COCO results",
     PICTURES: "pictures that the task drew, with an index for each kind",
     "imagenet_c.csv": "the error of each corruption and severity",
+    HEAD: "the linear head on the frozen encoder",
+    MODEL: "the trained detector or segmenter",
     "classifier.safetensors": "the fine-tuned classifier",
 }
 

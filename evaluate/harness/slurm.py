@@ -191,7 +191,7 @@ def command(
     fixed |= {name: getattr(arguments, name) for name in ("preset", "limit", "workers")}
     fixed |= {name: getattr(arguments, name) for name in command_line.TEXTS}
     line += [f"--{name}={value}" for name, value in fixed.items() if value is not None]
-    line += ["--verify-data"] if arguments.verify_data else []
+    line += [f"--{name.replace('_', '-')}" for name in ("verify_data", "keep_models") if getattr(arguments, name)]
     of_nodes = {name for node in nodes for name in (node.name, node.task)}
     line += [f"--set={text}" for text in arguments.set if text.partition("=")[0].rpartition(".")[0] in of_nodes]
     of_rows = ("", *rows)

@@ -28,6 +28,7 @@ from evaluate.runtime.cli import (
     EXIT_FAILED,
     EXIT_SKIPPED,
     EXIT_USER,
+    add_keep_models,
     at_least_one,
     at_least_zero,
     loading_processes,
@@ -143,6 +144,7 @@ def _main(task: str, argv: list[str] | None) -> int:
         limit=arguments.limit,
         identities=data,
         inputs=inputs,
+        keep_models=arguments.keep_models,
     )
     entry = {**start(identity, preset, node, encoder, env), "encoder": name, "data": data}
     if not first:
@@ -332,6 +334,7 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit", type=at_least_one, help="read at most so many images of each set; the record says so"
     )
+    add_keep_models(parser)
     named = sorted({name for node in NODES if node.task == task for name in node.inputs})
     if named:
         parser.add_argument(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from evaluate.data.identity import DataIdentities, fingerprint
-from evaluate.harness import plan, rows, suite, task
+from evaluate.harness import jobs, plan, rows, suite, task
 from evaluate.runtime.env import Env
 from evaluate.runtime.settings import as_json
 from results import record, tables
@@ -28,6 +28,13 @@ def certify(out, fingerprint):
     (out / "mine" / rows.ENCODER).write_text(fingerprint)
     (out / "mine/encoder.certificate.json").write_text(json.dumps({"fingerprint": fingerprint, "passed": True}))
     rows.seal_encoder(out / "mine")
+
+
+def test_only_a_run_that_keeps_models_says_so_to_its_tasks(run):
+    (node,) = run.nodes
+    assert "--keep-models" not in jobs._command("mine", node, run, 1)
+    run.keep_models = True
+    assert "--keep-models" in jobs._command("mine", node, run, 1)
 
 
 def measured(run, value, settings=None):
