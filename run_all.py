@@ -40,7 +40,7 @@ from evaluate.harness import (
     watch,
 )
 from evaluate.harness.cost import VIT_B
-from evaluate.runtime import devices
+from evaluate.runtime import devices, scalars
 from evaluate.runtime.cli import (
     EXIT_CTRL_C,
     EXIT_SKIPPED,
@@ -86,6 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         given = Path(os.path.abspath(arguments.cancel))
         return 0 if slurm_states.cancel(given) else watch.cancel(given)
     slurm.check(arguments)
+    scalars.require(arguments.log)
     if arguments.demo and (arguments.ckpt or arguments.calibrate or arguments.clean):
         raise UserError("--demo pretrains its own checkpoints: leave out --ckpt, --calibrate and --clean")
     is_demo = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
@@ -119,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     data_root = arguments.data_root and Path(os.path.abspath(layouts.root(arguments.data_root)))
     data_root = data_root or make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
-    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "keep_models")}
+    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "keep_models", "log")}
     shared = suite.Suite(out, identities, nodes, configs, conversion=said, more_seeds=more_seeds(arguments), **where)
     work: list[executor.Job] = []
     if is_demo:

@@ -9,6 +9,7 @@ CONFUSION = "confusion{}.npz"
 PRECISION_RECALL = "precision_recall.npz"
 DETECTIONS = "detections.json.gz"
 PICTURES = "pictures"
+EVENTS = "tensorboard"
 HEAD = "head.safetensors"
 MODEL = "model.pth"
 SUFFIXES = ("", "_ms")  # of a test, as the metrics have them: at one scale and at several
@@ -16,6 +17,7 @@ SUFFIXES = ("", "_ms")  # of a test, as the metrics have them: at one scale and 
 FILES = {
     PREDICTIONS: "of each test image the right class, the best classes and their probabilities",
     CURVES: "loss, rate and accuracy of the training, a line a point",
+    EVENTS: "the same points as events, for tensorboard --logdir",
     CLASSES.format(""): "the metrics of each class",
     CLASSES.format("_ms"): "the metrics of each class, at several scales",
     CONFUSION.format(""): "pixels by right and by predicted class",

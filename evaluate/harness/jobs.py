@@ -118,6 +118,7 @@ def _command(row: str, node: Node, run: suite.Suite, processes: int) -> list[str
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     command += ["--limit", str(run.limit)] if run.limit else []
     command += ["--keep-models"] if run.keep_models else []
+    command += ["--log", run.log] if run.log else []
     command += [part for name, path in run.inputs(row, node).items() for part in ("--input", f"{name}={path}")]
     return command
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from evaluate.checkpoints import command_line
 from evaluate.harness import demo, plan, slurm
-from evaluate.runtime import devices
+from evaluate.runtime import devices, scalars
 from evaluate.runtime.cli import add_keep_models, at_least_one, at_least_zero
 
 
@@ -70,6 +70,7 @@ def _what(parser: argparse._ArgumentGroup) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="records, logs and tables go here (default: out)")
     add_keep_models(parser)
+    scalars.add_option(parser)
 
 
 def _settings(parser: argparse._ArgumentGroup) -> None:

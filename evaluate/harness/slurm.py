@@ -188,7 +188,7 @@ def command(
     root = os.path.abspath(layouts.root(arguments.data_root))
     fixed = {"data-root": root, "out": os.path.abspath(arguments.out), "tasks": ",".join(names)}
     fixed |= {"device": device, "seed": arguments.seed, "seeds": seeds, "task-timeout": arguments.task_timeout}
-    fixed |= {name: getattr(arguments, name) for name in ("preset", "limit", "workers")}
+    fixed |= {name: getattr(arguments, name) for name in ("preset", "limit", "workers", "log")}
     fixed |= {name: getattr(arguments, name) for name in command_line.TEXTS}
     line += [f"--{name}={value}" for name, value in fixed.items() if value is not None]
     line += [f"--{name.replace('_', '-')}" for name in ("verify_data", "keep_models") if getattr(arguments, name)]

@@ -42,6 +42,8 @@ class Suite:
     limit: int | None = None
     device: str = "auto"
     keep_models: bool = False
+    log: str | None = None
+    """Where curves go besides their file (``evaluate.runtime.scalars``)."""
     workers: int = 0
     conversion: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By row: what the user says of its checkpoint (``evaluate.checkpoints.command_line``)."""

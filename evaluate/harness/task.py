@@ -23,7 +23,7 @@ from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import estimate, protocol, rows
 from evaluate.harness.plan import NODES, Node, data_sets, from_preset, module_of, node_of, paper_config
 from evaluate.harness.suite import stale_files, work_folder
-from evaluate.runtime import devices
+from evaluate.runtime import devices, scalars
 from evaluate.runtime.cli import (
     EXIT_FAILED,
     EXIT_SKIPPED,
@@ -112,6 +112,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     inputs = _inputs(arguments, node)
     data_root = layouts.root(arguments.data_root)
     device = devices.resolve_device(arguments.device)
+    scalars.require(arguments.log)
     name = rows.check_name(arguments.name or next(iter(rows.named_checkpoints([str(arguments.ckpt)]))))
 
     from evaluate import encoder as encoders
@@ -155,7 +156,9 @@ def _main(task: str, argv: list[str] | None) -> int:
             print(json.dumps(standing["metrics"], indent=2))
             print(f"record: {record.path_of(out / 'records', name, identity)} stands already")
             return 0
+        scalars.choose(arguments.log, f"{name}/{node.name}")
         status = measure(module, encoder, config, env, entry)
+        scalars.end()
         entry["files"] = {
             file: sha256(env.out_dir / file) for file in made_for_others(node) if (env.out_dir / file).is_file()
         }
@@ -335,6 +338,7 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         "--limit", type=at_least_one, help="read at most so many images of each set; the record says so"
     )
     add_keep_models(parser)
+    scalars.add_option(parser)
     named = sorted({name for node in NODES if node.task == task for name in node.inputs})
     if named:
         parser.add_argument(

@@ -30,11 +30,12 @@ def certify(out, fingerprint):
     rows.seal_encoder(out / "mine")
 
 
-def test_only_a_run_that_keeps_models_says_so_to_its_tasks(run):
+def test_what_a_run_keeps_and_logs_is_said_to_its_tasks(run):
     (node,) = run.nodes
-    assert "--keep-models" not in jobs._command("mine", node, run, 1)
-    run.keep_models = True
-    assert "--keep-models" in jobs._command("mine", node, run, 1)
+    assert not {"--keep-models", "--log"} & set(jobs._command("mine", node, run, 1))
+    run.keep_models, run.log = True, "wandb"
+    command = jobs._command("mine", node, run, 1)
+    assert "--keep-models" in command and command[command.index("--log") + 1] == "wandb"
 
 
 def measured(run, value, settings=None):
