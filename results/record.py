@@ -122,8 +122,8 @@ class Record(Identity):
     seconds: float
     """From the start of the task to its end, without the conversion."""
     estimate: dict[str, Any]
-    """``seconds``, as the plan of a run estimates them for this device and as many processes, and ``source``: of which
-    speed. Only of what was measured; absent in older records."""
+    """``seconds``, as the plan of a run estimates them for this device and as many processes, ``source`` (of which
+    speed), and where it is known ``memory`` in bytes. Only of what was measured; absent in older records."""
     memory: dict[str, int]
     """Bytes at most: ``process``, of the first process without its loading processes, and on a GPU ``gpu``, of its
     tensors; absent in older records."""

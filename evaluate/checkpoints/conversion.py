@@ -20,7 +20,7 @@ from evaluate.checkpoints.formats.table import Branch, rename
 from evaluate.checkpoints.reader import Checkpoint, read
 from evaluate.checkpoints.reference import Semantics
 from evaluate.encoder.spec import EncoderSpec, describe_assumption
-from evaluate.runtime.errors import UserError
+from evaluate.runtime.errors import UserError, unwritten
 from results.atomic import atomic_write
 
 MAX_ATTENTION = 4 * 2**30  # bytes of one block's attention weights in the certificate's forward pass
@@ -172,7 +172,7 @@ def _write(
         )
         made.write(certificate_path)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from error
+        raise unwritten(out, error) from error
     return made
 
 

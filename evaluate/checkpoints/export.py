@@ -24,7 +24,7 @@ from evaluate.checkpoints import architecture
 from evaluate.checkpoints.conversion import convert
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec, read_spec
-from evaluate.runtime.errors import UserError
+from evaluate.runtime.errors import UserError, unwritten
 from results.atomic import atomic_write
 
 State = dict[str, Tensor]
@@ -82,7 +82,7 @@ def export(encoder: Encoder, to: str, out: Path) -> list[str]:
             )
             _prove(written, encoder, out)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from error
+        raise unwritten(out, error) from error
     return target.notes(spec)
 
 

@@ -155,10 +155,20 @@ def plan(
 def of_task(
     module: Any, config: Settings, spec: EncoderSpec, env: Env, out: Path, processes: int = 1
 ) -> dict[str, float | str]:
-    """What a record says of a task's estimate: seconds on this device by so many processes, and of which speed."""
-    speed = kept(out, int(env.device.startswith("cuda")))
+    """What a record says of a task's estimate: seconds on this device by so many processes, of which speed, and, where
+    it is known, the bytes of memory of each.
+    """
+    gpu = env.device.startswith("cuda")
+    speed = kept(out, int(gpu))
     work = module.cost(config, spec, counter(env.data_root, env.limit))
-    return {"seconds": round(3600 * speed.hours(work) / processes, 1), "source": speed.source}
+    memory = _memory(work, gpu)
+    known = {} if math.isnan(memory) else {"memory": round(memory * GIB)}
+    return {"seconds": round(3600 * speed.hours(work) / processes, 1), "source": speed.source, **known}
+
+
+def _memory(work: cost.Cost, gpu: bool) -> float:
+    """GiB that a process takes at most, of a GPU or of the machine; NaN where it is not known."""
+    return work.memory if gpu else PROCESS + 2 * work.memory
 
 
 def allocate(planned: Sequence[Planned], gpus: int) -> list[Planned]:
@@ -216,7 +226,7 @@ def table(planned: Sequence[Planned], gpus: int, speed: Speed, out: Path) -> str
             _short(one.hours),
             str(one.gpus) if one.to_do else "-",
             _short(one.hours / one.gpus) if one.to_do else "-",
-            _short(one.work.memory if gpus else PROCESS + 2 * one.work.memory),
+            _short(_memory(one.work, bool(gpus))),
             _short(one.work.disk + one.work.features),
             one.state,
         )

@@ -6,9 +6,9 @@ import shutil
 import signal
 from pathlib import Path
 
-from results.atomic import ASKED_BYTES
 from results.escape import plain
 
+ROOM_BYTES = 2**20  # with less a disk is full: what a job could not write is already removed
 # what the driver says of a GPU that is gone; an illegal access is a program's fault and leaves the GPU in order
 GPU_IS_LOST = re.compile(
     r"CUDA error: (unknown error|uncorrectable ECC error|hardware stack error)[^\n]*"
@@ -42,7 +42,7 @@ def why(log: Path, status: int) -> str:
 def _no_words(log: Path, status: int) -> str:
     """Of a job whose log is empty; a full disk takes no words."""
     with contextlib.suppress(OSError):
-        if shutil.disk_usage(log.parent).free < ASKED_BYTES:
+        if shutil.disk_usage(log.parent).free < ROOM_BYTES:
             return f"the disk of {log.parent} is full; make room and start the same command again"
     return f"its process ended with status {status}"
 

@@ -152,9 +152,12 @@ def _train_and_test(
     if cfg.get("precise_bn"):
         cfg.custom_hooks.append({"type": PreciseBN, "batches": cfg.precise_bn})
     with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
+        cfg.train_dataloader.pin_memory = cfg.test_dataloader.pin_memory = env.device.startswith("cuda")
         runner = QuickRunner.from_cfg(cfg)
         wrapped = hasattr(runner.model, "module")  # as it is in several processes
-        load_encoder(runner.model.module if wrapped else runner.model, encoder)
+        model = runner.model.module if wrapped else runner.model
+        load_encoder(model, encoder)
+        copy_without_waiting(model)
         if not wrapped:
             runner.model.to(env.device)  # mmengine takes a GPU wherever there is one
         try:
@@ -194,6 +197,11 @@ def load_encoder(model: BaseModel, encoder: Encoder) -> None:
     """Gives the encoder's tensors to the model's backbone, and to a head that holds its last stage (C4)."""
     for part in (model.backbone, *(module for name, module in model.named_modules() if name.endswith("shared_head"))):
         part.load(encoder.spec, encoder.model.state_dict())
+
+
+def copy_without_waiting(model: BaseModel) -> None:
+    """Lets pictures and labels go to a GPU while it computes. Segmentation's preprocessor has no argument for it."""
+    model.data_preprocessor._non_blocking = True
 
 
 def save_interval(iterations: int, parts: int) -> int:

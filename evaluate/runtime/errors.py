@@ -1,5 +1,7 @@
 """The errors a person may meet: each is one clear sentence, never a traceback."""
 
+from pathlib import Path
+
 from results.ending import is_full, no_room
 
 
@@ -21,6 +23,13 @@ def in_one_sentence(error: UserError | OSError) -> str:
     if isinstance(error, PermissionError) and error.filename:
         return f"{error.filename} cannot be read or written ({error.strerror}); allow access to it"
     return str(error)
+
+
+def unwritten(path: Path, error: OSError) -> UserError:
+    """What to raise where a command cannot write its result."""
+    if is_full(error):
+        return UserError(no_room(error))
+    return UserError(f"{path} cannot be written ({error.strerror}); choose another place with --out")
 
 
 def from_outside(error: Exception) -> str:

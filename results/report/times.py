@@ -35,7 +35,10 @@ def _cell(entry: Entry) -> dict[str, Any] | None:
     estimated = _number(_part(entry, "estimate").get("seconds"))
     memory = _part(entry, "memory")
     peaks = {name: peak for name in ("process", "gpu") if (peak := _number(memory.get(name)))}
+    expected = _number(_part(entry, "estimate").get("memory"))
     told = [f"{'GPU ' if name == 'gpu' else ''}{gib(peak)}" for name, peak in peaks.items()]
+    if told and expected is not None:  # of the last: on a GPU of its tensors, elsewhere of the process
+        told[-1] += f" (est. {gib(expected)})"
     return {
         "seconds": seconds,
         "text": duration(seconds),

@@ -209,3 +209,18 @@ def test_the_limits_of_shards_depend_on_the_set_alone() -> None:
         1024,
         1024,
     ]
+
+
+def test_a_small_set_starts_no_more_processes_than_it_has_batches(
+    data: Path, env: Env, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    def read(dataset: loader.Images, sampler: object, workers: int = 0) -> object:
+        started.append(workers)
+        return loader.batches(dataset, sampler)
+
+    monkeypatch.setattr(cached_pass, "batches", read)
+    val = imagenet.val_set(data)  # 80 images: two batches
+    features.extract(class_token_vit(), val, CROP, replace(env, workers=15))
+    assert started == [2]

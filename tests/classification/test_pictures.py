@@ -100,6 +100,11 @@ def test_principal_colors_tell_parts_apart_and_do_not_depend_on_the_axes() -> No
     )
     rotation, _ = np.linalg.qr(draw.normal(size=(10, 10)))
     assert np.abs(pictures.principal_colors(values @ rotation).astype(int) - colors).max() <= 1
+    rare = draw.normal(0, 0.05, (1, 8, 8, 10))
+    rare[0, :2, :3, 0] += 3  # what is rare is bright, however the axes lie
+    for _ in range(10):
+        rotation, _ = np.linalg.qr(draw.normal(size=(10, 10)))
+        assert pictures.principal_colors(rare @ rotation)[0, :2, :3, 0].min() > 200
     assert pictures.principal_colors(np.zeros((1, 1, 1, 2))).shape == (1, 1, 1, 3)  # a map of one place
 
 

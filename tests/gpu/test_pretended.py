@@ -11,6 +11,7 @@ from tests.gpu.pretended.expected import check
 
 ROOT = Path(__file__).resolve().parents[2]
 PRETRAINING, TASKS = "tests.gpu.pretended.pretraining", "tests.gpu.pretended.tasks"
+DENSE, DENSE_TASKS = "tests.gpu.pretended.dense", ("detection", "segmentation")
 ALL = ["finetune", "linear_probe", "sweep", "features", "predictions", "knn"]
 SHORT = ["--batch", "8", "--set", "depth=2"]  # widths and tokens of ViT-B; no block does what the one before does not
 SHORT_RESNET = ["--batch", "8", "--set", "layers=[1,1,1,1]"]
@@ -61,6 +62,7 @@ def run(environment, *arguments):
         ),
         pytest.param([TASKS, *ALL, "--encoder", "vit_short"], id="tasks"),
         pytest.param([TASKS, "finetune", "features", "--encoder", "resnet50"], id="tasks of a ResNet"),
+        *(pytest.param([DENSE, task, "--batch", "2", "--encoder", "vit_short"], id=task) for task in DENSE_TASKS),
     ],
 )
 def test_no_tensor_of_the_cpu_is_mixed_in(command, pretended, tmp_path):
@@ -69,8 +71,10 @@ def test_no_tensor_of_the_cpu_is_mixed_in(command, pretended, tmp_path):
     assert parts
     for part in parts:
         assert part["operations"] > 10 and part["peak_bytes"] > 2**20 and part["waits"] >= 0
-        assert not part["mixed"], part["part"]
-        assert len({entry["place"] for entry in part["to_cpu"]}) <= 1, part["to_cpu"]
+        # mmdet fills its tensors with single numbers of the CPU, and rasterizes outlines there
+        ours = [entry for kind in ("mixed", "to_cpu") for entry in part[kind] if not entry["place"].startswith("mm")]
+        assert not [entry for entry in ours if entry["kind"].startswith("mixed")], part["part"]
+        assert len({entry["place"] for entry in ours}) <= 1, part["to_cpu"]
         assert not (part["part"].partition(":")[0] in STEPS and part["to_cpu"]), part["to_cpu"]
         check(part, command[-1])
 

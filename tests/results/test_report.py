@@ -198,7 +198,7 @@ def test_curves_are_the_files(tmp_path: Path) -> None:
 
 def test_estimates_and_memory_stand_beside_the_times(tmp_path: Path) -> None:
     told = {
-        "estimate": {"seconds": 90.0, "source": "assumed: <an H100>"},
+        "estimate": {"seconds": 90.0, "source": "assumed: <an H100>", "memory": 2**31},
         "memory": {"process": 3 * 2**30, "gpu": 2**31},
     }
     write_rows(tmp_path, ["one"], **told)
@@ -210,7 +210,9 @@ def test_estimates_and_memory_stand_beside_the_times(tmp_path: Path) -> None:
     assert {(one["data-estimate"], one["data-process"], one["data-gpu"]) for one in known} == {
         ("90.0", str(3.0 * 2**30), str(2.0**31))
     }
-    assert "est. 1 min 30 s · 3.0 GiB · GPU 2.0 GiB" in section and "(assumed: &lt;an H100&gt;)" in section
+    assert (
+        "est. 1 min 30 s · 3.0 GiB · GPU 2.0 GiB (est. 2.0 GiB)" in section and "(assumed: &lt;an H100&gt;)" in section
+    )
 
 
 def test_no_finite_number_ends_the_report(tmp_path: Path) -> None:

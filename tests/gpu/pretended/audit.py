@@ -11,9 +11,11 @@ Kinds of what is found, each with the line of the project (or of a library) that
 
 import collections
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -101,6 +103,15 @@ class Audit(Watch):
             self._copy(name, args, kwargs)
         elif any(map(on_cuda, tensors)):
             self._operation(name, args, tensors)
+        if name == "nonzero":
+            return _positions(args[0].numel(), args[0], args[0].dim())
+        if name == "nms":
+            return _positions(len(args[0]), args[0])
+        if name == "_unique2":
+            each = _positions(args[0].numel(), args[0])
+            return args[0].flatten(), each.view(args[0].shape), each
+        if name in INDEXING:
+            args = (args[0], _without_masks(args[1]), *args[2:])
         return func(*args, **kwargs)
 
     def _number(self, func: Any, tensor: Tensor) -> Any:
@@ -126,9 +137,7 @@ class Audit(Watch):
 
     def _operation(self, name: str, args: Any, tensors: list[Tensor]) -> None:
         self.operations += 1
-        chosen_by_mask = name in INDEXING and any(
-            getattr(index, "dtype", None) in (torch.bool, torch.uint8) for index in tree_iter(args[1])
-        )
+        chosen_by_mask = name in INDEXING and any(map(_is_mask, args[1]))
         if name in SIZE_KNOWN_LATE or chosen_by_mask:
             self.note(f"wait: the size of {name} is known on the GPU alone")
         if any(tensor.device.type == "cpu" for tensor in tensors):
@@ -158,10 +167,32 @@ class Made(TorchFunctionMode):
         self.audit = audit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.numpy:  # of what was copied to the CPU, and has no values
+            return np.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
         made = func(*args, **(kwargs or {}))
         if func in (torch.tensor, torch.as_tensor) and on_cuda(made) and not (args and on_cuda(args[0])):
             self.audit.note("wait: torch.tensor on the GPU", made.numel() * made.element_size())
         return made
+
+
+def _is_mask(index: Any) -> bool:
+    return getattr(index, "dtype", None) in (torch.bool, torch.uint8)
+
+
+def _positions(count: int, chosen: Tensor, *shape: int) -> Tensor:
+    """What an operation finds that chooses by values, which are not there: everything."""
+    return torch.empty((count, *shape), dtype=torch.int64, device=chosen.device)
+
+
+def _without_masks(indices: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Indices in which a mask is replaced by the positions of all its entries."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if index is None or not _is_mask(index):
+            found.append(index)
+        else:
+            found.extend(_positions(index.numel(), index, index.dim()).unbind(1))
+    return found
 
 
 def _place() -> str:

@@ -22,6 +22,9 @@ FEATURES_OF_A_RESNET = {"evaluate/classification/finite.py": 1, "evaluate/classi
 PRETRAINING = {"forward and backward": 1, "optimizer": 1}
 # the scaler of fp16 reads a flag for each group of an optimizer that is not fused (LARS)
 PRETRAINING_OF_A_RESNET = {"forward and backward": 1, "optimizer": 2}
+# of a dense step: ours is the look at whether its gradients are finite; mmdet's and mmseg's are theirs
+DENSE = {"evaluate/mm/mixed_precision.py": 1}
+OF_LIBRARIES = {"detection": 45, "segmentation": 4}  # of mmdet an image, of mmseg a step (its accuracy)
 PEAKS = {  # GiB of the tasks' own micro-batches, at ViT-B's width and four blocks
     "finetune": 3.3,
     "linear_probe": 2.5,
@@ -29,6 +32,8 @@ PEAKS = {  # GiB of the tasks' own micro-batches, at ViT-B's width and four bloc
     "features": 0.65,
     "predictions": 0.7,
     "knn": 5.0,
+    "detection": 6.0,  # of two images
+    "segmentation": 3.3,  # of two crops
 }
 
 
@@ -39,7 +44,12 @@ def check(part: dict[str, Any], encoder: str) -> None:
     for entry in part["found"]:
         if entry["kind"].startswith(("wait", "to the CPU")):
             places[entry["place"].partition(":")[0]] += entry["count"]
-    if name in PRETRAINING:
+    if name in OF_LIBRARIES:
+        own = {place: count for place, count in places.items() if place.startswith("evaluate/")}
+        images = part["images"] if name == "detection" else 1
+        assert own == DENSE and sum(places.values()) - 1 <= OF_LIBRARIES[name] * images, (name, places)
+        assert part["peak_bytes"] <= PEAKS[name] * GIB, (name, part["peak_bytes"] / GIB)
+    elif name in PRETRAINING:
         allowed = PRETRAINING_OF_A_RESNET if encoder.startswith("layers=") else PRETRAINING
         assert sum(places.values()) <= allowed[name], (name, places)
     elif name in WAITS:
