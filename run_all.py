@@ -45,7 +45,7 @@ from evaluate.harness import (
     watch,
 )
 from evaluate.harness.cost import VIT_B
-from evaluate.runtime import devices
+from evaluate.runtime import devices, scalars
 from evaluate.runtime.cli import (
     EXIT_CTRL_C,
     EXIT_SKIPPED,
@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
         given = Path(os.path.abspath(arguments.cancel))
         return 0 if slurm_states.cancel(given) else watch.cancel(given)
     slurm.check(arguments)
+    scalars.require(arguments.log)
     pretrains = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
     if (arguments.demo or arguments.ablate) and (arguments.ckpt or arguments.calibrate or arguments.clean):
         raise UserError("--demo and --ablate pretrain: leave out --ckpt, --calibrate and --clean")
@@ -138,7 +139,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.part:
         identities.take()
-    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device")}
+    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "keep_models", "log")}
     seeds = more_seeds(arguments)
     shared = suite.Suite(out, identities, nodes, configs, of_encoder, conversion=said, more_seeds=seeds, **where)
     work: list[executor.Job] = []

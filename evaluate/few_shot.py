@@ -77,6 +77,7 @@ PRESETS = {
 }
 
 
+CENTRED = "less its mean over the features, over its L2 norm"
 SHARES = {"1percent": 0.01, "10percent": 0.1}  # of a class, drawn where the list is absent
 
 
@@ -153,18 +154,19 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 in percent; with several draws their mean, and top1_deviation."""
     import torch
 
-    from evaluate.classification import metrics
+    from evaluate.classification import heads, metrics
     from evaluate.classification.features import frozen_features, resolve_pooling
     from evaluate.classification.setup import report
     from evaluate.classification.softmax_regression import centre_rows, fit
     from evaluate.runtime import distributed
+    from results.predictions import Answers
 
     config = labels_of(config, env)
     train, draws = labelled(config, env)
     val = val_set(env.data_root, env.limit, env.identities)
     found = frozen_features(encoder, config, env, train, val)
     pooling = resolve_pooling(encoder, config.pooling)
-    fits = []
+    fits: list[tuple[Answers, float, int]] = []
     if distributed.rank() == 0:  # the others would find the same optimum, each with all the cores
         train_rows, val_rows = (
             centre_rows(part.require_tokens(pooling).double().numpy()) for part in (found.train, found.val)
@@ -176,6 +178,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
             top, probabilities = metrics.best_of_logits(torch.from_numpy(val_rows @ weights.T))
             classes = torch.from_numpy(np.unique(labels))[top]
             answers = metrics.answers(val, found.val.stored.unreadable, classes, probabilities)
+            if not fits:  # of several draws the first is kept, as of its answers
+                known = [val.classes[label] for label in np.unique(labels)]
+                seen = f"{pooling} token of the last block, {CENTRED}"
+                about = {"encoder": encoder.fingerprint, "input": seen, "classes": known}
+                heads.save(env.out_dir, torch.from_numpy(weights), None, about)
             fits.append((answers, objective, len(labels)))
     draws_answers, objectives, counts = zip(*distributed.broadcast_object(fits), strict=True)
     accuracies = [metrics.percent(answers.correct()) for answers in draws_answers]

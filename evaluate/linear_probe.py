@@ -146,8 +146,8 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 and top5 of the last epoch, in percent; raises UserError where the training diverges."""
-    from evaluate.classification import probe
-    from evaluate.classification.features import resolve_pooling
+    from evaluate.classification import heads, probe
+    from evaluate.classification.features import described, resolve_pooling
     from evaluate.classification.setup import cuts_alike, make_setup, report_training, train_and_val
     from evaluate.runtime.seeding import seed_global
 
@@ -172,7 +172,10 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     normed_otherwise = config.batch_norm and not cuts_alike(setup, PRESETS["paper"])  # it alone sees a micro-batch
     immaterial = ([] if normed_otherwise else ["micro_batch"]) + (["trust"] if config.optimizer == "sgd" else [])
     env.report(immaterial={"": immaterial})
-    return report_training(env, setup, inputs.answers(head, config.max_unreadable_images), **protocol)
+    answers = inputs.answers(head, config.max_unreadable_images)
+    about = {"encoder": encoder.fingerprint, "input": described(encoder, pooling), "classes": setup.train.classes}
+    heads.save(env.out_dir, *heads.folded(head), about)
+    return report_training(env, setup, answers, **protocol)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,7 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1, top5 and held_out_top1 of the chosen head, in percent; raises UserError where the training diverges."""
     from evaluate.classification import head_sweep
+    from evaluate.classification.heads import save
     from evaluate.classification.setup import hold_out, make_setup, report_training, train_and_val
     from evaluate.classification.stacked_heads import StackedHeads
     from evaluate.runtime.seeding import seed_global
@@ -111,6 +112,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     places = ((name, index) for name in right for index in range(len(config.base_lrs)))
     name, index = max(places, key=lambda place: right[place[0]][place[1]])
     answers = head_sweep.chosen_answers(heads, name, index, inputs, setup, env, config.max_unreadable_images)
+    about = {"encoder": encoder.fingerprint, "input": f"{name}, after the final norm", "classes": train.classes}
+    save(env.out_dir, *heads.head(name, index), about)
     result = report_training(
         env,
         setup,

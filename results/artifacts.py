@@ -9,11 +9,15 @@ CONFUSION = "confusion{}.npz"
 PRECISION_RECALL = "precision_recall.npz"
 DETECTIONS = "detections.json.gz"
 PICTURES = "pictures"
+EVENTS = "tensorboard"
+HEAD = "head.safetensors"
+MODEL = "model.pth"
 SUFFIXES = ("", "_ms")  # of a test, as the metrics have them: at one scale and at several
 
 FILES = {
     PREDICTIONS: "of each test image the right class, the best classes and their probabilities",
     CURVES: "loss, rate and accuracy of the training, a line a point",
+    EVENTS: "the same points as events, for tensorboard --logdir",
     CLASSES.format(""): "the metrics of each class",
     CLASSES.format("_ms"): "the metrics of each class, at several scales",
     CONFUSION.format(""): "pixels by right and by predicted class",
@@ -22,6 +26,8 @@ FILES = {
     DETECTIONS: "every detection that was scored, as COCO results",
     PICTURES: "pictures that the task drew, with an index for each kind",
     "imagenet_c.csv": "the error of each corruption and severity",
+    HEAD: "the linear head on the frozen encoder",
+    MODEL: "the trained detector or segmenter",
     "classifier.safetensors": "the fine-tuned classifier",
 }
 

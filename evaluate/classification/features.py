@@ -114,6 +114,15 @@ def resolve_pooling(encoder: Encoder, asked: str | None) -> str:
     return (asked or encoder.spec.pooling) if encoder.spec.class_token else "mean"
 
 
+def described(encoder: Encoder, kind: str) -> str:
+    """What ``probe_input`` gives, in words."""
+    if encoder.spec.family == "resnet":
+        return "the last map, averaged"
+    if kind == "cls":
+        return "the class token of the last block after the encoder's final norm"
+    return "the mean of the last block's patch tokens after a LayerNorm without parameters"
+
+
 def probe_input(encoder: Encoder, kind: str, tokens: torch.Tensor) -> torch.Tensor:
     """The linear probe's input from raw tokens (…, D).
 

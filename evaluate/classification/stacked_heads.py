@@ -38,6 +38,12 @@ class StackedHeads(nn.Module):
             for name, weight in self.weights.items()
         }
 
+    def head(self, name: str, index: int) -> tuple[Tensor, Tensor]:
+        """Weight (C, D) and bias (C,) of the head of an input with one of the rates."""
+        parts = self.weights[name], self.biases[name]
+        weight, bias = (part.view(len(self.base_lrs), self.classes, *part.shape[1:])[index] for part in parts)
+        return weight, bias
+
     @torch.no_grad()
     def accumulate(self, inputs: Mapping[str, Tensor], labels: Tensor, count: int) -> Tensor:
         """Adds the gradient of every head's cross entropy, over ``count`` images in all, times its share of the rate;

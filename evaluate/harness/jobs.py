@@ -119,6 +119,8 @@ def _command(row: str, node: Node, run: suite.Suite, processes: int) -> list[str
     command += ["--limit", str(run.limit)] if run.limit else []
     if run.identities.for_tasks:
         command += [f"--identity={part}={known}" for part, known in run.identities.present(run.data(node)).items()]
+    command += ["--keep-models"] if run.keep_models else []
+    command += ["--log", run.log] if run.log else []
     command += [part for name, path in run.inputs(row, node).items() for part in ("--input", f"{name}={path}")]
     return command
 

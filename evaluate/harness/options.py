@@ -6,8 +6,8 @@ from pathlib import Path
 from evaluate.checkpoints import command_line
 from evaluate.harness import demo, plan, slurm
 from evaluate.harness.pretraining import START, TASK
-from evaluate.runtime import devices
-from evaluate.runtime.cli import at_least_one, at_least_zero
+from evaluate.runtime import devices, scalars
+from evaluate.runtime.cli import add_keep_models, at_least_one, at_least_zero
 
 
 def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace:
@@ -80,6 +80,8 @@ def _what(parser: argparse._ArgumentGroup) -> None:
         "--limit", type=at_least_one, help="read at most so many images of each set; the cells are marked"
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="records, logs and tables go here (default: out)")
+    add_keep_models(parser)
+    scalars.add_option(parser)
 
 
 def _settings(parser: argparse._ArgumentGroup) -> None:

@@ -97,10 +97,11 @@ def shared(arguments: argparse.Namespace) -> list[str]:
     """The options that the command lines of all jobs have."""
     root = os.path.abspath(layouts.root(arguments.data_root))
     fixed = {"data-root": root, "out": os.path.abspath(arguments.out), "task-timeout": arguments.task_timeout}
-    fixed |= {name: getattr(arguments, name) for name in ("seed", "preset", "limit", "workers")}
+    fixed |= {name: getattr(arguments, name) for name in ("seed", "preset", "limit", "workers", "log")}
     fixed |= {name: getattr(arguments, name) for name in command_line.TEXTS}
     line = [f"--{name}={value}" for name, value in fixed.items() if value is not None]
-    return [*line, *(["--verify-data"] if arguments.verify_data else [])]
+    flags = [name for name in ("verify_data", "keep_models") if getattr(arguments, name)]
+    return [*line, *(f"--{name.replace('_', '-')}" for name in flags)]
 
 
 def command(

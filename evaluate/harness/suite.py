@@ -44,6 +44,9 @@ class Suite:
     """With which the tasks that draw something are repeated."""
     limit: int | None = None
     device: str = "auto"
+    keep_models: bool = False
+    log: str | None = None
+    """Where curves go besides their file (``evaluate.runtime.scalars``)."""
     workers: int = 0
     conversion: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By row: what the user says of its checkpoint (``evaluate.checkpoints.command_line``)."""

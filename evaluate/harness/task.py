@@ -33,11 +33,12 @@ from evaluate.harness.plan import (
     recommended,
 )
 from evaluate.harness.suite import stale_files, work_folder
-from evaluate.runtime import devices
+from evaluate.runtime import devices, scalars
 from evaluate.runtime.cli import (
     EXIT_FAILED,
     EXIT_SKIPPED,
     EXIT_USER,
+    add_keep_models,
     at_least_one,
     at_least_zero,
     loading_processes,
@@ -122,6 +123,7 @@ def _main(task: str, argv: list[str] | None) -> int:
     inputs = _inputs(arguments, node)
     data_root = layouts.root(arguments.data_root)
     device = devices.resolve_device(arguments.device)
+    scalars.require(arguments.log)
     name = rows.check_name(arguments.name or next(iter(rows.named_checkpoints([str(arguments.ckpt)]))))
 
     from evaluate import encoder as encoders
@@ -159,6 +161,7 @@ def _main(task: str, argv: list[str] | None) -> int:
         limit=arguments.limit,
         identities=data,
         inputs=inputs,
+        keep_models=arguments.keep_models,
     )
     entry = {**start(identity, preset, node, encoder, env), "encoder": name, "data": data}
     if not first:
@@ -169,7 +172,9 @@ def _main(task: str, argv: list[str] | None) -> int:
             print(json.dumps(standing["metrics"], indent=2))
             print(f"record: {record.path_of(out / 'records', name, identity)} stands already")
             return 0
+        scalars.choose(arguments.log, f"{name}/{node.name}")
         status = measure(module, encoder, config, env, entry)
+        scalars.end()
         entry["files"] = {
             file: sha256(env.out_dir / file) for file in made_for_others(node) if (env.out_dir / file).is_file()
         }
@@ -350,6 +355,8 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         "--limit", type=at_least_one, help="read at most so many images of each set; the record says so"
     )
     parser.add_argument("--identity", action="append", default=[], help=argparse.SUPPRESS)  # PART=IDENTITY of the data
+    add_keep_models(parser)
+    scalars.add_option(parser)
     named = sorted({name for node in NODES if node.task == task for name in node.inputs})
     if named:
         parser.add_argument(

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmengine.evaluator import Evaluator
+from torch import nn
 
 from evaluate.runtime import distributed
 from results import artifacts
-from results.atomic import atomic_write
+from results.atomic import atomic_write, remove_partial
 
 DECIMALS = 3  # of a box, in pixels
 SHOWN = 6  # decimals of a mean precision
@@ -32,6 +34,16 @@ def save(folder: Path, evaluator: Evaluator, suffix: str = "") -> None:
     (metric,) = evaluator.metrics
     if distributed.rank() == 0:
         metric.save(folder, suffix)
+
+
+def write_model(folder: Path, model: nn.Module, **about: Any) -> None:
+    """Writes a trained model's weights under mmdetection's or mmsegmentation's names, with what is said ``about`` it.
+
+    ``torch.load(FILE, weights_only=True)`` reads it.
+    """
+    remove_partial(folder, artifacts.MODEL)
+    with atomic_write(folder / artifacts.MODEL) as written:
+        torch.save({"state_dict": model.state_dict(), "meta": about}, written)
 
 
 def write_detections(folder: Path, detections: Iterable[Mapping[str, Any]]) -> None:

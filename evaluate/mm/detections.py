@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """(n,) where each mask's run lengths end; found once, since LVIS' val has six million."""
+        return np.cumsum(self.lengths)
+
     def best(self, count: int) -> np.ndarray:
         """Indices of the ``count`` best of each image, image after image, from the best score down; ties keep their
         order.
@@ -76,7 +82,6 @@ class Detections:
 
     def results(self, indices: np.ndarray, masks: bool) -> list[dict[str, Any]]:
         """Those of some indices as COCO results, each with its mask or its box."""
-        ends = np.cumsum(self.lengths)
         found = []
         for index in indices.tolist():
             entry: dict[str, Any] = {
@@ -85,7 +90,7 @@ class Detections:
                 "score": float(self.scores[index]),
             }
             if masks:
-                run = self.runs[ends[index] - self.lengths[index] : ends[index]].tobytes()
+                run = self.runs[self._ends[index] - self.lengths[index] : self._ends[index]].tobytes()
                 entry["segmentation"] = {"size": self.sizes[index].tolist(), "counts": run}
             else:
                 entry["bbox"] = self.boxes[index].tolist()

@@ -166,6 +166,11 @@ def _train_and_test(
             allow_tf32(False)
             # where BatchNorm is a process's own, the processes' running statistics differ; the first's are the model's
             distributed.broadcast(list(runner.model.buffers()))
+            if env.keep_models and rank == 0:
+                trained = runner.model.module if wrapped else runner.model
+                told = {"recipe": name, "encoder": encoder.fingerprint, "iterations": cfg.train_cfg.max_iters}
+                classes = runner.test_dataloader.dataset.metainfo["classes"]
+                artifacts.write_model(env.out_dir, trained, classes=list(classes), **told)
             metrics = _plain(runner.test())
             resampling.report(env, runner.test_loop.evaluator)
             artifacts.save(env.out_dir, runner.test_loop.evaluator)

@@ -7,6 +7,7 @@ highest learning rate), ``loss`` (its mean since the point before) and ``accurac
 import json
 from pathlib import Path
 
+from evaluate.runtime import scalars
 from results import artifacts
 from results.atomic import atomic_write
 
@@ -20,6 +21,7 @@ def begin(folder: Path, step: int) -> None:
     A training that goes on from an older state measures the later ones again.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    scalars.begin(folder, step)
     path = folder / FILE
     if not path.is_file():
         return
@@ -31,6 +33,7 @@ def begin(folder: Path, step: int) -> None:
 def append(folder: Path, step: int, **values: float) -> None:
     """Adds a point, with six digits of each number."""
     point = {"step": step, **{name: _short(value) for name, value in values.items()}}
+    scalars.write(step, values)
     with (folder / FILE).open("a") as file:
         file.write(json.dumps(point) + "\n")
 

@@ -27,6 +27,8 @@ class Env:
     """
     inputs: dict[str, Path] = field(default_factory=dict)
     """Files that another task made, by the names that the task's node gives them."""
+    keep_models: bool = False
+    """Whether a dense task keeps its model beside the record."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What ``report`` has collected."""
 

@@ -76,7 +76,7 @@ def test_features_are_kept_and_a_damaged_shard_alone_is_made_again(
         before = after
     sorted(before)[0].write_bytes(b"")
     assert knn.run(class_token_vit(), knn.PRESETS["demo"], env) == first
-    monkeypatch.setattr(Encoder, "forward_blocks", lambda *_: pytest.fail("features were computed again"))
+    monkeypatch.setattr(features, "frozen_tokens", lambda *_: pytest.fail("features were computed again"))
     assert knn.run(class_token_vit(), knn.PRESETS["demo"], env) == first
 
 

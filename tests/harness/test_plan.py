@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from evaluate.data.identity import DataIdentities, fingerprint
-from evaluate.harness import plan, rows, suite, task
+from evaluate.harness import jobs, plan, rows, suite, task
 from evaluate.runtime.env import Env
 from evaluate.runtime.settings import as_json
 from results import record, tables
@@ -29,6 +29,14 @@ def certify(out, fingerprint):
     (out / "mine" / rows.ENCODER).write_text(fingerprint)
     (out / "mine/encoder.certificate.json").write_text(json.dumps({"fingerprint": fingerprint, "passed": True}))
     rows.seal_encoder(out / "mine")
+
+
+def test_what_a_run_keeps_and_logs_is_said_to_its_tasks(run):
+    (node,) = run.nodes
+    assert not {"--keep-models", "--log"} & set(jobs._command("mine", node, run, 1))
+    run.keep_models, run.log = True, "wandb"
+    command = jobs._command("mine", node, run, 1)
+    assert "--keep-models" in command and command[command.index("--log") + 1] == "wandb"
 
 
 def measured(run, value, settings=None):

@@ -200,8 +200,35 @@ def test_the_tasks_leave_them(encoder: Encoder, world: Path, tmp_path: Path) -> 
         value = {"detection": "box_ap", "segmentation": "iou"}[task]
         own = [float(row[value]) for row in table_of(tmp_path / task) if row[value]]
         assert np.mean(own) == pytest.approx(metrics["box_ap" if task == "detection" else "miou"])
+        assert not (tmp_path / task / "model.pth").exists(), "a model is kept only when that is asked for"
     several = [float(row["iou"]) for row in table_of(tmp_path / "segmentation", "classes_ms.csv") if row["iou"]]
     assert np.mean(several) == pytest.approx(metrics["miou_ms"])
+
+
+@pytest.mark.parametrize("module", [detection, segmentation], ids=["coco", "ade20k"])
+def test_a_kept_model_is_the_one_that_was_tested(
+    module: Any, encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evaluate.mm import runner
+
+    tested: list[dict[str, torch.Tensor]] = []
+    test = runner.QuickRunner.test
+
+    def keep(self: runner.QuickRunner) -> dict[str, float]:
+        tested.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        return test(self)
+
+    monkeypatch.setattr(runner.QuickRunner, "test", keep)
+    for again in (False, True):  # as a task does that was killed after its training
+        (tmp_path / "model.pth").unlink(missing_ok=True)
+        module.run(encoder, module.Config(recipe="demo", iterations=2), Env(world, tmp_path, limit=4, keep_models=True))
+        kept = torch.load(tmp_path / "model.pth", weights_only=True)
+        assert kept["state_dict"].keys() == tested[again].keys()
+        assert all(torch.equal(value, tested[again][name]) for name, value in kept["state_dict"].items())
+    assert kept["meta"]["encoder"] == encoder.fingerprint and kept["meta"]["iterations"] == 2
+    assert len(kept["meta"]["classes"]) > 1
+    size = sum(value.nbytes for value in kept["state_dict"].values())
+    assert size < (tmp_path / "model.pth").stat().st_size < 1.1 * size + 3e5
 
 
 def test_the_same_detections_are_the_same_bytes_and_none_are_a_list(tmp_path: Path) -> None:
