@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import PositiveFloat, PositiveInt
 
 from evaluate.encoder.flops import forward_gflop
-from evaluate.encoder.memory import weights
+from evaluate.encoder.memory import GIB, weights
 from evaluate.harness.cost import Cost, Count, disk_of_training, of_training, sharing
 from evaluate.harness.task import main
 from evaluate.mm import memory, recipe_names
@@ -68,6 +68,7 @@ PRESETS = {
 }
 
 
+DETECTIONS_KB = {"coco": 11, "lvis": 140, "voc": 5}  # of an image of val, kept; LVIS tests four times as many
 HEAD_GFLOP = 2080.0  # of a training step without the encoder, an image of 1024 px, counted on a pretended GPU
 
 
@@ -95,7 +96,7 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
         head,
         gpus=sharing(batch) if vit else (1,),
         memory=memory.of_detection(spec, side, at_once, config.grad_checkpointing) if vit else math.nan,
-        disk=disk_of_training(weights(spec) + heads),
+        disk=disk_of_training(weights(spec) + heads) + tested * DETECTIONS_KB[config.dataset] * 1e3 / GIB,
     )
 
 
