@@ -13,7 +13,6 @@ bad input; --check-data and --calibrate also 3, data absent.
 """
 
 import argparse
-import functools
 import itertools
 import json
 import math
@@ -97,8 +96,9 @@ def run(arguments: argparse.Namespace) -> int:
     slurm.check(arguments)
     scalars.require(arguments.log)
     pretrains = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
-    if (arguments.demo or arguments.ablate) and (arguments.ckpt or arguments.calibrate or arguments.clean):
-        raise UserError("--demo and --ablate pretrain: leave out --ckpt, --calibrate and --clean")
+    others = arguments.ckpt or arguments.calibrate or arguments.clean
+    if (arguments.demo or arguments.ablate) and others or arguments.ablate and arguments.check_data:
+        raise UserError("--demo and --ablate pretrain: leave out --ckpt, --calibrate, --clean (and --check-data)")
     minutes = minutes_of(arguments) if pretrains else None
     is_small = pretrains and (minutes is not None or on_toy_world(arguments))
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     training = settings.pop(pretraining.TASK, {}) if pretrains else {}
     settings = demo.with_settings(nodes, settings) if minutes else settings
     preset = arguments.preset or ("demo" if is_small else None)
-    of_encoder = functools.partial(plan.configure, nodes, preset, settings)
+    of_encoder = plan.for_encoders(nodes, preset, settings)
     configs = of_encoder(None)
     out = Path(os.path.abspath(arguments.out))
     presets = pretraining.named_presets(arguments.ablate) or (demo.PHOTOGRAPHS if minutes else demo.TOY)
@@ -121,8 +121,11 @@ def run(arguments: argparse.Namespace) -> int:
     said = {row: command_line.options(arguments, row, tuple(checkpoints)) for row in checkpoints}
     budget = estimate.hours_of(arguments.budget) if arguments.budget else None
     if pretrains and (budget or arguments.probe):
-        raise UserError("--budget and --probe go with --ckpt; the demo takes the minutes that README says")
+        raise UserError("--budget and --probe go with --ckpt: they say nothing of a pretraining")
+    resolved = pretraining.resolve(presets, arguments.seed, training) if arguments.ablate or training else {}
     if arguments.dry_run:
+        for row, values in resolved.items():
+            print(f"{row} ({presets[row]}): pretraining: {json.dumps(values)}")
         return dry_run(arguments, checkpoints, presets if pretrains else {}, nodes, of_encoder, budget)
     if arguments.check_data or arguments.calibrate:
         return examine(arguments, nodes, configs)
@@ -144,9 +147,9 @@ def run(arguments: argparse.Namespace) -> int:
     shared = suite.Suite(out, identities, nodes, configs, of_encoder, conversion=said, more_seeds=seeds, **where)
     work: list[executor.Job] = []
     if pretrains:
-        trained = pretraining.Pretraining(out, identities, presets, arguments.seed, arguments.device, minutes, training)
-        if arguments.ablate or training:
-            trained.check()
+        trained = pretraining.Pretraining(
+            out, identities, presets, arguments.seed, arguments.device, minutes, training, resolved
+        )
         print(trained.plan() if arguments.ablate else demo.plan(data_root, minutes), flush=True)
         checkpoints, work = trained.checkpoints(), trained.jobs()
     for row, path in checkpoints.items():
@@ -171,8 +174,12 @@ def run(arguments: argparse.Namespace) -> int:
     shared.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
     if not is_small and (gpus or budget or arguments.probe):
         before = [job for job in work if job.name.endswith((f"/{pretraining.TASK}", "/convert"))]
-        for job in before:  # each pretraining takes all GPUs
-            job.slots = len(gpus) if gpus and job.name.endswith(pretraining.TASK) and not arguments.jobs else 1
+        for row in (
+            checkpoints if pretrains and not arguments.jobs else ()
+        ):  # each pretraining takes all GPUs that it can
+            for job in before:
+                if job.name == f"{row}/{pretraining.TASK}":
+                    job.slots = trained.processes(row, len(gpus))
         # what a task costs follows from its encoder
         executor.run(before, slots, gpus, arguments.task_timeout, out)
         stands = {job.name for job in work if job.is_done()} | (every - {job.name for job in work})

@@ -9,10 +9,10 @@ CONFUSION = "confusion{}.npz"
 PRECISION_RECALL = "precision_recall.npz"
 DETECTIONS = "detections.json.gz"
 PICTURES = "pictures"
+MOST_PICTURES = 24  # of a kind
 EVENTS = "tensorboard"
 HEAD = "head.safetensors"
 MODEL = "model.pth"
-SUFFIXES = ("", "_ms")  # of a test, as the metrics have them: at one scale and at several
 
 FILES = {
     PREDICTIONS: "of each test image the right class, the best classes and their probabilities",

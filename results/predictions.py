@@ -82,6 +82,8 @@ def answers_of(arrays: Mapping[str, np.ndarray], metric: str = FIRST) -> Answers
     found = Answers(*(arrays[name] for name in names))
     fit = (
         found.top.ndim == 2
+        and all(array.dtype.kind in "iu" for array in (found.labels, found.top, found.left_out))
+        and found.probabilities.dtype.kind == "f"
         and found.top.shape == found.probabilities.shape
         and found.labels.shape == found.top.shape[:1]
     )

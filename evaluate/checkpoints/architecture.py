@@ -22,6 +22,7 @@ from evaluate.checkpoints.reader import Checkpoint
 from evaluate.encoder.model import build
 from evaluate.encoder.spec import CHOICES, MAX_BLOCKS, MAX_HEADS, EncoderSpec
 from evaluate.runtime.errors import UserError
+from results.escape import plain
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.uint8)
@@ -334,7 +335,7 @@ def _remark(checkpoint: Checkpoint) -> str:
     for table in (checkpoint.encoder_spec, checkpoint.top_level.get("config")):
         remark = table.get("remark") if isinstance(table, dict) else None
         if isinstance(remark, str):
-            return " ".join(remark.split())[:LONGEST_REMARK]
+            return plain(" ".join(remark.split()))[:LONGEST_REMARK]
     return ""
 
 

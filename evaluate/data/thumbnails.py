@@ -15,10 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from results import artifacts
 from results.atomic import atomic_write
 
-FOLDER = "pictures"
-MOST = 24  # pictures of a kind
 SIDE = 240  # of a picture's longer side, in pixels
 QUALITY = 80  # of a JPEG
 Color = tuple[int, int, int]
@@ -51,9 +50,9 @@ def write(folder: Path, kind: str, pictures: Sequence[Thumbnail], legend: Mappin
 
     Raises ValueError for more or larger pictures than a report takes.
     """
-    if len(pictures) > MOST or any(max(picture.image.size) > SIDE for picture in pictures):
-        raise ValueError(f"at most {MOST} pictures of at most {SIDE} px, not {len(pictures)}")
-    place = folder / FOLDER
+    if len(pictures) > artifacts.MOST_PICTURES or any(max(picture.image.size) > SIDE for picture in pictures):
+        raise ValueError(f"at most {artifacts.MOST_PICTURES} pictures of at most {SIDE} px, not {len(pictures)}")
+    place = folder / artifacts.PICTURES
     place.mkdir(parents=True, exist_ok=True)
     index = place / f"{kind}.json"
     for old in (index, *place.glob(f"{kind}-*")):

@@ -86,7 +86,10 @@ def _what(parser: argparse._ArgumentGroup) -> None:
 
 def _settings(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument(
-        "--preset", choices=("paper", "demo"), help="default: demo on the toy world and with --minutes, else paper"
+        "--preset",
+        choices=("paper", "demo"),
+        help="default: demo on the toy world and with --minutes, else paper, and the linear probe of the encoder's "
+        "method where it has one",
     )
     parser.add_argument(
         "--set",

@@ -4,7 +4,7 @@
 """
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,6 +139,21 @@ def configure(
         name = values.pop("preset", None) or preset or recommended(node, spec) or "paper"
         configs[node.name] = (name, override(from_preset(module_of(node.task), name), values))
     return configs
+
+
+def for_encoders(
+    nodes: Sequence[Node], preset: str | None, overrides: Mapping[str, Mapping[str, str]]
+) -> Callable[[EncoderSpec | None], Mapping[str, tuple[str, Settings]]]:
+    """``configure`` for any encoder; those with the same recommendations share one result."""
+    known: dict[tuple[str, ...], Mapping[str, tuple[str, Settings]]] = {}
+
+    def of_encoder(spec: EncoderSpec | None) -> Mapping[str, tuple[str, Settings]]:
+        own = tuple(recommended(node, spec) for node in nodes)
+        if own not in known:
+            known[own] = configure(nodes, preset, overrides, spec)
+        return known[own]
+
+    return of_encoder
 
 
 def paper_config(node: Node) -> Settings:

@@ -1,20 +1,23 @@
 """What ``run_all.py`` pretrains before it measures: a row for each preset, from the images of one data root."""
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities, fingerprint
-from evaluate.harness import rows
+from evaluate.harness import cost, rows
 from evaluate.harness.executor import ROOT, Job
 from evaluate.runtime.errors import UserError
 
 START = "@start"  # behind a preset: its random start, which is not trained
 SIDE = 96  # pixels of the copies that a pretraining of minutes takes: twice a view of 48
+ON_PAIRS = ("clip",)  # methods that take no folder of images
 TASK = "pretrain"  # in ``--set pretrain.epochs=100``
 OPTIONS = ("model", "micro_batch")  # of ``pretrain.train``, which ``--set pretrain.model=vit_small`` gives too
 
@@ -31,6 +34,36 @@ def named_presets(texts: Sequence[str]) -> dict[str, str]:
     return presets
 
 
+def resolve(presets: Mapping[str, str], seed: int, settings: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """All settings of each row, as ``pretrain.train`` has them, before hours are spent.
+
+    Raises UserError with what it says of a row that it does not take.
+    """
+    found = {}
+    for row, preset in presets.items():
+        command = [sys.executable, "-m", "pretrain.train", "--data", ".", "--out", ".", "--device", "cpu", "--dry-run"]
+        said = subprocess.run(
+            [*command, *_options(preset, seed, settings)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        if said.returncode:
+            reason = (said.stderr.strip().splitlines() or ["killed"])[-1]
+            raise UserError(f"pretraining {preset}: {re.sub(r'^[a-zA-Z .-]*pretrain[.]train: (error: )?', '', reason)}")
+        found[row] = json.loads(said.stdout)
+        if found[row]["method"] in ON_PAIRS:
+            raise UserError(
+                f"pretraining {preset}: it takes pairs of image and caption; pretrain it with pretrain.train --data, "
+                f"and give its checkpoint as --ckpt"
+            )
+    return found
+
+
+def _options(preset: str, seed: int, settings: Mapping[str, str]) -> list[str]:
+    options = ["--preset", preset.removesuffix(START)]
+    for name, value in {"seed": str(seed), **settings}.items():
+        options += [f"--{name.replace('_', '-')}", value] if name in OPTIONS else ["--set", f"{name}={value}"]
+    return [*options, *(["--init-only"] if preset.endswith(START) else [])]
+
+
 @dataclass(frozen=True)
 class Pretraining:
     """What is pretrained from the images of one data root."""
@@ -45,33 +78,28 @@ class Pretraining:
     """Of each pretraining, on small copies of the images; None: as many epochs as the presets say, on the images."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Of ``pretrain.train``, for all rows."""
+    resolved: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By row: all settings, as ``resolve`` found them; none where nobody asked."""
 
     def options(self, row: str) -> list[str]:
         """Of ``pretrain.train``, for a row."""
-        preset = self.presets[row]
-        given = {"seed": str(self.seed), **self.settings}
-        options = ["--preset", preset.removesuffix(START)]
-        for name, value in given.items():
-            options += [f"--{name.replace('_', '-')}", value] if name in OPTIONS else ["--set", f"{name}={value}"]
-        if preset.endswith(START):
-            return [*options, "--init-only"]
-        return options + (["--minutes", f"{self.minutes:g}"] if self.minutes else [])
+        options = _options(self.presets[row], self.seed, self.settings)
+        trained = self.minutes and not self.presets[row].endswith(START)
+        return options + (["--minutes", f"{self.minutes:g}"] if trained else [])
 
     def checkpoints(self) -> dict[str, Path]:
         """Where the checkpoint of each row lies: in a folder named by all that it is made of."""
         images = self.identities[layouts.pretraining_part(self.identities.data_root)]
         made_of = {row: {"options": " ".join(self.options(row)), "images": images} for row in self.presets}
+        for row, settings in self.resolved.items():  # a preset may be edited
+            made_of[row]["settings"] = json.dumps(settings, sort_keys=True)
         folder = self.out / "pretrain"
         return {row: folder / f"{row}-{fingerprint(parts)}" / "checkpoint.pth" for row, parts in made_of.items()}
 
-    def check(self) -> None:
-        """Raises UserError with what ``pretrain.train`` says of a row that it does not take, before hours are spent."""
-        for row in self.presets:
-            command = [sys.executable, "-m", "pretrain.train", "--data", ".", "--out", ".", "--device", "cpu"]
-            said = subprocess.run([*command, "--dry-run", *self.options(row)], cwd=ROOT, capture_output=True, text=True)
-            if said.returncode:
-                reason = (said.stderr.strip().splitlines() or ["killed"])[-1]
-                raise UserError(f"--ablate {self.presets[row]}: {re.sub('^[a-z.]+: (error: )?', '', reason)}")
+    def processes(self, row: str, gpus: int) -> int:
+        """How many of so many GPUs a row's pretraining takes: as many as share its batch evenly."""
+        batch = self.resolved[row]["batch_size"]
+        return max(count for count in cost.sharing(batch) if count <= max(gpus, 1))
 
     def plan(self) -> str:
         """What is going to be done, in a sentence."""

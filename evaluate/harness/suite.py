@@ -52,6 +52,8 @@ class Suite:
     """By row: what the user says of its checkpoint (``evaluate.checkpoints.command_line``)."""
     folders: dict[str, Path] = field(default_factory=dict)
     """By row: the folder that belongs to its encoder, once its checkpoint is known."""
+    specs: dict[str, EncoderSpec | None] = field(default_factory=dict)
+    """What encoders are, by their fingerprint."""
     refused: set[str] = field(default_factory=set)
     """Rows whose checkpoint could not be converted."""
     gpus: Mapping[str, int] = field(default_factory=dict)
@@ -93,9 +95,12 @@ class Suite:
 
     def config(self, row: str, node: Node) -> tuple[str, Settings]:
         """The preset's name and the config of a node, for the encoder of a row."""
-        if self.of_encoder and row in self.folders:
-            return self.of_encoder(read_spec(self.encoder(row)))[node.name]
-        return self.configs[node.name]
+        fingerprint = self.encoder_fingerprint(row) if self.of_encoder else None
+        if self.of_encoder is None or fingerprint is None:
+            return self.configs[node.name]
+        if fingerprint not in self.specs:
+            self.specs[fingerprint] = read_spec(self.encoder(row))
+        return self.of_encoder(self.specs[fingerprint])[node.name]
 
     def data(self, node: Node) -> dict[str, str]:
         """The identities of what a node reads, by part of the data root."""

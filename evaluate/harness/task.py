@@ -174,7 +174,6 @@ def _main(task: str, argv: list[str] | None) -> int:
             return 0
         scalars.choose(arguments.log, f"{name}/{node.name}")
         status = measure(module, encoder, config, env, entry)
-        scalars.end()
         entry["files"] = {
             file: sha256(env.out_dir / file) for file in made_for_others(node) if (env.out_dir / file).is_file()
         }
@@ -186,6 +185,7 @@ def _main(task: str, argv: list[str] | None) -> int:
             training_state.clear(env.out_dir)
             print(json.dumps(entry["metrics"], indent=2))
         print(f"record: {written}")
+        scalars.end()  # what a network may hold up comes after the record
     return distributed.end_together(status)
 
 
@@ -339,7 +339,8 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     )
     command_line.add_options(parser)
     parser.add_argument("--name", help="name of the row (default: the checkpoint's file name)")
-    parser.add_argument("--preset", choices=sorted(module.PRESETS), help="settings to start from (default: paper)")
+    own = "that of the encoder's method where it has one, else paper" if hasattr(module, "recommended") else "paper"
+    parser.add_argument("--preset", choices=sorted(module.PRESETS), help=f"settings to start from (default: {own})")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="take the settings of a record, or of a file that run_all.py wrote"
     )

@@ -4,9 +4,11 @@ A task trains once in a process, so there is one place at a time; only the first
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +52,41 @@ def begin(folder: Path, step: int) -> None:
     end()
     if _asked is not None:
         place, name = _asked
-        _opened = _tensorboard(folder, step) if place == "tensorboard" else _wandb(folder, name)
+        with _giving_up():
+            _opened = _tensorboard(folder, step) if place == "tensorboard" else _wandb(folder, name)
 
 
 def write(step: int, values: Mapping[str, float]) -> None:
     """Adds the numbers of one step."""
     if _opened is not None:
-        _opened[0](step, values)
+        with _giving_up():
+            _opened[0](step, values)
 
 
 def end() -> None:
     """Closes the place: what was written is there."""
     global _opened
-    if _opened is not None:
-        _opened[1]()
-    _opened = None
+    ending, _opened = _opened, None
+    if ending is not None:
+        with _giving_up():
+            ending[1]()
+
+
+@contextlib.contextmanager
+def _giving_up() -> Iterator[None]:
+    """A place that fails costs no number: a line says so, and nothing more goes there."""
+    global _asked, _opened
+    try:
+        yield
+    except Exception as error:
+        place = _asked[0] if _asked else "its place"
+        print(f"--log: {place} fails ({_in_one_line(error)}); curves.jsonl has all", file=sys.stderr)
+        _asked = _opened = None
+
+
+def _in_one_line(error: Exception) -> str:
+    """The kind of an error and its first line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def _tensorboard(folder: Path, step: int) -> tuple[Write, Callable[[], Any]]:

@@ -23,11 +23,12 @@ def check(batch_bytes: float, workers: int) -> None:
     """
     if not workers or not FOLDER.is_dir():  # only Linux has one
         return
-    each = AHEAD * batch_bytes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    free = shutil.disk_usage(FOLDER).free
-    if each * workers > free:
+    each, usage = AHEAD * batch_bytes, shutil.disk_usage(FOLDER)
+    # other processes of this run may have begun: what they take is no longer free, and is not asked for twice
+    room = min(usage.free, usage.total / int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if each * workers > room:
         raise UserError(
-            f"{FOLDER} has {free / MB:,.0f} MB free, and {workers} loading processes put up to "
-            f"{each * workers / MB:,.0f} MB there; give --workers {int(free / each)}, or a larger {FOLDER} "
+            f"{FOLDER} has {room / MB:,.0f} MB for this process, and {workers} loading processes put up to "
+            f"{each * workers / MB:,.0f} MB there; give --workers {int(room / each)}, or a larger {FOLDER} "
             f"(docker run --shm-size=8g)"
         )

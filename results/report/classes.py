@@ -161,7 +161,7 @@ def _confusions(
 def _of_images(folder: Path) -> list[tuple[str, str, int, float]] | None:
     arrays = predictions.load(folder) if _fits(folder / predictions.FILE) else {}
     answers, names = predictions.answers_of(arrays), arrays.get("names")
-    if answers is None or names is None or not len(answers.labels) or not answers.top.shape[1]:
+    if answers is None or names is None or names.ndim != 1 or not len(answers.labels) or not answers.top.shape[1]:
         return None
     right, said = answers.labels.astype(np.int64), answers.top[:, 0].astype(np.int64)
     if min(right.min(), said.min()) < 0 or max(right.max(), said.max()) >= len(names):
@@ -175,7 +175,9 @@ def _of_images(folder: Path) -> list[tuple[str, str, int, float]] | None:
 def _of_pixels(folder: Path) -> list[tuple[str, str, int, float]] | None:
     arrays = _arrays(folder, artifacts.CONFUSION.format(""))
     pixels, names = arrays.get("pixels"), arrays.get("names")
-    if pixels is None or names is None or pixels.shape != (len(names), len(names)) or pixels.dtype.kind != "i":
+    if pixels is None or names is None or names.ndim != 1 or pixels.shape != (len(names), len(names)):
+        return None
+    if pixels.dtype.kind != "i" or pixels.min(initial=0) < 0:
         return None
     right, said = np.nonzero(pixels * (1 - np.eye(len(names), dtype=pixels.dtype)))
     return _most(right, said, pixels[right, said], pixels.sum(axis=1), names)

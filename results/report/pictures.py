@@ -13,7 +13,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-FOLDER = "pictures"
+from results import artifacts
+
 KINDS = {  # as the tasks call them, in the page's order: a title, and what a reader must know
     "detections": (
         "what is found",
@@ -40,7 +41,6 @@ RESULT = "result"
 SUFFIXES = {".jpg": ("jpeg", b"\xff\xd8\xff"), ".png": ("png", b"\x89PNG\r\n")}
 NAME = re.compile(r"[a-z]{1,20}-\d{2}\.(jpg|png)")
 COLOR = re.compile(r"#[0-9a-f]{6}")
-MOST = 24  # pictures of a kind and row
 LARGEST_FILE = 64 * 1024  # a thumbnail has a fifth of it
 LONGEST = 300  # characters of a caption
 BYTES_OF_ROW, BYTES = 1_400_000, 16_000_000  # of the page, for each row and for all
@@ -87,7 +87,7 @@ def strips(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]], out: Pat
     for strip in found:
         strip.lines = [(label, pictures[:kept]) for label, pictures in strip.lines if kept]
     told = f"the first {kept} pictures of each line are shown" if kept else "no picture is shown"
-    return found, f"So that the page stays small, {told}; all lie in the tasks' folders, in {FOLDER}/."
+    return found, f"So that the page stays small, {told}; all lie in the tasks' folders, in {artifacts.PICTURES}/."
 
 
 def _bytes(found: Sequence[Strip], count: int) -> int:
@@ -116,10 +116,10 @@ def _strip(
 
 def _read(entry: Mapping[str, Any], kind: str, out: Path) -> tuple[list[Picture], dict[str, str]]:
     """The pictures of a kind in a record's folder, and their legend; what is absent or damaged is left out."""
-    folder = Path(entry.get("out", out)) / str(entry.get("work", "")) / FOLDER
+    folder = Path(entry.get("out", out)) / str(entry.get("work", "")) / artifacts.PICTURES
     try:
         index = json.loads(_content(folder / f"{kind}.json")) if entry.get("work") else {}
-        listed = [one for one in index["pictures"] if isinstance(one, dict)][:MOST]
+        listed = [one for one in index["pictures"] if isinstance(one, dict)][: artifacts.MOST_PICTURES]
         legend = [pair for pair in index.get("legend", []) if isinstance(pair, list) and len(pair) == 2]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [], {}

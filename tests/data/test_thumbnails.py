@@ -10,6 +10,7 @@ from PIL import Image
 from evaluate.data import drawing, thumbnails
 from evaluate.data.drawing import Shape
 from evaluate.data.thumbnails import Thumbnail, spaced
+from results import artifacts
 
 GREY = (100, 100, 100)
 
@@ -76,7 +77,7 @@ def test_what_is_written_is_listed(tmp_path: Path) -> None:
     thumbnails.write(tmp_path, "kind", [photograph, flat], {"sky": (0, 128, 255)})
     thumbnails.write(tmp_path, "kind", [flat], {"sky": (0, 128, 255)})  # in the place of the two
     thumbnails.write(tmp_path, "other", [photograph])
-    folder = tmp_path / thumbnails.FOLDER
+    folder = tmp_path / artifacts.PICTURES
     assert sorted(path.name for path in folder.iterdir()) == ["kind-00.png", "kind.json", "other-00.jpg", "other.json"]
     assert json.loads((folder / "kind.json").read_text()) == {
         "pictures": [{"file": "kind-00.png", "subject": "b", "part": "result", "caption": ""}],

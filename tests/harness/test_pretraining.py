@@ -53,18 +53,28 @@ def test_rows_are_named_by_their_presets() -> None:
 @pytest.mark.parametrize(
     ("preset", "settings", "says"),
     [
-        ("dome", {}, "--ablate dome: there is no preset 'dome'; the presets are"),
+        ("dome", {}, "pretraining dome: there is no preset 'dome'; the presets are"),
         ("demo", {"epochs": "soon"}, "setting 'epochs' is a whole number above 0, not 'soon'"),
-        ("demo", {"model": "vit_tiny"}, "invalid choice: 'vit_tiny'"),
+        ("demo", {"model": "vit_tiny"}, "pretraining demo: argument --model: invalid choice: 'vit_tiny'"),
+        ("clip_demo", {}, "pretraining clip_demo: it takes pairs of image and caption"),
         ("demo@start", {"color": "1"}, "unknown setting 'color'"),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_anything_runs(
-    tmp_path: Path, preset: str, settings: dict[str, str], says: str
-) -> None:
+def test_what_cannot_be_trained_is_said_before_anything_runs(preset: str, settings: dict[str, str], says: str) -> None:
     with pytest.raises(UserError) as error:
-        described(tmp_path, {"good": "demo", "bad": preset}, settings=settings).check()
+        pretraining.resolve({"bad": preset}, 0, settings)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_edited_preset_is_another_pretraining_and_its_batch_says_how_many_gpus_share_it(tmp_path: Path) -> None:
+    resolved = pretraining.resolve({"mine": "demo"}, 0, {"batch_size": "96"})
+    assert resolved["mine"]["batch_size"] == 96 and resolved["mine"]["method"] == "siameseim"
+    made = described(tmp_path, {"mine": "demo"}, settings={"batch_size": "96"}, resolved=resolved)
+    edited = replace(made, resolved={"mine": {**resolved["mine"], "mask_ratio": 0.1}})
+    assert made.checkpoints() != edited.checkpoints() == replace(edited).checkpoints()
+    assert [made.processes("mine", gpus) for gpus in (0, 1, 2, 3, 6, 8)] == [1, 1, 2, 2, 4, 8]
+    odd = replace(made, resolved={"mine": {**resolved["mine"], "batch_size": 90}})
+    assert odd.processes("mine", 8) == 2
 
 
 def test_several_gpus_share_one_pretraining(tmp_path: Path) -> None:

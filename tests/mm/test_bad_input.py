@@ -282,7 +282,7 @@ def test_a_crop_without_a_label_is_no_error(encoder: Encoder, world: Path, tmp_p
 def test_loading_processes_without_room_are_refused_before_they_start(
     encoder: Encoder, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1000))
+    monkeypatch.setattr(shared_memory.shutil, "disk_usage", lambda folder: types.SimpleNamespace(free=1000, total=1000))
     with pytest.raises(UserError, match="2 loading processes put up to .* give --workers 0"):
         detect(encoder, world, tmp_path, workers=2)
     config = dataclasses.replace(segmentation.PRESETS["demo"], iterations=2)
