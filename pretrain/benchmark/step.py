@@ -143,12 +143,10 @@ def batch_source(config: siameseim.Config, plain: bool, paths: list[Path]) -> Ca
     chosen = [paths[i % len(paths)] for i in index]
     if plain:
         batch = baseline.PerImageViews(config).batch(chosen)
-        tensors = {
-            field.name: getattr(batch, field.name)
-            for field in dataclasses.fields(batch)
-            if field.name not in ("noise", "small")
-        }
-        return lambda device: views.Batch(**{name: tensor.to(device) for name, tensor in tensors.items()})
+        tensors = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return lambda device: views.Batch(
+            **{name: tensor.to(device) for name, tensor in tensors.items() if tensor is not None}
+        )
     crops = views.crop([decode(path) for path in chosen], index, 0, config)
     return lambda device: views.augment(crops.to(device), 0, config)
 

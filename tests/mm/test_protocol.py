@@ -40,7 +40,7 @@ class Enough(Exception):
 def told(
     module: Any, encoder: Encoder, world: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any
 ) -> Env:
-    def stop(*_: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
         raise Enough
 
     monkeypatch.setattr("evaluate.mm.runner.train_and_test", stop)

@@ -140,7 +140,7 @@ def test_its_row_says_that_the_sizes_are_ours(tmp_path, capsys):
         **{"shifted_per_class": 1, "corrupted_per_class": 1},
     )
     root = toy.make(tmp_path, world)
-    saved = train.initialize(replace(mscn.PRESETS["demo"], width_per_group=4), tmp_path / "run")
+    saved = train.initialize(replace(mscn.PRESETS["demo"], block="bottleneck", width_per_group=4), tmp_path / "run")
     assert REMARK in str(conversion.convert(saved, tmp_path / "encoder.safetensors"))
     export.export(encoder.load(tmp_path / "encoder.safetensors"), "torchvision", tmp_path / "resnet.pth")
     conversion.convert(tmp_path / "resnet.pth", tmp_path / "again.safetensors")
