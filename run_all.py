@@ -19,7 +19,9 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from evaluate.checkpoints import command_line
 from evaluate.data import layouts
@@ -84,6 +86,59 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_CTRL_C
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a command line asks for, checked before anything is made."""
+
+    nodes: tuple[plan.Node, ...]
+    of_encoder: Configure
+    configs: Mapping[str, tuple[str, Settings]]
+    """Of an encoder whose method recommends nothing."""
+    checkpoints: Mapping[str, Path]
+    """By row; of rows that are pretrained, not their places yet."""
+    conversion: Mapping[str, Mapping[str, Any]]
+    """By row: what the user says of its checkpoint."""
+    budget: float | None
+    is_small: bool
+    """Whether all of it takes minutes: nothing is planned."""
+    presets: Mapping[str, str]
+    """By row, of what is pretrained; none where checkpoints are given."""
+    minutes: float | None
+    """Of each pretraining, on small copies of the images."""
+    training: Mapping[str, str]
+    """What the user sets for all pretrainings."""
+    resolved: Mapping[str, Mapping[str, Any]]
+    """By row: all settings of its pretraining, where the demo's own are not taken as they are."""
+
+
+def asked(arguments: argparse.Namespace) -> Asked:
+    """Reads the arguments of a run. Raises UserError for those that do not go together or name nothing."""
+    pretrains = not (arguments.ckpt or arguments.check_data or arguments.calibrate)
+    minutes = minutes_of(arguments) if pretrains else None
+    is_small = pretrains and (minutes is not None or on_toy_world(arguments))
+    nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
+    settings = split_overrides(arguments.set)
+    training = settings.pop(pretraining.TASK, {}) if pretrains else {}
+    settings = demo.with_settings(nodes, settings) if minutes else settings
+    of_encoder = plan.for_encoders(nodes, arguments.preset or ("demo" if is_small else None), settings)
+    configs = of_encoder(None)
+    presets: Mapping[str, str] = {}
+    if pretrains:
+        presets = pretraining.named_presets(arguments.ablate) or (demo.PHOTOGRAPHS if minutes else demo.TOY)
+    checkpoints = dict.fromkeys(presets, arguments.out) if pretrains else rows.named_checkpoints(arguments.ckpt)
+    if not pretrains and not arguments.data_root:
+        raise UserError(
+            "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … "
+            "(README, data layout)"
+        )
+    said = {row: command_line.options(arguments, row, tuple(checkpoints)) for row in checkpoints}
+    budget = estimate.hours_of(arguments.budget) if arguments.budget else None
+    if pretrains and (budget or arguments.probe):
+        raise UserError("--budget and --probe go with --ckpt: they say nothing of a pretraining")
+    resolved = pretraining.resolve(presets, arguments.seed, training) if arguments.ablate or training else {}
+    return Asked(nodes, of_encoder, configs, checkpoints, said, budget, is_small, presets, minutes, training, resolved)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """The whole of it. Raises UserError on bad input, before anything runs."""
     devices.check_word(arguments.device)
@@ -95,100 +150,106 @@ def run(arguments: argparse.Namespace) -> int:
         return 0 if slurm_states.cancel(given) else watch.cancel(given)
     slurm.check(arguments)
     scalars.require(arguments.log)
-    pretrains = not (arguments.ckpt or arguments.check_data or arguments.calibrate or arguments.clean)
     others = arguments.ckpt or arguments.calibrate or arguments.clean
     if (arguments.demo or arguments.ablate) and others or arguments.ablate and arguments.check_data:
         raise UserError("--demo and --ablate pretrain: leave out --ckpt, --calibrate, --clean (and --check-data)")
-    minutes = minutes_of(arguments) if pretrains else None
-    is_small = pretrains and (minutes is not None or on_toy_world(arguments))
-    nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
-    settings = split_overrides(arguments.set)
-    training = settings.pop(pretraining.TASK, {}) if pretrains else {}
-    settings = demo.with_settings(nodes, settings) if minutes else settings
-    preset = arguments.preset or ("demo" if is_small else None)
-    of_encoder = plan.for_encoders(nodes, preset, settings)
-    configs = of_encoder(None)
-    out = Path(os.path.abspath(arguments.out))
-    presets = pretraining.named_presets(arguments.ablate) or (demo.PHOTOGRAPHS if minutes else demo.TOY)
-    checkpoints = dict.fromkeys(presets, out) if pretrains else rows.named_checkpoints(arguments.ckpt)
     if arguments.clean:
         return clean.main(Path(os.path.abspath(arguments.clean)), remove=arguments.yes)
-    if not pretrains and not arguments.data_root:
-        raise UserError(
-            "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … "
-            "(README, data layout)"
-        )
-    said = {row: command_line.options(arguments, row, tuple(checkpoints)) for row in checkpoints}
-    budget = estimate.hours_of(arguments.budget) if arguments.budget else None
-    if pretrains and (budget or arguments.probe):
-        raise UserError("--budget and --probe go with --ckpt: they say nothing of a pretraining")
-    resolved = pretraining.resolve(presets, arguments.seed, training) if arguments.ablate or training else {}
+    wanted = asked(arguments)
     if arguments.dry_run:
-        for row, values in resolved.items():
-            print(f"{row} ({presets[row]}): pretraining: {json.dumps(values)}")
-        return dry_run(arguments, checkpoints, presets if pretrains else {}, nodes, of_encoder, budget)
+        return dry_run(arguments, wanted)
     if arguments.check_data or arguments.calibrate:
-        return examine(arguments, nodes, configs)
+        return examine(arguments, wanted)
+    return measure(arguments, wanted)
 
-    make_folder(out)
+
+def measure(arguments: argparse.Namespace, wanted: Asked) -> int:
+    """Pretrains where that is asked for, measures, renders: here, on Slurm, or as a part of what Slurm runs."""
+    out = make_folder(Path(os.path.abspath(arguments.out)))
     make_folder(out / "records")
     if not (arguments.part or arguments.launch):
         watch.announce(out)
     data_root = arguments.data_root and Path(os.path.abspath(layouts.root(arguments.data_root)))
     data_root = data_root or make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
+    nodes = wanted.nodes
     if arguments.part == slurm.DATA:
-        identities.keep(name for node in nodes for name in plan.data_sets(node, configs[node.name][1]))
+        identities.keep(name for node in nodes for name in plan.data_sets(node, wanted.configs[node.name][1]))
         return 0
     if arguments.part:
         identities.take()
     where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "keep_models", "log")}
-    seeds = more_seeds(arguments)
-    shared = suite.Suite(out, identities, nodes, configs, of_encoder, conversion=said, more_seeds=seeds, **where)
-    work: list[executor.Job] = []
-    if pretrains:
+    shared = suite.Suite(
+        out,
+        identities,
+        nodes,
+        wanted.configs,
+        wanted.of_encoder,
+        conversion=wanted.conversion,
+        more_seeds=more_seeds(arguments),
+        **where,
+    )
+    checkpoints, work = wanted.checkpoints, list[executor.Job]()
+    if wanted.presets:
         trained = pretraining.Pretraining(
-            out, identities, presets, arguments.seed, arguments.device, minutes, training, resolved
+            out,
+            identities,
+            wanted.presets,
+            arguments.seed,
+            arguments.device,
+            wanted.minutes,
+            wanted.training,
+            wanted.resolved,
         )
-        print(trained.plan() if arguments.ablate else demo.plan(data_root, minutes), flush=True)
+        print(trained.plan() if arguments.ablate else demo.plan(data_root, wanted.minutes), flush=True)
         checkpoints, work = trained.checkpoints(), trained.jobs()
     for row, path in checkpoints.items():
-        after = (f"{row}/{pretraining.TASK}",) if pretrains else ()
+        after = (f"{row}/{pretraining.TASK}",) if wanted.presets else ()
         work += jobs.measuring(row, path, nodes, shared, tuple(checkpoints), after)
-    every = {job.name for job in work}
     if arguments.part == slurm_arrays.TABLE:
         shared.renders = False  # once, below
         slurm_states.conclude(work, out)
         shared.renders = True
         return report(shared, list(checkpoints), nodes, work)
+    every = {job.name for job in work}
     if arguments.part:
         work, shared.renders = slurm.only(work, arguments.part), False  # other parts run at the same time
     elif arguments.launch and not all(job.is_done() for job in work):
-        return launch(arguments, checkpoints, nodes, of_encoder, budget, shared, work)
-    gpus = []
+        return launch(arguments, checkpoints, wanted, shared, work)
+    work = here(arguments, wanted, shared, work, every)
+    return report(shared, list(checkpoints), nodes, work)
+
+
+def here(
+    arguments: argparse.Namespace, wanted: Asked, run: suite.Suite, work: list[executor.Job], every: Collection[str]
+) -> list[executor.Job]:
+    """Runs jobs on this machine; returns those that were to be done, which a plan may have made fewer.
+
+    Args:
+        every: the names of all jobs, also of those that another process runs.
+    """
+    gpus: list[str] = []
     if not all(job.is_done() for job in work):  # to look for GPUs takes torch
         device = devices.resolve_device(arguments.device)
         gpus = devices.visible_gpus(device)[: arguments.gpus]
-        shared.device = "cuda" if gpus else device  # a job sees its own GPU alone
+        run.device = "cuda" if gpus else device  # a job sees its own GPU alone
     slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
-    shared.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
-    if not is_small and (gpus or budget or arguments.probe):
-        before = [job for job in work if job.name.endswith((f"/{pretraining.TASK}", "/convert"))]
-        for row in (
-            checkpoints if pretrains and not arguments.jobs else ()
-        ):  # each pretraining takes all GPUs that it can
-            for job in before:
-                if job.name == f"{row}/{pretraining.TASK}":
-                    job.slots = trained.processes(row, len(gpus))
+    run.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
+    if not wanted.is_small and (gpus or wanted.budget or arguments.probe):
         # what a task costs follows from its encoder
-        executor.run(before, slots, gpus, arguments.task_timeout, out)
-        stands = {job.name for job in work if job.is_done()} | (every - {job.name for job in work})
-        specs = {row: read_spec(shared.encoder(row)) if row in shared.folders else None for row in checkpoints}
+        before = [job for job in work if job.name.endswith((f"/{pretraining.TASK}", "/convert"))]
+        for job in before:
+            row, _, kind = job.name.rpartition("/")
+            if kind == pretraining.TASK and not arguments.jobs:  # on all GPUs that can share its batch
+                job.slots = pretraining.processes(wanted.resolved[row], len(gpus))
+        executor.run(before, slots, gpus, arguments.task_timeout, run.out)
+        stands = {job.name for job in work if job.is_done()} | (set(every) - {job.name for job in work})
+        specs = {row: read_spec(run.encoder(row)) if row in run.folders else None for row in wanted.checkpoints}
         count = min(len(gpus), 1) if arguments.jobs else len(gpus)
-        plan_of = planned(arguments, specs, nodes, of_encoder, count, budget, stands)
-        work = jobs.as_planned(work, plan_of, shared)
-    executor.run(work, slots, gpus, arguments.task_timeout, out)
-    return report(shared, list(checkpoints), nodes, work)
+        plan_of = planned(arguments, specs, wanted, count, stands)
+        work = jobs.as_planned(work, plan_of, run)
+    executor.run(work, slots, gpus, arguments.task_timeout, run.out)
+    return work
 
 
 def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], work: list[executor.Job]) -> int:
@@ -211,9 +272,7 @@ def report(run: suite.Suite, shown: list[str], nodes: tuple[plan.Node, ...], wor
 def launch(
     arguments: argparse.Namespace,
     checkpoints: Mapping[str, Path],
-    nodes: tuple[plan.Node, ...],
-    of_encoder: Configure,
-    budget: float | None,
+    wanted: Asked,
     run: suite.Suite,
     work: list[executor.Job],
 ) -> int:
@@ -221,9 +280,9 @@ def launch(
     stands = {job.name for job in work if job.is_done()}
     specs = {row: read_spec(run.encoder(row)) or read_spec(path) for row, path in checkpoints.items()}
     gpus = 0 if arguments.device == "cpu" else arguments.gpus or slurm.GPUS
-    listed = planned(arguments, specs, nodes, of_encoder, gpus, budget, stands)
+    listed = planned(arguments, specs, wanted, gpus, stands)
     said = slurm.options(arguments.slurm)
-    tasks = slurm.tasks(arguments, checkpoints, nodes, listed, stands)
+    tasks = slurm.tasks(arguments, checkpoints, wanted.nodes, listed, stands)
     slurm_submit.submit(tasks, run.out, said, slurm.minutes_of(said.get("time")))
     return 0
 
@@ -268,10 +327,8 @@ def make_toy_world(out: Path, seed: int) -> Path:
 def planned(
     arguments: argparse.Namespace,
     specs: Mapping[str, EncoderSpec | None],
-    nodes: tuple[plan.Node, ...],
-    of_encoder: Configure,
+    wanted: Asked,
     gpus: int,
-    budget: float | None,
     stands: Collection[str],
 ) -> list[estimate.Planned]:
     """What each task costs and how many GPUs it gets, printed; measures this machine first where that is asked for.
@@ -287,19 +344,19 @@ def planned(
         from evaluate.harness import probe
 
         device = devices.resolve_device(arguments.device)
-        every = [config for _, config in of_encoder(None).values()]
+        every = [config for _, config in wanted.configs.values()]
         side = next((side for config in every if (side := getattr(config, "img_size", None))), 224)
         workers = loading_processes(arguments.workers, device, max(gpus, 1))
         print("probe: measuring this machine, which takes half a minute", flush=True)
         spec = next((spec for spec in specs.values() if spec), VIT_B)
         estimate.keep(probe.measure(spec, side, device, workers, root), make_folder(out))
     speed = estimate.kept(out, gpus)
-    listed = []
+    listed, seeds = [], more_seeds(arguments)
     for row, known in specs.items():
-        of_row = {row: known}, nodes, of_encoder(known), root, speed, arguments.limit, more_seeds(arguments), stands
-        listed += estimate.plan(*of_row)
-    if budget:
-        listed = estimate.within(listed, budget)
+        configs = wanted.of_encoder(known)
+        listed += estimate.plan({row: known}, wanted.nodes, configs, root, speed, arguments.limit, seeds, stands)
+    if wanted.budget:
+        listed = estimate.within(listed, wanted.budget)
     listed = estimate.allocate(listed, max(gpus, 1))
     print(estimate.table(listed, gpus, speed, Path(os.path.abspath(out))), flush=True)
     if unknown:
@@ -308,23 +365,19 @@ def planned(
     return listed
 
 
-def dry_run(
-    arguments: argparse.Namespace,
-    checkpoints: Mapping[str, Path],
-    presets: Mapping[str, str],
-    nodes: tuple[plan.Node, ...],
-    of_encoder: Configure,
-    budget: float | None,
-) -> int:
-    """Prints what would run, and of checkpoints what it would cost; ``presets``: of the rows that are pretrained."""
+def dry_run(arguments: argparse.Namespace, wanted: Asked) -> int:
+    """Prints what would run, and of checkpoints what it would cost."""
+    nodes, checkpoints = wanted.nodes, wanted.checkpoints
+    for row, values in wanted.resolved.items():
+        print(f"{row} ({wanted.presets[row]}): pretraining: {json.dumps(values)}")
     specs: dict[str, EncoderSpec | None] = {}
     if arguments.ckpt:
         specs = {
             row: read_spec(Path(arguments.out) / row / rows.ENCODER) or read_spec(checkpoints[row])
             for row in checkpoints
         }
-        asked = {
-            (row, node.name, json.dumps(as_json(of_encoder(spec)[node.name][1])))
+        same = {
+            (row, node.name, json.dumps(as_json(wanted.of_encoder(spec)[node.name][1])))
             for (row, spec), node in itertools.product(specs.items(), nodes)
         }
         recorded = {
@@ -333,12 +386,12 @@ def dry_run(
             if entry["status"] == "ok"
             and entry["limit"] == arguments.limit
             and entry["seed"] in (arguments.seed, *more_seeds(arguments))
-            and (entry["encoder"], entry["task"], json.dumps(entry["config"])) in asked
+            and (entry["encoder"], entry["task"], json.dumps(entry["config"])) in same
         }
         there = len(list(Path("/dev").glob("nvidia[0-9]*"))) if arguments.device != "cpu" else 0  # without torch
         there = slurm.GPUS if arguments.launch and arguments.device != "cpu" else there
         gpus = arguments.gpus if arguments.gpus is not None else there
-        listed = planned(arguments, specs, nodes, of_encoder, gpus, budget, recorded)
+        listed = planned(arguments, specs, wanted, gpus, recorded)
         if arguments.launch:
             stands = {f"{row}/convert" for row in specs if (Path(arguments.out) / row / rows.ENCODER).is_file()}
             tasks = slurm.tasks(arguments, checkpoints, nodes, listed, stands)
@@ -349,14 +402,12 @@ def dry_run(
             print("--gpus N plans for a machine with N GPUs")
     for name, path in checkpoints.items():
         for node in nodes:
-            preset, config = of_encoder(specs.get(name))[node.name]
-            print(f"{name} ({presets.get(name, path)}): {node.name} ({preset}): {config}")
+            preset, config = wanted.of_encoder(specs.get(name))[node.name]
+            print(f"{name} ({wanted.presets.get(name, path)}): {node.name} ({preset}): {config}")
     return 0
 
 
-def examine(
-    arguments: argparse.Namespace, nodes: tuple[plan.Node, ...], configs: Mapping[str, tuple[str, Settings]]
-) -> int:
+def examine(arguments: argparse.Namespace, wanted: Asked) -> int:
     """Looks at the data before hours are spent on them: what the tasks read, or whether a released checkpoint gives its
     accuracy.
     """
@@ -368,7 +419,7 @@ def examine(
         options = ["--data-root", str(root), "--device", arguments.device, "--out", str(arguments.out)]
         options += ["--workers", str(arguments.workers)] if arguments.workers is not None else []
         return calibrate.main(["--ckpt", str(arguments.calibrate), *options])
-    names = [name for node in nodes for name in plan.data_sets(node, configs[node.name][1])]
+    names = [name for node in wanted.nodes for name in plan.data_sets(node, wanted.configs[node.name][1])]
     samples = sys.maxsize if arguments.verify_data else check.SAMPLES
     if arguments.demo:  # it takes what is there
         return check.report(root, ["imagenet", *names], samples, subset=True, needed=["imagenet"])

@@ -24,6 +24,7 @@ from pretrain.methods import MethodModule
 
 NAME = "checkpoint.pth"
 KEEP = 3
+SAVE_MINUTES = 10.0  # between two saves
 CHECKSUM = b"crc32:%08x"
 CHECKSUM_LENGTH = len(CHECKSUM % 0)
 CHUNK = 2**24

@@ -33,12 +33,11 @@ import torch
 from torch import nn
 
 from evaluate.runtime import devices
-from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS, at_least_one, at_least_zero
+from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS
 from evaluate.runtime.errors import UserError, from_outside
 from evaluate.runtime.precision import allow_tf32
-from evaluate.runtime.settings import help_text
 from pretrain import budget, checkpoint, distributed, preview
-from pretrain.config import MODELS, PretrainConfig
+from pretrain.config import PretrainConfig
 from pretrain.data import views
 from pretrain.data.images import Images
 from pretrain.data.loader import Step, images_at_once, steps_from, steps_per_epoch
@@ -46,9 +45,10 @@ from pretrain.data.pairs import open_images
 from pretrain.export import export
 from pretrain.faults import Faults
 from pretrain.log import Log
-from pretrain.methods import METHODS, Method, MethodModule, configure, method_of, module_of, presets, read_config
+from pretrain.methods import Method, MethodModule, configure, method_of, read_config
 from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer, set_rate
+from pretrain.options import parse
 from pretrain.signals import listening, out_of_memory
 from pretrain.step import PRECISIONS, accumulate, find_culprits, seed
 from pretrain.vit import set_grad_checkpointing
@@ -56,7 +56,6 @@ from results.ending import leave
 
 EXIT_SAVED = 75  # "try again": saved on a signal, start again to go on
 EXIT_CTRL_C = 130
-SAVE_MINUTES = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Execution:
     run."""
     keep: int = checkpoint.KEEP
     """Checkpoints that are kept."""
-    save_minutes: float = SAVE_MINUTES
+    save_minutes: float = checkpoint.SAVE_MINUTES
     """A checkpoint is written so often, besides one at the end and on a signal."""
     monitor_epochs: int | None = None
     """Epochs between two measurements of the features (``pretrain.monitor``); 0 for none, None for a hundredth of the
@@ -265,7 +264,7 @@ def initialize(config: PretrainConfig, out: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """0 done, 1 another process of the run failed, 2 bad input or too many faults, 75 saved on a signal, 130 Ctrl-C."""
-    arguments = parse(argv)
+    arguments = parse(argv, __doc__)
     try:
         status = _main(arguments)
     except KeyboardInterrupt:
@@ -330,108 +329,6 @@ def configured(arguments: argparse.Namespace) -> PretrainConfig:
         raise UserError("give --config or --preset, not both")
     start = read_config(arguments.config) if arguments.config else arguments.preset or "paper"
     return configure(start, arguments.set, arguments.model)
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m pretrain.train",
-        description=__doc__,
-        epilog="\n\n".join(
-            f"settings of {name} for --set, with its paper's values:\n{help_text(module_of(name).PRESETS['paper'])}"
-            for name in METHODS
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="folder with one folder of images per class (only the online kNN uses the classes); for clip a table "
-        "(.csv, .tsv) of images and captions, or a folder of webdataset shards (.tar)",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
-    parser.add_argument(
-        "--preset",
-        help="settings to start from (default: paper); A+B: those of A with what B changes of its paper's, as "
-        f"demo+random_mask; the presets are {', '.join(sorted(presets()))}",
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        metavar="FILE",
-        help="start from the settings of another run: its config.json or a checkpoint",
-    )
-    parser.add_argument("--model", choices=list(MODELS), help="use this encoder instead of the preset's")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting, for example epochs=400"
-    )
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        metavar="N",
-        help="train for about N minutes instead of the preset's epochs; a few steps are timed first",
-    )
-    devices.add_option(parser)
-    parser.add_argument(
-        "--workers",
-        type=at_least_zero,
-        help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU)",
-    )
-    parser.add_argument(
-        "--micro-batch",
-        type=at_least_one,
-        help="largest number of images that a process takes at once (default: its whole share of the batch); "
-        "BatchNorm and the loss are computed over processes x micro-batch images",
-    )
-    parser.add_argument(
-        "--keep",
-        type=at_least_one,
-        default=checkpoint.KEEP,
-        help="how many checkpoints are kept (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--save-minutes",
-        type=float,
-        default=SAVE_MINUTES,
-        help="minutes between two saves, besides one at the end; 0: save each step (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--monitor-epochs",
-        type=at_least_zero,
-        help="epochs between two measurements of the features (kNN, rank, spread); "
-        "0: never (default: a hundredth of the run)",
-    )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="run the step through torch.compile: slower to start, faster after (GPUs)",
-    )
-    parser.add_argument(
-        "--grad-checkpointing",
-        action="store_true",
-        help="compute the blocks again in the backward pass: less memory, more time",
-    )
-    parser.add_argument(
-        "--export",
-        action="store_true",
-        help="at the end, write OUT/export: the weights alone, and the certified encoder file",
-    )
-    parser.add_argument(
-        "--allow-other-images",
-        action="store_true",
-        help="resume although images were added, removed or renamed; order and schedule are then those of neither set",
-    )
-    parser.add_argument("--init-only", action="store_true", help="write the randomly initialized checkpoint and stop")
-    parser.add_argument("--dry-run", action="store_true", help="check the settings, print them and stop")
-    arguments = parser.parse_args(argv)
-    if arguments.minutes and any(text.split("=")[0] == "epochs" for text in arguments.set):
-        parser.error("give --minutes or --set epochs=…, not both")
-    if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
-        parser.error(f"argument --minutes: must be above 0, not {arguments.minutes}")
-    if not arguments.save_minutes >= 0:
-        parser.error(f"argument --save-minutes: must be at least 0, not {arguments.save_minutes}")
-    return arguments
 
 
 def _end(status: int, text: str) -> int:

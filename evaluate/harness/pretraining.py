@@ -57,6 +57,11 @@ def resolve(presets: Mapping[str, str], seed: int, settings: Mapping[str, str]) 
     return found
 
 
+def processes(settings: Mapping[str, Any], gpus: int) -> int:
+    """How many of so many GPUs a pretraining takes: as many as share its batch evenly."""
+    return max(count for count in cost.sharing(settings["batch_size"]) if count <= max(gpus, 1))
+
+
 def _options(preset: str, seed: int, settings: Mapping[str, str]) -> list[str]:
     options = ["--preset", preset.removesuffix(START)]
     for name, value in {"seed": str(seed), **settings}.items():
@@ -95,11 +100,6 @@ class Pretraining:
             made_of[row]["settings"] = json.dumps(settings, sort_keys=True)
         folder = self.out / "pretrain"
         return {row: folder / f"{row}-{fingerprint(parts)}" / "checkpoint.pth" for row, parts in made_of.items()}
-
-    def processes(self, row: str, gpus: int) -> int:
-        """How many of so many GPUs a row's pretraining takes: as many as share its batch evenly."""
-        batch = self.resolved[row]["batch_size"]
-        return max(count for count in cost.sharing(batch) if count <= max(gpus, 1))
 
     def plan(self) -> str:
         """What is going to be done, in a sentence."""

@@ -129,7 +129,46 @@ def _train_and_test(
     )
     work_dir = env.out_dir / "work"
     # of the recipe alone: not of folders and hooks, nor of how many processes share a batch in how many parts
-    identity = identity_of(recipe, encoder, env, together)
+    complete(cfg, name, identity_of(recipe, encoder, env, together), work_dir, env)
+    with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
+        runner = QuickRunner.from_cfg(cfg)
+        wrapped = hasattr(runner.model, "module")  # as it is in several processes
+        model = runner.model.module if wrapped else runner.model
+        load_encoder(model, encoder)
+        copy_without_waiting(model)
+        if not wrapped:
+            runner.model.to(env.device)  # mmengine takes a GPU wherever there is one
+        try:
+            allow_tf32(resolved == "tf32")
+            runner.train()
+            allow_tf32(False)
+            # where BatchNorm is a process's own, the processes' running statistics differ; the first's are the model's
+            distributed.broadcast(list(runner.model.buffers()))
+            if env.keep_models and rank == 0:
+                told = {"recipe": name, "encoder": encoder.fingerprint, "iterations": cfg.train_cfg.max_iters}
+                classes = runner.test_dataloader.dataset.metainfo["classes"]
+                artifacts.write_model(env.out_dir, model, classes=list(classes), **told)
+            metrics = _test(runner, env, multi_scale)
+            if draw is not None and rank == 0:
+                with attempt(name):
+                    draw(runner, env.out_dir)
+        except UserError as error:
+            if "Original Traceback" not in str(error):
+                raise
+            # a loading process wraps the sentence in its traceback
+            raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+    distributed.barrier()
+    if rank == 0:
+        shutil.rmtree(work_dir)
+    return metrics
+
+
+def complete(cfg: Config, name: str, identity: str, work_dir: Path, env: Env) -> None:
+    """Puts into a recipe what mmengine's runner needs besides: folders, hooks, seed.
+
+    Args:
+        identity: that states of the same training carry.
+    """
     cfg.work_dir = str(work_dir)
     # mmengine adds the time in seconds, and would give two runs of one name the same scope
     cfg.experiment_name = f"{name}_{env.out_dir.parent.name}_{uuid.uuid4().hex[:8]}"
@@ -151,45 +190,19 @@ def _train_and_test(
     cfg.custom_hooks = [{"type": Progress, "name": name}, {"type": FiniteLoss}, kept, resume]
     if cfg.get("precise_bn"):
         cfg.custom_hooks.append({"type": PreciseBN, "batches": cfg.precise_bn})
-    with quiet(env.out_dir / (f"{name}.log" if rank == 0 else f"{name}_rank{rank}.log")):
-        cfg.train_dataloader.pin_memory = cfg.test_dataloader.pin_memory = env.device.startswith("cuda")
-        runner = QuickRunner.from_cfg(cfg)
-        wrapped = hasattr(runner.model, "module")  # as it is in several processes
-        model = runner.model.module if wrapped else runner.model
-        load_encoder(model, encoder)
-        copy_without_waiting(model)
-        if not wrapped:
-            runner.model.to(env.device)  # mmengine takes a GPU wherever there is one
-        try:
-            allow_tf32(resolved == "tf32")
-            runner.train()
-            allow_tf32(False)
-            # where BatchNorm is a process's own, the processes' running statistics differ; the first's are the model's
-            distributed.broadcast(list(runner.model.buffers()))
-            if env.keep_models and rank == 0:
-                trained = runner.model.module if wrapped else runner.model
-                told = {"recipe": name, "encoder": encoder.fingerprint, "iterations": cfg.train_cfg.max_iters}
-                classes = runner.test_dataloader.dataset.metainfo["classes"]
-                artifacts.write_model(env.out_dir, trained, classes=list(classes), **told)
-            metrics = _plain(runner.test())
-            resampling.report(env, runner.test_loop.evaluator)
-            artifacts.save(env.out_dir, runner.test_loop.evaluator)
-            if multi_scale is not None:
-                several, evaluator = runner.test_multi_scale(multi_scale)
-                metrics |= {f"{key}_ms": value for key, value in _plain(several).items()}
-                resampling.report(env, evaluator, "_ms")
-                artifacts.save(env.out_dir, evaluator, "_ms")
-            if draw is not None and rank == 0:
-                with attempt(name):
-                    draw(runner, env.out_dir)
-        except UserError as error:
-            if "Original Traceback" not in str(error):
-                raise
-            # a loading process wraps the sentence in its traceback
-            raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
-    distributed.barrier()
-    if rank == 0:
-        shutil.rmtree(work_dir)
+    cfg.train_dataloader.pin_memory = cfg.test_dataloader.pin_memory = env.device.startswith("cuda")
+
+
+def _test(runner: QuickRunner, env: Env, multi_scale: ConfigDict | None) -> dict[str, float]:
+    """Metrics of the trained model; what the test found is kept beside the record."""
+    metrics = _plain(runner.test())
+    resampling.report(env, runner.test_loop.evaluator)
+    artifacts.save(env.out_dir, runner.test_loop.evaluator)
+    if multi_scale is not None:
+        several, evaluator = runner.test_multi_scale(multi_scale)
+        metrics |= {f"{key}_ms": value for key, value in _plain(several).items()}
+        resampling.report(env, evaluator, "_ms")
+        artifacts.save(env.out_dir, evaluator, "_ms")
     return metrics
 
 

@@ -124,15 +124,19 @@ def _protocol(entry: Entry) -> str:
     return " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
 
 
+DEMO_ROWS = ("siameseim", "mae", "random")  # of run_all.py without a checkpoint
+
+
 def command(row: Row, node: str, entry: Entry) -> str:
     """What measures a cell again; of another preset than the paper's, the record has the settings."""
     entry = entry or next((cell.entry for cell in row.cells.values() if cell.entry), {})
     name = shlex.quote(plain(f"{entry.get('encoder', row.label)}=FILE"))
-    text = "uv run run_all.py" + ("" if entry.get("toy_data") else f" --ckpt {name} --data-root DIR")
+    of_demo = entry.get("toy_data") and entry.get("encoder") in DEMO_ROWS  # which pretrains on data that it makes
+    text = "uv run run_all.py" + ("" if of_demo else f" --ckpt {name} --data-root DIR")
     preset = entry.get("preset", "paper")
     if preset in ("demo", "paper"):  # without --preset the probe is by the protocol of the encoder's method
         needed = preset == "demo" or entry.get("task") == node == "linear_probe"
-        text += f" --preset {preset}" if needed and not entry.get("toy_data") else ""
+        text += f" --preset {preset}" if needed and not of_demo else ""
     elif entry.get("task") == node:
         text += f" --set {shlex.quote(plain(f'{node}.preset={preset}'))}"
     text += f" --tasks {node}"

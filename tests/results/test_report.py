@@ -17,6 +17,7 @@ from PIL import Image
 
 from evaluate.data.thumbnails import Thumbnail
 from evaluate.data.thumbnails import write as write_pictures
+from evaluate.harness import demo
 from results import record, tables
 from results.columns import COLUMNS
 from results.report import content
@@ -362,3 +363,14 @@ def test_the_command_of_a_cell_asks_for_its_preset(tmp_path: Path, task: str, pr
     (measured,) = tables.build(tmp_path, ["mine"], [entry(task, preset=preset)]).rows[-1:]
     (told,) = (cell.entry for cell in measured.cells.values() if cell.entry)
     assert content.command(measured, task, told) == f"uv run run_all.py --ckpt mine=FILE --data-root DIR{said}"
+
+
+def test_only_a_row_of_the_demo_is_measured_again_by_the_demo(tmp_path: Path) -> None:
+    assert tuple(demo.TOY) == content.DEMO_ROWS
+    said = {}
+    for row in ("mae", "demo+same_view"):
+        told = entry("knn", encoder=row, preset="demo", toy_data=True)
+        (measured,) = tables.build(tmp_path, [row], [told]).rows[-1:]
+        said[row] = content.command(measured, "knn", told)
+    assert said["mae"] == "uv run run_all.py --tasks knn"
+    assert said["demo+same_view"].endswith("demo+same_view=FILE --data-root DIR --preset demo --tasks knn")
