@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from evaluate.harness import plan, task
+from evaluate.harness.cost import VIT_B
 from evaluate.linear_probe import PRESETS
 from pretrain import train
 from tests.factories import mae_state
@@ -82,3 +84,11 @@ def test_what_the_user_sets_comes_first(world: Path) -> None:
     assert plan.configure(nodes, "paper", {}, Spec())["linear_probe"] == ("paper", PRESETS["paper"])
     own = plan.configure(nodes, None, {"linear_probe": {"preset": "mae_large"}}, Spec())
     assert own["linear_probe"] == ("mae_large", PRESETS["mae_large"])
+
+
+def test_encoders_of_the_same_recommendations_share_their_configs() -> None:
+    nodes = plan.choose(["linear_probe", "knn"])
+    of_encoder = plan.for_encoders(nodes, None, {})
+    moco, other = (replace(VIT_B, source_format=name) for name in ("moco_v3_vit", "mae"))
+    assert of_encoder(moco) is of_encoder(replace(moco, embed_dim=384)) and of_encoder(other) is of_encoder(None)
+    assert of_encoder(moco)["linear_probe"][0] == "moco_v3_vit" and of_encoder(other)["linear_probe"][0] == "paper"

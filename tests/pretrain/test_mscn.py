@@ -146,6 +146,10 @@ def test_its_row_says_that_the_sizes_are_ours(tmp_path, capsys):
     conversion.convert(tmp_path / "resnet.pth", tmp_path / "again.safetensors")
     for name in ("encoder", "again"):
         assert encoder.load(tmp_path / f"{name}.safetensors").spec.remark.endswith(REMARK)
+    content = torch.load(saved, weights_only=True)
+    content["config"]["remark"] = "a\x1b[31mred\x1b]0;title\x07 word"  # of a file from elsewhere
+    torch.save(content, tmp_path / "hostile.pth")
+    assert "\x1b" not in str(conversion.convert(tmp_path / "hostile.pth", tmp_path / "hostile.safetensors"))
     command = ["--ckpt", f"ours={saved}", "--data-root", str(root), "--tasks", "knn", "--preset", "demo"]
     command += ["--device", "cpu", "--workers", "0", "--out", str(tmp_path / "out")]
     assert run_all.main(command) == 0

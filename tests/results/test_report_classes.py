@@ -204,3 +204,34 @@ def test_the_files_are_named_with_what_they_are(tmp_path: Path) -> None:
     (found,) = re.findall(r'<section id="files">.*?</section>', report(tmp_path), re.S)
     assert lines_of(found) == [["one", "knn", "row0/knn", "predictions.npz"]]
     assert "of each test image the right class" in found and "alert" not in found
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"label": np.array(["a", "b"])},
+        {"top": np.array([[0.5], [0.5]])},
+        {"probability": np.array([["x"], ["y"]])},
+        {"names": np.array("one name")},
+    ],
+    ids=["labels", "top", "probability", "names"],
+)
+def test_answers_of_another_kind_are_left_out(changed: dict[str, np.ndarray], tmp_path: Path) -> None:
+    knn, labels = write(tmp_path, "knn", "one", 0), np.array([0, 1])
+    answers = predictions.Answers(labels, labels[::-1, None], np.ones((2, 1)), labels[:0])
+    predictions.save(knn, {"top1": answers}, ("a", "b"), ("a", "b"))
+    assert 'id="classes"' in report(tmp_path)
+    np.savez(knn / "predictions.npz", **{**predictions.load(knn), **changed})
+    assert 'id="classes"' not in report(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"pixels": np.array([[1, -5], [2, 1]])}, {"names": np.array("one")}], ids=["negative", "names"]
+)
+def test_a_confusion_of_another_kind_is_left_out(changed: dict[str, np.ndarray], tmp_path: Path) -> None:
+    folder = write(tmp_path, "segmentation", "one", 0)
+    good = {"pixels": np.array([[1, 5], [2, 1]]), "names": np.array(["sky", "sea"])}
+    np.savez(folder / "confusion.npz", **good)
+    assert "sky" in section(report(tmp_path))
+    np.savez(folder / "confusion.npz", **{**good, **changed})
+    assert 'id="classes"' not in report(tmp_path)

@@ -121,3 +121,23 @@ def test_a_task_logs_what_its_curves_have(tmp_path: Path) -> None:
     assert {"tensorboard", "curves.jsonl", "head.safetensors", "predictions.npz"} <= set(
         json.loads(path.read_text())["artifacts"]
     )
+
+
+@pytest.mark.parametrize("where", ["init", "log", "finish"])
+def test_a_place_that_fails_costs_nothing_but_a_line(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    fails = {
+        "init": "init = lambda **told: 1 / 0",
+        "log": "Run.log = lambda self, values, step: 1 / 0",
+        "finish": "Run.finish = lambda self: 1 / 0",
+    }
+    (tmp_path / "wandb.py").write_text(f"{STAND_IN}\n{fails[where]}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    scalars.choose("wandb", "mine/knn")
+    curves.begin(tmp_path / "task", 0)
+    for step in (1, 2):
+        curves.append(tmp_path / "task", step, loss=0.5)
+    scalars.end()
+    assert capsys.readouterr().err == "--log: wandb fails (ZeroDivisionError: division by zero); curves.jsonl has all\n"
+    assert len((tmp_path / "task/curves.jsonl").read_text().splitlines()) == 2
