@@ -11,7 +11,7 @@ import torch
 
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import field_docs, from_json
-from pretrain import checkpoint, methods, train
+from pretrain import checkpoint, methods, options, train
 from pretrain.config import MODELS, PretrainConfig, VitConfig
 from pretrain.data import views
 from pretrain.data.images import Sample
@@ -199,7 +199,7 @@ def test_a_method_is_one_file_and_its_name(tmp_path, monkeypatch, capsys):
     (tmp_path / "toy.py").write_text(TOY)
     monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     monkeypatch.setattr(methods, "METHODS", (*methods.METHODS, "toy"))
-    monkeypatch.setattr(train, "METHODS", methods.METHODS)
+    monkeypatch.setattr(options, "METHODS", methods.METHODS)
     common = [
         "--data",
         str(write_images(tmp_path / "images", 8)),
