@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from results import grid as table
-from results import marks, published
+from results import marks, published, ranking
 from results.columns import group_of
 from results.comparison import Outcomes
 from results.escape import plain
@@ -60,6 +60,12 @@ def of(grid: Grid) -> dict[str, Any]:
         "epochs": _epochs(grid, rows, runs),
         "runs": [(number, stem, len(own)) for number, (stem, own) in enumerate(runs.items())],
         "corruptions": _corruptions(measured),
+        "rankings": [
+            (architecture, one)
+            for architecture in dict.fromkeys(row.architecture for row in measured)
+            for one in ranking.agreements(architecture)
+        ],
+        "protocols": published.PROTOCOLS,
         "times": times.table([(row.label, _entries(row)) for row in measured]),
         "certificates": [_certificate(row, outcomes.out) for row in measured],
         "sets": _sets(measured),
