@@ -37,6 +37,7 @@ from evaluate.harness import (
     options,
     plan,
     pretraining,
+    quick,
     rows,
     slurm,
     slurm_arrays,
@@ -155,6 +156,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("--demo and --ablate pretrain: leave out --ckpt, --calibrate, --clean (and --check-data)")
     if arguments.clean:
         return clean.main(Path(os.path.abspath(arguments.clean)), remove=arguments.yes)
+    if arguments.quick:
+        named = rows.named_checkpoints(arguments.ckpt)
+        specs = {row: spec_of(arguments.out, row, path) for row, path in named.items()}
+        print(quick.fill_in(arguments, gpus_to_plan_for(arguments), specs), flush=True)
     wanted = asked(arguments)
     if arguments.dry_run:
         return dry_run(arguments, wanted)
@@ -217,7 +222,11 @@ def measure(arguments: argparse.Namespace, wanted: Asked) -> int:
     elif arguments.launch and not all(job.is_done() for job in work):
         return launch(arguments, checkpoints, wanted, shared, work)
     work = here(arguments, wanted, shared, work, every)
-    return report(shared, list(checkpoints), nodes, work)
+    status = report(shared, list(checkpoints), nodes, work)
+    if arguments.quick:
+        shown = shared.entries(list(checkpoints), nodes)
+        print(quick.advice({entry.get("architecture", "") for entry in shown}))
+    return status
 
 
 def here(
@@ -285,6 +294,20 @@ def launch(
     tasks = slurm.tasks(arguments, checkpoints, wanted.nodes, listed, stands)
     slurm_submit.submit(tasks, run.out, said, slurm.minutes_of(said.get("time")))
     return 0
+
+
+def spec_of(out: Path, row: str, checkpoint: Path) -> EncoderSpec | None:
+    """The spec of a row's encoder, where it is converted or a file of ours; None where it is not known yet."""
+    return read_spec(Path(out) / row / rows.ENCODER) or read_spec(checkpoint)
+
+
+def gpus_to_plan_for(arguments: argparse.Namespace) -> int:
+    """The GPUs that a command line names, or those of this machine (or of a node of Slurm), found without torch."""
+    if arguments.gpus is not None:
+        return arguments.gpus
+    if arguments.device == "cpu":
+        return 0
+    return slurm.GPUS if arguments.launch else len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def more_seeds(arguments: argparse.Namespace) -> tuple[int, ...]:
@@ -372,10 +395,7 @@ def dry_run(arguments: argparse.Namespace, wanted: Asked) -> int:
         print(f"{row} ({wanted.presets[row]}): pretraining: {json.dumps(values)}")
     specs: dict[str, EncoderSpec | None] = {}
     if arguments.ckpt:
-        specs = {
-            row: read_spec(Path(arguments.out) / row / rows.ENCODER) or read_spec(checkpoints[row])
-            for row in checkpoints
-        }
+        specs = {row: spec_of(arguments.out, row, path) for row, path in checkpoints.items()}
         same = {
             (row, node.name, json.dumps(as_json(wanted.of_encoder(spec)[node.name][1])))
             for (row, spec), node in itertools.product(specs.items(), nodes)
@@ -388,9 +408,7 @@ def dry_run(arguments: argparse.Namespace, wanted: Asked) -> int:
             and entry["seed"] in (arguments.seed, *more_seeds(arguments))
             and (entry["encoder"], entry["task"], json.dumps(entry["config"])) in same
         }
-        there = len(list(Path("/dev").glob("nvidia[0-9]*"))) if arguments.device != "cpu" else 0  # without torch
-        there = slurm.GPUS if arguments.launch and arguments.device != "cpu" else there
-        gpus = arguments.gpus if arguments.gpus is not None else there
+        gpus = gpus_to_plan_for(arguments)
         listed = planned(arguments, specs, wanted, gpus, recorded)
         if arguments.launch:
             stands = {f"{row}/convert" for row in specs if (Path(arguments.out) / row / rows.ENCODER).is_file()}

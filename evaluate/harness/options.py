@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from evaluate.checkpoints import command_line
-from evaluate.harness import demo, plan, slurm
+from evaluate.harness import demo, plan, quick, slurm
 from evaluate.harness.pretraining import START, TASK
 from evaluate.runtime import devices, scalars
 from evaluate.runtime.cli import add_keep_models, at_least_one, at_least_zero
@@ -119,6 +119,12 @@ def _machine(parser: argparse._ArgumentGroup) -> None:
         "--budget",
         help="do only what so many GPU-hours pay for (8h, 30m, 2d), the cheapest tasks first; the plan says what is "
         "left out and what that costs",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"a quick look: {', '.join(quick.TASKS)} within --budget {quick.GPU_BUDGET} of a GPU; on a CPU within "
+        f"{quick.CORE_BUDGET} of a core, on as many images of each set as that pays for (kept in OUT)",
     )
     parser.add_argument(
         "--probe",
