@@ -37,6 +37,7 @@ def test_on_a_cpu_it_is_as_many_images_as_half_an_hour_pays_for(tmp_path: Path, 
     # a ViT-B's pass has 35 GFLOP: 0.035 s an image. kNN and LIN fast read train and val each, 1 % its list and val:
     # about five times the limit, so 1,800 s less three starts pay for a limit of 10,000
     assert own.limit == 10_000 and own.budget is None and "10,000 images of each set" in said
+    assert json.loads((own.out / quick.FILE).read_text()) == {"limit": 10_000}
     two = arguments(tmp_path, "--dry-run")
     two.out = tmp_path / "two"
     two.out.mkdir()
