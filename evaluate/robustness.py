@@ -1,4 +1,5 @@
-"""The fine-tuned classifier on four harder test sets (columns IN-A, IN-R, IN-Sketch and IN-C of the SiameseIM table).
+"""The fine-tuned classifier on four harder test sets (columns IN-A, IN-R, IN-Sketch and IN-C of the SiameseIM table),
+and on further ones where they are there.
 
 Protocol: nothing is trained. IN-A and IN-R: arg-max over their own 200 classes, as in their authors' code; the record
 also has the accuracy over all classes, and val's accuracy on the same classes. IN-Sketch: arg-max over all classes.
@@ -8,20 +9,25 @@ only cropped. A killed run resumes where it stopped. Metrics in percent: imagene
 imagenet_sketch_top1, imagenet_c (100 - mCE). Where IN-C is absent, or with --set corruptions=made, val is corrupted
 instead, 200 images for each corruption and severity; --set corrupted_images=1000 takes 1,000. Both give an estimate,
 marked as such, with its standard error.
+Further sets (columns IN-V2, ReaL and ObjectNet; ``evaluate.data.further_sets``): arg-max over all classes. On ReaL and
+ObjectNet any of an image's right classes counts; ReaL takes the answers on val. imagenet_v2_matched_top1,
+imagenet_v2_threshold_top1, imagenet_v2_top_top1, imagenet_real_top1, objectnet_top1.
 Cost: 3.9 million forward passes, about an hour and a half on one GPU for ViT-B. Toy world: some twenty seconds.
 
     python -m evaluate.robustness --ckpt FILE --data-root DIR \\
         --input classifier=OUT/NAME/finetune-KEY/classifier.safetensors
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveInt
 
-from evaluate.data import layouts
+from evaluate.data import further_sets, layouts
 from evaluate.data.imagenet import FULL_CLASSES, ImageSet, class_names, robustness_set, val_set
+from evaluate.data.published_counts import FURTHER, size
 from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
 from evaluate.harness.cost import CORRUPTED, Cost, Count, of_training
@@ -73,7 +79,7 @@ def reads(config: Config) -> tuple[str, ...]:
 
 def reads_if_there(config: Config) -> tuple[str, ...]:
     """Names of the data sets of which each fills a column of its own; without IN-C val is corrupted instead."""
-    return SETS if config.corruptions == "published" else SETS[:3]
+    return (*(SETS if config.corruptions == "published" else SETS[:3]), *layouts.FURTHER)
 
 
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
@@ -83,13 +89,14 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     each = min(there or val, most)
     corrupted = len(layouts.CORRUPTIONS) * len(layouts.SEVERITIES) * each
     images = val + corrupted + sum(count(part) for part in ("imagenet-a", "imagenet-r", "imagenet-sketch"))
+    images += sum(min(count(layouts.LAYOUTS[name][0]), own) for name, (own, _) in FURTHER.items())
     needed = memory.of_passing(spec, spec.img_size, 128)
     return of_training(0, images, forward_gflop(spec, spec.img_size), memory=needed)
 
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
-    """The four columns and the numbers beside them, in percent; a set that is absent gives none, and its reason goes
-    into the record.
+    """The columns and the numbers beside them, in percent; a set that is absent gives none, and of the paper's four its
+    reason goes into the record.
 
     Where IN-C is absent it is estimated from val. Raises Skip without a classifier.
     """
@@ -103,7 +110,8 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
             "robustness measures a fine-tuned classifier, and none is given; run evaluate.finetune, then give --input "
             "classifier=FILE"
         )
-    skipped = layouts.absent(env.data_root, reads_if_there(config))
+    there = layouts.without_absent_further(env.data_root, reads_if_there(config))
+    skipped = layouts.absent(env.data_root, there)
     if "imagenet_c" in skipped and not any(
         layouts.locate(env.data_root, part) for part in layouts.LAYOUTS["imagenet_c"]
     ):  # where a part of it is there, the reason names what is missing
@@ -123,7 +131,14 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         for name in SETS[:3]
         if name not in skipped
     }
+    further = [name for name in layouts.FURTHER if name in there]
+    sets |= {
+        name: further_sets.v2_set(name, env.data_root, env.limit, env.identities)
+        for name in further_sets.V2
+        if name in there
+    }
     answers, outcomes = natural_shifts(val, sets, predict, crop)
+    outcomes |= several_right(further, val, answers["clean_top1"], predict, crop, env)
     result = {name: metrics.percent(correct) for name, correct in outcomes.items()}
     env.report(standard_error={name: binomial(value, len(outcomes[name])) for name, value in result.items()})
     if "imagenet_c" not in skipped:
@@ -140,7 +155,10 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     }
     # IN-C's settings are its own; what a cell rests on marks it as the classifier's own cell is marked
     corrupted_alone = ["corruptions", "corrupted_images", "corrupted_resize"]
-    env.report(immaterial=dict.fromkeys(SETS[:3], corrupted_alone), rests_on={"finetune": classifiers.how_made(path)})
+    env.report(
+        immaterial=dict.fromkeys([*SETS[:3], *further], corrupted_alone),
+        rests_on={"finetune": classifiers.how_made(path)},
+    )
     env.report(protocol=protocol, skipped=skipped)
     return result
 
@@ -164,6 +182,29 @@ def natural_shifts(
             among[f"{name}_clean_top1"] = clean.among[name][np.isin(clean.answers.labels, own[name])]
     correct = {name: own.correct() for name, own in answers.items()} | among
     return answers, {name: right for name, right in correct.items() if len(right)}
+
+
+def several_right(
+    names: Sequence[str], val: ImageSet, clean: "Answers", predict: "Predictor", crop: "CenterCrop", env: Env
+) -> dict[str, np.ndarray]:
+    """By metric whether the best class of each image is among its right ones, bool (n,): ReaL and ObjectNet, as far as
+    they are among ``names``.
+    """
+    found = {}
+    if further_sets.REAL in names:
+        whole = val_set(env.data_root, None, env.identities)
+        right = further_sets.real_labels(env.data_root, whole)
+        env.report(sizes={further_sets.REAL: size(int(right.any(axis=1).sum()), len(val.classes))})
+        places = {file: row for row, file in enumerate(whole.files)}
+        right = right[[places[file] for file in val.files]]
+        found["imagenet_real_top1"] = further_sets.among_right(
+            clean.top[:, 0], np.delete(right, clean.left_out, axis=0)
+        )
+    if further_sets.OBJECTNET in names:
+        images, right = further_sets.objectnet_set(env.data_root, env.limit, env.identities)
+        own = predict(images, further_sets.WithoutBorder(crop)).answers
+        found["objectnet_top1"] = further_sets.among_right(own.top[:, 0], np.delete(right, own.left_out, axis=0))
+    return {name: right for name, right in found.items() if len(right)}
 
 
 def corrupted(

@@ -24,6 +24,13 @@ EXTRA_COLUMNS = (  # shown where there is a record; protocols of their own, or m
     ("VOC AP", "detection_voc", "box_ap"),
     ("VOC AP75", "detection_voc", "box_ap75"),
 )
+FURTHER_COLUMNS = (  # shown where a record has the metric: of sets that the paper lacks
+    ("IN-V2", "robustness", "imagenet_v2_matched_top1"),
+    ("IN-V2 threshold", "robustness", "imagenet_v2_threshold_top1"),
+    ("IN-V2 top", "robustness", "imagenet_v2_top_top1"),
+    ("ReaL", "robustness", "imagenet_real_top1"),
+    ("ObjectNet", "robustness", "objectnet_top1"),
+)
 GROUPS = {  # what stands over neighboring columns of a node, without repeating it in each heading
     "detection_coco": "COCO",
     "segmentation": "ADE20k",
@@ -31,17 +38,21 @@ GROUPS = {  # what stands over neighboring columns of a node, without repeating 
     "detection_voc": "VOC",
     "robustness": "Robustness",
 }
+ALL_COLUMNS = (*COLUMNS, *EXTRA_COLUMNS, *FURTHER_COLUMNS)
 ACCURACY_IMAGES = {  # columns that are an accuracy: the images of the whole set, over which a published one is binomial
     **dict.fromkeys(("FT", "LIN", "1%", "kNN", "LIN fast", "LIN sweep"), 50_000),
     "IN-A": 7_500,
     "IN-R": 30_000,
     "IN-Sketch": 50_889,
+    **dict.fromkeys(("IN-V2", "IN-V2 threshold", "IN-V2 top"), 10_000),
+    "ReaL": 46_837,
+    "ObjectNet": 18_574,
 }
 
 
 def heading_of(node: str, metric: str) -> str:
     """The heading of the column that shows a metric of a node, or "" where no column does."""
-    return next((heading for heading, *place in (*COLUMNS, *EXTRA_COLUMNS) if place == [node, metric]), "")
+    return next((heading for heading, *place in ALL_COLUMNS if place == [node, metric]), "")
 
 
 def group_of(node: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from results import comparison, marks, published, record, rows
-from results.columns import ACCURACY_IMAGES, COLUMNS, EXTRA_COLUMNS
+from results.columns import ACCURACY_IMAGES, COLUMNS, EXTRA_COLUMNS, FURTHER_COLUMNS
 from results.escape import plain
 
 NOT_RUN, NOT_BESIDE = "–", ""  # of a cell; the second: a published number that is not shown beside a part of the data
@@ -99,7 +99,14 @@ def build(
     by_row = rows.by_row(entries)
     chosen = {label: rows.choose(own) for label, own in by_row.items() if label in labels}
     filled = {task for own in chosen.values() for task in own}
-    columns = (*COLUMNS, *(column for column in EXTRA_COLUMNS if column[1] in filled))
+    metrics = {
+        (task, metric) for own in chosen.values() for task, (entry, *_) in own.items() for metric in entry["metrics"]
+    }
+    columns = (
+        *COLUMNS,
+        *(column for column in EXTRA_COLUMNS if column[1] in filled),
+        *(column for column in FURTHER_COLUMNS if column[1:] in metrics),
+    )
     kinds = {bool(entry.get("toy_data")) for entry in entries if entry["metrics"]}
     measured = [
         Row(

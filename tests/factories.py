@@ -110,11 +110,11 @@ def environment(data: Path, out: Path, task: str, **fields: object) -> Env:
     return Env(data, out / task, **fields)  # type: ignore[arg-type]
 
 
-def save_classifier(path: Path) -> None:
+def save_classifier(path: Path, classes: tuple[str, ...] = WNIDS) -> None:
     """A classifier with a random head, which gives every class now and then."""
-    model = classifier.Classifier(class_token_vit(), len(WNIDS))
+    model = classifier.Classifier(class_token_vit(), len(classes))
     torch.nn.init.normal_(model.head.weight)
-    classifier.save(path, model, WNIDS, CenterCrop(32, 32, "bicubic"))
+    classifier.save(path, model, classes, CenterCrop(32, 32, "bicubic"))
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

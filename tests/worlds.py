@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from evaluate.data.imagenet import OFFICIAL_CLASSES
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.data.voc import CLASSES
 
+OFFICIAL = json.loads(OFFICIAL_CLASSES.read_text())["imagenet"]
 WNIDS = ("n00000001", "n00000002", "n00000003", "n00000004")
 
 
@@ -87,3 +89,37 @@ def make_voc(root: Path, world: Path, count: int = 6) -> Path:
 def in_order(count: int, batch: int) -> list[list[tuple[int, int]]]:
     """The samples of a set in its order, in batches."""
     return [[(0, index) for index in range(begin, min(begin + batch, count))] for begin in range(0, count, batch)]
+
+
+def write_further_sets(root: Path) -> Path:
+    """A train of four of ImageNet-1k's classes, val with its published names, and ImageNet-V2, ReaL and ObjectNet."""
+    four = (0, 2, 10, 999)
+    numbers = (1, 7, 20, 50_000)  # of val's images
+    for place, (number, image) in enumerate(zip(four, numbers, strict=True)):
+        for folder, name in (
+            (f"imagenet/train/{OFFICIAL[number]}", "a.JPEG"),
+            (f"imagenet/val/{OFFICIAL[number]}", f"ILSVRC2012_val_{image:08}.JPEG"),
+            (f"imagenetv2-matched-frequency-format-val/{number}", "a.jpeg"),
+        ):
+            (root / folder).mkdir(parents=True)
+            paint(place, np.random.default_rng(image)).save(root / folder / name)
+    labels: list[list[int]] = [[0] for _ in range(50_000)]
+    labels[6], labels[19], labels[49_999] = [2, 999, 5], [], [999]
+    (root / "imagenet/real.json").write_text(json.dumps(labels))
+    mappings = root / "objectnet-1.0/mappings"
+    mappings.mkdir(parents=True)
+    lines = [f"class {line}" for line in range(1000)]  # line 1 is class 0, and so on
+    (mappings / "imagenet_to_label_2012_v2").write_text("\n".join(lines) + "\n")
+    moved = {str(number): (number + 1) % 1000 for number in range(1000)}
+    (mappings / "pytorch_to_imagenet_2012_id.json").write_text(json.dumps(moved))
+    folders = {"alarm_clock": "Alarm clock", "mug": "Mug", "pet_bed": "Pet bed", "spatula": "Spatula"}
+    (mappings / "folder_to_objectnet_label.json").write_text(json.dumps(folders))
+    known = {"Alarm clock": "class 1; class 11; class 4", "Mug": "class 0", "Spatula": "class 500"}
+    (mappings / "objectnet_to_imagenet_1k.json").write_text(json.dumps(known))
+    for folder in folders:
+        (root / "objectnet-1.0/images" / folder).mkdir(parents=True)
+        for name in ("a.png", "b.png") if folder == "alarm_clock" else ("a.png",):
+            image = Image.new("RGB", (16, 12), "red")
+            image.paste((0, 0, 255), (2, 2, 14, 10))
+            image.save(root / "objectnet-1.0/images" / folder / name)
+    return root

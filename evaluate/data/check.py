@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.data import ade20k, coco, imagenet, layouts, subsets, voc
+from evaluate.data import ade20k, coco, further_sets, imagenet, layouts, subsets, voc
 from evaluate.data.archives import File
 from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
-from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
+from evaluate.data.published_counts import ADE20K, FURTHER, INSTANCES, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
 from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from evaluate.runtime.progress import track
@@ -72,7 +72,8 @@ class Counts:
 def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES, subset: bool = False) -> list[Finding]:
     """A finding for each set, by its name in ``layouts.LAYOUTS``; ``subset``: fewer images than published are meant."""
     found = []
-    for name in track(list(dict.fromkeys(names)), "checking the data"):
+    named = layouts.without_absent_further(data_root, dict.fromkeys(names))
+    for name in track(named, "checking the data"):
         try:
             layouts.require(data_root, name)
             counts = Counts(subset)
@@ -169,6 +170,28 @@ def _corrupted(data_root: Path, samples: int, counts: Counts) -> str:
     )
 
 
+def _v2(name: str) -> Callable[[Path, int, Counts], str]:
+    def check_set(data_root: Path, samples: int, counts: Counts) -> str:
+        images = further_sets.v2_set(name, data_root)
+        if counts.expect_classes(layouts.LAYOUTS[name][0], len(images.scored), imagenet.FULL_CLASSES):
+            counts.expect(layouts.LAYOUTS[name][0], len(images), FURTHER[name][0])
+        return f"{_read_some(images.files, samples)}, {len(images.scored)} classes"
+
+    return check_set
+
+
+def _real(data_root: Path, samples: int, counts: Counts) -> str:
+    right = further_sets.real_labels(data_root, imagenet.val_set(data_root))
+    return f"{right.any(axis=1).sum()} of {len(right)} images of val have a right class"
+
+
+def _objectnet(data_root: Path, samples: int, counts: Counts) -> str:
+    (images, _), (published, classes) = further_sets.objectnet_set(data_root), FURTHER["objectnet"]
+    if counts.expect_classes(layouts.LAYOUTS["objectnet"][0], len(images.scored), classes):
+        counts.expect(layouts.LAYOUTS["objectnet"][0], len(images), published)
+    return f"{_read_some(images.files, samples)} of {len(images.scored)} classes that train has"
+
+
 def _instances(name: str) -> Callable[[Path, int, Counts], str]:
     def check_instances(data_root: Path, samples: int, counts: Counts) -> str:
         classes, published = INSTANCES[name]
@@ -204,6 +227,9 @@ CHECKS: dict[str, Callable[[Path, int, Counts], str]] = {
     **{f"imagenet_{name}": _listed(name) for name in subsets.LISTS},
     **{name: _shifted(name) for name in SHIFTED},
     "imagenet_c": _corrupted,
+    **{name: _v2(name) for name in further_sets.V2},
+    "imagenet_real": _real,
+    "objectnet": _objectnet,
     **{name: _instances(name) for name in INSTANCES},
     "ade20k": _ade20k,
     "voc": _voc,
@@ -218,6 +244,11 @@ ORIGINS = {
     "imagenet_r": "ImageNet-R is published at github.com/hendrycks/imagenet-r: 30,000 images, 2.2 GB",
     "imagenet_sketch": "ImageNet-Sketch is published at github.com/HaohanWang/ImageNet-Sketch: 50,889 images",
     "imagenet_c": "ImageNet-C is published at github.com/hendrycks/robustness: 3,750,000 images in four archives",
+    "imagenet_v2_matched": "ImageNet-V2 is published at huggingface.co/datasets/vaishaal/ImageNetV2: 10,000 images",
+    "imagenet_v2_threshold": "beside it, as imagenetv2-threshold0.7.tar.gz",
+    "imagenet_v2_top": "beside it, as imagenetv2-top-images.tar.gz",
+    "imagenet_real": "ReaL is published at github.com/google-research/reassessed-imagenet: real.json",
+    "objectnet": "ObjectNet is published at objectnet.dev: 50,273 images, 18,574 of them of ImageNet's classes",
     "coco": "COCO 2017 is published at cocodataset.org: train 18 GB, val 1 GB, annotations 241 MB",
     "lvis": "LVIS v1 is published at lvisdataset.org: two files of annotations; its images are COCO's",
     "ade20k": "ADE20k is published at sceneparsing.csail.mit.edu as ADEChallengeData2016.zip: 22,210 images",

@@ -94,7 +94,8 @@ class DataIdentities:
 
     def of_sets(self, names: tuple[str, ...]) -> dict[str, str]:
         """The identities of every part of some sets (keys of ``layouts.LAYOUTS``), by part."""
-        parts = dict.fromkeys(part for name in names for part in layouts.LAYOUTS[name])
+        there = layouts.without_absent_further(self.data_root, names)  # absent, they are no part of any measurement
+        parts = dict.fromkeys(part for name in there for part in layouts.LAYOUTS[name])
         found = {part: self[part] for part in parts}
         labels = val_labels.source(self.data_root / "imagenet") if "imagenet/val" in parts else None
         if labels:

@@ -53,7 +53,7 @@ class ImageSet:
 def train_set(data_root: Path, limit: int | None = None, identities: Identities = NONE) -> ImageSet:
     """``imagenet/train/<wnid>/*``, in the order of wnid and file name."""
     folder = data_root / "imagenet/train"
-    return _image_set(
+    return image_set(
         "train", data_root, "imagenet/train", images_of_classes(folder), class_names(folder), limit, identities
     )
 
@@ -75,7 +75,7 @@ def val_set(data_root: Path, limit: int | None = None, identities: Identities = 
             f"the classes of imagenet/val differ from those of imagenet/train: {_difference(tuple(images), classes)}; "
             "val needs images of each class of train (README, data layout)"
         )
-    return _image_set("val", data_root, "imagenet/val", images, classes, limit, identities)
+    return image_set("val", data_root, "imagenet/val", images, classes, limit, identities)
 
 
 def robustness_set(
@@ -102,7 +102,7 @@ def robustness_set(
         raise UserError(
             f"{folder} holds classes that imagenet/train lacks: {', '.join(sorted(set(found) - set(classes))[:3])}"
         )
-    return _image_set(name, data_root, part, images, classes, limit, identities)
+    return image_set(name, data_root, part, images, classes, limit, identities)
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -181,7 +181,7 @@ def _archived(data_root: Path, part: str) -> dict[str, list[File]]:
     return dict(sorted(images.items()))
 
 
-def _image_set(
+def image_set(
     name: str,
     data_root: Path,
     part: str,
@@ -190,6 +190,10 @@ def _image_set(
     limit: int | None,
     identities: Identities,
 ) -> ImageSet:
+    """A set of the images of some classes at ``part`` below the data root; every so many of them with a limit.
+
+    Raises UserError for a file that is no image by its name.
+    """
     index = {wnid: number for number, wnid in enumerate(classes)}
     entries = [(wnid, file) for wnid, files in images.items() for file in files]
     require_image_names([file for _, file in entries])

@@ -42,6 +42,11 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "imagenet_r": ("imagenet-r",),
     "imagenet_sketch": ("imagenet-sketch",),
     "imagenet_c": tuple(f"imagenet-c/{corruption}" for corruption in CORRUPTIONS),
+    "imagenet_v2_matched": ("imagenetv2-matched-frequency-format-val",),
+    "imagenet_v2_threshold": ("imagenetv2-threshold0.7-format-val",),
+    "imagenet_v2_top": ("imagenetv2-top-images-format-val",),
+    "imagenet_real": ("imagenet/real.json",),
+    "objectnet": ("objectnet-1.0/images", "objectnet-1.0/mappings"),
     "coco": (*coco.ANNOTATIONS["coco"], "coco/train2017", "coco/val2017"),
     "lvis": (*coco.ANNOTATIONS["lvis"], "coco/train2017", "coco/val2017"),
     "voc": tuple(
@@ -63,6 +68,9 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
         "ade20k/annotations/validation",
     ),
 }
+
+# no column of the paper: measured where they are there, and nothing is said of them elsewhere
+FURTHER = ("imagenet_v2_matched", "imagenet_v2_threshold", "imagenet_v2_top", "imagenet_real", "objectnet")
 
 # the archives as published, any of which may lie there instead of the unpacked folder
 ARCHIVES: dict[str, tuple[str, ...]] = {
@@ -124,6 +132,11 @@ def pretraining_part(data_root: Path) -> str:
 def is_toy(data_root: Path) -> bool:
     """Whether the data were made by this project (``evaluate.data.toy``)."""
     return (data_root / "world.json").is_file()
+
+
+def without_absent_further(data_root: Path, names: Iterable[str]) -> list[str]:
+    """Sets without those of FURTHER that are not there."""
+    return [name for name in names if name not in FURTHER or not absent(data_root, [name])]
 
 
 def absent(data_root: Path, names: Iterable[str]) -> dict[str, str]:

@@ -9,6 +9,13 @@ from typing import NamedTuple, Protocol
 TRAIN, VAL, VAL_PER_CLASS = 1_281_167, 50_000, 50
 SHIFTED = {"imagenet_a": 7_500, "imagenet_r": 30_000, "imagenet_sketch": 50_889}
 SHIFTED_CLASSES = {"imagenet_a": 200, "imagenet_r": 200, "imagenet_sketch": 1000}
+FURTHER = {  # further test sets: images, and classes of their own; ObjectNet's are those that ImageNet has
+    "imagenet_v2_matched": (10_000, 1000),
+    "imagenet_v2_threshold": (10_000, 1000),
+    "imagenet_v2_top": (10_000, 1000),
+    "objectnet": (18_574, 113),
+}
+REAL = 46_837  # images of val to which the reassessed labels give a class
 CORRUPTED = 15 * 5 * VAL
 LISTS = {"1percent": 12_811, "10percent": 128_116}  # SimCLR's, which MSN and SiameseIM took over
 INSTANCES = {"coco": (80, {"train": 118_287, "val": 5_000}), "lvis": (1203, {"train": 100_170, "val": 19_809})}
@@ -41,6 +48,8 @@ PUBLISHED: dict[str, Size] = {  # by the names under which a record has the size
     "val": Size(VAL, 1000),
     **{name: Size(count, 1000) for name, count in LISTS.items()},
     **{name: Size(count, SHIFTED_CLASSES[name]) for name, count in SHIFTED.items()},
+    **{name: Size(*own) for name, own in FURTHER.items()},
+    "imagenet_real": Size(REAL, 1000),
     "imagenet_c": Size(CORRUPTED, 1000),
     **{
         f"{name}_{split}": Size(count, classes)

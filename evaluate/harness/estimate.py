@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.data import layouts
-from evaluate.data.published_counts import ADE20K, INSTANCES, SHIFTED, TRAIN, VAL, VOC
+from evaluate.data.published_counts import ADE20K, FURTHER, INSTANCES, SHIFTED, TRAIN, VAL, VOC
 from evaluate.encoder.memory import GIB
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.harness import cost
@@ -33,6 +33,7 @@ PUBLISHED = {
     "imagenet/train": TRAIN,
     "imagenet/val": VAL,
     **{name.replace("_", "-"): count for name, count in SHIFTED.items()},
+    **{layouts.LAYOUTS[name][0]: images for name, (images, _) in FURTHER.items()},
     cost.CORRUPTED: VAL,
     "coco/val2017": INSTANCES["coco"][1]["val"],
     "ade20k/images/validation": ADE20K["validation"],

@@ -16,7 +16,7 @@ from PIL import Image
 from evaluate import robustness
 from evaluate.classification import cached_pass, classifier, imagenet_c
 from evaluate.classification.predictions import Predictions
-from evaluate.data import imagenet, loader
+from evaluate.data import further_sets, imagenet, loader
 from evaluate.data.layouts import CORRUPTIONS
 from evaluate.data.transforms import CenterCrop, normalize
 from evaluate.runtime.env import Env
@@ -24,7 +24,7 @@ from evaluate.runtime.errors import UserError
 from results import predictions
 from results.predictions import Answers
 from tests.factories import class_token_vit, save_classifier
-from tests.worlds import in_order, write_world
+from tests.worlds import in_order, write_further_sets, write_world
 
 DEMO = robustness.PRESETS["demo"]
 
@@ -243,3 +243,41 @@ def test_sets_are_read_from_the_published_archives(env: Env) -> None:
     fresh = replace(env, out_dir=env.out_dir.parent / "archives", notes={})
     fresh.out_dir.mkdir()
     assert robustness.run(class_token_vit(), DEMO, fresh) == expected and fresh.notes == env.notes
+
+
+def test_further_sets_are_measured_in_the_same_run_where_they_are(tmp_path: Path) -> None:
+    root = write_further_sets(tmp_path / "data")
+    classes = imagenet.class_names(root / "imagenet/train")
+    classifier_file = tmp_path / "classifier.safetensors"
+    save_classifier(classifier_file, classes)
+    (tmp_path / "out").mkdir()
+    env = Env(root, tmp_path / "out", inputs={"classifier": classifier_file})
+    result = robustness.run(class_token_vit(), replace(DEMO, corruptions="made", corrupted_images=1), env)
+
+    def best(images: imagenet.ImageSet, cut: int = 0) -> np.ndarray:
+        model, _, crop = classifier.load(classifier_file, class_token_vit())
+        transform = further_sets.WithoutBorder(crop) if cut else crop
+        parts = loader.batches(loader.Images(images, transform), in_order(len(images), 64))
+        with torch.no_grad():
+            return (
+                model(normalize(torch.cat([part for part, _ in parts]), (0.5,) * 3, (0.25,) * 3, "cpu"))
+                .argmax(1)
+                .numpy()
+            )
+
+    v2, val = further_sets.v2_set("imagenet_v2_matched", root), imagenet.val_set(root)
+    objects, right = further_sets.objectnet_set(root)
+    assert result["imagenet_v2_matched_top1"] == 100 * (best(v2) == v2.labels).mean()
+    reassessed = further_sets.among_right(best(val), further_sets.real_labels(root, val))
+    assert len(reassessed) == 3 and result["imagenet_real_top1"] == pytest.approx(100 * reassessed.mean())
+    of_objects = further_sets.among_right(best(objects, cut=2), right)
+    assert result["objectnet_top1"] == pytest.approx(100 * of_objects.mean())
+    assert env.notes["sizes"]["imagenet_real"] == {"images": 3, "classes": 4}
+    assert not any(name.startswith(("imagenet_v2_top", "imagenet_v2_threshold")) for name in result)
+    assert set(env.notes["skipped"]) == {"imagenet_a", "imagenet_r", "imagenet_sketch"}, (
+        "of a set beyond the paper nothing is said"
+    )
+    kept = predictions.load(env.out_dir)
+    for name in ("imagenet_v2_matched_top1", "imagenet_real_top1", "objectnet_top1"):
+        assert name in env.notes["standard_error"]
+        assert 100 * predictions.outcome(kept, name).mean() == pytest.approx(result[name]), "verified image by image"

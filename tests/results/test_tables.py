@@ -128,3 +128,17 @@ def test_a_broken_record_is_named(tmp_path, capsys):
     (tmp_path / "records" / "x.json").write_text("{")
     assert command.main([str(tmp_path)]) == 2
     assert "x.json is not a record" in capsys.readouterr().err
+
+
+def test_a_further_column_is_shown_where_a_record_has_its_number(tmp_path):
+    def made(*entries):
+        tables.render(tmp_path, [own["encoder"] for own in entries], list(entries))
+        return shown(tmp_path)
+
+    first = entry(tmp_path, "robustness", metrics={"imagenet_a_top1": 40.0})
+    table, _ = made(first)
+    assert "IN-A" in table.columns and not {"IN-V2", "ReaL", "ObjectNet"} & set(table.columns)
+    other = entry(tmp_path, "robustness", "other", metrics={"imagenet_a_top1": 40.0, "objectnet_top1": 20.0})
+    table, notes = made(first, other)
+    assert table.loc["other", "ObjectNet"].startswith("20.0") and not {"IN-V2", "ReaL"} & set(table.columns)
+    assert "ReaL" not in notes
