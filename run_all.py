@@ -56,6 +56,7 @@ from evaluate.runtime.cli import (
     make_folder,
 )
 from evaluate.runtime.errors import UserError, in_one_sentence
+from evaluate.runtime.processes import end_with_parent
 from evaluate.runtime.settings import Settings, as_json, split_overrides
 from results import record, tables
 from results.ending import is_full, leave
@@ -68,6 +69,7 @@ COMPARED = 10  # rows: of more, the sentences on each two of them are left out
 def main(argv: list[str] | None = None) -> int:
     """Parses, plans, runs, renders; returns the exit status."""
     arguments = options.parse(argv, __doc__)
+    end_with_parent()
     try:
         with executor.stopping_in_words():
             return run(arguments)

@@ -9,6 +9,7 @@ from evaluate.runtime.cli import at_least_one, at_least_zero
 from evaluate.runtime.settings import help_text
 from pretrain import checkpoint
 from pretrain.config import MODELS
+from pretrain.evaluations import FOLDER, Wanted, data_root_of
 from pretrain.methods import METHODS, module_of, presets
 
 
@@ -31,6 +32,14 @@ def parse(argv: list[str] | None, description: str | None) -> argparse.Namespace
         parser.error("give --minutes or --set epochs=…, not both")
     if arguments.minutes is not None and not 0 < arguments.minutes < math.inf:
         parser.error(f"argument --minutes: must be above 0, not {arguments.minutes}")
+    if arguments.evaluate:
+        root = arguments.evaluate_data_root or data_root_of(arguments.data)
+        try:
+            arguments.evaluate = Wanted(arguments.evaluate, arguments.every, root, arguments.evaluate_with)
+        except ValueError as error:
+            parser.error(str(error))
+    elif arguments.evaluate_data_root or arguments.evaluate_with:
+        parser.error("--evaluate-data-root and --evaluate-with go with --evaluate TASKS")
     if not arguments.save_minutes >= 0:
         parser.error(f"argument --save-minutes: must be at least 0, not {arguments.save_minutes}")
     return arguments
@@ -113,6 +122,31 @@ def _how(parser: argparse.ArgumentParser) -> None:
 
 
 def _what_else(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--evaluate",
+        metavar="TASKS",
+        help="measure these tasks of run_all.py, as knn,linear_fast, on snapshots of the run, beside the training; "
+        f"records and report in OUT/{FOLDER}",
+    )
+    parser.add_argument(
+        "--every",
+        type=at_least_one,
+        default=50,
+        metavar="EPOCHS",
+        help="between two snapshots for --evaluate, besides one at the end (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--evaluate-data-root",
+        type=Path,
+        metavar="DIR",
+        help="what run_all.py takes as --data-root (default: DIR where --data is DIR/imagenet/train)",
+    )
+    parser.add_argument(
+        "--evaluate-with",
+        default="",
+        metavar="OPTIONS",
+        help='further options of run_all.py in quotes, as "--set knn.img_size=48 --device cpu"',
+    )
     parser.add_argument(
         "--export",
         action="store_true",

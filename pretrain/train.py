@@ -42,6 +42,7 @@ from pretrain.data import views
 from pretrain.data.images import Images
 from pretrain.data.loader import Step, images_at_once, steps_from, steps_per_epoch
 from pretrain.data.pairs import open_images
+from pretrain.evaluations import Evaluations
 from pretrain.export import export
 from pretrain.faults import Faults
 from pretrain.log import Log
@@ -86,8 +87,11 @@ class Execution:
     """Resume a run on other images than it began with."""
 
 
-def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -> Path:
-    """Runs a config to its end, or on from where a checkpoint in ``out`` stands; returns the checkpoint's path.
+def train(
+    config: PretrainConfig, data: Path, out: Path, execution: Execution, evaluations: Evaluations | None = None
+) -> Path:
+    """Runs a config to its end, or on from where a checkpoint in ``out`` stands; returns the checkpoint's path. With
+    ``evaluations`` it is measured on the way.
 
     Raises:
         UserError, ValueError, OSError: bad settings, images or folders. FloatingPointError: too many steps that are not
@@ -168,6 +172,11 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
                 raise Interrupted(signals[0], step + 1)
             if looks and (step + 1) % looks == 0:
                 distributed.on_rank_zero(functools.partial(_look, monitor, model, config, step + 1, device, log))
+            if evaluations:
+                evaluations.look()
+                if evaluations.due(step + 1, steps, total):
+                    take = functools.partial(evaluations.take, model, method, config, (step + 1) // steps)
+                    distributed.on_rank_zero(take)
         distributed.on_rank_zero(saver.wait)
     return out / checkpoint.NAME
 
@@ -265,14 +274,18 @@ def initialize(config: PretrainConfig, out: Path) -> Path:
 def main(argv: list[str] | None = None) -> int:
     """0 done, 1 another process of the run failed, 2 bad input or too many faults, 75 saved on a signal, 130 Ctrl-C."""
     arguments = parse(argv, __doc__)
+    evaluations = Evaluations(arguments.evaluate, arguments.out) if arguments.evaluate else None
     try:
-        status = _main(arguments)
+        status = _main(arguments, evaluations)
     except KeyboardInterrupt:
         status = _end(EXIT_CTRL_C, f"stopped; the same command goes on from the newest checkpoint in {arguments.out}")
-    return distributed.end(status)
+    status = distributed.end(status)
+    if evaluations:
+        evaluations.end(done=status == 0)
+    return status
 
 
-def _main(arguments: argparse.Namespace) -> int:
+def _main(arguments: argparse.Namespace, evaluations: Evaluations | None) -> int:
     try:
         device = distributed.start(devices.resolve_device(arguments.device))
         config = distributed.all_or_none(lambda: configured(arguments))
@@ -296,7 +309,7 @@ def _main(arguments: argparse.Namespace) -> int:
                 at_once = images_at_once(execution.micro_batch, config)
                 folders = (arguments.data, arguments.out)
                 config = budget.fit(config, arguments.minutes, *folders, device, execution.workers, at_once)
-            path = train(config, arguments.data, arguments.out, execution)
+            path = train(config, arguments.data, arguments.out, execution, evaluations)
             if arguments.export:
                 distributed.on_rank_zero(functools.partial(export, path))
     except distributed.FailedOnRankZero:
