@@ -20,6 +20,7 @@ COLUMNS = (  # heading, node, metric: the paper's order, then kNN
 EXTRA_COLUMNS = (  # shown where there is a record; protocols of their own, or metrics that the paper lacks
     ("LIN fast", "linear_fast", "top1"),
     ("LIN sweep", "sweep", "top1"),
+    ("ADE20k linear", "linear_segmentation", "miou"),
     ("VOC AP50", "detection_voc", "box_ap50"),
     ("VOC AP", "detection_voc", "box_ap"),
     ("VOC AP75", "detection_voc", "box_ap75"),
@@ -34,6 +35,7 @@ FURTHER_COLUMNS = (  # shown where a record has the metric: of sets that the pap
 GROUPS = {  # what stands over neighboring columns of a node, without repeating it in each heading
     "detection_coco": "COCO",
     "segmentation": "ADE20k",
+    "linear_segmentation": "ADE20k",
     "detection_lvis": "LVIS",
     "detection_voc": "VOC",
     "robustness": "Robustness",

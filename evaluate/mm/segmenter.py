@@ -110,7 +110,8 @@ def fill_data(cfg: Config, env: Env) -> int:
         loader.persistent_workers = env.workers > 0
         loader.dataset.update(root=str(root), limit=env.limit, seed=env.seed)
     cfg.train_dataloader.sampler.seed = env.seed
-    cfg.model.decode_head.num_classes = cfg.model.auxiliary_head.num_classes = len(class_names(root))
+    for head in filter(None, (cfg.model.decode_head, cfg.model.auxiliary_head)):
+        head.num_classes = len(class_names(root))
     counts = {split: len(pictures) for split, pictures in check_pairs(root, env.limit).items()}
     env.report(sizes={f"ade20k_{split}": size(count, len(class_names(root))) for split, count in counts.items()})
     return min(counts["validation"], env.limit or counts["validation"])

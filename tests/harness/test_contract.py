@@ -20,6 +20,7 @@ from tests.worlds import make_voc, write_world
 SHORT = {  # settings with which a task takes seconds
     "detection": {"iterations": "2", "batch_size": "2"},
     "segmentation": {"iterations": "2", "batch_size": "2"},
+    "linear_segmentation": {"iterations": "2", "batch_size": "2"},
     "finetune": {"epochs": "2", "warmup_epochs": "1", "batch_size": "32", "micro_batch": "32"},
     "linear_probe": {"epochs": "2", "warmup_epochs": "1", "batch_size": "32", "micro_batch": "32"},
     "sweep": {"epochs": "1", "batch_size": "32", "micro_batch": "32"},

@@ -15,8 +15,9 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from evaluate import detection, segmentation
-from evaluate.mm import detector, recipe_names, recipes, runner, segmenter
+from evaluate import detection
+from evaluate.harness import plan
+from evaluate.mm import detector, frozen, recipe_names, recipes, runner, segmenter
 from evaluate.mm.backbones.vitdet import global_blocks
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
@@ -100,7 +101,7 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
     encoder = tiny_resnet() if "resnet" in name else tiny_encoder()
     env = Env(world, tmp_path)
     if name.endswith("ade20k"):
-        segmenter.fill_encoder(cfg, encoder)
+        (frozen if name.startswith("linear") else segmenter).fill_encoder(cfg, encoder)
         segmenter.fill_data(cfg, env)
     else:
         detector.fill_encoder(cfg, encoder)
@@ -153,11 +154,11 @@ def test_a_detectors_free_settings_are_read(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in RECIPES if "demo" not in name])
 def test_a_recipe_says_its_row_gpus_number_and_command(name: str) -> None:
     text = ast.get_docstring(ast.parse(SOURCES[name]))
-    task = "segmentation" if name.startswith("upernet") else "detection"
+    task = {"upernet": "segmentation", "linear": "linear_segmentation"}.get(name.partition("_")[0], "detection")
     command = re.search(rf"-m evaluate\.{task} (.*?)\n\n", text, re.DOTALL)
     assert command and re.search(r"GPU|A100|V100", text) and re.search(r"\bm?AP\b|mIoU", text)
     settings = dict(re.findall(r"--set (\w+)=(\S+)", command[1]))
-    module = {"detection": detection, "segmentation": segmentation}[task]
+    module = plan.module_of(task)
     config = override(module.PRESETS["paper"], settings)
     if task == "detection":
         family = "resnet" if "resnet" in name else "vit"

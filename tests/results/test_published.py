@@ -21,7 +21,7 @@ HAND = {  # typed from the sources, row by row: COCO and LVIS box, mask; the pap
     ("ViT-B/16", ("mugs", "moca", "ibot", "simmim", "cae")): """
         Mugs       FT 84.3 LIN 80.6 kNN 78.0
         MOCA       FT 83.6 LIN 79.5 1% 72.4 kNN 77.4
-        iBOT       FT 84.0 LIN 79.5 ADE 50.0 kNN 77.1
+        iBOT       FT 84.0 LIN 79.5 ADE 50.0 FROZEN 38.3 kNN 77.1
         SimMIM     FT 83.8 LIN 56.7
         CAE        FT 83.9 LIN 70.3 ADE 50.3
     """,
@@ -51,6 +51,7 @@ HAND = {  # typed from the sources, row by row: COCO and LVIS box, mask; the pap
 SEVERAL = {
     "COCO": ("COCO box", "COCO mask"),
     "ADE": ("ADE20k mIoU",),
+    "FROZEN": ("ADE20k linear",),
     "LVIS": ("LVIS box", "LVIS box rare", "LVIS mask", "LVIS mask rare"),
     "ROB": ("IN-A", "IN-R", "IN-Sketch", "IN-C"),
     "VOC": ("VOC AP50", "VOC AP", "VOC AP75"),

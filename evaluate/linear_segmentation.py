@@ -1,0 +1,126 @@
+"""Linear segmentation of frozen patch tokens: mean intersection over union on ADE20k's validation pictures.
+
+Protocol: DINOv2's. The encoder is frozen; BatchNorm and one linear layer on the patch tokens of its last block are
+trained for 40,000 iterations of 16 crops of 512 pixels, and tested with sliding windows at a single scale. All numbers
+are in mm_configs/linear_vit_40k_ade20k.py; the head of the final iteration is measured. Every crop is drawn anew, so no
+tokens are kept: the encoder passes over 640,000 crops. Metric: miou, in percent over those of the 150 classes that
+occur. Cost: about half an hour on one GPU for ViT-B; the demo some twenty seconds on one core.
+
+    python -m evaluate.linear_segmentation --ckpt FILE --data-root DIR
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import PositiveFloat, PositiveInt
+
+from evaluate.encoder import memory
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count, of_training, sharing
+from evaluate.harness.task import main
+from evaluate.mm.recipe_names import recipe_numbers
+from evaluate.runtime import precision
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import Skip
+from evaluate.runtime.precision import Precision
+from evaluate.runtime.settings import Settings
+from results.ending import leave
+
+if TYPE_CHECKING:
+    from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
+
+CROPS = 2  # that the sliding window takes of a picture of validation
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """What is trained; a recipe's numbers stand in ``mm_configs/linear_vit_<schedule>_ade20k.py``."""
+
+    recipe: Literal["paper", "demo"] = "paper"
+    """paper: DINOv2's recipe (40,000 iterations); demo: for the toy world."""
+    iterations: PositiveInt | None = None
+    """Training iterations, if not the recipe's; the warm-up is scaled with them."""
+    crop: PositiveInt | None = None
+    """Side of the crops in pixels, if not the recipe's; pictures are resized with it."""
+    batch_size: PositiveInt | None = None
+    """Crops in an iteration over all processes, if not the recipe's number."""
+    lr: PositiveFloat | None = None
+    """Learning rate, if not the recipe's."""
+    precision: Precision = "fp32"
+    """Precision of the training; DINOv2's is fp32. auto is fp16 on a GPU and fp32 on a CPU."""
+
+
+PRESETS = {"paper": Config(), "demo": Config(recipe="demo")}
+
+
+def reads(config: Config) -> tuple[str, ...]:
+    """ADE20k."""
+    return ("ade20k",)
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``."""
+    numbers = recipe_numbers(f"linear_vit_{_schedule(config)}_ade20k")
+    side, batch = config.crop or numbers["crop"], config.batch_size or numbers["batch_size"]
+    passed = batch * (config.iterations or numbers["max_iters"]) + count("ade20k/images/validation") * CROPS
+    return of_training(
+        0,
+        passed,
+        forward_gflop(spec, side),
+        gpus=sharing(batch, 2),
+        memory=memory.of_passing(spec, side, batch, bits=32),
+    )
+
+
+def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
+    """Trains the head and returns ``miou`` and ``aacc`` (pixel accuracy).
+
+    Raises:
+        Skip: no mm* packages, or an encoder without patch tokens.
+        UserError: data that do not fit together, or settings that cannot train.
+    """
+    from evaluate.mm import recipes
+
+    if encoder.spec.family != "vit":
+        raise Skip("linear_segmentation measures patch tokens, and this encoder is no ViT")
+    recipes.require_packages("mmengine", "mmcv.ops", "mmdet", "mmseg.models")
+    from evaluate.mm import frozen, pictures, runner, segmenter
+
+    schedule = _schedule(config)
+    cfg = recipes.read_recipe(f"linear_vit_{schedule}_ade20k")
+    same = ["crop"] if config.crop == cfg.crop else []
+    if config.crop:
+        segmenter.set_crop(cfg, config.crop)
+    frozen.fill_encoder(cfg, encoder)
+    same += recipes.as_it_stands(cfg, config.iterations, config.batch_size, config.lr, None)
+    env.report(immaterial={"": same})
+    recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
+    asked = segmenter.fill_data(cfg, env)
+    iterations = cfg.train_cfg.max_iters
+    metrics = runner.train_and_test(cfg, "ade20k", encoder, env, None, config.precision, draw=pictures.segmentations)
+    padded, _ = cfg.model.data_preprocessor.size
+    env.report(
+        protocol={
+            "framework": "mmseg",
+            "head": "BatchNorm and one linear layer on frozen patch tokens",
+            "schedule": schedule,
+            "iterations": iterations,
+            "batch": cfg.batch_size,
+            "test": "single scale",
+            "test_resolution": cfg.crop,
+            "precision": precision.resolve(config.precision, env.device),
+            **recipes.of_the_encoder("linear_segmentation", encoder.spec, cfg.crop, padded),
+        },
+        images_asked={"ade20k": asked},
+        images_evaluated={"ade20k": int(metrics.pop("images"))},
+    )
+    return metrics
+
+
+def _schedule(config: Config) -> str:
+    return "40k" if config.recipe == "paper" else config.recipe
+
+
+if __name__ == "__main__":
+    leave(main, "linear_segmentation")
