@@ -36,7 +36,7 @@ PUBLISHED = {
     **{layouts.LAYOUTS[name][0]: images for name, (images, _) in FURTHER.items()},
     cost.CORRUPTED: VAL,
     "coco/val2017": INSTANCES["coco"][1]["val"],
-    "ade20k/images/validation": ADE20K["validation"],
+    **{f"ade20k/images/{split}": images for split, images in ADE20K.items()},
     "VOCdevkit": VOC["test"],
 }
 

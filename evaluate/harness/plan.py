@@ -39,6 +39,7 @@ NODES = (
     Node("detection_voc", "detection", {"dataset": "voc"}, extra=True),
     Node("segmentation", "segmentation"),
     Node("linear_segmentation", "linear_segmentation", extra=True),
+    Node("knn_segmentation", "knn_segmentation", extra=True),
     Node("finetune", "finetune"),
     Node("linear_probe", "linear_probe", {"views": "augmented"}),
     Node("linear_fast", "linear_probe", {"views": "cached"}, extra=True),

@@ -1,0 +1,173 @@
+"""Segmentation by the nearest patches: CAPI's (arXiv 2502.08769), after its description and released evaluation.
+
+A patch of a test picture takes, pixel by pixel, the most frequent label of its k nearest training patches. Axes: n
+patches, D width, k neighbors, l pixels of a patch.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from evaluate.classification.finite import require_finite
+from evaluate.data.ade20k import read_labels
+from evaluate.data.pictures import THREADS
+from evaluate.data.pixels import READ_ERRORS, read_rgb
+from evaluate.data.transforms import normalize
+from evaluate.encoder import Encoder
+from evaluate.runtime.errors import UserError
+from evaluate.runtime.progress import track
+
+Distance = Literal["cosine", "l2"]
+BATCH = 64  # pictures in a forward pass
+QUERIES, KEYS = 1024, 262_144  # patches that are compared at once: a gigabyte of distances
+OTHER = 0  # the label of what is no class
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches of pictures, each a row of tensors that may have more: a part of a set shares the set's memory."""
+
+    tokens: torch.Tensor
+    """(m, D) float32."""
+    labels: torch.Tensor
+    """(m, l) uint8, of each pixel."""
+    count: int
+    """Of a picture."""
+    rows: torch.Tensor
+    """(n,) int64, those that are meant."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def of(self, pictures: np.ndarray) -> "Patches":
+        """Those of some pictures of a whole set, by their indices."""
+        rows = (torch.from_numpy(pictures)[:, None] * self.count + torch.arange(self.count)).flatten()
+        return replace(self, rows=rows)
+
+    def of_a_class(self) -> "Patches":
+        """Those whose most frequent label is a class."""
+        kept = [part[self.labels[part].mode(dim=1).values != OTHER] for part in self.rows.split(KEYS)]
+        return replace(self, rows=torch.cat(kept))
+
+
+def extract(
+    encoder: Encoder, pictures: Sequence[Path], maps: Sequence[Path], side: int, classes: int, device: str
+) -> Patches:
+    """The patch tokens of the last block after the encoder's last norm, of pictures that are squeezed to ``side``
+    pixels a side (bicubic; labels: nearest).
+
+    Raises UserError for a picture or a label map that cannot be read.
+    """
+    patch = encoder.spec.patch_size
+    grid, tokens, labels = side // patch, [], []
+    for part in _batches(list(zip(pictures, maps, strict=True)), side, classes):
+        pixels = normalize(torch.stack([own for own, _ in part]), encoder.spec.mean, encoder.spec.std, device)
+        with torch.inference_mode():
+            found = encoder.model.norm(encoder.forward_blocks(pixels, 1)[-1].patches)
+        tokens.append(require_finite(found).flatten(0, 1).float().cpu())
+        own = torch.stack([own for _, own in part])
+        labels.append(own.unflatten(2, (grid, patch)).unflatten(1, (grid, patch)).transpose(2, 3).reshape(-1, patch**2))
+    whole = torch.cat(tokens)
+    return Patches(whole, torch.cat(labels), grid**2, torch.arange(len(whole)))
+
+
+def standardize(chosen: Patches, *sets: Patches) -> None:
+    """Shifts and scales each channel of whole sets so that it has mean 0 and deviation 1 over the chosen patches."""
+    total, squares = (torch.zeros(chosen.tokens.shape[1], dtype=torch.float64) for _ in range(2))
+    for part in chosen.rows.split(KEYS):
+        total += chosen.tokens[part].double().sum(dim=0)
+    mean = total / len(chosen)
+    for part in chosen.rows.split(KEYS):
+        squares += (chosen.tokens[part].double() - mean).square().sum(dim=0)
+    deviation = (squares / len(chosen)).sqrt()
+    deviation[deviation == 0] = 1
+    for whole in sets:
+        whole.tokens.sub_(mean.float()).div_(deviation.float())
+
+
+def predict(
+    train: Patches, test: Patches, neighbors: Sequence[int], distance: Distance, device: str
+) -> dict[int, torch.Tensor]:
+    """By number of neighbors the labels (n, l) of the test patches; of equally frequent ones the smallest."""
+    nearest = _nearest(train, test, max(neighbors), distance, device)
+    found: dict[int, list[torch.Tensor]] = {k: [] for k in neighbors}
+    for rows in nearest.split(QUERIES):
+        labels = train.labels[rows]
+        for k in neighbors:
+            found[k].append(labels[:, :k].mode(dim=1).values)
+    return {k: torch.cat(parts) for k, parts in found.items()}
+
+
+def pixels_met(predicted: torch.Tensor, patches: Patches, classes: int) -> np.ndarray:
+    """(pictures, classes + 1, 3): pixels of each label that are right, that are predicted and that there are, where
+    there is a class.
+    """
+    counted = np.zeros((len(predicted) // patches.count, classes + 1, 3), dtype=np.int64)
+    for number, (own, rows) in enumerate(
+        zip(predicted.split(patches.count), patches.rows.split(patches.count), strict=True)
+    ):
+        labels = patches.labels[rows]
+        scored = labels != OTHER
+        said, right = own[scored].long(), labels[scored].long()
+        for place, values in enumerate((said[said == right], said, right)):
+            counted[number, :, place] = torch.bincount(values, minlength=classes + 1).numpy()
+    return counted
+
+
+def scores(counts: np.ndarray) -> dict[str, float]:
+    """``miou`` and ``aacc`` in percent from (classes + 1, 3) counts.
+
+    As CAPI's, the mean goes over the labels that are there or predicted, and so over "other" where it is predicted.
+    """
+    right, said, there = counts.T
+    union = said + there - right
+    known = union > 0
+    return {"miou": 100 * float((right[known] / union[known]).mean()), "aacc": 100 * float(right.sum() / there.sum())}
+
+
+def _nearest(train: Patches, test: Patches, count: int, distance: Distance, device: str) -> torch.Tensor:
+    """(test, k) the rows of the nearest training patches, the nearest first; k is ``count``, or how many there are."""
+    count, found = min(count, len(train)), []
+    for part in track(test.rows.split(QUERIES), "neighbors"):
+        query = _prepared(test.tokens[part].to(device), distance)
+        best = torch.empty(len(query), 0, device=device)
+        rows = torch.empty(len(query), 0, dtype=torch.long, device=device)
+        for known in train.rows.split(KEYS):
+            key = _prepared(train.tokens[known].to(device), distance)
+            near = query @ key.T
+            if distance == "l2":  # |q - k|^2 without |q|^2, which orders nothing
+                near = 2 * near - key.square().sum(dim=1)
+            top = near.topk(min(count, near.shape[1]), dim=1)
+            merged = torch.cat([best, top.values], dim=1).topk(min(count, best.shape[1] + top.values.shape[1]), dim=1)
+            best = merged.values
+            rows = torch.cat([rows, known.to(device)[top.indices]], dim=1).gather(1, merged.indices)
+        found.append(rows.cpu())
+    return torch.cat(found)
+
+
+def _prepared(tokens: torch.Tensor, distance: Distance) -> torch.Tensor:
+    return torch.nn.functional.normalize(tokens, dim=1) if distance == "cosine" else tokens
+
+
+def _batches(
+    pairs: Sequence[tuple[Path, Path]], side: int, classes: int
+) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Pictures uint8 (3, side, side) and their labels (side, side), some at a time."""
+
+    def read(pair: tuple[Path, Path]) -> tuple[torch.Tensor, torch.Tensor]:
+        try:
+            picture = read_rgb(pair[0]).resize((side, side), Image.Resampling.BICUBIC)
+        except READ_ERRORS as error:
+            raise UserError(f"the picture {pair[0]} cannot be read ({error}); restore it") from error
+        labels = Image.fromarray(read_labels(pair[1], classes)).resize((side, side), Image.Resampling.NEAREST)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(np.array(labels))
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for begin in track(range(0, len(pairs), BATCH), "patches"):
+            yield list(pool.map(read, pairs[begin : begin + BATCH]))

@@ -1,0 +1,141 @@
+"""Segmentation by the nearest patches of a frozen encoder: mean intersection over union on ADE20k's validation.
+
+Protocol: CAPI's (arXiv 2502.08769). Nothing is trained. Pictures are squeezed to 224 x 224 px; the patch tokens of the
+last block are standardized. A test patch takes, pixel by pixel, the most frequent label of its k nearest training
+patches. k (1, 3, 10 or 30) and the distance (cosine or Euclidean) are chosen on a tenth of the training pictures, which
+then joins the others. mIoU at 224 px over the labels that occur or are predicted. Here all products are float32; CAPI
+has rounded features to bfloat16. Metrics: miou, aacc in percent. Cost: minutes on one GPU for ViT-B, which needs 13 GB
+of main memory for the patches; on a CPU days (--limit 500: minutes); the demo seconds.
+
+    python -m evaluate.knn_segmentation --ckpt FILE --data-root DIR
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import PositiveInt
+
+from evaluate.encoder import memory
+from evaluate.encoder.flops import forward_gflop
+from evaluate.harness.cost import Cost, Count
+from evaluate.harness.task import main
+from evaluate.runtime.env import Env
+from evaluate.runtime.errors import Skip, UserError
+from evaluate.runtime.seeding import seed_of
+from evaluate.runtime.settings import Settings
+from results.ending import leave
+
+if TYPE_CHECKING:
+    from evaluate.encoder import Encoder
+    from evaluate.encoder.spec import EncoderSpec
+
+
+@dataclass(frozen=True)
+class Config(Settings):
+    """The protocol's numbers."""
+
+    img_size: PositiveInt = 224
+    """Side of the squeezed pictures in pixels, a multiple of the patch size."""
+    neighbors: tuple[PositiveInt, ...] = (1, 3, 10, 30)
+    """Numbers of neighbors, of which one is chosen."""
+    distances: tuple[Literal["cosine", "l2"], ...] = ("cosine", "l2")
+    """Distances, of which one is chosen."""
+
+
+PRESETS = {"paper": Config(), "demo": Config(img_size=64)}
+
+
+def reads(config: Config) -> tuple[str, ...]:
+    """ADE20k."""
+    return ("ade20k",)
+
+
+def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
+    """What it takes: ``evaluate.harness.cost``; the tenth is searched for once a distance, the test once."""
+    train, test = count("ade20k/images/training"), count("ade20k/images/validation")
+    patches = (config.img_size // (spec.patch_size or 32)) ** 2
+    pairs = (len(config.distances) * 0.1 * 0.9 * train + test) * train * patches**2
+    search = 2e-9 * spec.embed_dim * pairs
+    passes = (train + test) * forward_gflop(spec, config.img_size)
+    return Cost(search + passes, train + test, memory=memory.of_passing(spec, config.img_size, 64, bits=32) + 3.0)
+
+
+def draws(config: Config) -> bool:
+    """The tenth on which k and the distance are chosen."""
+    return True
+
+
+def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
+    """``miou`` and ``aacc``.
+
+    Raises:
+        Skip: an encoder without patch tokens. UserError: too few pictures, or what cannot be read.
+    """
+    if encoder.spec.family != "vit":
+        raise Skip("knn_segmentation compares patch tokens, and this encoder is no ViT")
+    if config.img_size % encoder.spec.patch_size:
+        raise UserError(
+            f"img_size {config.img_size} is no multiple of the patch size {encoder.spec.patch_size}; choose another: "
+            f"--set img_size=N"
+        )
+    from evaluate.classification import patch_neighbors
+    from evaluate.data import ade20k
+    from evaluate.data.published_counts import size
+
+    root = env.data_root / "ade20k"
+    classes = len(ade20k.class_names(root))
+    ade20k.check_pairs(root, env.limit)
+    parts = []
+    for split in ade20k.SPLITS:
+        pictures, maps = ade20k.paired_files(root, split)
+        names = sorted(pictures)[: env.limit]
+        env.report(sizes={f"ade20k_{split}": size(len(pictures), classes)})
+        own = [pictures[name] for name in names], [maps[name] for name in names]
+        parts.append(patch_neighbors.extract(encoder, *own, config.img_size, classes, env.device))
+    whole, test = parts
+    count, tested = (len(part) // part.count for part in parts)
+    if count < 2:
+        raise UserError(f"{root} has {count} training pictures; two are needed, one to choose k on")
+    order = np.random.default_rng(seed_of(env.seed, "tenth")).permutation(count)
+    tenth, others = whole.of(order[: max(1, count // 10)]), whole.of(order[max(1, count // 10) :])
+    patch_neighbors.standardize(others, whole, test)
+    tried = {
+        (k, distance): patch_neighbors.scores(patch_neighbors.pixels_met(labels, tenth, classes).sum(axis=0))["miou"]
+        for distance in config.distances
+        for k, labels in patch_neighbors.predict(
+            others.of_a_class(), tenth, config.neighbors, distance, env.device
+        ).items()
+    }
+    k, distance = max(tried, key=lambda pair: tried[pair])
+    predicted = patch_neighbors.predict(whole.of_a_class(), test, [k], distance, env.device)[k]
+    by_picture = patch_neighbors.pixels_met(predicted, test, classes)
+    _report_errors(by_picture, env)
+    env.report(
+        protocol={
+            "head": "nearest patches",
+            "k": k,
+            "distance": distance,
+            "chosen on": f"{max(1, count // 10)} of {count} training pictures",
+            "miou there": {f"{k}, {distance}": value for (k, distance), value in tried.items()},
+            "test_resolution": config.img_size,
+            "precision": "fp32",
+        },
+        images_asked={"ade20k": tested},
+        images_evaluated={"ade20k": tested},
+    )
+    return patch_neighbors.scores(by_picture.sum(axis=0))
+
+
+def _report_errors(by_picture: np.ndarray, env: Env) -> None:
+    """The metrics on 200 draws of pictures, as for the other columns of ADE20k."""
+    from evaluate.classification.patch_neighbors import scores
+    from evaluate.mm import resampling
+
+    drawn = [scores(np.tensordot(weights, by_picture, 1)) for weights in resampling.draws(len(by_picture))]
+    values = resampling.kept({name: [one[name] for one in drawn] for name in drawn[0]})
+    env.report(resamples=values, standard_error=resampling.errors(values))
+
+
+if __name__ == "__main__":
+    leave(main, "knn_segmentation")
