@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evaluate.harness.fork_server import ROOT as ROOT
-from evaluate.harness.fork_server import Forked, Servers, end_group, serving
+from evaluate.harness.forks import ROOT as ROOT
+from evaluate.harness.forks import Forked, Servers, end_group, serving
 from evaluate.harness.logs import lost_gpu, why
 from evaluate.harness.watch import Watch
 from evaluate.runtime import progress
@@ -97,7 +97,7 @@ def run(
         gpus: the names by which CUDA_VISIBLE_DEVICES gives each of them.
         silence_minutes: a job that writes nothing for so long is ended; 0 for never.
         out: the output folder, whose status/ says how the jobs stand (``evaluate.harness.watch``).
-        forks: whether jobs that run a module are forked from one that has imported (``evaluate.harness.fork_server``),
+        forks: whether jobs that run a module are forked from one that has imported (``evaluate.harness.forks``),
             where that can be; not beside GPUs.
 
     Raises: Stopped: on SIGINT, SIGTERM or SIGHUP, after every job has been asked to end and, GRACE_SECONDS later, been

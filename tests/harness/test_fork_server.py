@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import run_all
-from evaluate.harness import executor, fork_server, plan
+from evaluate.harness import executor, fork_server, forks, plan
 from evaluate.runtime import devices
+from tests.worlds import write_world
 
 ROOT = Path(__file__).parents[2]
 Modules = Callable[..., executor.Job]
@@ -104,7 +105,7 @@ def ended(job: executor.Job, forks: bool) -> tuple[int | None, str]:
 def servers_of(pid: int) -> list[int]:
     """The fork servers among a process's children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in children if fork_server.SERVER in Path(f"/proc/{child}/cmdline").read_text()]
+    return [int(child) for child in children if forks.SERVER in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def test_a_forked_job_has_the_state_of_a_subprocess(module: Modules) -> None:
@@ -112,7 +113,7 @@ def test_a_forked_job_has_the_state_of_a_subprocess(module: Modules) -> None:
     forked, alone = ended(job, True), ended(job, False)
     assert forked == alone and alone[0] == 0
     assert f'"parent": {os.getpid()}' in alone[1] and '"väl"' in alone[1].encode().decode("unicode_escape")
-    assert (job.log.parent / fork_server.LOG).exists(), "it was not forked"
+    assert (job.log.parent / forks.LOG).exists(), "it was not forked"
 
 
 @pytest.mark.parametrize("code", ENDS)
@@ -160,7 +161,7 @@ def test_a_server_that_is_killed_takes_no_job(module: Modules, tmp_path: Path) -
         import os, time
         from pathlib import Path
         for child in Path(f"/proc/{{os.getppid()}}/task/{{os.getppid()}}/children").read_text().split():
-            if {fork_server.SERVER!r} in Path(f"/proc/{{child}}/cmdline").read_text():
+            if {forks.SERVER!r} in Path(f"/proc/{{child}}/cmdline").read_text():
                 os.kill(int(child), 9)
         time.sleep(1)
         print("killed it")
@@ -179,7 +180,7 @@ def test_a_server_that_cannot_begin_costs_no_job(module: Modules, tmp_path: Path
     first, second = module("first", "print('well')"), module("second", "print('well')")
     executor.run([first, second], slots=2, forks=True)
     assert [first.status, second.status] == [0, 0] and second.log.read_text() == "well\n"
-    assert "not this one" in (tmp_path / fork_server.LOG).read_text()
+    assert "not this one" in (tmp_path / forks.LOG).read_text()
 
 
 def test_an_import_that_starts_a_thread_ends_the_server(module: Modules, tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_an_import_that_starts_a_thread_ends_the_server(module: Modules, tmp_pat
     job = executor.Job("help", lambda: command, tmp_path / "log")
     status, said = ended(job, True)
     assert status == 0 and "usage" in said
-    assert "has started a thread" in (tmp_path / fork_server.LOG).read_text()
+    assert "has started a thread" in (tmp_path / forks.LOG).read_text()
 
 
 def test_with_more_threads_or_another_command_it_is_a_subprocess(
@@ -200,7 +201,7 @@ def test_with_more_threads_or_another_command_it_is_a_subprocess(
     assert ended(code, True) == (0, "well\n")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert ended(module("two", "import os; print(os.environ['OMP_NUM_THREADS'])"), True) == (0, "2\n")
-    assert not (tmp_path / fork_server.LOG).exists()
+    assert not (tmp_path / forks.LOG).exists()
 
 
 RUN = """
@@ -226,6 +227,12 @@ def alive(pids: list[int]) -> list[int]:
     return [
         pid for pid, stat in states.items() if stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
     ]
+
+
+def working_in(folder: Path) -> list[str]:
+    """The processes with a folder in their command lines."""
+    listed = subprocess.run(["ps", "-wweo", "stat,args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if str(folder) in line and line[0] != "Z"]
 
 
 @pytest.mark.parametrize(
@@ -262,8 +269,23 @@ def test_nobody_outlives_the_launcher(
     while alive(pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(pids)
-    listed = subprocess.run(["ps", "-wweo", "stat,args"], capture_output=True, text=True, check=True).stdout
-    assert not [line for line in listed.splitlines() if str(tmp_path) in line and line[0] != "Z"]
+    assert not working_in(tmp_path)
+
+
+def test_a_pretraining_ends_with_its_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    images = write_world(tmp_path / "data", train=40, val=1) / "imagenet/train"
+    words = f"pretrain.train --preset mae_demo --set epochs=5000 --data {images} --out {tmp_path}/run --device cpu"
+    launcher = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), words], cwd=ROOT)
+    while not (tmp_path / "run/batch.png").exists():  # of its first step
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    deadline = time.monotonic() + 30
+    while (left := working_in(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not left
 
 
 def test_what_ps_shows_of_a_job(module: Modules, tmp_path: Path) -> None:
