@@ -245,6 +245,7 @@ def here(
         gpus = devices.visible_gpus(device)[: arguments.gpus]
         run.device = "cuda" if gpus else device  # a job sees its own GPU alone
     slots = arguments.jobs or len(gpus) or min(2, os.cpu_count() or 1)
+    forks = not (gpus or arguments.part or devices.has_unused_gpu())
     run.workers = loading_processes(arguments.workers, "cuda" if gpus else "cpu", slots)
     if not wanted.is_small and (gpus or wanted.budget or arguments.probe):
         # what a task costs follows from its encoder
@@ -253,13 +254,13 @@ def here(
             row, _, kind = job.name.rpartition("/")
             if kind == pretraining.TASK and not arguments.jobs:  # on all GPUs that can share its batch
                 job.slots = pretraining.processes(wanted.resolved[row], len(gpus))
-        executor.run(before, slots, gpus, arguments.task_timeout, run.out)
+        executor.run(before, slots, gpus, arguments.task_timeout, run.out, forks)
         stands = {job.name for job in work if job.is_done()} | (set(every) - {job.name for job in work})
         specs = {row: read_spec(run.encoder(row)) if row in run.folders else None for row in wanted.checkpoints}
         count = min(len(gpus), 1) if arguments.jobs else len(gpus)
         plan_of = planned(arguments, specs, wanted, count, stands)
         work = jobs.as_planned(work, plan_of, run)
-    executor.run(work, slots, gpus, arguments.task_timeout, run.out)
+    executor.run(work, slots, gpus, arguments.task_timeout, run.out, forks)
     return work
 
 

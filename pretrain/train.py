@@ -36,6 +36,7 @@ from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS
 from evaluate.runtime.errors import UserError, from_outside
 from evaluate.runtime.precision import allow_tf32
+from evaluate.runtime.processes import end_with_parent
 from pretrain import budget, checkpoint, distributed, preview
 from pretrain.config import PretrainConfig
 from pretrain.data import views
@@ -275,6 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     """0 done, 1 another process of the run failed, 2 bad input or too many faults, 75 saved on a signal, 130 Ctrl-C."""
     arguments = parse(argv, __doc__)
     evaluations = Evaluations(arguments.evaluate, arguments.out) if arguments.evaluate else None
+    end_with_parent()
     try:
         status = _main(arguments, evaluations)
     except KeyboardInterrupt:

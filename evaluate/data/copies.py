@@ -14,6 +14,7 @@ from evaluate.data.imagenet import images_of_classes, require_image_names
 from evaluate.data.loader import read_image
 from evaluate.runtime.cli import EXIT_USER, at_least_one, make_folder
 from evaluate.runtime.errors import UserError
+from evaluate.runtime.processes import end_with_parent
 from evaluate.runtime.progress import track
 from results.atomic import atomic_write
 from results.ending import leave
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("copies", type=Path, help="where the copies go")
     parser.add_argument("--side", type=at_least_one, default=96, help="shorter side in pixels (default: 96)")
     arguments = parser.parse_args(argv)
+    end_with_parent()
     try:
         count = make(arguments.folder, make_folder(arguments.copies), arguments.side)
     except UserError as error:

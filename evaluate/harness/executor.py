@@ -1,5 +1,5 @@
-"""Runs commands side by side on this machine: each job is a subprocess that holds one slot (a core, or a GPU), or
-several, while it runs.
+"""Runs commands side by side on this machine: each job is a process of its own that holds one slot (a core, or a GPU),
+or several, while it runs.
 """
 
 import contextlib
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evaluate.harness.forks import ROOT as ROOT
+from evaluate.harness.forks import Forked, Servers, end_group, serving
 from evaluate.harness.logs import lost_gpu, why
 from evaluate.harness.watch import Watch
 from evaluate.runtime import progress
@@ -18,7 +20,6 @@ from evaluate.runtime.cli import EXIT_FAILED
 from evaluate.runtime.devices import VISIBLE
 from evaluate.runtime.processes import PARENT
 
-ROOT = Path(__file__).parents[2]  # the jobs run the code of this checkout, wherever run_all.py was called
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0  # between the signal that asks a job to end and the one that ends it
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -61,7 +62,7 @@ class Running:
     """A job's process, since when it runs, and when its log last grew."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     slots: list[int]
     begun: float
     gpus: list[str] = field(default_factory=list)
@@ -83,6 +84,7 @@ def run(
     gpus: Sequence[str] = (),
     silence_minutes: float = 0.0,
     out: Path | None = None,
+    forks: bool = False,
 ) -> None:
     """Runs all jobs, up to ``slots`` at a time, in their order as far as their needs allow; sets their status and
     seconds.
@@ -95,12 +97,15 @@ def run(
         gpus: the names by which CUDA_VISIBLE_DEVICES gives each of them.
         silence_minutes: a job that writes nothing for so long is ended; 0 for never.
         out: the output folder, whose status/ says how the jobs stand (``evaluate.harness.watch``).
+        forks: whether jobs that run a module are forked from one that has imported (``evaluate.harness.forks``),
+            where that can be; not beside GPUs.
 
     Raises: Stopped: on SIGINT, SIGTERM or SIGHUP, after every job has been asked to end and, GRACE_SECONDS later, been
         ended.
     """
-    with _listening() as heard, Watch({job.name: job.log for job in jobs}, out) as watch:
-        launcher = _Launcher(jobs, slots, gpus, watch)
+    watching = Watch({job.name: job.log for job in jobs}, out)
+    with _listening() as heard, watching as watch, serving(forks) as servers:
+        launcher = _Launcher(jobs, slots, gpus, watch, servers)
         try:
             while launcher.waiting or launcher.running:
                 watch.look()
@@ -119,8 +124,8 @@ def run(
 class _Launcher:
     """Which jobs wait, run and have ended, and which slots and GPUs are left."""
 
-    def __init__(self, jobs: Sequence[Job], slots: int, gpus: Sequence[str], watch: Watch) -> None:
-        self.slots, self.gpus, self.watch = slots, gpus, watch
+    def __init__(self, jobs: Sequence[Job], slots: int, gpus: Sequence[str], watch: Watch, servers: Servers) -> None:
+        self.slots, self.gpus, self.watch, self.servers = slots, gpus, watch, servers
         self.waiting, self.free = [job for job in jobs if job.status is None], list(range(slots))
         self.running: list[Running] = []
         self.gone: set[str] = set()  # GPUs that no longer answer
@@ -158,7 +163,9 @@ class _Launcher:
         seen = list(dict.fromkeys(self._gpu(slot) for slot in taken)) if self.gpus else []
         on = f" on {width} GPUs" if self.gpus and width > 1 else ""
         print(f"{job.name}: started{on} (log: {job.log})", flush=True)
-        process = _start(job, seen, self.watch.file_of(job.name))
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        environment = _environment(seen, self.watch.file_of(job.name))
+        process = self.servers.start(job.command(), environment, job.log)
         self.running.append(Running(job, process, taken, time.monotonic(), seen))
         place = "GPU " if seen else "slot "
         self.watch.started(job.name, place + ",".join(seen or map(str, taken)))
@@ -166,23 +173,23 @@ class _Launcher:
     def look_at_the_running(self, silence_minutes: float) -> None:
         """Takes note of those that have ended, and ends those that are silent for too long."""
         for one in list(self.running):
-            if one.process.poll() is not None:
-                self._note_end(one)
+            if (status := one.process.poll()) is not None:
+                self._note_end(one, status)
             elif silence_minutes and one.silent_seconds() > 60 * silence_minutes:
                 _end([one.process])
                 with one.job.log.open("a") as log:
                     log.write(f"\nended: it wrote nothing for {silence_minutes:g} minutes (--task-timeout)\n")
 
-    def _note_end(self, one: Running) -> None:
+    def _note_end(self, one: Running, status: int) -> None:
         self.running.remove(one)
         job = one.job
-        if one.process.returncode and one.gpus and (lost := lost_gpu(job.log)):
+        if status and one.gpus and (lost := lost_gpu(job.log)):
             _say_which_gpu(one, lost)
             self.gone.update(one.gpus)
         self.free = sorted(slot for slot in self.free + one.slots if self._answers(slot))
-        job.status, job.seconds = one.process.returncode, time.monotonic() - one.begun
+        job.status, job.seconds = status, time.monotonic() - one.begun
         self.ended[job.name] = job
-        job.on_exit(job.status)
+        job.on_exit(status)
         self._tell_end(job)
 
     def _tell_end(self, job: Job) -> None:
@@ -225,12 +232,12 @@ def _listening() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _end(processes: Sequence[subprocess.Popen[bytes] | Forked]) -> None:
     """Asks processes and what they started to end, and ends what is left after GRACE_SECONDS."""
     for number, seconds in ((signal.SIGTERM, GRACE_SECONDS), (signal.SIGKILL, GRACE_SECONDS)):
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
+                end_group(process, number)
         deadline = time.monotonic() + seconds
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS / 2)
@@ -264,17 +271,12 @@ def _propagate_failure(unmet: Job, job: Job) -> None:
     job.on_exit(unmet.status or 0)
 
 
-def _start(job: Job, gpus: Sequence[str], told: Path | None) -> subprocess.Popen[bytes]:
-    job.log.parent.mkdir(parents=True, exist_ok=True)
+def _environment(gpus: Sequence[str], told: Path | None) -> dict[str, str]:
+    """That of a job: the GPUs that it sees, and the file in which it tells how far it is."""
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "PYTHONUNBUFFERED": "1"}
     environment[PARENT] = str(os.getpid())
     environment[progress.CLOCK] = str(progress.offset)
     environment[progress.FILE] = str(told or "")
     if gpus:
         environment[VISIBLE] = ",".join(gpus)
-    with job.log.open("wb") as log:
-        # a session of its own: a job is ended with all that it started, and Ctrl-C reaches it through this process
-        # alone
-        return subprocess.Popen(
-            job.command(), stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT, start_new_session=True
-        )
+    return environment

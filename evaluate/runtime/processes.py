@@ -11,6 +11,7 @@ from pathlib import Path
 
 PARENT = "SIAMESE_EVAL_PARENT"  # the environment variable that says for whom a command works
 PR_SET_PDEATHSIG = 1  # Linux: prctl's "send me this signal when my parent ends"
+PR_SET_CHILD_SUBREAPER = 36  # and "make me the parent of those below me whose parent ends"
 WATCH_SECONDS = 1.0
 
 
@@ -24,6 +25,22 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def killed_with_parent() -> None:
+    """Lets the kernel kill this process when the one that it works for ends; for a process that keeps nothing, and that
+    may have one thread alone. On Linux only.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(os.environ[PARENT]):
+        os._exit(1)  # it ended before
+
+
+def adopt_orphans(yes: bool) -> bool:
+    """Whether the kernel will give this process those that it has started by others, when these others end; where it
+    does not, init gets them.
+    """
+    return sys.platform == "linux" and ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0) == 0
 
 
 def beginning(pid: int) -> str:

@@ -40,15 +40,15 @@ RUN = """
 import json, sys
 from pathlib import Path
 from evaluate.harness.executor import Job, Stopped, run
-folder, job, graph = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
+folder, forks, graph = Path(sys.argv[1]), sys.argv[2] == "forked", json.loads(sys.argv[3])
 def command(name, needs, seconds):
-    return lambda: [sys.executable, "-c", job, str(folder), name, json.dumps(needs), str(seconds)]
+    return lambda: [sys.executable, "-m", "graph_job", str(folder), name, json.dumps(needs), str(seconds)]
 jobs = [
     Job(name, command(name, needs, seconds), folder / "logs" / f"{name}.log", tuple(needs), (folder / name).is_file)
     for name, (needs, seconds) in graph.items()
 ]
 try:
-    run(jobs, 3, out=folder)
+    run(jobs, 3, out=folder, forks=forks)
 except Stopped as stop:
     sys.exit(stop.status)
 sys.exit(max(abs(job.status) for job in jobs))
@@ -65,8 +65,16 @@ def graph_of(draw: random.Random) -> dict[str, tuple[list[str], float]]:
 
 
 def processes_of(folder: Path) -> list[str]:
-    listed = subprocess.run(["ps", "-wweo", "pid,stat,args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if str(folder) in line and line.split()[1][0] != "Z"]
+    """Those with a folder in their command line or, as fork servers, in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (process / "cmdline").read_text() + (process / "environ").read_text()
+            if str(folder) in said and (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(f"{process.name}: {said[:200]}")
+        except (OSError, UnicodeDecodeError):
+            pass
+    return found
 
 
 def wait_for_none(folder: Path, seconds: float) -> list[str]:
@@ -77,18 +85,23 @@ def wait_for_none(folder: Path, seconds: float) -> list[str]:
     return left
 
 
+@pytest.mark.parametrize("how", ["forked", "alone"])
 @pytest.mark.parametrize("count", [8, pytest.param(100, marks=pytest.mark.slow)])
-def test_nothing_is_done_twice_or_lost(count: int, tmp_path: Path) -> None:
+def test_nothing_is_done_twice_or_lost(count: int, how: str, tmp_path: Path) -> None:
     seed = int(os.environ.get("INTERRUPTIONS_SEED") or random.randrange(2**32))
     print(f"INTERRUPTIONS_SEED={seed}")
     draw, interrupted, graphs, begun = random.Random(seed), 0, 0, 0
+    (tmp_path / "graph_job.py").write_text(JOB)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
     while interrupted < count:
         folder, graph = tmp_path / f"graph{graphs}", graph_of(draw)
         folder.mkdir()
-        command = [sys.executable, "-c", RUN, str(folder), JOB, json.dumps(graph)]
+        command = [sys.executable, "-c", RUN, str(folder), how, json.dumps(graph)]
         finished: set[str] = set()
         while True:
-            process = subprocess.Popen(command, cwd=executor.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            process = subprocess.Popen(
+                command, cwd=executor.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment
+            )
             way, moment = draw.choice(WAYS), draw.uniform(0.0, LONGEST)
             try:
                 _, said = process.communicate(timeout=moment if interrupted < count else 120)
@@ -96,7 +109,7 @@ def test_nothing_is_done_twice_or_lost(count: int, tmp_path: Path) -> None:
                 process.send_signal(way)
                 _, said = process.communicate(timeout=60)
                 interrupted += 1
-                left = wait_for_none(folder, 10 if way == signal.SIGKILL else 2)
+                left = wait_for_none(tmp_path, 10 if way == signal.SIGKILL else 2)
                 assert not left, f"left over after {way.name}: {left}"
                 assert process.returncode or finished_of(folder, graph) == set(graph), f"{way.name} was not heeded"
             else:
@@ -110,7 +123,7 @@ def test_nothing_is_done_twice_or_lost(count: int, tmp_path: Path) -> None:
         assert finished == set(graph) == {line["job"] for line in lines}
         assert not [line for line in lines if line["stood"]], "begun again after its end"
         assert not [line for line in lines if line["missing"]], "begun before what it needs"
-        assert not processes_of(folder)
+        assert (folder / "logs/imports.log").exists() == (how == "forked") and not processes_of(tmp_path)
         graphs, begun = graphs + 1, begun + len(lines)
     print(f"{interrupted} interruptions of {graphs} graphs, {begun} beginnings of {12 * graphs} jobs")
 
