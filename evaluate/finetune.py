@@ -77,6 +77,7 @@ MAE = Config(base_lr=5e-4, train_positions=True, micro_batch=32)
 MAE_LARGE = replace(MAE, epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path_rate=0.2)
 PRESETS = {
     "paper": Config(),
+    "small_set": Config(batch_size=256),  # any set of a thousand images or more
     "mae": MAE,  # ViT-B
     "mae_large": MAE_LARGE,
     "mae_huge": replace(MAE_LARGE, drop_path_rate=0.3, micro_batch=16),
@@ -123,7 +124,8 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 and top5 of the last epoch, in percent; raises UserError where the training diverges."""
     from evaluate.classification import classifier, finetuning
-    from evaluate.classification.setup import cuts_alike, make_setup, report_training, train_and_val
+    from evaluate.classification.setup import cuts_alike, make_setup, report_training
+    from evaluate.data.sets import train_and_val
     from evaluate.data.transforms import FinetuneAugmentation
     from evaluate.runtime import distributed
     from evaluate.runtime.seeding import seed_global
