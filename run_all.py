@@ -430,7 +430,8 @@ def examine(arguments: argparse.Namespace, wanted: Asked) -> int:
     samples = sys.maxsize if arguments.verify_data else check.SAMPLES
     if arguments.demo:  # it takes what is there
         return check.report(root, ["imagenet", *names], samples, subset=True, needed=["imagenet"])
-    return check.report(root, names, samples, subset=arguments.subset)
+    labelled = {node.images.name: node.images for node in wanted.nodes if node.images}
+    return check.report(root, names, samples, subset=arguments.subset, labelled=labelled.values())
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ MAE = Config(base_lr=5e-4, train_positions=True, micro_batch=32)
 MAE_LARGE = replace(MAE, epochs=50, base_lr=1e-3, layer_decay=0.75, drop_path_rate=0.2)
 PRESETS = {
     "paper": Config(),
-    "small_set": Config(batch_size=256),  # any set of a thousand images or more
     "mae": MAE,  # ViT-B
     "mae_large": MAE_LARGE,
     "mae_huge": replace(MAE_LARGE, drop_path_rate=0.3, micro_batch=16),
+    "small_set": Config(batch_size=256),  # any set of a thousand images or more
     "demo": Config(
         img_size=32,  # the toy world's images
         resize=32,

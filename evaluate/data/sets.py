@@ -13,6 +13,7 @@ metric = "accuracy"             # or mean_per_class, or map: several labels an i
 
 import hashlib
 import json
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,7 +119,12 @@ def train_and_val(env: Env) -> tuple[ImageSet, ImageSet]:
     ImageNet's.
     """
     if env.images is not None:
-        return env.images.read(env.limit, env.identities)
+        train, val = env.images.read(env.limit, env.identities)
+        said = "" if env.images.ready else in_both(train, val)
+        if said:
+            print(f"{env.images.name}: {said}", file=sys.stderr)
+            env.report(protocol={"in_both": said})
+        return train, val
     return (
         imagenet.train_set(env.data_root, env.limit, env.identities),
         imagenet.val_set(env.data_root, env.limit, env.identities),
@@ -158,8 +164,8 @@ def choose(texts: Sequence[str], data_root: Path | None) -> tuple[LabelledSet, .
     return tuple(found)
 
 
-def in_both(train: ImageSet, val: ImageSet) -> list[str]:
-    """The images of val that are in train too, byte for byte: among those of the same name and size."""
+def in_both(train: ImageSet, val: ImageSet) -> str:
+    """A sentence on the images of val that are in train too, byte for byte under the same name; "" for none."""
 
     def about(images: ImageSet) -> dict[tuple[str, int], imagenet.File]:
         sizes = (file.stat().st_size if isinstance(file, Path) else file.size for file in images.files)
@@ -169,7 +175,8 @@ def in_both(train: ImageSet, val: ImageSet) -> list[str]:
         return file.read_bytes() if isinstance(file, Path) else file.read()
 
     own, others = about(val), about(train)
-    return [str(own[key]) for key in own.keys() & others.keys() if content(own[key]) == content(others[key])]
+    found = sorted(str(own[key]) for key in own.keys() & others.keys() if content(own[key]) == content(others[key]))
+    return f"{len(found)} images of val are in train too, for example {found[0]}" if found else ""
 
 
 def _in_file(path: Path, data_root: Path | None) -> list[LabelledSet]:
