@@ -19,7 +19,6 @@ from evaluate.runtime.errors import UserError
 
 Splits = tuple[list[Item], list[Item]]
 CALTECH_TRAIN = 30  # images of each class; the others are for the test
-ITEM_ERRORS = (RuntimeError, OSError, ValueError, KeyError, IndexError, TypeError, ImportError)
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,9 @@ class Ready:
         """The images of train and val. Raises UserError where the set is not as published."""
         try:
             train, val = self.reader(data_root)
-        except ITEM_ERRORS as error:
+        except UserError:
+            raise
+        except Exception as error:  # whatever torchvision, scipy or pickle make of a damaged file
             raise UserError(
                 f"{self.title} below {data_root / self.parts[0]} cannot be read ({type(error).__name__}: {error}); "
                 f"unpack it as it is published: {self.origin}"
@@ -89,11 +90,10 @@ def _named(kind: str, files: str, *splits: Sequence[str]) -> Callable[[Path], Sp
 
         def together(names: Sequence[str]) -> list[Item]:
             parts = [getattr(datasets, kind)(root, split=name) for name in names]
-            classes = [getattr(part, "classes", None) for part in parts]
             return [
                 item
-                for part, known in zip(parts, classes, strict=True)
-                for item in _items(getattr(part, files), (known[at] if known else at for at in part._labels))
+                for part in parts
+                for item in _items(getattr(part, files), (part.classes[label] for label in part._labels))
             ]
 
         train, val = map(together, splits)
