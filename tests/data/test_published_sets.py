@@ -250,3 +250,10 @@ def test_a_ready_set_in_a_file_may_have_tasks_and_a_metric_of_its_own(tmp_path: 
     pets, dtd = sets.choose([str(tmp_path / "my.toml")], tmp_path)
     assert (pets.title, pets.tasks, pets.metric) == ("Pets", ("few_shot",), "mean_per_class")
     assert (dtd.title, dtd.tasks, dtd.metric) == ("DTD", ("knn", "linear"), "mean_per_class")
+
+
+def test_the_documentation_has_every_set_that_is_ready() -> None:
+    text = (Path(sets.__file__).parents[2] / "docs/own_images.md").read_text()
+    for name, row in READY.items():
+        known = f"| `{name}` | {row.title} | {row.train:,} / {row.val:,} | {row.classes:,} |"
+        assert (f"`{name}`" if name.startswith("vtab_") else known) in text, name

@@ -61,7 +61,7 @@ def test_numbers_are_sorted_as_such_and_may_stand_for_classes(tmp_path: Path) ->
         members[f"{number}.cls"] = str(number).encode()
     write_shard(tmp_path / "a.tar", members)
     one = sets.LabelledSet("a", "a", "a", ("knn",), "accuracy", (), tmp_path / "a.tar", tmp_path / "a.tar")
-    assert one.read()[0].classes == ("2", "9", "10")
+    assert one.read()[0].classes == ("2", "9", "10") and one.read()[0].labels.tolist() == [0, 1, 2]
     named = tuple(f"class {number}" for number in range(11))
     one = sets.LabelledSet("a", "a", "a", ("knn",), "accuracy", named, tmp_path / "a.tar", tmp_path / "a.tar")
     assert one.read()[0].labels.tolist() == [2, 9, 10]

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import average_precision_score
 
 import run_all
-from evaluate.classification import metrics
+from evaluate.classification import metrics, neighbors, probe
 from evaluate.data import sets
 from evaluate.harness import plan, task
 from results import columns, marks, record, tables
@@ -111,6 +111,27 @@ def test_the_plan_prices_each_column(root: Path, checkpoint: Path, tmp_path: Pat
     printed = capsys.readouterr().out
     assert "mine/lists.few_shot" in printed and "mine/shards.knn" in printed and "mine/shards.linear" not in printed
     assert "mine/detection_coco" not in printed
+    own = plan.of_sets(sets.choose([str(root / "sets.toml")], None))
+    assert plan.choose(["all"], own) == (*plan.choose([]), *own) and plan.choose([], own) == own
+    assert [node.name for node in plan.choose(["knn"], own)] == ["knn", "folders.knn", "lists.knn", "shards.knn"]
+
+
+def test_slurm_jobs_know_the_sets(root: Path, checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(root)
+    line = ["--ckpt", f"mine={checkpoint}", "--sets", "sets.toml", "--tasks", "folders", "--out", str(tmp_path / "out")]
+    line += ["--launch", "slurm", "--slurm", "partition=a,time=1:00:00", "--set", "folders.linear.epochs=30"]
+    assert run_all.main([*line, "--dry-run"]) == 0
+    commands = [line for line in capsys.readouterr().out.splitlines() if "run_all.py" in line]
+    assert len(commands) > 4 and all(f"--sets {root}/sets.toml " in line for line in commands)
+    assert all(f"--data-root={root} " in line for line in commands)
+    assert any("--tasks=folders.linear " in line and "--set=folders.linear.epochs=30" in line for line in commands)
+
+
+def test_a_set_that_is_absent_is_skipped_in_its_column(checkpoint: Path, tmp_path: Path, capsys) -> None:
+    assert measure("knn", "cifar10", checkpoint, tmp_path, tmp_path / "out") == 3
+    (entry,) = record.read_all(tmp_path / "out/records")
+    text = tables.render(tmp_path / "out", ["mine"], [entry])
+    assert "CIFAR-10 kNN" in text and "skipped: CIFAR-10 is not under" in text
 
 
 def test_what_does_not_go_with_sets(root: Path, checkpoint: Path, tmp_path: Path, capsys) -> None:
@@ -177,3 +198,21 @@ def test_a_table_names_the_sets_of_what_was_not_run(measured: Path) -> None:
     other |= {"encoder": "other", "encoder_fingerprint": "other"}
     notes = "\n".join(tables.build(measured, ["mine", "other"], [*entries, other]).notes)
     assert f"--sets {other['column']['sets']} --tasks lists.knn" in notes
+
+
+def test_shares_of_votes_are_those_of_single_labels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    train, test = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator), dim=1) for n in (40, 9))
+    labels = torch.arange(40) % 4
+    marked = torch.nn.functional.one_hot(labels).bool()
+    shares = neighbors.shares_of_votes(train, marked, test, 10, 0.07)
+    top, expected = neighbors.classify(train, labels, test, (10,), 0.07)[10]
+    assert torch.allclose(shares.gather(1, top), expected.double(), atol=1e-3) and torch.allclose(
+        shares.sum(1), torch.ones(9).double()
+    )
+
+
+def test_each_of_several_labels_has_a_cross_entropy_of_its_own() -> None:
+    logits, labels = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), torch.eye(5, 3)
+    own = -(labels * logits.sigmoid().log() + (1 - labels) * (1 - logits.sigmoid()).log()).sum()
+    assert torch.allclose(probe.loss_of(logits, labels), own)
