@@ -136,9 +136,11 @@ def root(given: Path | None, texts: Sequence[str]) -> Path:
 
     Raises UserError where there is neither, or no data set in what is given.
     """
-    files = [Path(text.partition(".toml:")[0]) for text in texts if ".toml" in text]
-    if given or not files:
-        return layouts.root(given or Path())
+    if given:
+        return layouts.root(given)
+    files = [Path(file) for file, _ in map(_in_parts, texts) if file.endswith(".toml")]
+    if not files:
+        raise UserError(f"{texts[0] if texts else 'it'} lies below the data root; give --data-root")
     return files[0].absolute().parent
 
 
@@ -149,7 +151,7 @@ def choose(texts: Sequence[str], data_root: Path | None) -> tuple[LabelledSet, .
     """
     found: list[LabelledSet] = []
     for text in texts:
-        file, _, only = text.rpartition(":") if ".toml:" in text else (text, "", "")
+        file, only = _in_parts(text)
         if file.endswith(".toml"):
             found += [one for one in _in_file(Path(file), data_root) if only in ("", one.name)]
             if only and only not in [one.name for one in found]:
@@ -177,6 +179,12 @@ def in_both(train: ImageSet, val: ImageSet) -> str:
     own, others = about(val), about(train)
     found = sorted(str(own[key]) for key in own.keys() & others.keys() if content(own[key]) == content(others[key]))
     return f"{len(found)} images of val are in train too, for example {found[0]}" if found else ""
+
+
+def _in_parts(text: str) -> tuple[str, str]:
+    """The file, or the name of a ready set, and the set that is meant of a file; "" for all of it."""
+    file, _, only = text.rpartition(":") if ".toml:" in text else (text, "", "")
+    return file, only
 
 
 def _in_file(path: Path, data_root: Path | None) -> list[LabelledSet]:

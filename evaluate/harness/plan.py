@@ -172,6 +172,11 @@ def _names(node: Node) -> set[str]:
     return {node.name, *own} if node.extra else {node.name, node.task, *own}
 
 
+def settable(node: Node) -> tuple[str, ...]:
+    """The names under which ``--set NAME.setting=value`` is for a node; the last one wins."""
+    return (node.task, node.images.name, node.name) if node.images else (node.task, node.name)
+
+
 def from_preset(module: Any, preset: str) -> Settings:
     """A preset of a task. Raises UserError listing the presets that there are."""
     if preset not in module.PRESETS:
@@ -203,14 +208,16 @@ def configure(
 
     Raises UserError for an override of an unknown task or setting, or an illegal value.
     """
-    tasks = {node.task for node in nodes} | {node.name for node in nodes}
+    tasks = {name for node in nodes for name in settable(node)}
     for task in overrides:
         if task not in tasks:
             given = f"{task}." if task else "a setting without its task"
             raise UserError(f"--set {given}: write TASK.NAME=VALUE, where TASK is one of {', '.join(sorted(tasks))}")
     configs = {}
     for node in nodes:
-        values = {**node.overrides, **overrides.get(node.task, {}), **overrides.get(node.name, {})}
+        values = dict(node.overrides)
+        for given in settable(node):
+            values |= overrides.get(given, {})
         name = values.pop("preset", None) or preset or recommended(node, spec) or node.preset
         configs[node.name] = (name, override(from_preset(module_of(node.task), name), values))
     return configs

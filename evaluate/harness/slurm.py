@@ -17,7 +17,7 @@ from evaluate.checkpoints import command_line
 from evaluate.data import sets
 from evaluate.harness.estimate import BEYOND, Planned
 from evaluate.harness.executor import ROOT, Job
-from evaluate.harness.plan import Node, choose, of_sets, task_name
+from evaluate.harness.plan import Node, choose, of_sets, settable, task_name
 from evaluate.harness.slurm_arrays import TABLE, Task
 from evaluate.runtime.errors import UserError
 
@@ -124,7 +124,7 @@ def command(
     nodes = choose(names, of_sets(own))
     line = [sys.executable, str(ROOT / "run_all.py"), "--ckpt", *(f"{row}={path}" for row, path in rows.items())]
     line += [*of_all, f"--tasks={','.join(names)}", f"--device={device}", f"--seeds={seeds}"]
-    of_nodes = {name for node in nodes for name in (node.name, node.task)}
+    of_nodes = {name for node in nodes for name in settable(node)}
     line += [f"--set={text}" for text in arguments.set if text.partition("=")[0].rpartition(".")[0] in of_nodes]
     of_rows = ("", *rows)
     line += [f"--assume={text}" for text in arguments.assume if text.partition("=")[0].rpartition(":")[0] in of_rows]

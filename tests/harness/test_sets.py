@@ -116,6 +116,16 @@ def test_the_plan_prices_each_column(root: Path, checkpoint: Path, tmp_path: Pat
     assert [node.name for node in plan.choose(["knn"], own)] == ["knn", "folders.knn", "lists.knn", "shards.knn"]
 
 
+def test_a_setting_of_a_set_is_for_all_its_tasks(root: Path) -> None:
+    own = plan.of_sets(sets.choose([f"{root / 'sets.toml'}:{name}" for name in ("folders", "lists")], None))
+    given = {"folders": {"img_size": "32"}, "knn": {"img_size": "48"}, "folders.few_shot": {"img_size": "64"}}
+    sizes = {name: config.img_size for name, (_, config) in plan.configure(own, None, given).items()}
+    assert (sizes["folders.knn"], sizes["folders.linear"], sizes["folders.few_shot"]) == (32, 32, 64)
+    assert (sizes["lists.knn"], sizes["lists.linear"]) == (48, 224)
+    presets = {name: preset for name, (preset, _) in plan.configure(own, None, {}).items()}
+    assert presets["lists.knn"] == "paper" and presets["lists.finetune"] == "small_set"
+
+
 def test_slurm_jobs_know_the_sets(root: Path, checkpoint: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(root)
     line = ["--ckpt", f"mine={checkpoint}", "--sets", "sets.toml", "--tasks", "folders", "--out", str(tmp_path / "out")]
@@ -138,6 +148,8 @@ def test_what_does_not_go_with_sets(root: Path, checkpoint: Path, tmp_path: Path
     toml = str(root / "sets.toml")
     assert run_all.main(["--sets", toml, "--out", str(tmp_path)]) == 2
     assert "--sets goes with --ckpt" in capsys.readouterr().err
+    assert run_all.main(["--ckpt", str(checkpoint), "--sets", "cifar10", "--out", str(tmp_path)]) == 2
+    assert "cifar10 lies below the data root; give --data-root" in capsys.readouterr().err
     assert run_all.main(["--ckpt", str(checkpoint), "--sets", toml, "--tasks", "nothing", "--dry-run"]) == 2
     assert "there is no task 'nothing'" in capsys.readouterr().err
     assert measure("knn", toml, checkpoint, root, tmp_path / "out") == 2
