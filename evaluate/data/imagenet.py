@@ -209,6 +209,11 @@ def _image_set(
 def require_image_names(files: Sequence[File]) -> None:
     """Raises UserError naming a file that is no image by its name."""
     strange = next((file for file in files if not file.name.lower().endswith(SUFFIXES)), None)
+    if strange and strange.name == "images":
+        raise UserError(
+            f"{strange} is a folder, as Tiny-ImageNet has in each class; call that set's folder tiny-imagenet-200 and "
+            "measure it by --sets tiny_imagenet (docs/own_images.md)"
+        )
     if strange:
         raise UserError(f"{strange} is no image by its name, which ends in none of {', '.join(SUFFIXES)}; move it away")
 

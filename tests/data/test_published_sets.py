@@ -12,7 +12,7 @@ import pytest
 from scipy.io import savemat
 from torchvision import datasets
 
-from evaluate.data import check, sets
+from evaluate.data import check, imagenet, sets
 from evaluate.data.identity import DataIdentities
 from evaluate.data.loader import read_image
 from evaluate.data.published_counts import differences, sizes
@@ -235,6 +235,13 @@ def test_what_is_not_as_published_is_named(name: str, tmp_path: Path, monkeypatc
     (tmp_path / damaged[name]).write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"{one.title} below .* cannot be read .*unpack it as it is published"):
         one.read()
+
+
+def test_tiny_imagenet_in_imagenets_place_is_told_where_it_belongs(tmp_path: Path) -> None:
+    MAKERS["tiny_imagenet"](tmp_path, pytest.MonkeyPatch())
+    (tmp_path / "tiny-imagenet-200").rename(tmp_path / "imagenet")
+    with pytest.raises(UserError, match="as Tiny-ImageNet has in each class; .*--sets tiny_imagenet"):
+        imagenet.train_set(tmp_path)
 
 
 def test_the_pixels_of_cifar_are_those_of_its_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
