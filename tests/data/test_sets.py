@@ -99,6 +99,8 @@ def test_an_image_of_val_that_is_in_train_too_is_told(root: Path, tmp_path: Path
     one = sets.choose([f"{tmp_path / 'sets.toml'}:folders"], None)[0]
     assert sets.in_both(*one.read()) == ""
     content = (tmp_path / "train/bee/001.png").read_bytes()
+    (tmp_path / "val/bee/001.png").write_bytes(content[:-1] + b"!")
+    assert sets.in_both(*one.read()) == "", "another image of the same name and size"
     (tmp_path / "val/bee/001.png").write_bytes(content)
     assert sets.in_both(*one.read()) == f"1 images of val are in train too, for example {tmp_path}/val/bee/001.png"
     finding = check.check_labelled(one)
