@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.checkpoints import command_line
-from evaluate.data import layouts
+from evaluate.data import layouts, sets
 from evaluate.data.identity import DataIdentities
 from evaluate.encoder.spec import EncoderSpec, read_spec
 from evaluate.harness import (
@@ -119,7 +119,10 @@ def asked(arguments: argparse.Namespace) -> Asked:
     pretrains = not (arguments.ckpt or arguments.check_data or arguments.calibrate)
     minutes = minutes_of(arguments) if pretrains else None
     is_small = pretrains and (minutes is not None or on_toy_world(arguments))
-    nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
+    if arguments.sets and (pretrains or arguments.calibrate):
+        raise UserError("--sets goes with --ckpt or --check-data")
+    measured = sets.choose(arguments.sets, sets.root(arguments.data_root, arguments.sets)) if arguments.sets else ()
+    nodes = plan.choose([name for name in arguments.tasks.split(",") if name], plan.of_sets(measured))
     settings = split_overrides(arguments.set)
     training = settings.pop(pretraining.TASK, {}) if pretrains else {}
     settings = demo.with_settings(nodes, settings) if minutes else settings
@@ -129,7 +132,7 @@ def asked(arguments: argparse.Namespace) -> Asked:
     if pretrains:
         presets = pretraining.named_presets(arguments.ablate) or (demo.PHOTOGRAPHS if minutes else demo.TOY)
     checkpoints = dict.fromkeys(presets, arguments.out) if pretrains else rows.named_checkpoints(arguments.ckpt)
-    if not pretrains and not arguments.data_root:
+    if not pretrains and not arguments.data_root and not arguments.sets:
         raise UserError(
             "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … "
             "(README, data layout)"
@@ -176,12 +179,16 @@ def measure(arguments: argparse.Namespace, wanted: Asked) -> int:
     make_folder(out / "records")
     if not (arguments.part or arguments.launch):
         watch.announce(out)
-    data_root = arguments.data_root and Path(os.path.abspath(layouts.root(arguments.data_root)))
-    data_root = data_root or make_toy_world(out, arguments.seed)
+    if arguments.data_root or arguments.sets:
+        data_root = Path(os.path.abspath(sets.root(arguments.data_root, arguments.sets)))
+    else:
+        data_root = make_toy_world(out, arguments.seed)
     identities = DataIdentities(data_root, out / "manifests", arguments.verify_data)
     nodes = wanted.nodes
     if arguments.part == slurm.DATA:
-        identities.keep(name for node in nodes for name in plan.data_sets(node, wanted.configs[node.name][1]))
+        for node in nodes:
+            plan.identities_of(identities, node, wanted.configs[node.name][1])
+        identities.keep()
         return 0
     if arguments.part:
         identities.take()
@@ -364,7 +371,7 @@ def planned(
         gpus: of this machine that may be used; 0 on a CPU.
         stands: the tasks, ROW/NODE, that need not run.
     """
-    out, root = Path(arguments.out), layouts.root(arguments.data_root)
+    out, root = Path(arguments.out), sets.root(arguments.data_root, arguments.sets)
     unknown = [row for row, spec in specs.items() if not spec]
     if arguments.probe:
         from evaluate.harness import probe
@@ -435,7 +442,7 @@ def examine(arguments: argparse.Namespace, wanted: Asked) -> int:
     from evaluate import calibrate
     from evaluate.data import check
 
-    root = layouts.root(arguments.data_root)
+    root = sets.root(arguments.data_root, arguments.sets)
     if arguments.calibrate:
         options = ["--data-root", str(root), "--device", arguments.device, "--out", str(arguments.out)]
         options += ["--workers", str(arguments.workers)] if arguments.workers is not None else []
@@ -444,7 +451,8 @@ def examine(arguments: argparse.Namespace, wanted: Asked) -> int:
     samples = sys.maxsize if arguments.verify_data else check.SAMPLES
     if arguments.demo:  # it takes what is there
         return check.report(root, ["imagenet", *names], samples, subset=True, needed=["imagenet"])
-    return check.report(root, names, samples, subset=arguments.subset)
+    labelled = {node.images.name: node.images for node in wanted.nodes if node.images}
+    return check.report(root, names, samples, subset=arguments.subset, labelled=labelled.values())
 
 
 if __name__ == "__main__":

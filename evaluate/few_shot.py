@@ -23,7 +23,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from evaluate.classification.config import ImageConfig, Interpolation, Pooling
 from evaluate.data import layouts, subsets
-from evaluate.data.imagenet import ImageSet, train_set, val_set
+from evaluate.data.imagenet import ImageSet, val_set
 from evaluate.data.published_counts import sizes
 from evaluate.encoder import memory
 from evaluate.encoder.flops import forward_gflop
@@ -73,6 +73,7 @@ class Config(ImageConfig):
 
 PRESETS = {
     "paper": Config(),
+    "small_set": Config(interpolation="bicubic", shots=5, seeds=5),
     "demo": Config(img_size=32, resize=32),  # the toy world's images are 32 px; nothing else differs
 }
 
@@ -93,28 +94,29 @@ def reads_if_there(config: Config) -> tuple[str, ...]:
 
 def labels_of(config: Config, env: Env) -> Config:
     """The config with a drawn share in place of a list that is absent; the record says so."""
-    if config.draws or not layouts.absent(env.data_root, reads_if_there(config)):
+    if config.draws or env.images is None and not layouts.absent(env.data_root, reads_if_there(config)):
         return config
     share = SHARES[config.subset]
-    env.report(
-        protocol={
-            "other_protocol": f"few_shot: {100 * share:g} % of each class drawn at random, since "
-            f"imagenet/{config.subset}.txt is absent; paper: SimCLR's list"
-        }
-    )
+    if env.images is None:
+        env.report(
+            protocol={
+                "other_protocol": f"few_shot: {100 * share:g} % of each class drawn at random, since "
+                f"imagenet/{config.subset}.txt is absent; paper: SimCLR's list"
+            }
+        )
     return replace(config, fraction=share)
 
 
-def labelled(config: Config, env: Env) -> tuple[ImageSet, list[np.ndarray]]:
-    """The train images of all draws together, and of each draw the sorted indices into them.
+def labelled(config: Config, env: Env, whole: ImageSet | None) -> tuple[ImageSet, list[np.ndarray]]:
+    """The train images of all draws together, and of each draw the sorted indices into them; ``whole`` is None where a
+    list names the images.
 
     Raises UserError where a draw has fewer than three classes, too few for softmax regression here.
     """
-    if not config.draws:
+    if whole is None:
         train = subsets.listed_set(config.subset, env.data_root, env.limit, env.identities)
         draws = [np.arange(len(train))]
     else:
-        whole = train_set(env.data_root, env.limit, env.identities)
         env.report(sizes=sizes(whole))
         rows = [
             subsets.drawn_rows(whole, config.shots, config.fraction, env.seed, draw) for draw in range(config.seeds)
@@ -137,9 +139,9 @@ def draws(config: Config) -> bool:
 
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``; the solver, minutes on one process, is not counted."""
-    share = config.fraction or SHARES[config.subset]
-    labelled = config.shots * 1000 if config.shots else round(share * count("imagenet/train"))  # of 1,000 classes
-    images = config.seeds * labelled + count("imagenet/val")
+    share, train = config.fraction or SHARES[config.subset], count("imagenet/train")
+    labelled = config.shots * 1000 if config.shots else round(share * train)  # of 1,000 classes
+    images = min(config.seeds * labelled, train) + count("imagenet/val")
     return of_training(
         0,
         images,
@@ -158,12 +160,16 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     from evaluate.classification.features import frozen_features, resolve_pooling
     from evaluate.classification.setup import report
     from evaluate.classification.softmax_regression import centre_rows, fit
+    from evaluate.data.sets import train_and_val
     from evaluate.runtime import distributed
     from results.predictions import Answers
 
     config = labels_of(config, env)
-    train, draws = labelled(config, env)
-    val = val_set(env.data_root, env.limit, env.identities)
+    if config.draws:
+        whole, val = train_and_val(env)
+    else:  # a list reads train itself
+        whole, val = None, val_set(env.data_root, env.limit, env.identities)
+    train, draws = labelled(config, env, whole)
     found = frozen_features(encoder, config, env, train, val)
     pooling = resolve_pooling(encoder, config.pooling)
     fits: list[tuple[Answers, float, int]] = []
@@ -213,10 +219,13 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         },
     )
     if len(draws) > 1:
-        result = {"top1": float(np.mean(accuracies)), "top1_deviation": float(np.std(accuracies, ddof=1))}
-        env.report(
-            standard_error={"top1": result["top1_deviation"] / len(draws) ** 0.5}
-        )  # of the mean, over draws of the labels
+        by_metric = {"top1": accuracies}
+        if env.images:
+            by_metric["mean_per_class"] = [metrics.mean_per_class(answers)[0] for answers in draws_answers]
+        for name, values in by_metric.items():
+            result |= {name: float(np.mean(values)), f"{name}_deviation": float(np.std(values, ddof=1))}
+            # of the mean, over draws of the labels
+            env.report(standard_error={name: result[f"{name}_deviation"] / len(draws) ** 0.5})
     return result
 
 

@@ -80,6 +80,7 @@ PRESETS = {
     "mae": MAE,  # ViT-B
     "mae_large": MAE_LARGE,
     "mae_huge": replace(MAE_LARGE, drop_path_rate=0.3, micro_batch=16),
+    "small_set": Config(batch_size=256),  # any set of a thousand images or more
     "demo": Config(
         img_size=32,  # the toy world's images
         resize=32,
@@ -123,7 +124,8 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 and top5 of the last epoch, in percent; raises UserError where the training diverges."""
     from evaluate.classification import classifier, finetuning
-    from evaluate.classification.setup import cuts_alike, make_setup, report_training, train_and_val
+    from evaluate.classification.setup import cuts_alike, make_setup, report_training
+    from evaluate.data.sets import train_and_val
     from evaluate.data.transforms import FinetuneAugmentation
     from evaluate.runtime import distributed
     from evaluate.runtime.seeding import seed_global

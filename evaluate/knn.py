@@ -81,8 +81,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 
     from evaluate.classification import metrics, pictures
     from evaluate.classification.features import frozen_features, resolve_pooling, test_crop
-    from evaluate.classification.neighbors import classify, unit_features
-    from evaluate.classification.setup import report, train_and_val
+    from evaluate.classification.neighbors import classify, shares_of_votes, unit_features
+    from evaluate.classification.setup import report, report_scores
+    from evaluate.data.sets import train_and_val
     from evaluate.data.thumbnails import attempt
     from evaluate.runtime import distributed
 
@@ -90,6 +91,21 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     found = frozen_features(encoder, config, env, train, val)
     pooling = resolve_pooling(encoder, config.pooling)
     near, far = (unit_features(part, encoder, pooling, env.device) for part in (found.train, found.val))
+    env.report(sizes=sizes(train, val), immaterial={"top1": ["neighbors"]})  # the other k are measured beside it
+    env.report(unreadable_images={"train": found.train.unreadable, "val": found.val.unreadable})
+    asked = {"train": train.asked, "val": val.asked}
+    evaluated = {"train": len(found.train.labels), "val": len(found.val.labels)}
+    protocol = {
+        "pooling": pooling,
+        "k": config.headline,
+        "temperature": config.temperature,
+        "test_resolution": config.img_size,
+        "precision": found.precision,
+    }
+    if found.train.several is not None and found.val.several is not None:
+        marked = torch.from_numpy(found.train.several).to(env.device)
+        votes = shares_of_votes(near, marked, far, config.headline, config.temperature)
+        return report_scores(env, votes.numpy(), found.val.several, train.classes, asked, evaluated, protocol)
     train_labels = torch.from_numpy(found.train.labels).to(env.device)
     voted = classify(near, train_labels, far, config.neighbors, config.temperature)
     answers = {k: metrics.answers(val, found.val.stored.unreadable, *own) for k, own in voted.items()}
@@ -99,22 +115,14 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
             pictures.neighbors(env.out_dir, found.train, found.val, (near, far), said, crop)
         with attempt("patches"):
             pictures.patches(env.out_dir, encoder, found.val, crop, env.device)
-    env.report(sizes=sizes(train, val), immaterial={"top1": ["neighbors"]})  # the other k are measured beside it
-    env.report(unreadable_images={"train": found.train.unreadable, "val": found.val.unreadable})
     return report(
         env,
         answers[config.headline],
         {"top1": answers[config.headline].correct(), **{f"top1_k{k}": own.correct() for k, own in answers.items()}},
         train.classes,
-        {"train": train.asked, "val": val.asked},
-        {"train": len(found.train.labels), "val": len(found.val.labels)},
-        {
-            "pooling": pooling,
-            "k": config.headline,
-            "temperature": config.temperature,
-            "test_resolution": config.img_size,
-            "precision": found.precision,
-        },
+        asked,
+        evaluated,
+        protocol,
     )
 
 

@@ -95,6 +95,9 @@ PRESETS = {
     "simsiam": replace(PLAIN, optimizer="larc", batch_size=4096),
     "moco_v3": MOCO_V3,
     "moco_v3_vit": replace(MOCO_V3, base_lr=3.0),
+    "small_set": Config(  # any set of a thousand images or more, at the paper's rate of 6.4
+        views="cached", epochs=100, batch_size=256, micro_batch=256, base_lr=6.4
+    ),
     "demo": Config(
         img_size=32,  # the toy world's images
         resize=32,
@@ -146,9 +149,10 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
 
 def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1 and top5 of the last epoch, in percent; raises UserError where the training diverges."""
-    from evaluate.classification import heads, probe
+    from evaluate.classification import heads, metrics, probe
     from evaluate.classification.features import described, resolve_pooling
-    from evaluate.classification.setup import cuts_alike, make_setup, report_training, train_and_val
+    from evaluate.classification.setup import cuts_alike, make_setup, report_training, report_training_of_several
+    from evaluate.data.sets import train_and_val
     from evaluate.runtime.seeding import seed_global
 
     pooling = resolve_pooling(encoder, config.pooling)
@@ -167,14 +171,17 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         "optimizer": config.optimizer,
         "augmented": config.views == "augmented",
     }
-    if config.views == "cached":
+    if config.views == "cached" and env.images is None:
         protocol["other_protocol"] = "LIN fast: on features of the test crop, without augmentation"
     normed_otherwise = config.batch_norm and not cuts_alike(setup, PRESETS["paper"])  # it alone sees a micro-batch
     immaterial = ([] if normed_otherwise else ["micro_batch"]) + (["trust"] if config.optimizer == "sgd" else [])
     env.report(immaterial={"": immaterial})
-    answers = inputs.answers(head, config.max_unreadable_images)
+    val, logits = inputs.logits(head, config.max_unreadable_images)
     about = {"encoder": encoder.fingerprint, "input": described(encoder, pooling), "classes": setup.train.classes}
     heads.save(env.out_dir, *heads.folded(head), about)
+    if val.several is not None:
+        return report_training_of_several(env, setup, logits.numpy(), val.several, **protocol)
+    answers = metrics.answers(val.images, val.stored.unreadable, *metrics.best_of_logits(logits))
     return report_training(env, setup, answers, **protocol)
 
 

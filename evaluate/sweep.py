@@ -89,8 +89,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     """top1, top5 and held_out_top1 of the chosen head, in percent; raises UserError where the training diverges."""
     from evaluate.classification import head_sweep
     from evaluate.classification.heads import save
-    from evaluate.classification.setup import hold_out, make_setup, report_training, train_and_val
+    from evaluate.classification.setup import hold_out, make_setup, report_training
     from evaluate.classification.stacked_heads import StackedHeads
+    from evaluate.data.sets import train_and_val
     from evaluate.runtime.seeding import seed_global
 
     train, val = train_and_val(env)

@@ -50,8 +50,9 @@ def _what_is_trained(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         required=True,
-        help="folder with one folder of images per class (only the online kNN uses the classes); for clip a table "
-        "(.csv, .tsv) of images and captions, or a folder of webdataset shards (.tar)",
+        help="folder with one folder of images per class (only the online kNN uses the classes), a list of images "
+        "(.csv, .tsv), or webdataset shards (.tar, a folder or a pattern in quotes); for clip a table of images and "
+        "captions, or shards with captions",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder that all processes share")
     parser.add_argument(

@@ -1,4 +1,5 @@
-"""Pretrains an encoder. DIR holds one folder of images a class; CLIP takes images with captions (docs/methods.md).
+"""Pretrains an encoder. DIR holds one folder of images a class, or is a list of images (.csv, .tsv) or webdataset's
+shards (docs/own_images.md); CLIP takes images with captions (docs/methods.md).
 
     python -m pretrain.train --data DIR --out OUT                             the paper's run
     torchrun --nproc_per_node 8 -m pretrain.train --data DIR --out OUT        the same on 8 GPUs

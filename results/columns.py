@@ -1,5 +1,9 @@
 """The columns of the table: heading, node of ``evaluate.harness.plan`` that fills it, and metric of its record."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Column = tuple[str, str, str]
 COLUMNS = (  # heading, node, metric: the paper's order, then kNN
     ("FT", "finetune", "top1"),
     ("LIN", "linear_probe", "top1"),
@@ -54,11 +58,23 @@ ACCURACY_IMAGES = {  # columns that are an accuracy: the images of the whole set
 }
 
 
-def heading_of(node: str, metric: str) -> str:
+def of_records(entries: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """The columns that records of labelled sets bring along, those of a set side by side."""
+    found = {}
+    for entry in entries:
+        own = entry.get("column")
+        if own:
+            found[entry["task"]] = (own["group"], (own["heading"], entry["task"], own["metric"]))
+    groups = list(dict.fromkeys(group for group, _ in found.values()))
+    return tuple(column for _, column in sorted(found.values(), key=lambda one: groups.index(one[0])))
+
+
+def heading_of(node: str, metric: str, entries: Iterable[Mapping[str, Any]] = ()) -> str:
     """The heading of the column that shows a metric of a node, or "" where no column does."""
-    return next((heading for heading, *place in ALL_COLUMNS if place == [node, metric]), "")
+    columns = (*ALL_COLUMNS, *of_records(entries))
+    return next((heading for heading, *place in columns if place == [node, metric]), "")
 
 
-def group_of(node: str) -> str:
-    """What stands over the columns of a node."""
-    return GROUPS.get(node, "ImageNet")
+def group_of(node: str, heading: str) -> str:
+    """What stands over a column: of a labelled set, whose nodes are called SET.TASK, its heading without the task."""
+    return heading.rpartition(" ")[0] if "." in node else GROUPS.get(node, "ImageNet")

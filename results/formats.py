@@ -196,7 +196,10 @@ def as_card(grid: Grid) -> str:
         results = [
             {
                 "task": {"type": TASKS.get(node, "image-classification")},
-                "dataset": {"name": _set_of(node, grid), "type": re.sub(r"\W+", "-", _set_of(node, grid).lower())},
+                "dataset": {
+                    "name": (name := _set_of(node, heading, grid)),
+                    "type": re.sub(r"\W+", "-", name.lower()),
+                },
                 "metrics": [{"type": metric, "name": heading, "value": round(float(row.cells[heading].value or 0), 4)}],
             }
             for heading, node, metric in grid.columns
@@ -269,18 +272,20 @@ def _groups(grid: Grid) -> list[tuple[str, list[str]]]:
     """What stands over neighboring columns, and their headings."""
     groups: list[tuple[str, list[str]]] = []
     for heading, node, _ in grid.columns:
-        if not groups or groups[-1][0] != group_of(node):
-            groups.append((group_of(node), []))
+        if not groups or groups[-1][0] != group_of(node, heading):
+            groups.append((group_of(node, heading), []))
         groups[-1][1].append(heading)
     return groups
 
 
 def _short_headings(grid: Grid) -> list[str]:
     """The headings without what stands over them."""
-    return [heading.removeprefix(f"{group_of(node)} ") for heading, node, _ in grid.columns]
+    return [heading.removeprefix(f"{group_of(node, heading)} ") for heading, node, _ in grid.columns]
 
 
-def _set_of(node: str, grid: Grid) -> str:
+def _set_of(node: str, heading: str, grid: Grid) -> str:
+    if "." in node:  # a labelled set's
+        return group_of(node, heading)
     return ("toy " if grid.toy else "") + SETS.get(node, "ImageNet-1K")
 
 

@@ -40,7 +40,7 @@ def load(outs: Sequence[str | Path]) -> pd.DataFrame:
     lines = []
     for entry in records(outs)[0]:
         for metric, value in entry["metrics"].items() if entry["status"] == "ok" else ():
-            heading = heading_of(entry["task"], metric)
+            heading = heading_of(entry["task"], metric, [entry])
             architecture = str(entry.get("architecture", ""))
             lines.append(
                 {

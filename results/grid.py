@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from results import comparison, marks, published, record, rows
-from results.columns import ACCURACY_IMAGES, COLUMNS, EXTRA_COLUMNS, FURTHER_COLUMNS
+from results.columns import ACCURACY_IMAGES, COLUMNS, EXTRA_COLUMNS, FURTHER_COLUMNS, of_records
 from results.escape import plain
 
 NOT_RUN, NOT_BESIDE = "–", ""  # of a cell; the second: a published number that is not shown beside a part of the data
@@ -99,14 +99,15 @@ def build(
     by_row = rows.by_row(entries)
     chosen = {label: rows.choose(own) for label, own in by_row.items() if label in labels}
     filled = {task for own in chosen.values() for task in own}
-    metrics = {
-        (task, metric) for own in chosen.values() for task, (entry, *_) in own.items() for metric in entry["metrics"]
-    }
+    shown = [entry for own in chosen.values() for entry, *_ in own.values()]
+    metrics = {(entry["task"], metric) for entry in shown for metric in entry["metrics"]}
     columns = (
         *COLUMNS,
-        *(column for column in EXTRA_COLUMNS if column[1] in filled),
+        *(column for column in (*EXTRA_COLUMNS, *of_records(shown)) if column[1] in filled),
         *(column for column in FURTHER_COLUMNS if column[1:] in metrics),
     )
+    if any("." in task for task in filled) and not any(node in filled for _, node, _ in COLUMNS):
+        columns = columns[len(COLUMNS) :]  # labelled sets alone: the paper's columns were not asked for
     kinds = {bool(entry.get("toy_data")) for entry in entries if entry["metrics"]}
     measured = [
         Row(
@@ -329,6 +330,8 @@ def _of_seeds(grid: Grid) -> list[str]:
 def _not_run(grid: Grid) -> list[str]:
     """The cells of measured rows that were not run, with the command that fills them."""
     lacking: dict[tuple[tuple[str, str], ...], list[Row]] = {}
+    entries = [cell.entry for row in grid.rows for cell in row.cells.values() if cell.entry]
+    of_sets = {entry["task"]: entry["column"]["sets"] for entry in entries if entry.get("column")}
     for row in grid.rows:
         missing = tuple((heading, node) for heading, node, _ in grid.columns if row.cells[heading].text == NOT_RUN)
         if row.kind == "measured" and missing:
@@ -339,9 +342,12 @@ def _not_run(grid: Grid) -> list[str]:
         presets = {cell.entry.get("preset") for row in own for cell in row.cells.values() if cell.entry} - {None}
         preset = "--preset demo " if presets == {"demo"} else ""
         files = " ".join(shlex.quote(plain(f"{name}=FILE")) for name in dict.fromkeys(names))
+        nodes = list(dict.fromkeys(node for _, node in missing))
+        sets = " ".join(shlex.quote(plain(of_sets[node])) for node in nodes if node in of_sets)
+        preset += f"--sets {sets} " if sets else ""
         notes.append(
             f"{', '.join(row.label for row in own)}: {', '.join(heading for heading, _ in missing)} not run; this "
             f"fills them: uv run run_all.py {'' if grid.toy else f'--ckpt {files} --data-root DIR {preset}'}--tasks "
-            f"{','.join(dict.fromkeys(node for _, node in missing))}"
+            f"{','.join(nodes)}"
         )
     return notes

@@ -15,6 +15,7 @@ def differences(entry: Mapping[str, Any], metric: str) -> list[str]:
     """How the protocol behind one number of a record differs from the published one, a sentence each."""
     protocol = entry.get("protocol", {})
     found = [str(protocol["other_protocol"])] if protocol.get("other_protocol") else []
+    found += [f"{entry['task']}: {protocol['in_both']}"] if protocol.get("in_both") else []
     if entry.get("toy_data"):
         return found  # no cell of a toy table is the paper's, and its caption says so
     found += _of_one(entry["task"], entry, _sets_behind(entry, metric), _immaterial(entry, metric))

@@ -131,6 +131,9 @@ class Record(Identity):
     tensors; absent in older records."""
     architecture: str
     """Of the encoder, as papers name it (``ViT-B/16``); absent in older records."""
+    column: dict[str, str]
+    """Of a labelled set besides ImageNet, the column that it brings along: ``heading``, ``metric``, ``group`` (what
+    stands over its columns) and ``sets`` (how run_all.py's --sets names it); empty for every other."""
     resamples: dict[str, list[float]]
     """By metric of detection and segmentation: its values on 200 draws of as many images, with replacement, in percent.
     The draws are the same for every encoder, so two records are compared draw by draw; absent in older records."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from results import comparison, formats, grid, marks, record, rows
 from results.atomic import atomic_write
-from results.columns import COLUMNS, EXTRA_COLUMNS
+from results.columns import COLUMNS, EXTRA_COLUMNS, of_records
 from results.comparison import Z, paired_difference
 from results.escape import plain
 from results.report import as_report
@@ -21,7 +21,12 @@ from results.report import as_report
 __all__ = ["build", "paired", "paired_difference", "render", "write"]
 Entries = Sequence[dict[str, Any]]
 FORMATS = {**formats.FORMATS, "report": ("report.html", as_report)}
-PAIRED = (("FT", "finetune"), ("LIN", "linear_probe"), ("1%", "few_shot"), ("kNN", "knn"))
+PAIRED = (
+    ("FT", "finetune", "top1"),
+    ("LIN", "linear_probe", "top1"),
+    ("1%", "few_shot", "top1"),
+    ("kNN", "knn", "top1"),
+)
 
 
 def render(out: Path, encoders: Sequence[str], entries: Entries) -> str:
@@ -84,7 +89,7 @@ def _reasons(entries: Entries, labels: Sequence[str]) -> list[str]:
             if entry["status"] != "ok":
                 missing[label, f"{entry['status']}: {entry['reason']}"].append(task)
                 continue
-            for heading, node, metric in (*COLUMNS, *EXTRA_COLUMNS):
+            for heading, node, metric in (*COLUMNS, *EXTRA_COLUMNS, *of_records([entry])):
                 if node == task and metric not in entry["metrics"]:
                     missing[label, f"skipped: {marks.why_skipped(entry, metric)}"].append(heading)
     shared: dict[tuple[str, str], list[str]] = defaultdict(list)  # rows, by what and reason
@@ -127,18 +132,18 @@ def told_apart(made: grid.Grid) -> list[str]:
 
 
 def paired(out: Path, entries: Entries, first: str, second: str) -> str:
-    """A sentence for each column of PAIRED: the difference of two encoders on the same images, with its 95 %
-    interval."""
+    """A sentence for each column of PAIRED and of labelled sets: the difference of two encoders on the same images,
+    with its 95 % interval."""
     lines = []
     outcomes = comparison.Outcomes(out)
     chosen = {label: rows.choose(own) for label, own in rows.by_row(entries).items() if label in (first, second)}
-    for heading, node in PAIRED:
+    for heading, node, metric in (*PAIRED, *of_records(entries)):
         measured = [chosen[label][node][0] for label in (first, second) if node in chosen.get(label, {})]
         if len(measured) < 2 or any(entry["status"] != "ok" for entry in measured):
             continue
-        error = outcomes.error_of_difference(measured[0], measured[1], "top1")
+        error = outcomes.error_of_difference(measured[0], measured[1], metric)
         if error is not None:  # else it was of other images, or their outcomes were removed
-            difference = measured[0]["metrics"]["top1"] - measured[1]["metrics"]["top1"]
+            difference = measured[0]["metrics"][metric] - measured[1]["metrics"][metric]
             lines.append(_in_words(plain(first), plain(second), heading, difference, Z * error))
     return "\n".join(lines)
 

@@ -47,6 +47,11 @@ class Features:
         """(m,) int64, of the images whose features there are."""
         return self.images.labels[self.stored.rows]
 
+    @property
+    def several(self) -> np.ndarray | None:
+        """(m, classes) bool, of these images; None where each has one label."""
+        return None if self.images.several is None else self.images.several[self.stored.rows]
+
     def tokens(self, kind: str, block: int = -1) -> torch.Tensor | None:
         """(m, D) float32 of one block, counted from the end, ``kind`` "cls" or "mean"; None for the class token of an
         encoder without.

@@ -43,6 +43,33 @@ def percent(correct: torch.Tensor | np.ndarray) -> float:
     return 100.0 * int(correct.sum()) / len(correct)
 
 
+def mean_per_class(found: Answers) -> tuple[float, np.ndarray]:
+    """The mean over classes of each one's accuracy, in percent; and (m,) each image's outcome, weighed so that their
+    mean is it. A class without an image does not count.
+    """
+    counts = np.bincount(found.labels)
+    weights = len(found.labels) / (np.count_nonzero(counts) * counts[found.labels])
+    outcome = weights * found.correct()
+    return 100 * float(outcome.mean()), outcome
+
+
+def average_precision(scores: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """(classes,) the area under each class's curve of precision over recall, by steps at distinct scores, 0 to 1; NaN
+    for a class that no image is marked with.
+
+    Args:
+        scores, marked: (m, classes); marked is bool.
+    """
+    found = np.full(scores.shape[1], np.nan)
+    for label in np.flatnonzero(marked.any(axis=0)):
+        order = np.argsort(-scores[:, label], kind="stable")
+        ranked, right = scores[order, label], np.cumsum(marked[order, label])
+        ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # images of one score come together
+        precision, recall = right[ends] / (ends + 1), right[ends] / right[-1]
+        found[label] = np.sum(np.diff(recall, prepend=0) * precision)
+    return found
+
+
 def save_predictions(
     out_dir: Path,
     found: Mapping[str, Answers],

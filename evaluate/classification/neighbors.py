@@ -50,6 +50,24 @@ def classify(
     return {k: (classes_of[number], shares_of[number]) for number, k in enumerate(neighbors)}
 
 
+def shares_of_votes(
+    train: torch.Tensor, marked: torch.Tensor, test: torch.Tensor, count: int, temperature: float
+) -> torch.Tensor:
+    """(n_test, classes) float64: by class the weight of the nearest ``count`` train images that are marked with it, as
+    a share of all their weight.
+
+    Args:
+        train, test: unit features.
+        marked: (n_train, classes) bool.
+    """
+    found = []
+    for block in track(test.split(BLOCK), "neighbors"):
+        nearest = (block @ train.T).topk(min(count, len(train)), dim=1)
+        weights = (nearest.values / temperature).exp().double()
+        found.append((weights[:, None] @ marked[nearest.indices].double())[:, 0] / weights.sum(dim=1, keepdim=True))
+    return torch.cat(found).cpu()
+
+
 def _vote(weights: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     votes = weights.new_zeros(len(weights), classes, dtype=torch.float64).scatter_add_(1, labels, weights.double())
     top = metrics.best(votes)

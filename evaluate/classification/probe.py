@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from timm.layers import trunc_normal_
 from torch import nn
 
-from evaluate.classification import features, loop, metrics
+from evaluate.classification import features, loop
 from evaluate.classification.finite import finite, require_finite
 from evaluate.classification.sampler import BatchSampler
 from evaluate.classification.setup import Setup
@@ -19,7 +20,6 @@ from evaluate.encoder import Encoder
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.lars import LARS
-from results.predictions import Answers
 
 BATCH_NORM_EPS, HEAD_STD = 1e-6, 0.01
 CROPS = {"single_draw": SingleDrawCropFlip, "torchvision": RandomCropFlip}
@@ -81,7 +81,8 @@ class FrozenInputs:
         """As ``augmented``, of test crops that are computed once."""
         found = features.extract(self.encoder, self.setup.train, self.setup.crop, self.env, self.setup.precision)
         tokens = found.require_tokens(self.pooling)
-        labels = torch.from_numpy(self.setup.train.labels)
+        train = self.setup.train
+        labels = torch.from_numpy(train.labels if train.several is None else train.several.astype(np.float32))
 
         def draw(sampler: BatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             for samples in sampler:
@@ -92,8 +93,8 @@ class FrozenInputs:
 
         return draw
 
-    def answers(self, head: nn.Module, max_unreadable: int = 0) -> Answers:
-        """What the head says of each image of val."""
+    def logits(self, head: nn.Module, max_unreadable: int = 0) -> tuple[features.Features, torch.Tensor]:
+        """The readable images of val, and what the head says of each: (m, classes)."""
         found = features.extract(
             self.encoder, self.setup.val, self.setup.crop, self.env, self.setup.precision, max_unreadable=max_unreadable
         )
@@ -101,8 +102,14 @@ class FrozenInputs:
         self.env.report(unreadable_images={"val": found.unreadable})
         with torch.inference_mode():
             seen = require_finite(features.probe_input(self.encoder, self.pooling, tokens.to(self.env.device)))
-            logits = head.eval()(seen).cpu()
-            return metrics.answers(found.images, found.stored.unreadable, *metrics.best_of_logits(logits))
+            return found, head.eval()(seen).cpu()
+
+
+def loss_of(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed over images: cross entropy of labels (B,), or of several labels (B, classes) each one's own."""
+    if labels.dtype.is_floating_point:
+        return nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
 def fit(
@@ -121,7 +128,7 @@ def fit(
         if part == 0:
             optimizer.zero_grad()
         tokens, labels = batch
-        loss = nn.functional.cross_entropy(head(tokens), labels, reduction="sum") / sampler.batch
+        loss = loss_of(head(tokens), labels) / sampler.batch
         loss.backward()
         if part == sampler.micro_batches - 1:
             distributed.sum_gradients(list(head.parameters()))

@@ -12,7 +12,7 @@ from evaluate.classification.config import TrainingConfig
 from evaluate.classification.features import test_crop
 from evaluate.classification.sampler import BatchSampler
 from evaluate.data import subsets
-from evaluate.data.imagenet import ImageSet, train_set, val_set
+from evaluate.data.imagenet import ImageSet
 from evaluate.data.published_counts import sizes
 from evaluate.data.thumbnails import attempt
 from evaluate.data.transforms import CenterCrop
@@ -38,11 +38,6 @@ class Setup:
     precision: str
     """A resolved one."""
     identity: str
-
-
-def train_and_val(env: Env) -> tuple[ImageSet, ImageSet]:
-    """ImageNet's train and val sets, as far as ``env.limit`` lets them be read."""
-    return train_set(env.data_root, env.limit, env.identities), val_set(env.data_root, env.limit, env.identities)
 
 
 def make_setup(encoder: Encoder, config: TrainingConfig, env: Env, train: ImageSet, val: ImageSet, *also: Any) -> Setup:
@@ -102,23 +97,73 @@ def report(
     protocol: Mapping[str, Any],
 ) -> dict[str, float]:
     """Metrics in percent from ``correct``, bool (n,) by metric in the order of val; completes the record, keeps the
-    answers, which give top1.
+    answers, which give top1. Of a labelled set also the mean over classes.
     """
     result = {name: metrics.percent(outcome) for name, outcome in correct.items()}
+    errors = {name: binomial(value, len(correct[name])) for name, value in result.items()}
+    outcomes = {}
+    if env.images:
+        result["mean_per_class"], outcomes["mean_per_class"] = metrics.mean_per_class(answers)
+        errors["mean_per_class"] = 100 * float(outcomes["mean_per_class"].std()) / len(answers.labels) ** 0.5
     if distributed.rank() == 0:
-        metrics.save_predictions(env.out_dir, {FIRST: answers}, classes)
+        metrics.save_predictions(env.out_dir, {FIRST: answers}, classes, outcomes)
     env.report(
         protocol=dict(protocol),
         images_asked=dict(images_asked),
         images_evaluated=dict(images_evaluated),
-        standard_error={name: binomial(value, len(correct[name])) for name, value in result.items()},
+        standard_error=errors,
     )
     return result
+
+
+def report_scores(
+    env: Env,
+    scores: np.ndarray,
+    marked: np.ndarray,
+    classes: tuple[str, ...],
+    images_asked: Mapping[str, int],
+    images_evaluated: Mapping[str, int],
+    protocol: Mapping[str, Any],
+) -> dict[str, float]:
+    """The mean average precision in percent where images have several labels, and completes the record.
+
+    Args:
+        scores: (m, classes), the higher the surer.
+        marked: (m, classes) bool, the right ones. A class that no image is marked with does not count.
+    """
+    found = metrics.average_precision(scores, marked)
+    by_class = {name: 100 * float(value) for name, value in zip(classes, found, strict=True) if np.isfinite(value)}
+    if not by_class:
+        raise UserError("no image of val has a label; there is nothing to score")
+    env.report(
+        protocol={**protocol, "average_precision": by_class},
+        images_asked=dict(images_asked),
+        images_evaluated=dict(images_evaluated),
+    )
+    return {"map": float(np.mean(list(by_class.values())))}
 
 
 def report_training(env: Env, setup: Setup, answers: Answers, **protocol: Any) -> dict[str, float]:
     """``report`` of top1 and top5 of a task that trains on a setup's images and is tested on its val."""
     correct = {f"top{count}": answers.correct(count) for count in (1, 5)}
+    asked, evaluated, common = _of_training(env, setup, len(answers.labels))
+    if distributed.rank() == 0:
+        with attempt("mistakes"):
+            pictures.mistakes(env.out_dir, setup.val, answers, setup.crop)
+    return report(env, answers, correct, setup.train.classes, asked, evaluated, {**protocol, **common})
+
+
+def report_training_of_several(
+    env: Env, setup: Setup, scores: np.ndarray, marked: np.ndarray, **protocol: Any
+) -> dict[str, float]:
+    """``report_scores`` of a task that trains on a setup's images and is tested on its val."""
+    asked, evaluated, common = _of_training(env, setup, len(scores))
+    return report_scores(env, scores, marked, setup.train.classes, asked, evaluated, {**protocol, **common})
+
+
+def _of_training(env: Env, setup: Setup, tested: int) -> tuple[dict[str, int], dict[str, int], dict[str, Any]]:
+    """Images asked and evaluated by set, and what every training says of its protocol; reports the sizes."""
+    env.report(sizes=sizes(setup.train, setup.val))
     common = {
         "batch": setup.sampler.batch,
         "epochs": setup.sampler.epochs,
@@ -126,10 +171,4 @@ def report_training(env: Env, setup: Setup, answers: Answers, **protocol: Any) -
         "precision": setup.precision,
         "processes": setup.sampler.world_size,
     }
-    asked = {"train": setup.train.asked, "val": setup.val.asked}
-    evaluated = {"train": len(setup.train), "val": len(answers.labels)}
-    env.report(sizes=sizes(setup.train, setup.val))
-    if distributed.rank() == 0:
-        with attempt("mistakes"):
-            pictures.mistakes(env.out_dir, setup.val, answers, setup.crop)
-    return report(env, answers, correct, setup.train.classes, asked, evaluated, {**protocol, **common})
+    return {"train": setup.train.asked, "val": setup.val.asked}, {"train": len(setup.train), "val": tested}, common

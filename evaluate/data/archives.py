@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+import numpy as np
+from PIL import Image
+
 from evaluate.data import archives, listing
 from evaluate.runtime.errors import UserError
 
@@ -54,6 +57,36 @@ class Member:
             return zlib.decompress(content, -zlib.MAX_WBITS) if self.deflated else bytes(content)
         except zlib.error as error:
             raise OSError(f"its compressed data are damaged: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Held:
+    """An image without a file of its own, whose pixels are in memory: (H, W, 3) uint8."""
+
+    path: str
+    pixels: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return PurePosixPath(self.path).name
+
+    @property
+    def stem(self) -> str:
+        return PurePosixPath(self.path).stem
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pixels."""
+        return self.pixels.nbytes
+
+    def __str__(self) -> str:
+        return self.path
+
+    def read(self) -> bytes:
+        """The image as a file would hold it, without loss."""
+        written = io.BytesIO()
+        Image.fromarray(self.pixels).save(written, "BMP")
+        return written.getvalue()
 
 
 @functools.lru_cache(maxsize=1)  # sets are read one after the other, and the largest index takes half a gigabyte
@@ -113,4 +146,4 @@ def _zip_members(archive: Path) -> Iterator[Member]:
             yield Member(archive, info.filename, offset, info.compress_size, info.compress_type == zipfile.ZIP_DEFLATED)
 
 
-File = Path | archives.Member
+File = Path | archives.Member | archives.Held

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.data import ade20k, coco, further_sets, imagenet, layouts, subsets, voc
+from evaluate.data import ade20k, coco, further_sets, imagenet, layouts, sets, subsets, voc
 from evaluate.data.archives import File
 from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
 from evaluate.data.published_counts import ADE20K, FURTHER, INSTANCES, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
+from evaluate.data.sets import LabelledSet
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
 from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from evaluate.runtime.progress import track
@@ -89,17 +90,36 @@ def check(data_root: Path, names: Iterable[str], samples: int = SAMPLES, subset:
     return found
 
 
+def check_labelled(images: LabelledSet, samples: int = SAMPLES, subset: bool = False) -> Finding:
+    """A finding for a labelled set besides ImageNet, as ``check``."""
+    counts = Counts(subset)
+    try:
+        train, val = images.read()
+        if images.ready and counts.expect_classes(images.name, len(train.classes), images.ready.classes):
+            counts.expect(train.name, len(train), images.ready.train)
+            counts.expect(val.name, len(val), images.ready.val)
+        said = [*counts.parts, *filter(None, ["" if images.ready else sets.in_both(train, val)])]
+        read = f"train {_read_some(train.files, samples)}, val {_read_some(val.files, samples)}"
+        detail = ", ".join([read, f"{len(train.classes)} classes", *said])
+        return Finding(images.name, "part" if counts.parts else "ok", detail)
+    except Skip as reason:
+        return Finding(images.name, "absent", str(reason))
+    except (UserError, PermissionError) as reason:
+        return Finding(images.name, "wrong", in_one_sentence(reason))
+
+
 def report(
     data_root: Path,
     names: Iterable[str],
     samples: int = SAMPLES,
     subset: bool = False,
     needed: Iterable[str] | None = None,
+    labelled: Iterable[LabelledSet] = (),
 ) -> int:
     """Prints a line a set; the exit status: 0, EXIT_USER where one is wrong, EXIT_SKIPPED where none is wrong and one
     absent that is ``needed`` (None: all are).
     """
-    found = check(layouts.root(data_root), names, samples, subset)
+    found = [*check(data_root, names, samples, subset), *(check_labelled(one, samples, subset) for one in labelled)]
     for finding in found:
         print(finding, file=sys.stderr if finding.status == "wrong" else sys.stdout)
     statuses = {finding.status for finding in found}

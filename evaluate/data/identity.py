@@ -13,22 +13,23 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from evaluate.data import layouts, listing, val_labels
+from evaluate.data import layouts, listing, sources, val_labels
 from evaluate.data.listing import THREADS
+from evaluate.runtime.errors import UserError
 from results.atomic import atomic_write
 
 ABSENT = "absent"  # the identity of what is not there
 FOUND = "identities.json"  # among the manifests: what one process has found out for others
 SAMPLE = 64  # files whose contents decide where all times changed
 TEXT_BYTES = 64 * 1024**2  # lists and annotations up to this size count by their contents
-TEXTS = (".txt", ".json", ".csv", ".xml", ".mat")
+TEXTS = (".txt", ".json", ".csv", ".tsv", ".xml", ".mat")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Snapshot:
     """(n,) int64, nanoseconds."""
     structure: str
     """Digest of names, sizes and of the contents of small texts."""
+    root: Path
+    """What the names go on from: a folder, or the part itself where it is a file."""
 
 
 class DataIdentities:
@@ -64,12 +67,23 @@ class DataIdentities:
         """The identity of a part, 16 hexadecimal digits; ABSENT where it is not there."""
         if part not in self.known:
             path = layouts.locate(self.data_root, part)
-            self.known[part] = _identity(path, part, self.store, self.verify) if path else ABSENT
+            self.known[part] = _identity(snapshot(path), part, self.store, self.verify) if path else ABSENT
         return self.known[part]
 
-    def keep(self, names: Iterable[str]) -> None:
-        """Finds out the identities of some sets, for the processes that ``take`` them."""
-        self.of_sets(tuple(names))
+    def of_sources(self, paths: Mapping[str, Path]) -> dict[str, str]:
+        """The identities of folders, lists and shards (``sources``), by the names that they are given here.
+
+        Raises UserError for a list or a shard that cannot be read.
+        """
+        for name, path in paths.items():
+            if name not in self.known:
+                there = path.exists() or "*" in path.name
+                now = snapshot(*sources.files_behind(path)) if there else None
+                self.known[name] = _identity(now, name, self.store, self.verify) if now else ABSENT
+        return {name: self.known[name] for name in paths}
+
+    def keep(self) -> None:
+        """Writes the identities that were found out, for the processes that ``take`` them."""
         self.store.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.store / FOUND) as written:
             written.write_text(json.dumps({**self._about(), "parts": self.present(self.known)}, indent=1))
@@ -109,12 +123,15 @@ def fingerprint(parts: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def snapshot(path: Path) -> Snapshot:
-    """Names, sizes and times of all files of a part, links followed.
+def snapshot(path: Path, chosen: Sequence[str] = ()) -> Snapshot:
+    """Names, sizes and times of all files of a part, or of those chosen below it, links followed.
 
-    Raises UserError for a folder that cannot be read.
+    Raises UserError for a folder that cannot be read, and for a chosen file that is not there.
     """
-    if path.is_file():
+    if chosen:
+        with ThreadPoolExecutor(THREADS) as pool:
+            facts = list(zip(chosen, pool.map(_require, [path / name for name in chosen]), strict=True))
+    elif path.is_file():
         facts = [("", path.stat())]
     else:
         facts = sorted((name, about) for name, about in listing.walk(path, _facts) if about)
@@ -124,9 +141,16 @@ def snapshot(path: Path) -> Snapshot:
     digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
     digest.update(sizes.tobytes())
     for name, size in zip(names, sizes.tolist(), strict=True):
-        if (name or path.name).lower().endswith(TEXTS) and size <= TEXT_BYTES and len(names) < 1000:
+        if (name or path.name).lower().endswith(TEXTS) and size <= TEXT_BYTES and (len(names) < 1000 or chosen):
             digest.update((path / name if name else path).read_bytes())
-    return Snapshot(names, sizes, times, digest.hexdigest())
+    return Snapshot(names, sizes, times, digest.hexdigest(), path)
+
+
+def _require(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise UserError(f"{path} is listed, but cannot be read ({error.strerror}); correct the list") from error
 
 
 def _facts(entry: os.DirEntry[str]) -> os.stat_result | None:
@@ -136,10 +160,9 @@ def _facts(entry: os.DirEntry[str]) -> os.stat_result | None:
         return None  # a link that leads nowhere; the readers name it where it counts
 
 
-def _identity(path: Path, part: str, store: Path, verify: bool) -> str:
-    now = snapshot(path)
+def _identity(now: Snapshot, part: str, store: Path, verify: bool) -> str:
     if verify:
-        content = _digest(path, now, range(len(now.names)))
+        content = _digest(now, range(len(now.names)))
         return hashlib.sha256(f"verified {now.structure} {content}".encode()).hexdigest()[:16]
     slug = part.replace("/", "-")
     sample = None
@@ -159,11 +182,11 @@ def _identity(path: Path, part: str, store: Path, verify: bool) -> str:
         if any(np.array_equal(row, now.times) for row in np.atleast_2d(times)):
             return identity
         if len(now.times) and not any((row == now.times).any() for row in np.atleast_2d(times)):
-            sample = sample or _digest(path, now, _sampled(len(now.names)))
+            sample = sample or _digest(now, _sampled(len(now.names)))
             if sample == contents:  # a copy, or another mount
                 _write(manifest, structure, identity, contents, np.concatenate([np.atleast_2d(times), now.times[None]]))
                 return identity
-    sample = sample or _digest(path, now, _sampled(len(now.names)))
+    sample = sample or _digest(now, _sampled(len(now.names)))
     identity = hashlib.sha256(
         f"{now.structure} {hashlib.sha256(now.times.tobytes()).hexdigest()}".encode()
     ).hexdigest()[:16]
@@ -177,12 +200,11 @@ def _sampled(count: int) -> list[int]:
     return sorted({index * count // SAMPLE for index in range(SAMPLE)} if count > SAMPLE else set(range(count)))
 
 
-def _digest(path: Path, now: Snapshot, indices: list[int] | range) -> str:
+def _digest(now: Snapshot, indices: list[int] | range) -> str:
     """Of the contents of some files, in order."""
 
     def content(index: int) -> bytes:
-        file = path / now.names[index] if now.names[index] else path
-        with file.open("rb") as opened:
+        with (now.root / now.names[index]).open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").digest()
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -40,6 +40,7 @@ class ImageSet:
     fingerprint: str  # of names, labels and the set's identity
     asked: int
     scored: tuple[int, ...]  # the classes the whole set is of, sorted: among them IN-A and IN-R are scored
+    several: np.ndarray | None = None  # (n, classes) bool where an image may have several; its label is then the first
 
     def __len__(self) -> int:
         return len(self.files)
@@ -203,7 +204,7 @@ def image_set(
     owner = next((known for known in identities if part == known or part.startswith(f"{known}/")), None)
     digest = hashlib.sha256(identities[owner].encode() if owner else b"")
     for wnid, file in entries:
-        facts = "" if owner else _facts(file)
+        facts = "" if owner else facts_of(file)
         digest.update(f"{part}/{wnid}/{file.name}\0{index[wnid]}{facts}\n".encode())
     files, labels = tuple(file for _, file in entries), np.array([index[wnid] for wnid, _ in entries], dtype=np.int64)
     return ImageSet(name, files, labels, classes, digest.hexdigest()[:16], asked, tuple(index[wnid] for wnid in images))
@@ -212,14 +213,21 @@ def image_set(
 def require_image_names(files: Sequence[File]) -> None:
     """Raises UserError naming a file that is no image by its name."""
     strange = next((file for file in files if not file.name.lower().endswith(SUFFIXES)), None)
+    if strange and strange.name == "images":
+        raise UserError(
+            f"{strange} is a folder, as Tiny-ImageNet has in each class; call that set's folder tiny-imagenet-200 and "
+            "measure it by --sets tiny_imagenet (docs/own_images.md)"
+        )
     if strange:
         raise UserError(f"{strange} is no image by its name, which ends in none of {', '.join(SUFFIXES)}; move it away")
 
 
-def _facts(file: File) -> str:
+def facts_of(file: File) -> str:
     """Size and time of change of a file, or of the archive that holds it, where nobody has found out the set's
     identity.
     """
+    if isinstance(file, archives.Held):
+        return f"\0{hashlib.sha256(file.pixels.tobytes()).hexdigest()}"
     about = (file.archive if isinstance(file, archives.Member) else file).stat()
     return f"\0{about.st_size}\0{about.st_mtime_ns}"
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from evaluate.data import coco, listing
+from evaluate.data.published_sets import READY
 from evaluate.runtime.errors import Skip, UserError
 
 CORRUPTIONS = (
@@ -110,7 +111,8 @@ def root(path: Path) -> Path:
 
 
 def _holds_a_set(folder: Path) -> bool:
-    return os.access(folder, os.X_OK) and any(locate(folder, part) for parts in LAYOUTS.values() for part in parts)
+    every = (*LAYOUTS.values(), *(row.parts for row in READY.values()))
+    return os.access(folder, os.X_OK) and any(locate(folder, part) for parts in every for part in parts)
 
 
 def require(data_root: Path, name: str) -> None:

@@ -3,13 +3,13 @@
 import io
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from evaluate.data import archives
 from evaluate.data.archives import File
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.pixels import READ_ERRORS, read_rgb
@@ -28,7 +28,7 @@ Sample = tuple[
 def read_image(file: File) -> Image.Image:
     """An RGB image; raises UserError naming a file that cannot be read to its end."""
     try:
-        return read_rgb(io.BytesIO(file.read()) if isinstance(file, archives.Member) else file)
+        return read_rgb(file if isinstance(file, Path) else io.BytesIO(file.read()))
     except PermissionError as error:
         raise UserError(in_one_sentence(error)) from error
     except READ_ERRORS as error:

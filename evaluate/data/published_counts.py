@@ -6,6 +6,8 @@ Here and nowhere else: the check of the data reads it, and the record of a task,
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
+from evaluate.data.published_sets import READY
+
 TRAIN, VAL, VAL_PER_CLASS = 1_281_167, 50_000, 50
 SHIFTED = {"imagenet_a": 7_500, "imagenet_r": 30_000, "imagenet_sketch": 50_889}
 SHIFTED_CLASSES = {"imagenet_a": 200, "imagenet_r": 200, "imagenet_sketch": 1000}
@@ -58,6 +60,8 @@ PUBLISHED: dict[str, Size] = {  # by the names under which a record has the size
     },
     **{f"ade20k_{split}": Size(count, 150) for split, count in ADE20K.items()},
     **{f"voc_{split}": Size(count, 20) for split, count in VOC.items()},
+    **{f"{name}_train": Size(row.train, row.classes) for name, row in READY.items()},
+    **{f"{name}_val": Size(row.val, row.classes) for name, row in READY.items()},
 }
 
 

@@ -89,4 +89,7 @@ def part(name: str, whole: ImageSet, rows: np.ndarray, limit: int | None = None)
         rows = rows[np.arange(limit) * asked // limit]
     fingerprint = hashlib.sha256(whole.fingerprint.encode() + rows.astype(np.int64).tobytes()).hexdigest()[:16]
     files = tuple(whole.files[row] for row in rows)
-    return replace(whole, name=name, files=files, labels=whole.labels[rows], fingerprint=fingerprint, asked=asked)
+    several = None if whole.several is None else whole.several[rows]
+    return replace(
+        whole, name=name, files=files, labels=whole.labels[rows], fingerprint=fingerprint, asked=asked, several=several
+    )

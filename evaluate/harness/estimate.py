@@ -16,12 +16,13 @@ from typing import Any
 
 from evaluate.data import layouts
 from evaluate.data.published_counts import ADE20K, FURTHER, INSTANCES, SHIFTED, TRAIN, VAL, VOC
+from evaluate.data.sets import LabelledSet
 from evaluate.encoder.memory import GIB
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.harness import cost
 from evaluate.harness.plan import Node, draws, module_of, task_name
 from evaluate.runtime.env import Env
-from evaluate.runtime.errors import UserError
+from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.settings import Settings
 from results.atomic import atomic_write
 
@@ -108,6 +109,35 @@ def counter(data_root: Path | None, limit: int | None) -> cost.Count:
     return count
 
 
+def counter_of_set(images: LabelledSet, limit: int | None) -> cost.Count:
+    """As ``counter``, of a labelled set, whose train and val stand for ImageNet's; none where it is absent."""
+    known: dict[str, int] = {}
+
+    def count(part: str) -> int:
+        if part not in known:
+            try:
+                images.require()
+                found = images.count(part.rpartition("/")[2])
+            except Skip:
+                found = 0
+            known[part] = min(found, limit) if limit else found
+        return known[part]
+
+    return count
+
+
+def absent(node: Node, config: Settings, data_root: Path | None) -> str:
+    """The name of a set that a node lacks; "" where it has all."""
+    if node.images:
+        try:
+            node.images.require()
+        except Skip:
+            return node.images.name
+        return ""
+    missing = layouts.absent(data_root, module_of(node.task).reads(config)) if data_root else {}
+    return min(missing, default="")
+
+
 def _count(data_root: Path, part: str) -> int:
     folder, published = data_root / part, PUBLISHED[part]
     if layouts.locate(data_root, part) is None:
@@ -146,9 +176,9 @@ def plan(
             if seed is not None and not draws(node, configs[node.name][1]):
                 continue
             module, config = module_of(node.task), configs[node.name][1]
-            work = module.cost(config, spec or cost.VIT_B, count)
-            missing = layouts.absent(data_root, module.reads(config)) if data_root else {}
-            state = "stands" if task_name(row, node.name, seed) in stands else f"no {min(missing)}" if missing else ""
+            work = module.cost(config, spec or cost.VIT_B, counter_of_set(node.images, limit) if node.images else count)
+            missing = absent(node, config, data_root)
+            state = "stands" if task_name(row, node.name, seed) in stands else f"no {missing}" if missing else ""
             planned.append(Planned(row, node, work, speed.hours(work), state, seed=seed))
     return planned
 
@@ -161,7 +191,8 @@ def of_task(
     """
     gpu = env.device.startswith("cuda")
     speed = kept(out, int(gpu))
-    work = module.cost(config, spec, counter(env.data_root, env.limit))
+    count = counter_of_set(env.images, env.limit) if env.images else counter(env.data_root, env.limit)
+    work = module.cost(config, spec, count)
     memory = _memory(work, gpu)
     known = {} if math.isnan(memory) else {"memory": round(memory * GIB)}
     return {"seconds": round(3600 * speed.hours(work) / processes, 1), "source": speed.source, **known}

@@ -79,7 +79,8 @@ def measuring(
 
         def numbers(node: Node = node, seed: int = seed) -> str:
             metrics = (run.of_seed(seed).find(row, node) or {"metrics": {}})["metrics"]
-            shown = {heading_of(node.name, metric): value for metric, value in metrics.items()}
+            own = {node.column["metric"]: node.heading} if node.images else {}
+            shown = {own.get(metric) or heading_of(node.name, metric): value for metric, value in metrics.items()}
             return ", ".join(f"{heading} {value:.1f}" for heading, value in shown.items() if heading)
 
         jobs.append(Job(name, command, log, needs, stands, on_exit, numbers))
@@ -116,6 +117,7 @@ def _command(row: str, node: Node, run: suite.Suite, processes: int) -> list[str
         "workers": run.workers,
     }
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+    command += ["--images", node.images.source] if node.images else []
     command += ["--limit", str(run.limit)] if run.limit else []
     if run.identities.for_tasks:
         command += [f"--identity={part}={known}" for part, known in run.identities.present(run.data(node)).items()]
@@ -144,6 +146,6 @@ def _note(
     if status and "\nrecord: " not in log.read_text(errors="replace"):
         entry = record.without_run(row, node.name, word, reason, seed, run.limit)
         folder = run.folders[row].name if row in run.folders else ""
-        record.write(run.out / "records", {**entry, "folder": folder})
+        record.write(run.out / "records", {**entry, "folder": folder, "column": node.column})
     if run.renders:
         tables.render(run.out, table_rows, run.entries(table_rows, nodes))

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from evaluate.checkpoints import command_line
+from evaluate.data.published_sets import READY
 from evaluate.harness import demo, plan, quick, slurm
 from evaluate.harness.pretraining import START, TASK
 from evaluate.runtime import devices, scalars
@@ -62,6 +63,16 @@ def _what(parser: argparse._ArgumentGroup) -> None:
         "--tasks",
         default="",
         help=f"comma-separated, of {', '.join(node.name for node in plan.NODES)} (default: all but {extra})",
+    )
+    ready = ", ".join(name for name in READY if not name.startswith("vtab_"))
+    parser.add_argument(
+        "--sets",
+        nargs="+",
+        default=[],
+        metavar="SET",
+        help="with --ckpt: measure other labelled sets, a column for each of their tasks: a TOML file that describes "
+        f"them (docs/own_images.md), or the name of a ready one below --data-root: {ready}, vtab_…. Without --tasks "
+        "they alone are measured; --tasks all is the paper's columns too",
     )
     parser.add_argument(
         "--seed",

@@ -1,6 +1,7 @@
 """The nodes of the table: which task runs with which settings, and what it needs.
 
-``NODES`` lists what must run for the table, dearest first, so that two processes end together.
+``NODES`` lists what must run for the table, dearest first, so that two processes end together. ``of_sets`` makes the
+nodes of other labelled sets.
 """
 
 import importlib
@@ -8,9 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from evaluate.data.identity import DataIdentities
+from evaluate.data.sets import COLUMN_METRICS, LabelledSet
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings, override
+
+ALL = "all"  # of --tasks: the paper's columns and those of the sets
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,24 @@ class Node:
     """Files that the task takes from others, by name: the node that makes each, and its name in that node's folder."""
     extra: bool = False
     """No column of the paper: runs only when it is asked for by name."""
+    images: LabelledSet | None = None
+    """What is measured instead of ImageNet."""
+    preset: str = "paper"
+    """The preset that is this column's protocol."""
+    heading: str = ""
+    """Of the column that a labelled set brings along."""
+
+    @property
+    def column(self) -> dict[str, str]:
+        """What a record says of a column that a labelled set brings along; {} for those of ``results.columns``."""
+        if self.images is None:
+            return {}
+        return {
+            "heading": self.heading,
+            "metric": COLUMN_METRICS[self.images.metric],
+            "group": self.images.title,
+            "sets": self.images.source,
+        }
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -48,6 +71,34 @@ NODES = (
     Node("knn", "knn"),
     Node("robustness", "robustness", inputs={"classifier": ("finetune", "classifier.safetensors")}),
 )
+OF_SETS = {  # by the task's name in a TOML file: the module, its preset and what its heading ends with; dearest first
+    "finetune": ("finetune", "small_set", "FT"),
+    "linear": ("linear_probe", "small_set", "LIN"),
+    "few_shot": ("few_shot", "small_set", "few-shot"),
+    "knn": ("knn", "paper", "kNN"),
+}
+
+
+def of_sets(sets: Sequence[LabelledSet]) -> tuple[Node, ...]:
+    """The nodes of labelled sets: one for each task of each, called SET.TASK."""
+    return tuple(
+        Node(f"{one.name}.{kind}", task, images=one, preset=preset, heading=f"{one.title} {word}")
+        for kind, (task, preset, word) in OF_SETS.items()
+        for one in sets
+        if kind in one.tasks
+    )
+
+
+def of_set(task: str, one: LabelledSet) -> Node:
+    """The node that a module of evaluate/ fills on a labelled set. Raises UserError where it measures none."""
+    kind = next((kind for kind, (module, *_) in OF_SETS.items() if module == task), None)
+    found = [node for node in of_sets([one]) if node.task == task]
+    if not found:
+        legal = ", ".join(OF_SETS[name][0] for name in one.tasks)
+        raise UserError(
+            f"{task} is not measured on {one.name}, but {legal}" + (f" (task {kind} in its file)" if kind else "")
+        )
+    return found[0]
 
 
 def module_of(task: str) -> Any:
@@ -67,10 +118,17 @@ def node_of(task: str, config: Settings) -> Node:
 
 
 def data_sets(node: Node, config: Settings) -> tuple[str, ...]:
-    """The data sets that a node reads, those that it may do without among them."""
+    """The data sets below the data root that a node reads, those that it may do without among them."""
+    if node.images:
+        return ()
     module = module_of(node.task)
     optional = module.reads_if_there(config) if hasattr(module, "reads_if_there") else ()
     return (*module.reads(config), *optional)
+
+
+def identities_of(known: DataIdentities, node: Node, config: Settings) -> dict[str, str]:
+    """The identities of all that a node reads, by part."""
+    return node.images.identities(known) if node.images else known.of_sets(data_sets(node, config))
 
 
 def draws(node: Node, config: Settings) -> bool:
@@ -84,19 +142,41 @@ def task_name(row: str, node: str, seed: int | None = None) -> str:
     return f"{row}/{node}" if seed is None else f"{row}/{node} seed {seed}"
 
 
-def choose(names: Sequence[str]) -> tuple[Node, ...]:
-    """Nodes by name or by task ("detection" is both of its nodes); all but the extra ones for no names. A node brings
-    what it needs.
+def choose(names: Sequence[str], own: Sequence[Node] = ()) -> tuple[Node, ...]:
+    """Nodes by name or by task ("detection" is both of its nodes), those of a labelled set also by its name. A node
+    brings what it needs.
+
+    Args:
+        names: none stands for the nodes of labelled sets where there are such, else for all but the extra ones; ALL for
+            both.
+        own: the nodes of labelled sets.
 
     Raises UserError listing the legal names.
     """
-    legal = {node.name for node in NODES} | {node.task for node in NODES}
+    nodes = (*NODES, *own)
+    legal = {name for node in nodes for name in (node.task, *_names(node))} | {ALL}
     unknown = [name for name in names if name not in legal]
     if unknown:
         raise UserError(f"there is no task {unknown[0]!r}; the tasks are {', '.join(sorted(legal))}")
-    chosen = {node.name for node in NODES if (not names or node.task in names) and not node.extra or node.name in names}
-    chosen |= {need for node in NODES if node.name in chosen for need in node.needs}
-    return tuple(node for node in NODES if node.name in chosen)
+    if own and not names:
+        return tuple(own)
+    every = not names or ALL in names
+    chosen = {
+        node.name for node in nodes if (every or node.task in names) and not node.extra or _names(node) & {*names}
+    }
+    chosen |= {need for node in nodes if node.name in chosen for need in node.needs}
+    return tuple(node for node in nodes if node.name in chosen)
+
+
+def _names(node: Node) -> set[str]:
+    """By which a node is asked for, besides its task's where it is an extra one."""
+    own = {node.images.name} if node.images else set()
+    return {node.name, *own} if node.extra else {node.name, node.task, *own}
+
+
+def settable(node: Node) -> tuple[str, ...]:
+    """The names under which ``--set NAME.setting=value`` is for a node; the last one wins."""
+    return (node.task, node.images.name, node.name) if node.images else (node.task, node.name)
 
 
 def from_preset(module: Any, preset: str) -> Settings:
@@ -110,8 +190,8 @@ def from_preset(module: Any, preset: str) -> Settings:
 
 def recommended(node: Node, spec: EncoderSpec | None) -> str:
     """The preset that is the protocol of an encoder's method for a column of the paper; "" where there is none."""
-    module = module_of(node.task)
-    return module.recommended(spec) if spec and not node.extra and hasattr(module, "recommended") else ""
+    module, own = module_of(node.task), node.extra or node.images
+    return module.recommended(spec) if spec and not own and hasattr(module, "recommended") else ""
 
 
 def is_recommended(node: Node, preset: str) -> str:
@@ -130,15 +210,17 @@ def configure(
 
     Raises UserError for an override of an unknown task or setting, or an illegal value.
     """
-    tasks = {node.task for node in nodes} | {node.name for node in nodes}
+    tasks = {name for node in nodes for name in settable(node)}
     for task in overrides:
         if task not in tasks:
             given = f"{task}." if task else "a setting without its task"
             raise UserError(f"--set {given}: write TASK.NAME=VALUE, where TASK is one of {', '.join(sorted(tasks))}")
     configs = {}
     for node in nodes:
-        values = {**node.overrides, **overrides.get(node.task, {}), **overrides.get(node.name, {})}
-        name = values.pop("preset", None) or preset or recommended(node, spec) or "paper"
+        values = dict(node.overrides)
+        for given in settable(node):
+            values |= overrides.get(given, {})
+        name = values.pop("preset", None) or preset or recommended(node, spec) or node.preset
         configs[node.name] = (name, override(from_preset(module_of(node.task), name), values))
     return configs
 
@@ -159,5 +241,5 @@ def for_encoders(
 
 
 def paper_config(node: Node) -> Settings:
-    """The paper preset of a node, with what the node itself sets."""
-    return configure([node], "paper", {})[node.name][1]
+    """The preset that is a node's protocol, with what the node itself sets."""
+    return configure([node], node.preset, {})[node.name][1]

@@ -14,10 +14,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from evaluate.checkpoints import command_line
-from evaluate.data import layouts
+from evaluate.data import sets
 from evaluate.harness.estimate import BEYOND, Planned
 from evaluate.harness.executor import ROOT, Job
-from evaluate.harness.plan import Node, choose, task_name
+from evaluate.harness.plan import Node, choose, of_sets, settable, task_name
 from evaluate.harness.slurm_arrays import TABLE, Task
 from evaluate.runtime.errors import UserError
 
@@ -95,11 +95,13 @@ def minutes_of(limit: str | None) -> int:
 
 def shared(arguments: argparse.Namespace) -> list[str]:
     """The options that the command lines of all jobs have."""
-    root = os.path.abspath(layouts.root(arguments.data_root))
+    root = os.path.abspath(sets.root(arguments.data_root, arguments.sets))
     fixed = {"data-root": root, "out": os.path.abspath(arguments.out), "task-timeout": arguments.task_timeout}
     fixed |= {name: getattr(arguments, name) for name in ("seed", "preset", "limit", "workers", "log")}
     fixed |= {name: getattr(arguments, name) for name in command_line.TEXTS}
     line = [f"--{name}={value}" for name, value in fixed.items() if value is not None]
+    if arguments.sets:
+        line += ["--sets", *(os.path.abspath(text) if ".toml" in text else text for text in arguments.sets)]
     flags = [name for name in ("verify_data", "keep_models") if getattr(arguments, name)]
     return [*line, *(f"--{name.replace('_', '-')}" for name in flags)]
 
@@ -118,10 +120,11 @@ def command(
     Args:
         of_all: what is ``shared``.
     """
-    nodes = choose(names)
+    own = sets.choose(arguments.sets, sets.root(arguments.data_root, arguments.sets)) if arguments.sets else ()
+    nodes = choose(names, of_sets(own))
     line = [sys.executable, str(ROOT / "run_all.py"), "--ckpt", *(f"{row}={path}" for row, path in rows.items())]
     line += [*of_all, f"--tasks={','.join(names)}", f"--device={device}", f"--seeds={seeds}"]
-    of_nodes = {name for node in nodes for name in (node.name, node.task)}
+    of_nodes = {name for node in nodes for name in settable(node)}
     line += [f"--set={text}" for text in arguments.set if text.partition("=")[0].rpartition(".")[0] in of_nodes]
     of_rows = ("", *rows)
     line += [f"--assume={text}" for text in arguments.assume if text.partition("=")[0].rpartition(":")[0] in of_rows]

@@ -10,7 +10,7 @@ from typing import Any
 from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.encoder.spec import EncoderSpec, read_spec
 from evaluate.harness import rows
-from evaluate.harness.plan import Node, data_sets, is_recommended
+from evaluate.harness.plan import Node, identities_of, is_recommended
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings, as_json
 from results import record
@@ -104,7 +104,7 @@ class Suite:
 
     def data(self, node: Node) -> dict[str, str]:
         """The identities of what a node reads, by part of the data root."""
-        return self.identities.of_sets(data_sets(node, self.configs[node.name][1]))
+        return identities_of(self.identities, node, self.configs[node.name][1])
 
     def identity(self, row: str, node: Node) -> record.Identity | None:
         """What the key of a node's record is made of, or None before there is an encoder."""

@@ -18,17 +18,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from evaluate.checkpoints import command_line
-from evaluate.data import layouts
+from evaluate.data import layouts, sets
 from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import estimate, protocol, rows
 from evaluate.harness.plan import (
     NODES,
+    OF_SETS,
     Node,
-    data_sets,
     from_preset,
+    identities_of,
     is_recommended,
     module_of,
     node_of,
+    of_set,
     paper_config,
     recommended,
 )
@@ -98,7 +100,7 @@ def main(task: str, argv: list[str] | None = None) -> int:
         return EXIT_SKIPPED if isinstance(error, Skip) else EXIT_USER
 
 
-def configured(task: str, module: Any, arguments: argparse.Namespace, default: str = "paper") -> tuple[str, Settings]:
+def configured(task: str, module: Any, arguments: argparse.Namespace, default: str) -> tuple[str, Settings]:
     """The preset's name and the config that the arguments give: ``--config`` or ``--preset``, and ``--set`` on top."""
     overrides = split_overrides(arguments.set)
     unknown = set(overrides) - {"", task}
@@ -118,10 +120,14 @@ def _main(task: str, argv: list[str] | None) -> int:
     end_with_parent()
     module = module_of(task)
     arguments = _parser(task, module).parse_args(argv)
-    preset, config = configured(task, module, arguments)
-    node = node_of(task, config)
+    data_root = arguments.data_root if arguments.images else layouts.root(arguments.data_root)
+    measured = sets.choose([arguments.images], data_root) if arguments.images else ()
+    if len(measured) > 1:
+        raise UserError(f"--images {arguments.images} has several sets; name one: FILE.toml:NAME")
+    own_node = of_set(task, measured[0]) if measured else None
+    preset, config = configured(task, module, arguments, own_node.preset if own_node else "paper")
+    node = own_node or node_of(task, config)
     inputs = _inputs(arguments, node)
-    data_root = layouts.root(arguments.data_root)
     device = devices.resolve_device(arguments.device)
     scalars.require(arguments.log)
     name = rows.check_name(arguments.name or next(iter(rows.named_checkpoints([str(arguments.ckpt)]))))
@@ -160,6 +166,7 @@ def _main(task: str, argv: list[str] | None) -> int:
         seed=arguments.seed,
         limit=arguments.limit,
         identities=data,
+        images=node.images,
         inputs=inputs,
         keep_models=arguments.keep_models,
     )
@@ -197,7 +204,7 @@ def _prepare(
 
     known = dict(text.split("=", 1) for text in arguments.identity)
     identities = DataIdentities(arguments.data_root, out / "manifests", known=known)
-    data = identities.of_sets(data_sets(node, config))
+    data = identities_of(identities, node, config)
     said = command_line.options(arguments)
     if rows.folder_of_encoder(out, arguments.ckpt) and not said:
         return Path(os.path.abspath(arguments.ckpt)), data
@@ -223,7 +230,8 @@ def start(identity: record.Identity, preset: str, node: Node, encoder: "Encoder"
         "architecture": encoder.spec.architecture,
         "preset": preset,
         "paper_config": as_json(paper_config(node)),
-        "toy_data": layouts.is_toy(env.data_root),
+        "toy_data": env.images is None and layouts.is_toy(env.data_root),
+        "column": node.column,
         "status": "failed",
         "reason": "",
         "metrics": {},
@@ -259,7 +267,9 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
 
     begun = time.monotonic()
     try:
-        for name in module.reads(config):
+        if env.images:
+            env.images.require()
+        for name in () if env.images else module.reads(config):
             layouts.require(env.data_root, name)
         torch.manual_seed(env.seed)
         entry["metrics"] = {key: float(value) for key, value in module.run(encoder, config, env).items()}
@@ -340,6 +350,10 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
     command_line.add_options(parser)
     parser.add_argument("--name", help="name of the row (default: the checkpoint's file name)")
     own = "that of the encoder's method where it has one, else paper" if hasattr(module, "recommended") else "paper"
+    if any(module == task for module, *_ in OF_SETS.values()):
+        parser.add_argument(
+            "--images", metavar="SET", help="another labelled set than ImageNet: FILE.toml, FILE.toml:NAME, or a name"
+        )
     parser.add_argument("--preset", choices=sorted(module.PRESETS), help=f"settings to start from (default: {own})")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="take the settings of a record, or of a file that run_all.py wrote"
@@ -371,5 +385,5 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", action="append", dest="input", type=f"{name}={{}}".format, help=argparse.SUPPRESS
         )
-    parser.set_defaults(input=[])
+    parser.set_defaults(input=[], images=parser.get_default("images"))
     return parser

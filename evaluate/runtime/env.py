@@ -25,6 +25,8 @@ class Env:
     """Of the parts of the data sets that are read (``evaluate.data.identity``); what is kept of images is named by
     them.
     """
+    images: Any = None
+    """The set that is measured instead of ImageNet (``evaluate.data.sets.LabelledSet``)."""
     inputs: dict[str, Path] = field(default_factory=dict)
     """Files that another task made, by the names that the task's node gives them."""
     keep_models: bool = False

@@ -22,6 +22,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from evaluate.data import archives, listing
 from evaluate.data.pixels import READ_ERRORS, read_rgb
+from evaluate.data.sources import EXTENSIONS
 
 JPEG = b"\xff\xd8\xff"
 
@@ -48,9 +49,6 @@ def decode(file: archives.File) -> Tensor:
 def _by_pil(file: archives.File, content: bytearray) -> Tensor:
     source = file if isinstance(file, Path) else io.BytesIO(content)
     return torch.from_numpy(np.array(read_rgb(source))).permute(2, 0, 1)
-
-
-EXTENSIONS = {".jpeg", ".jpg", ".png", ".bmp", ".webp"}
 
 
 CACHE_BYTES = 256 * 2**20  # a set that fits, decoded, is decoded once

@@ -41,9 +41,10 @@ def of(grid: Grid) -> dict[str, Any]:
     first = next((base for base in bases if rows[base].label == grid.reference), bases[0] if bases else None)
     return {
         "groups": [
-            (name, len(list(own))) for name, own in itertools.groupby(group_of(node) for _, node, _ in grid.columns)
+            (name, len(list(own)))
+            for name, own in itertools.groupby(group_of(node, heading) for heading, node, _ in grid.columns)
         ],
-        "headings": [heading.removeprefix(f"{group_of(node)} ") for heading, node, _ in grid.columns],
+        "headings": [heading.removeprefix(f"{group_of(node, heading)} ") for heading, node, _ in grid.columns],
         "rows": _lines(grid, rows),
         "bases": [(base, rows[base].label) for base in bases],
         "base": first,

@@ -83,7 +83,8 @@ def test_verify_data_reads_every_file(root: Path, tmp_path: Path) -> None:
 def test_what_one_process_has_found_out_is_believed_by_those_that_take_it(root: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     first = DataIdentities(root, store)
-    first.keep(["imagenet", "imagenet_a"])
+    first.of_sets(("imagenet", "imagenet_a"))
+    first.keep()
     before = first["imagenet/val"]
     age(some(root), 100)
 

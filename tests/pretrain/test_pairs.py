@@ -112,7 +112,7 @@ def test_the_caption_goes_with_the_image_that_replaces_a_damaged_one(tmp_path):
 def test_what_is_no_table_and_no_shard_is_named(name, content, says, images):
     if content is not None:
         (images / name).write_text(content, errors="surrogateescape")
-    with pytest.raises(DataError, match=says):
+    with pytest.raises((DataError, UserError), match=says):
         Pairs(images / name)
 
 
