@@ -36,7 +36,7 @@ from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS
 from evaluate.runtime.errors import UserError, from_outside
 from evaluate.runtime.precision import allow_tf32
-from pretrain import budget, checkpoint, distributed, preview
+from pretrain import budget, checkpoint, cpu, distributed, preview
 from pretrain.config import PretrainConfig
 from pretrain.data import views
 from pretrain.data.images import Images
@@ -98,6 +98,8 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     if distributed.rank() == 0:
         classes = len(set(images.classes))
         print(f"pretrain: {len(images):,} images of {classes:,} class{'es' * (classes > 1)} in {data}", flush=True)
+        if device == "cpu" and (hint := cpu.faster_precision(config.precision)):
+            print(f"pretrain: {hint}", flush=True)
     steps = steps_per_epoch(len(images), config)
     total = config.epochs * steps
     method = method_of(config)
@@ -292,6 +294,8 @@ def _main(arguments: argparse.Namespace) -> int:
                     min(max(distributed.cores() - 1, 1), MAX_WORKERS) if device.startswith("cuda") else 0
                 )
             execution = Execution(device, **settings)
+            if device == "cpu":
+                cpu.keep_freed_memory()
             if arguments.minutes:
                 at_once = images_at_once(execution.micro_batch, config)
                 folders = (arguments.data, arguments.out)
