@@ -26,7 +26,8 @@ def faster_precision(precision: str) -> str | None:
     one is the fastest."""
     able = [name for name in BF16 if torch.cpu.get_capabilities().get(name)]
     if able and precision != "bf16":
-        return f"precision bf16 would be faster than {precision} on this CPU (it has {able[0]}); the numbers are others"
-    if not able and precision == "bf16":
+        between = ", bf16_products nearly as fast" if precision != "bf16_products" else ""
+        return f"precision bf16 would be faster than {precision} on this CPU (it has {able[0]}){between}"
+    if not able and precision in ("bf16", "bf16_products"):
         return f"precision fp32 would be faster than {precision} on this CPU (it has none of {', '.join(BF16)})"
     return None

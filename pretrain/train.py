@@ -35,7 +35,6 @@ from torch import nn
 from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS
 from evaluate.runtime.errors import UserError, from_outside
-from evaluate.runtime.precision import allow_tf32
 from pretrain import budget, checkpoint, cpu, distributed, preview
 from pretrain.config import PretrainConfig
 from pretrain.data import views
@@ -50,7 +49,7 @@ from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer, set_rate
 from pretrain.options import parse
 from pretrain.signals import listening, out_of_memory
-from pretrain.step import PRECISIONS, accumulate, find_culprits, seed
+from pretrain.step import PRECISIONS, accumulate, find_culprits, seed, start_model
 from pretrain.vit import set_grad_checkpointing
 from results.ending import leave
 
@@ -104,8 +103,7 @@ def train(config: PretrainConfig, data: Path, out: Path, execution: Execution) -
     total = config.epochs * steps
     method = method_of(config)
     torch.manual_seed(config.seed)
-    allow_tf32(config.precision == "tf32")
-    model = method.build(config).to(device).train()
+    model = start_model(config, device)
     if execution.grad_checkpointing:
         set_grad_checkpointing(model)
     if execution.compile:

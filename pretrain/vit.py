@@ -6,6 +6,7 @@ Axes: B batch, H heads, N tokens, d channels of a head, V visible patches, D wid
 import functools
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block, PatchEmbed
@@ -19,10 +20,12 @@ EXPLICIT_TOKENS = 1024  # up to so many a CPU computes attention of 16 bits by i
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of (B, H, N, d), to the same, by the kernel that ``is_explicit`` names."""
+    """softmax(q k^T / sqrt(d)) v of (B, H, N, d), to the same and in the same type, by the kernel that ``is_explicit``
+    names."""
     if not is_explicit(query):
-        return F.scaled_dot_product_attention(query, key, value)
-    return (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(dim=-1) @ value
+        return F.scaled_dot_product_attention(query, key, value).to(query.dtype)
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
+    return (scores.to(query.dtype).softmax(dim=-1) @ value).to(query.dtype)
 
 
 def is_explicit(query: Tensor) -> bool:
@@ -31,7 +34,10 @@ def is_explicit(query: Tensor) -> bool:
     There the fused kernel takes 1.1 to 1.5 times as long forward and 2 to 8 times backward (docs/performance.md). In
     float32 and on GPUs it is the faster one, at every size.
     """
-    return query.device.type == "cpu" and query.itemsize == 2 and query.shape[-2] <= EXPLICIT_TOKENS
+    if query.device.type != "cpu" or query.shape[-2] > EXPLICIT_TOKENS:
+        return False
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    return dtype.itemsize == 2  # of the products: with bf16_products the queries are float32
 
 
 class ChosenAttention(Attention):
