@@ -7,15 +7,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from evaluate.runtime.precision import allow_tf32
 from pretrain import checkpoint, distributed
 from pretrain.config import PretrainConfig
 from pretrain.data.images import Images
 from pretrain.data.loader import steps_from, steps_per_epoch
 from pretrain.data.pairs import open_images
-from pretrain.methods import method_of, read_config
+from pretrain.methods import read_config
 from pretrain.optimizer import make_optimizer
-from pretrain.step import accumulate
+from pretrain.step import accumulate, start_model
 
 UNTIMED_STEPS, TIMED_STEPS = 5, 15
 
@@ -41,8 +40,7 @@ def fit(
 
 def seconds_per_step(config: PretrainConfig, images: Images, device: str, workers: int, micro_batch: int) -> float:
     """Seconds of an optimizer step with the loading of its images: the mean of TIMED_STEPS, on a model of its own."""
-    allow_tf32(config.precision == "tf32")
-    model = method_of(config).build(config).to(device).train()
+    model = start_model(config, device)
     optimizer = make_optimizer(model, config, model.constant_rate())
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")
     steps = UNTIMED_STEPS + TIMED_STEPS

@@ -121,9 +121,10 @@ class PretrainConfig(Settings):
     """Which parameters decay: all, or all but biases and other one-dimensional ones."""
     clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; none: it is not clipped."""
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp16"
+    precision: Literal["fp32", "tf32", "bf16_products", "bf16", "fp16"] = "fp16"
     """Precision of the matrix products under autocast; the loss and the norms are always float32. tf32 is float32 whose
-    products a GPU rounds to 10 bits of mantissa."""
+    products a GPU rounds to 10 bits of mantissa. bf16_products is float32 whose products alone have factors and results
+    rounded to bf16."""
     seed: Annotated[int, Ge(0), Lt(2**64)] = 0
     """Random seed of the run."""
 

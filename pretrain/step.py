@@ -1,4 +1,4 @@
-"""Forward and backward of one optimizer step, over its micro-batches and all processes."""
+"""A run's model, and forward and backward of one optimizer step, over its micro-batches and all processes."""
 
 import contextlib
 from typing import Any
@@ -8,13 +8,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from evaluate.runtime.precision import allow_tf32
 from pretrain import distributed
 from pretrain.config import PretrainConfig
 from pretrain.data import views
 from pretrain.data.loader import Step
 from pretrain.faults import Culprits
+from pretrain.methods import Method, method_of
 
-PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# of the factors of products under autocast
+PRECISIONS = {"bf16": torch.bfloat16, "bf16_products": torch.bfloat16, "fp16": torch.float16}
+
+
+def start_model(config: PretrainConfig, device: str) -> Method:
+    """The model with its random start, in training mode on the device, and in the precision of the config."""
+    allow_tf32(config.precision == "tf32")
+    model = method_of(config).build(config).to(device).train()
+    if config.precision == "bf16_products":
+        keep_float32(model)
+    return model
+
+
+def keep_float32(model: nn.Module) -> None:
+    """Lets all layers whose products autocast shortens give float32; ``pretrain.vit.attend`` gives what it gets."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.register_forward_hook(_as_float32)
+
+
+def _as_float32(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output.float()
 
 
 def accumulate(model: nn.Module, scaler: Any, batch: Step, config: PretrainConfig, device: str) -> Tensor:
@@ -54,7 +77,7 @@ def find_culprits(
 def _loss(model: nn.Module, crops: views.Crops, epoch: int, config: PretrainConfig, device: str) -> Tensor:
     batch = views.augment(crops.to(device), epoch, config)
     dtype, kind = PRECISIONS.get(config.precision), torch.device(device).type
-    # torch's fused attention of 16 bits goes backward on a CPU in 1.5 to 10 times the time of the plain one
+    # For towers that are not ours (CLIP's): see pretrain.vit.is_explicit
     attention = sdpa_kernel(SDPBackend.MATH) if dtype and kind == "cpu" else contextlib.nullcontext()
     with torch.autocast(kind, dtype=dtype, enabled=dtype is not None), attention:
         return model(batch).loss

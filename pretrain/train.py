@@ -36,9 +36,8 @@ from torch import nn
 from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS
 from evaluate.runtime.errors import UserError, from_outside
-from evaluate.runtime.precision import allow_tf32
 from evaluate.runtime.processes import end_with_parent
-from pretrain import budget, checkpoint, distributed, preview
+from pretrain import budget, checkpoint, cpu, distributed, preview
 from pretrain.config import PretrainConfig
 from pretrain.data import views
 from pretrain.data.images import Images
@@ -53,7 +52,7 @@ from pretrain.monitor import Monitor, describe
 from pretrain.optimizer import learning_rate, make_optimizer, set_rate
 from pretrain.options import parse
 from pretrain.signals import listening, out_of_memory
-from pretrain.step import PRECISIONS, accumulate, find_culprits, seed
+from pretrain.step import PRECISIONS, accumulate, find_culprits, seed, start_model
 from pretrain.vit import set_grad_checkpointing
 from results.ending import leave
 
@@ -104,12 +103,13 @@ def train(
     if distributed.rank() == 0:
         classes = len(set(images.classes))
         print(f"pretrain: {len(images):,} images of {classes:,} class{'es' * (classes > 1)} in {data}", flush=True)
+        if device == "cpu" and (hint := cpu.faster_precision(config.precision)):
+            print(f"pretrain: {hint}", flush=True)
     steps = steps_per_epoch(len(images), config)
     total = config.epochs * steps
     method = method_of(config)
     torch.manual_seed(config.seed)
-    allow_tf32(config.precision == "tf32")
-    model = method.build(config).to(device).train()
+    model = start_model(config, device)
     if execution.grad_checkpointing:
         set_grad_checkpointing(model)
     if execution.compile:
@@ -308,6 +308,8 @@ def _main(arguments: argparse.Namespace, evaluations: Evaluations | None) -> int
                     min(max(distributed.cores() - 1, 1), MAX_WORKERS) if device.startswith("cuda") else 0
                 )
             execution = Execution(device, **settings)
+            if device == "cpu":
+                cpu.keep_freed_memory()
             if arguments.minutes:
                 at_once = images_at_once(execution.micro_batch, config)
                 folders = (arguments.data, arguments.out)

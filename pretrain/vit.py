@@ -1,19 +1,52 @@
 """What the methods' vision transformers share: blocks, their random start, choosing tokens.
 
-Axes: B batch, N patches, V visible patches, D width.
+Axes: B batch, H heads, N tokens, d channels of a head, V visible patches, D width.
 """
 
 import functools
 from collections.abc import Callable
 
+import torch
+import torch.nn.functional as F
 from timm.layers import Mlp
-from timm.models.vision_transformer import Block, PatchEmbed
+from timm.models.vision_transformer import Attention, Block, PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from evaluate.runtime.errors import UserError
 
 LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)
+EXPLICIT_TOKENS = 1024  # up to so many a CPU computes attention of 16 bits by its formula; measured up to 1,025
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v of (B, H, N, d), to the same and in the same type, by the kernel that ``is_explicit``
+    names."""
+    if not is_explicit(query):
+        return F.scaled_dot_product_attention(query, key, value).to(query.dtype)
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
+    return (scores.to(query.dtype).softmax(dim=-1) @ value).to(query.dtype)
+
+
+def is_explicit(query: Tensor) -> bool:
+    """Whether attention of queries (B, H, N, d) follows its formula, not torch's fused kernel: in 16 bits on a CPU.
+
+    There the fused kernel takes 1.1 to 1.5 times as long forward and 2 to 8 times backward (docs/performance.md). In
+    float32 and on GPUs it is the faster one, at every size.
+    """
+    if query.device.type != "cpu" or query.shape[-2] > EXPLICIT_TOKENS:
+        return False
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    return dtype.itemsize == 2  # of the products: with bf16_products the queries are float32
+
+
+class ChosenAttention(Attention):
+    """timm's self-attention without mask, whose kernel is chosen by shape, type and device alone."""
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # timm's takes a mask besides, ours are without
+        batch, tokens, _ = x.shape
+        parts = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        return self.proj(attend(*parts.unbind(0)).transpose(1, 2).reshape(batch, tokens, -1))
 
 
 class RecomputedMlp(Mlp):
@@ -78,6 +111,7 @@ def blocks(
                 qkv_bias=True,
                 drop_path=rate,
                 norm_layer=norm,  # type: ignore[arg-type]  # timm types it as a class, and calls it
+                attn_layer=ChosenAttention,
                 mlp_layer=RecomputedMlp,
             )
             for rate in rates

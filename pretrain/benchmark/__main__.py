@@ -167,7 +167,9 @@ def main(argv: list[str] | None = None) -> int:
         help="time the steps of these methods in fp32, each in turn with a plain loop over its own modules",
     )
     parser.add_argument(
-        "--precision", default="fp32", help="fp32, tf32, bf16, fp16, or several with commas (default: %(default)s)"
+        "--precision",
+        default="fp32",
+        help="fp32, tf32, bf16_products, bf16, fp16, or several with commas (default: %(default)s)",
     )
     parser.add_argument(
         "--steps", type=at_least_one, default=3, help="timed steps, after one to warm up (default: %(default)s)"

@@ -35,52 +35,52 @@ QUARTILES = (25, 50, 75)
 class Plain:
     """A method in a plain loop."""
 
-    loss: Callable[[Any, Tensor, Tensor, Tensor | None], Tensor]
-    """Of its model and the views (B, 3, S, S), and the small ones (B, V, 3, s, s) where it has some."""
+    loss: Callable[[Any, Any], Tensor]
+    """Of its model and a batch of views, which has what the method asks for."""
     averages: tuple[tuple[str, str], ...] = ()
     """The modules that are the moving average of another, and that other."""
 
 
-def simsiam(model: Any, view1: Tensor, view2: Tensor, small: Tensor | None) -> Tensor:
+def simsiam(model: Any, batch: Any) -> Tensor:
     """Minus the mean cosine of predictions and projections."""
-    z1, z2 = model.encoder(view1), model.encoder(view2)
+    z1, z2 = model.encoder(batch.view1), model.encoder(batch.view2)
     p1, p2 = model.predictor(z1), model.predictor(z2)
     cosines = F.cosine_similarity(p1, z2.detach()).mean() + F.cosine_similarity(p2, z1.detach()).mean()
     return -cosines / 2
 
 
-def byol(model: Any, view1: Tensor, view2: Tensor, small: Tensor | None) -> Tensor:
+def byol(model: Any, batch: Any) -> Tensor:
     """2 - 2 cos of predictions and the target's projections."""
-    p1, p2 = (model.predictor(model.projector(model.backbone(view))) for view in (view1, view2))
+    p1, p2 = (model.predictor(model.projector(model.backbone(view))) for view in (batch.view1, batch.view2))
     with torch.no_grad():
-        t1, t2 = (model.momentum_projector(model.momentum_backbone(view)) for view in (view1, view2))
+        t1, t2 = (model.momentum_projector(model.momentum_backbone(view)) for view in (batch.view1, batch.view2))
     return 4 - 2 * F.cosine_similarity(p1, t2).mean() - 2 * F.cosine_similarity(p2, t1).mean()
 
 
-def moco_v3(model: Any, view1: Tensor, view2: Tensor, small: Tensor | None) -> Tensor:
+def moco_v3(model: Any, batch: Any) -> Tensor:
     """InfoNCE of the batch, both ways."""
-    q1, q2 = (F.normalize(model.predictor(model.base_encoder(view)), dim=1) for view in (view1, view2))
+    q1, q2 = (F.normalize(model.predictor(model.base_encoder(view)), dim=1) for view in (batch.view1, batch.view2))
     with torch.no_grad():
-        k1, k2 = (F.normalize(model.momentum_encoder(view), dim=1) for view in (view1, view2))
+        k1, k2 = (F.normalize(model.momentum_encoder(view), dim=1) for view in (batch.view1, batch.view2))
     own, temperature = torch.arange(len(q1), device=q1.device), model.temperature
     terms = [F.cross_entropy(q @ k.T / temperature, own) for q, k in ((q1, k2), (q2, k1))]
     return 2 * temperature * (terms[0] + terms[1])
 
 
-def simclr(model: Any, view1: Tensor, view2: Tensor, small: Tensor | None) -> Tensor:
+def simclr(model: Any, batch: Any) -> Tensor:
     """InfoNCE of all views but the own one, summed over the two views."""
-    z = F.normalize(model.projector(model.backbone(torch.cat([view1, view2]))), dim=1)
-    count = len(view1)
+    z = F.normalize(model.projector(model.backbone(torch.cat([batch.view1, batch.view2]))), dim=1)
+    count = len(batch.view1)
     logits = (z @ z.T / model.temperature).fill_diagonal_(-torch.inf)
     return 2 * F.cross_entropy(logits, torch.arange(2 * count, device=z.device).roll(count))
 
 
-def moco(model: Any, view1: Tensor, view2: Tensor, small: Tensor | None) -> Tensor:
+def moco(model: Any, batch: Any) -> Tensor:
     """Cross-entropy of the own key among those of the queue, which the keys join."""
-    query = F.normalize(model.encoder_q(view1), dim=1)
+    query = F.normalize(model.encoder_q(batch.view1), dim=1)
     with torch.no_grad():
-        order = torch.randperm(len(view2)).to(view2.device)
-        key = F.normalize(model.encoder_k(view2[order]), dim=1)[order.argsort()]
+        order = torch.randperm(len(query)).to(query.device)
+        key = F.normalize(model.encoder_k(batch.view2[order]), dim=1)[order.argsort()]
     logits = torch.cat([(query * key).sum(1, keepdim=True), query @ model.queue.clone()], dim=1) / model.temperature
     first = int(model.queue_ptr)
     model.queue[:, first : first + len(key)] = key.T
@@ -88,14 +88,14 @@ def moco(model: Any, view1: Tensor, view2: Tensor, small: Tensor | None) -> Tens
     return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
 
 
-def swav(model: Any, view1: Tensor, view2: Tensor, small: Tensor | None) -> Tensor:
+def swav(model: Any, batch: Any) -> Tensor:
     """Cross-entropy of each view's scores and the assignments of each other large view."""
-    config, count = model.config, len(view1)
+    config, count = model.config, len(batch.view1)
     with torch.no_grad():
         model.prototypes.weight.copy_(F.normalize(model.prototypes.weight, dim=1))
-    features = [model.backbone(torch.cat([view1, view2]))]
-    if small is not None:
-        features.append(model.backbone(small.transpose(0, 1).flatten(0, 1)))
+    features = [model.backbone(torch.cat([batch.view1, batch.view2]))]
+    if batch.small is not None:
+        features.append(model.backbone(batch.small.transpose(0, 1).flatten(0, 1)))
     embedding = F.normalize(model.projection_head(torch.cat(features)), dim=1)
     logs = F.log_softmax(model.prototypes(embedding) / config.temperature, dim=1).split(count)
     terms = []
@@ -113,6 +113,16 @@ def swav(model: Any, view1: Tensor, view2: Tensor, small: Tensor | None) -> Tens
     return torch.stack(terms).mean()
 
 
+def clip(model: Any, batch: Any) -> Tensor:
+    """The mean of both cross-entropies: of each image's own caption, and of each caption's own image."""
+    towers = model.towers
+    image, text = (
+        F.normalize(rows, dim=1) for rows in (towers.encode_image(batch.view1), towers.encode_text(batch.text))
+    )
+    logits, own = towers.logit_scale.exp() * image @ text.T, torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
 MOCO_V3 = Plain(moco_v3, (("momentum_encoder", "base_encoder"),))
 MOCO = Plain(moco, (("encoder_k", "encoder_q"),))
 PLAIN = {
@@ -124,15 +134,23 @@ PLAIN = {
     "moco_v1": MOCO,
     "moco_v2": MOCO,
     "swav": Plain(swav),
+    "clip": Plain(clip),
+    "mscn": Plain(simclr),  # its masks are a stage of the views
 }
+
+
+def crops_of(images: list[Tensor], config: PretrainConfig) -> views.Crops:
+    """The crops of a step of images (3, H, W) uint8, with a caption each for a method that reads them."""
+    crops = views.crop(images, np.arange(len(images)), 0, config)
+    tokens = config.tokens([f"a picture of {number} things" for number in range(len(images))])
+    return crops if tokens is None else crops._replace(text=torch.from_numpy(tokens))
 
 
 def plain_step(model: Any, optimizer: Any, crops: views.Crops, config: PretrainConfig, device: str) -> None:
     """One step of a plain loop."""
     batch = views.augment(crops.to(device), 0, config)
-    assert batch.view2 is not None
     plain = PLAIN[config.method]
-    plain.loss(model, batch.view1, batch.view2, batch.small).backward()
+    plain.loss(model, batch).backward()
     optimizer.step()
     optimizer.zero_grad()
     with torch.no_grad():
@@ -160,9 +178,8 @@ def compare(config: PretrainConfig, images: Path, steps: int, device: str) -> di
 
     On a CPU the seconds are the process's own, which other processes lengthen little.
     """
-    index = np.arange(config.batch_size)
     paths = sorted(images.iterdir())
-    crops = views.crop([decode(paths[number % len(paths)]) for number in index], index, 0, config)
+    crops = crops_of([decode(paths[number % len(paths)]) for number in range(config.batch_size)], config)
     torch.manual_seed(0)
     model = method_of(config).build(config).to(device).train()
     calls = []

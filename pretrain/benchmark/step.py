@@ -16,14 +16,16 @@ from torch import nn
 
 from evaluate.runtime.precision import allow_tf32
 from pretrain.benchmark import baseline
+from pretrain.cpu import keep_freed_memory
 from pretrain.data import views
 from pretrain.data.images import decode
 from pretrain.methods import siameseim
 from pretrain.optimizer import make_optimizer
+from pretrain.step import PRECISIONS, start_model
 from pretrain.vit import set_grad_checkpointing
 
 PARTS = ("augment", "target", "online", "loss", "backward", "optimizer", "EMA")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, **PRECISIONS}
 
 
 class Clock:
@@ -68,6 +70,7 @@ def median_seconds(call: Callable[[], Any], device: str, repeats: int = 5) -> fl
 
 def matmul_ceiling(precision: str, device: str) -> float:
     """FLOP/s of a plain square matrix product."""
+    allow_tf32(precision == "tf32")
     size = 8192 if device.startswith("cuda") else 2048
     a, b = (torch.randn(size, size, device=device, dtype=DTYPES[precision]) for _ in range(2))
     return 2 * size**3 / median_seconds(lambda: a @ b, device)
@@ -111,10 +114,11 @@ def time_step(config: siameseim.Config, plain: bool, options: argparse.Namespace
     """Medians of the seconds of each part over the steps asked for, after one to warm up, and the process's peak memory
     in bytes."""
     device = options.device
+    if device == "cpu" and not plain:
+        keep_freed_memory()
     torch.manual_seed(0)
     allow_tf32(config.precision == "tf32")
-    model: Any = (baseline.PlainSiameseIM if plain else siameseim.build)(config)
-    model = model.to(device).train()
+    model: Any = baseline.PlainSiameseIM(config).to(device).train() if plain else start_model(config, device)
     if options.grad_checkpointing:
         set_grad_checkpointing(model)
     if options.compile:

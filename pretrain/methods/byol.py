@@ -52,7 +52,7 @@ class Config(ResNetConfig):
     optimizer: Literal["adamw", "sgd", "lars", "larc"] = "lars"
     weight_decay: NonNegativeFloat = 1.5e-6
     clip_norm: PositiveFloat | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16_products", "bf16", "fp16"] = "fp32"
 
 
 PAPER = Config()

@@ -54,7 +54,7 @@ class SimCLRConfig(ResNetConfig):
     rate_inside: bool = True
     weight_decay: NonNegativeFloat = 1e-6
     clip_norm: PositiveFloat | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16_products", "bf16", "fp16"] = "fp32"
 
 
 @dataclass(frozen=True)

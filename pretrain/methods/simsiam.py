@@ -51,7 +51,7 @@ class Config(ResNetConfig):
     weight_decay: NonNegativeFloat = 1e-4
     decayed: Literal["all", "matrices"] = "all"
     clip_norm: PositiveFloat | None = None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16_products", "bf16", "fp16"] = "fp32"
 
 
 PAPER = Config()

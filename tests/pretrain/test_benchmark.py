@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -54,7 +55,7 @@ def test_a_plain_loop_makes_the_methods_steps(method, monkeypatch):
     config = configure(f"{method}_demo", [*gentle, *small.get(method, [])])
     torch.manual_seed(0)
     images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8) for _ in range(8)]
-    crops = views.crop(images, np.arange(8), 0, config)
+    crops = plain.crops_of(images, config)
     start = method_of(config).build(config).train()
     ours, theirs = copy.deepcopy(start), copy.deepcopy(start)
     if hasattr(ours, "update_target"):
@@ -77,6 +78,10 @@ def test_methods_are_timed_beside_plain_loops(capsys, tmp_path):
     assert len(lines) == 4 and lines[2].startswith("| simsiam | 4 | ") and lines[3].startswith("| moco_v3_vit | 4 | ")
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["simsiam"]["ours"] > 0 and found["simsiam"]["ratio"] == sorted(found["simsiam"]["ratio"])
+
+
+def test_every_precision_has_a_type_of_products():
+    assert set(step.DTYPES) == set(get_args(get_type_hints(siameseim.Config)["precision"]))
 
 
 def test_operations_are_counted(batch):

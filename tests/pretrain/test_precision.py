@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-from pretrain import checkpoint, methods, train
+from pretrain import checkpoint, train
 from pretrain.data import views
 from pretrain.data.loader import Step
 from pretrain.methods import mae, siameseim
-from pretrain.step import accumulate
+from pretrain.step import accumulate, start_model
+from pretrain.vit import set_grad_checkpointing
 from tests.pretrain.runs import write_images
 
 
@@ -25,7 +27,7 @@ def step(config, precision):
     ]
     crops = views.crop(images, np.arange(16), 0, config)
     torch.manual_seed(0)
-    model = methods.method_of(config).build(config).train()
+    model = start_model(config, "cpu")
     optimizer = torch.optim.SGD([parameter for parameter in model.parameters() if parameter.requires_grad])
     scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
     halves = [
@@ -39,7 +41,7 @@ def step(config, precision):
 
 
 @pytest.mark.parametrize("config", [siameseim.DEMO, mae.DEMO], ids=["siameseim", "mae"])
-@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("fp16", 0.003)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.02), ("bf16_products", 0.02), ("fp16", 0.003)])
 def test_a_step_is_float32s_to_the_bits_that_are_left(config, precision, tolerance):
     exact, short = (step(config, name) for name in ("fp32", precision))
     assert short[0].dtype == torch.float32 and short[0] != exact[0]
@@ -53,7 +55,30 @@ def test_a_step_is_float32s_to_the_bits_that_are_left(config, precision, toleran
         torch.testing.assert_close(value.double(), exact[2][name].double(), rtol=5 * tolerance, atol=5 * tolerance)
 
 
-def test_a_bf16_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_with_bf16_products_nothing_else_is_short(grad_checkpointing):
+    """Each product is that of factors rounded to bf16; what it gives is kept in float32, in the second pass too."""
+    config = replace(siameseim.DEMO, precision="bf16_products", batch_size=4)
+    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8) for _ in range(4)]
+    crops = views.crop(images, np.arange(4), 0, config)
+    model, seen = start_model(config, "cpu"), []
+    if grad_checkpointing:
+        set_grad_checkpointing(model)
+
+    def look(module, inputs, output):
+        seen.append(output.dtype)
+        if isinstance(module, torch.nn.Linear):
+            product = F.linear(*(part.bfloat16() for part in (inputs[0], module.weight, module.bias)))
+            assert torch.equal(output, product.float())
+
+    for module in list(model.modules())[1:]:  # the first is the model, which gives Outputs
+        module.register_forward_hook(look)
+    accumulate(model, torch.amp.GradScaler("cpu", enabled=False), Step(0, [crops], {}), config, "cpu")
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16_products"])
+def test_a_bf16_run_resumes_to_the_same_bits(precision, tmp_path, monkeypatch):
     common = [
         "--data",
         str(write_images(tmp_path / "images")),
@@ -62,7 +87,7 @@ def test_a_bf16_run_resumes_to_the_same_bits(tmp_path, monkeypatch):
         "--device",
         "cpu",
         "--set",
-        "precision=bf16",
+        f"precision={precision}",
     ]
     common += [
         text
