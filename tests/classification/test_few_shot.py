@@ -70,6 +70,39 @@ def test_stopping_short_of_the_optimum_is_an_error_not_a_number(env: Env) -> Non
         softmax_regression.fit(*problem(), l2=0.1, max_iterations=3)
 
 
+def test_float32_goes_all_the_way_and_float64_only_proves_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(softmax_regression, "_go_on", lambda *_: pytest.fail("float64 had to go on"))
+    for count, l2 in ((6000, 0.1), (6000, 10.0), (12_000, 0.01)):  # the fewer images, the larger each one's share
+        rows, labels = problem(count)
+        softmax_regression.fit(rows, labels, l2)
+
+
+@pytest.mark.parametrize("fault", ["overflows", "stalls", "is far from the optimum", "gives no numbers"])
+def test_where_float32_fails_float64_finds_the_same(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, labels = problem()
+    l2 = 1e45 if fault == "overflows" else 0.1  # no float32 is so large
+    expected = LogisticRegression(C=1 / l2, fit_intercept=False, solver="newton-cg", tol=1e-10, max_iter=10_000)
+    value = {"is far from the optimum": 100.0, "gives no numbers": float("nan")}.get(fault)
+    if value is not None:
+        monkeypatch.setattr(softmax_regression, "descend", lambda *_: torch.full((6, 40), value))
+    if fault == "stalls":
+        monkeypatch.setattr(softmax_regression, "TRIES", 0)
+        raw = torch.from_numpy(rows).float()
+        assert not softmax_regression.descend(raw, torch.from_numpy(labels), 6, l2, 1000).any(), "it got somewhere"
+    weights, objective = softmax_regression.fit(rows, labels, l2)
+    np.testing.assert_allclose(weights, expected.fit(rows, labels).coef_, atol=1e-5)
+    if fault != "overflows":
+        monkeypatch.undo()
+        assert objective == pytest.approx(softmax_regression.fit(rows, labels, l2)[1], abs=softmax_regression.GAP)
+
+
+def test_a_class_of_any_name_and_gaps_between_the_names() -> None:
+    rows, labels = problem()
+    weights, objective = softmax_regression.fit(rows, labels, 0.1)
+    named, same = softmax_regression.fit(rows, labels * 7 + 3, 0.1)
+    assert np.array_equal(weights, named) and objective == same
+
+
 def test_draws_are_of_every_class_differ_by_seed_and_repeat(env: Env) -> None:
     train = imagenet.train_set(env.data_root)
     rows = [subsets.drawn_rows(train, 5, None, seed, draw) for seed, draw in ((0, 0), (0, 1), (1, 0), (0, 0))]
