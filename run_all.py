@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluate.checkpoints import command_line
+from evaluate.checkpoints import command_line, named
 from evaluate.data import layouts
 from evaluate.data.identity import DataIdentities
 from evaluate.encoder.spec import EncoderSpec, read_spec
@@ -125,7 +125,11 @@ def asked(arguments: argparse.Namespace) -> Asked:
     presets: Mapping[str, str] = {}
     if pretrains:
         presets = pretraining.named_presets(arguments.ablate) or (demo.PHOTOGRAPHS if minutes else demo.TOY)
-    checkpoints = dict.fromkeys(presets, arguments.out) if pretrains else rows.named_checkpoints(arguments.ckpt)
+    checkpoints = (
+        dict.fromkeys(presets, arguments.out)
+        if pretrains
+        else rows.named_checkpoints(named.with_class(one, arguments.encoder) for one in arguments.ckpt)
+    )
     if not pretrains and not arguments.data_root:
         raise UserError(
             "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … "
