@@ -18,6 +18,7 @@ from evaluate.checkpoints.formats import Recognized
 from evaluate.checkpoints.formats.table import Branch, rename
 from evaluate.checkpoints.reader import Checkpoint, read
 from evaluate.checkpoints.reference import Semantics
+from evaluate.encoder import own
 from evaluate.encoder.spec import EncoderSpec, describe_assumption
 from evaluate.runtime.errors import UserError
 
@@ -70,10 +71,15 @@ def convert(
     """
     out = Path(out)
     options = options_of(branch, format, assume, normalize, prefix)
+    checkpoint: Checkpoint | None
     if given := named.parse(path):
-        return whole_models.convert(given, out, options)
-    checkpoint = read(Path(path))
-    ready = prepare(checkpoint, options)
+        checkpoint, found = _plain(given, options) if given.model else (None, None)
+        if checkpoint is None or found is None:
+            return whole_models.convert(given, out, options)
+        ready = found
+    else:
+        checkpoint = read(Path(path))
+        ready = prepare(checkpoint, options)
     known, spec = ready.recognized.known, ready.described.spec
     what = f"{checkpoint.path} ({known.name})"
     where = f"at {ready.path!r}" if ready.path else "at the top level"
@@ -104,6 +110,22 @@ def convert(
     return writing.write(
         out, ready.state, spec, lambda built: certificate.compare(source, roles, meant, built), facts, what
     )
+
+
+def _plain(given: named.Named, options: Options) -> tuple[Checkpoint, Prepared | None]:
+    """A named model of timm's as a checkpoint of timm's hub; prepared where it is a ViT, BEiT or ResNet that the
+    canonical encoder computes, else None. Raises UserError as ``convert``.
+    """
+    options = whole_models.with_name(options, given)
+    checkpoint = whole_models.as_published(given, options)
+    try:
+        ready = prepare(checkpoint, dataclasses.replace(options, asked={}))
+    except UserError:
+        return checkpoint, None
+    spec = dataclasses.replace(
+        ready.described.spec, options=options.to_dict(), remark="" if given.weights else whole_models.RANDOM
+    )
+    return checkpoint, dataclasses.replace(ready, described=dataclasses.replace(ready.described, spec=spec))
 
 
 def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
@@ -161,6 +183,8 @@ def ensure(
     given = named.parse(path)
     if given:
         options = whole_models.with_name(options, given)
+        if given.code:
+            own.allow(given.code)
     source = named.weights_of(path)
     if source and encoder.read_spec(source) is not None:
         if set(options.to_dict()) - {"branch"}:

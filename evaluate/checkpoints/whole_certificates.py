@@ -196,13 +196,18 @@ REFUSED = {
 def _repeats(encoder: Encoder, side: int) -> Checks:
     """The comparisons at one size, in which everything is compared with the first answer."""
     images = torch.cat([fixed_image(side), fixed_image(side).flip(3), 0.3 * fixed_image(side).flip(2)])
-    first = _answer(encoder, images)
-    checks = {"repeated": _check(first, _answer(encoder, images))}
-    alone = [_answer(encoder, image[None]) for image in images]
+    scale = {name: 1 / max(float(value.abs().max()), 1e-30) for name, value in _answer(encoder, images).items()}
+
+    def scaled(images: Tensor) -> dict[str, Tensor]:  # so that small features hide nothing
+        return {name: scale[name] * value for name, value in _answer(encoder, images).items()}
+
+    first = scaled(images)
+    checks = {"repeated": _check(first, scaled(images))}
+    alone = [scaled(image[None]) for image in images]
     checks["alone"] = _check(first, {name: torch.cat([one[name] for one in alone]) for name in first})
     encoder.model.train()
     encoder.model.eval()
-    return {**checks, "after training mode": _check(first, _answer(encoder, images))}
+    return {**checks, "after training mode": _check(first, scaled(images))}
 
 
 def _answer(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:

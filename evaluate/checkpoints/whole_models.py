@@ -24,6 +24,7 @@ from evaluate.runtime.errors import UserError
 
 RECOMPUTED = ("relative_position_index", "attn_mask")  # buffers that timm computes itself and older files hold
 GIGA = 1e9
+RANDOM = "random weights"
 State = dict[str, Tensor]
 
 
@@ -41,15 +42,31 @@ def convert(given: Named, out: Path, options: Options) -> Certificate:
     return _timm(given, out, options) if given.model else _own(given, out, options)
 
 
-def _timm(given: Named, out: Path, options: Options) -> Certificate:
-    name, what = given.model, str(given)
+def as_published(given: Named, options: Options) -> Checkpoint:
+    """A model of timm's with its weights, as a folder of timm's hub would give them."""
+    named.check(str(given))
+    model = _model_of_timm(given.model)
+    _load(given, model, options, _classifier(model))
+    cfg = {name: list(model.pretrained_cfg[name]) for name in ("mean", "std")}
+    config = {"architecture": given.model, "pretrained_cfg": cfg}
+    state = _state(model, str(given))
+    return Checkpoint(Path(str(given)), *named.digests(str(given)), state_dicts={"": state}, config=config)
+
+
+def _model_of_timm(name: str) -> Any:
+    """With random weights, always the same. Raises UserError for a name that timm does not know."""
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.partition('_')[0]}*")[:3])
         raise UserError(f"timm {timm.__version__} has no model {name!r}{f'; it has {near}, …' if near else ''}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = timm_models.create(name)
-    used, dropped, other, where = _load(given, model, options, classifier=_classifier(model))
+        return timm_models.create(name)
+
+
+def _timm(given: Named, out: Path, options: Options) -> Certificate:
+    name, what = given.model, str(given)
+    model = _model_of_timm(name)
+    used, dropped, other, where = _load(given, model, options, _classifier(model))
     state = _state(model, what)
     cfg = model.pretrained_cfg
     native = cfg["input_size"][1]
@@ -69,7 +86,7 @@ def _timm(given: Named, out: Path, options: Options) -> Certificate:
         std=tuple(options.assume.get("std", cfg["std"])),
         side_step=step,
         counts=_counts(model, native, lambda images: timm_models.features(model, images)[1]),
-        remark="" if given.weights else "random weights",
+        remark="" if given.weights else RANDOM,
         **_common(given, options, width, native, maps),
     )
     facts = _facts(f"timm's {name}, {where}", used, dropped, other)

@@ -151,7 +151,13 @@ class Encoder(nn.Module):
             return self._stages(images)[-1].pooled()
         check_sides(self.spec, *images.shape[-2:])
         if self.spec.family == "own":
-            return own.call(self.spec, self.model.pooled, images)
+            found = own.call(self.spec, self.model.pooled, images)
+            if not isinstance(found, Tensor) or found.shape != (len(images), self.spec.embed_dim):
+                raise UserError(
+                    f"{self.spec.model}: pooled() of {len(images)} images of {images.shape[-1]} px gave not "
+                    f"({len(images)}, {self.spec.embed_dim}), which its certificate promises"
+                )
+            return found
         return timm_models.features(self.model, images)[1]
 
     def _last_map(self, images: Tensor) -> Tensor:
