@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evaluate.checkpoints import command_line
+from evaluate.checkpoints import command_line, named
 from evaluate.data import layouts, sets
 from evaluate.data.identity import DataIdentities
 from evaluate.encoder.spec import EncoderSpec, read_spec
@@ -131,7 +131,7 @@ def asked(arguments: argparse.Namespace) -> Asked:
     presets: Mapping[str, str] = {}
     if pretrains:
         presets = pretraining.named_presets(arguments.ablate) or (demo.PHOTOGRAPHS if minutes else demo.TOY)
-    checkpoints = dict.fromkeys(presets, arguments.out) if pretrains else rows.named_checkpoints(arguments.ckpt)
+    checkpoints = dict.fromkeys(presets, arguments.out) if pretrains else named_checkpoints(arguments)
     if not pretrains and not arguments.data_root and not arguments.sets:
         raise UserError(
             "--ckpt, --check-data and --calibrate need --data-root, the folder that holds imagenet/, coco/, … "
@@ -162,8 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.clean:
         return clean.main(Path(os.path.abspath(arguments.clean)), remove=arguments.yes)
     if arguments.quick:
-        named = rows.named_checkpoints(arguments.ckpt)
-        specs = {row: spec_of(arguments.out, row, path) for row, path in named.items()}
+        specs = {row: spec_of(arguments.out, row, path) for row, path in named_checkpoints(arguments).items()}
         print(quick.fill_in(arguments, gpus_to_plan_for(arguments), specs), flush=True)
     wanted = asked(arguments)
     if arguments.dry_run:
@@ -304,6 +303,11 @@ def launch(
     tasks = slurm.tasks(arguments, checkpoints, wanted.nodes, listed, stands)
     slurm_submit.submit(tasks, run.out, said, slurm.minutes_of(said.get("time")))
     return 0
+
+
+def named_checkpoints(arguments: argparse.Namespace) -> dict[str, Path]:
+    """The rows of a command line, each with the class that --encoder names."""
+    return rows.named_checkpoints(named.with_class(one, arguments.encoder) for one in arguments.ckpt)
 
 
 def spec_of(out: Path, row: str, checkpoint: Path) -> EncoderSpec | None:

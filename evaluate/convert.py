@@ -16,10 +16,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from evaluate import encoder
-from evaluate.checkpoints import command_line, export
+from evaluate.checkpoints import command_line, export, named
 from evaluate.checkpoints.certificate import Certificate
 from evaluate.checkpoints.conversion import convert, default_out, ensure, inspect, inspection
-from evaluate.checkpoints.files import weights_file
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.locks import exclusive
 from evaluate.runtime.processes import end_with_parent
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if (arguments.file is None) == (arguments.ckpt is None):
         parser.error("give one checkpoint, as FILE or as --ckpt FILE")
-    file = arguments.file or arguments.ckpt
+    file = Path(named.with_class(str(arguments.file or arguments.ckpt), arguments.encoder))
     end_with_parent()
     try:
         options = command_line.options(arguments)
@@ -96,8 +95,8 @@ def _write_out(arguments: argparse.Namespace, file: Path, options: dict[str, Any
     """``--to``: an encoder file is taken with its certificate, any other checkpoint is converted and certified on the
     way."""
     with TemporaryDirectory() as folder:
-        path = weights_file(file)
-        if encoder.read_spec(path) is None:
+        path = named.weights_of(file)
+        if path is None or encoder.read_spec(path) is None:
             path = Path(folder) / "encoder.safetensors"
             convert(file, path, **options)
         loaded = encoder.load(path)

@@ -6,7 +6,8 @@ at 1024 pixels, layer decay 0.7, single-scale test. LVIS adds repeat factors and
 mm_configs/; the model of the final iteration is measured. Metric: AP over IoU 0.5 to 0.95 in percent, by
 faster-coco-eval. Cost: COCO takes 64 A100 about half a day (or one a month), the demo half a minute on one core.
 ResNets are measured with FPN or, as in MoCo and SimSiam, with C4, also on PASCAL VOC (AP by the rules of 2007); see
-mm_configs/README.md.
+mm_configs/README.md. Other models of timm and a user's class are
+measured with FPN on their maps at strides 4, 8, 16 and 32.
 
     python -m evaluate.detection --ckpt FILE --data-root DIR [--set dataset=lvis] [--set recipe=NAME]
 """
@@ -79,7 +80,7 @@ def reads(config: Config) -> tuple[str, ...]:
 
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``; of a ResNet a lower bound, since its heads are not counted."""
-    numbers = recipe_names.recipe_numbers(recipe_names.recipe_of(config.recipe, config.dataset, spec.family))
+    numbers = recipe_names.recipe_numbers(recipe_names.recipe_of(config.recipe, config.dataset, spec.recipes))
     side = config.image_size or numbers["image_size"]
     batch = config.batch_size or numbers["batch_size"]
     trained = batch * (config.iterations or numbers["max_iters"])
@@ -107,15 +108,16 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     VOC has boxes only.
 
     Raises:
-        Skip: no mm* packages.
+        Skip: no mm* packages, or an encoder without a pyramid.
         UserError: a recipe that there is not, or not for this encoder.
     """
     from evaluate.mm import recipes
 
+    recipes.require_maps(encoder.spec)
     recipes.require_packages("mmengine", "mmcv.ops", "mmdet.models", "faster_coco_eval")
     from evaluate.mm import detector, pictures, runner
 
-    name = recipe_names.recipe_of(config.recipe, config.dataset, encoder.spec.family)
+    name = recipe_names.recipe_of(config.recipe, config.dataset, encoder.spec.recipes)
     cfg = recipes.read_recipe(name)
     same = ["image_size"] if config.image_size == cfg.image_size else []
     if config.image_size:
@@ -125,7 +127,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     same.append("grad_checkpointing")
     if encoder.spec.family == "vit":  # those recipes have LayerNorm everywhere; the ResNets' train BatchNorm
         same.append("micro_batch")
-    published = recipe_names.RECIPES.get((encoder.spec.family, PRESETS["paper"].recipe, config.dataset))
+    published = recipe_names.RECIPES.get((encoder.spec.recipes, PRESETS["paper"].recipe, config.dataset))
     env.report(immaterial={"": [*same, *(["recipe"] if name == published else [])]})
     recipes.shorten(cfg, config.iterations, config.batch_size, config.lr)
     if config.grad_checkpointing:

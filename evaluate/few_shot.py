@@ -186,7 +186,9 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
             answers = metrics.answers(val, found.val.stored.unreadable, classes, probabilities)
             if not fits:  # of several draws the first is kept, as of its answers
                 known = [val.classes[label] for label in np.unique(labels)]
-                token = "last map" if encoder.spec.family == "resnet" else f"{pooling} token of the last block"
+                token = {"vit": f"{pooling} token of the last block", "resnet": "last map"}.get(
+                    encoder.spec.family, "pooled features"
+                )
                 seen = f"{token}, {CENTRED}"
                 about = {"encoder": encoder.fingerprint, "input": seen, "classes": known}
                 heads.save(env.out_dir, torch.from_numpy(weights), None, about)

@@ -155,7 +155,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         erasing_prob=config.random_erasing_prob,
     )
     finetuning.fit(model, setup, env, optimizer, rate, augmentation, mix)
-    drawn = config.mixup or config.cutmix or encoder.spec.family == "resnet"  # whose BatchNorm is trained
+    drawn = config.mixup or config.cutmix or not encoder.spec.is_vit  # whose BatchNorm is trained
     immaterial = ["micro_batch"] if not drawn or cuts_alike(setup, PRESETS["paper"]) else []
     env.report(immaterial={"": immaterial})
     path = env.out_dir / "classifier.safetensors"
@@ -164,7 +164,14 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     distributed.barrier()
     predict = classifier.predictor(model, path, setup.precision, env, config.max_unreadable_images)
     answers = predict(setup.val, setup.crop).answers
-    return report_training(env, setup, answers, pooling="mean of patch tokens", head="LayerNorm + linear")
+    return report_training(env, setup, answers, **read_out(encoder.spec))
+
+
+def read_out(spec: "EncoderSpec") -> dict[str, str]:
+    """What a record's protocol says of the classifier."""
+    if spec.is_vit:
+        return {"pooling": "mean of patch tokens", "head": "LayerNorm + linear"}
+    return {"pooling": "what the model itself pools", "head": "linear"}
 
 
 def how_it_was_made(config: Config, env: Env, setup: "Setup", immaterial: list[str]) -> dict[str, Any]:

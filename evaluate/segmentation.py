@@ -20,7 +20,7 @@ from evaluate.encoder.memory import weights
 from evaluate.harness.cost import Cost, Count, disk_of_training, of_training, sharing
 from evaluate.harness.task import main
 from evaluate.mm import memory
-from evaluate.mm.recipe_names import recipe_numbers
+from evaluate.mm.recipe_names import recipe_numbers, segmenter_of
 from evaluate.runtime import precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.precision import Precision
@@ -76,13 +76,12 @@ def reads(config: Config) -> tuple[str, ...]:
 
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``."""
-    setting = "160k" if config.recipe == "paper" else "demo"
-    numbers = recipe_numbers(f"upernet_{spec.family}_{setting}_ade20k")
+    numbers = recipe_numbers(segmenter_of(config.recipe, spec.recipes))
     side, batch = config.crop or numbers["crop"], config.batch_size or numbers["batch_size"]
     trained = batch * (config.iterations or numbers["max_iters"])
     head = HEAD_GFLOP * (side / 512) ** 2 * (spec.embed_dim / 768) ** 2
     tested = count("ade20k/images/validation") * CROPS * (1 + SCALES * config.multi_scale)
-    channels = min(spec.embed_dim, 512) if spec.family == "resnet" else spec.embed_dim
+    channels = min(spec.embed_dim, 512) if not spec.is_vit else spec.embed_dim
     return of_training(
         trained,
         tested,
@@ -99,16 +98,17 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     scales.
 
     Raises:
-        Skip: no mm* packages.
+        Skip: no mm* packages, or an encoder without a pyramid.
         UserError: data that do not fit together, or settings that cannot train.
     """
     from evaluate.mm import recipes
 
+    recipes.require_maps(encoder.spec)
     recipes.require_packages("mmengine", "mmcv.ops", "mmdet", "mmseg.models")
     from evaluate.mm import pictures, runner, segmenter
 
     schedule = "160k" if config.recipe == "paper" else config.recipe
-    cfg = recipes.read_recipe(f"upernet_{encoder.spec.family}_{schedule}_ade20k")
+    cfg = recipes.read_recipe(segmenter_of(config.recipe, encoder.spec.recipes))
     same = ["crop"] if config.crop == cfg.crop else []
     if config.crop:
         segmenter.set_crop(cfg, config.crop)

@@ -22,6 +22,12 @@ def add_options(parser: argparse._ActionsContainer, of_rows: bool = False) -> No
     for name, text in TEXTS.items():
         parser.add_argument(f"--{name}", help=text)
     parser.add_argument(
+        "--encoder",
+        metavar="FILE.py:CLASS",
+        help="the class that the weights are of, where they are of your own (docs/own_encoder.md); FILE@my.py:CLASS "
+        "says it of one checkpoint",
+    )
+    parser.add_argument(
         "--assume",
         action="append",
         default=[],

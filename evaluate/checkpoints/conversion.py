@@ -11,17 +11,16 @@ from typing import Any
 from torch import Tensor
 
 from evaluate import encoder
-from evaluate.checkpoints import architecture, certificate, formats
+from evaluate.checkpoints import architecture, certificate, formats, named, whole_models, writing
 from evaluate.checkpoints.architecture import Described, Options, options_of
 from evaluate.checkpoints.certificate import Certificate
-from evaluate.checkpoints.files import digests, weights_file
 from evaluate.checkpoints.formats import Recognized
 from evaluate.checkpoints.formats.table import Branch, rename
 from evaluate.checkpoints.reader import Checkpoint, read
 from evaluate.checkpoints.reference import Semantics
+from evaluate.encoder import own
 from evaluate.encoder.spec import EncoderSpec, describe_assumption
-from evaluate.runtime.errors import UserError, unwritten
-from results.atomic import atomic_write
+from evaluate.runtime.errors import UserError
 
 MAX_ATTENTION = 4 * 2**30  # bytes of one block's attention weights in the certificate's forward pass
 
@@ -72,8 +71,15 @@ def convert(
     """
     out = Path(out)
     options = options_of(branch, format, assume, normalize, prefix)
-    checkpoint = read(Path(path))
-    ready = prepare(checkpoint, options)
+    checkpoint: Checkpoint | None
+    if given := named.parse(path):
+        checkpoint, found = _plain(given, options) if given.model else (None, None)
+        if checkpoint is None or found is None:
+            return whole_models.convert(given, out, options)
+        ready = found
+    else:
+        checkpoint = read(Path(path))
+        ready = prepare(checkpoint, options)
     known, spec = ready.recognized.known, ready.described.spec
     what = f"{checkpoint.path} ({known.name})"
     where = f"at {ready.path!r}" if ready.path else "at the top level"
@@ -101,7 +107,25 @@ def convert(
     meant = Semantics(spec.num_heads, spec.layer_norm_eps, spec.activation, spec.batch_norm_eps)
     source = ready.recognized.checkpoint.state_dicts[ready.path]
     roles = ready.chosen.roles
-    return _write(out, ready.state, spec, lambda built: certificate.compare(source, roles, meant, built), facts, what)
+    return writing.write(
+        out, ready.state, spec, lambda built: certificate.compare(source, roles, meant, built), facts, what
+    )
+
+
+def _plain(given: named.Named, options: Options) -> tuple[Checkpoint, Prepared | None]:
+    """A named model of timm's as a checkpoint of timm's hub; prepared where it is a ViT, BEiT or ResNet that the
+    canonical encoder computes, else None. Raises UserError as ``convert``.
+    """
+    options = whole_models.with_name(options, given)
+    checkpoint = whole_models.as_published(given, options)
+    try:
+        ready = prepare(checkpoint, dataclasses.replace(options, asked={}))
+    except UserError:
+        return checkpoint, None
+    spec = dataclasses.replace(
+        ready.described.spec, options=options.to_dict(), remark="" if given.weights else whole_models.RANDOM
+    )
+    return checkpoint, dataclasses.replace(ready, described=dataclasses.replace(ready.described, spec=spec))
 
 
 def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
@@ -137,46 +161,6 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
     return Prepared(recognized, tuple(branches), path, chosen, described, state, used, dropped)
 
 
-def _write(
-    out: Path, state: dict[str, Any], spec: EncoderSpec, compare: Any, facts: dict[str, Any], what: str
-) -> Certificate:
-    """Saves under a temporary name, reads that file back, certifies it, and only then gives it its name."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(out) as written:
-            encoder.save(written, state, spec)
-            state.clear()  # half the memory: what is certified is the file, not what was in memory
-            built = encoder.load(written, _uncertified=True)
-            checks = compare(built)
-            overflow = next(
-                (check["reason"] for check in checks.values() if "not finite" in check.get("reason", "")), ""
-            )
-            if overflow:
-                raise UserError(f"{what} was not converted: {overflow}; take a checkpoint from before the run diverged")
-            failed = ", ".join(
-                f"{name} by {check['difference']:.1e}"
-                for name, check in checks.items()
-                if not check.get("passed", True)
-            )
-            if failed:
-                raise UserError(
-                    f"{what} was not converted: the encoder's features differ from the source's own ({failed}); "
-                    f"please report the file"
-                )
-            if not any(check.get("passed") for check in checks.values()):
-                reasons = "; ".join(dict.fromkeys(check["skipped"] for check in checks.values()))
-                raise UserError(f"{what} was not converted: nothing could be compared ({reasons})")
-            certificate_path = encoder.certificate_path(out)
-            certificate_path.unlink(missing_ok=True)  # never an old certificate beside a new encoder
-        made = Certificate(
-            True, built.fingerprint, spec.source_format, spec.branch, *spec.source_digests, checks=checks, **facts
-        )
-        made.write(certificate_path)
-    except OSError as error:
-        raise unwritten(out, error) from error
-    return made
-
-
 def ensure(
     path: Path | str,
     out: Path | str,
@@ -196,8 +180,13 @@ def ensure(
     """
     path, out = Path(path), Path(out)
     options = options_of(branch, format, assume, normalize, prefix)
-    source = weights_file(path)
-    if encoder.read_spec(source) is not None:
+    given = named.parse(path)
+    if given:
+        options = whole_models.with_name(options, given)
+        if given.code:
+            own.allow(given.code)
+    source = named.weights_of(path)
+    if source and encoder.read_spec(source) is not None:
         if set(options.to_dict()) - {"branch"}:
             raise UserError(
                 f"{source} is already an encoder file, which --assume and the like cannot change; convert its source "
@@ -205,7 +194,7 @@ def ensure(
             )
         encoder.load(source)
         return source
-    if is_current(source, out, options):
+    if is_current(path, out, options):
         try:
             encoder.load(out)
             return out
@@ -217,13 +206,13 @@ def ensure(
     return out
 
 
-def is_current(source: Path, out: Path, options: Options) -> bool:
-    """Whether an encoder file was made from exactly this weights file, what lies beside it, and these options."""
+def is_current(path: Path, out: Path, options: Options) -> bool:
+    """Whether an encoder file was made from exactly this checkpoint, what lies beside it, and these options."""
     try:
         spec = encoder.read_spec(out) if out.is_file() else None
     except UserError:  # damaged, or from another version
         return False
-    if spec is None or spec.source_digests != digests(source):
+    if spec is None or spec.source_digests != named.digests(path):
         return False
     return spec.options == dataclasses.replace(options, branch=spec.branch).to_dict()
 
@@ -336,5 +325,6 @@ def _prefixes(state: dict[str, Any]) -> dict[str, int]:
 
 def default_out(path: Path) -> Path:
     """``NAME.encoder.safetensors`` beside the checkpoint."""
-    source = weights_file(path)
+    given, source = named.parse(path), named.weights_of(path)
+    source = source or Path(given.row if given else path)
     return source.with_name(f"{source.stem}.encoder.safetensors")

@@ -17,7 +17,7 @@ from torch import nn
 
 from evaluate.classification.predictions import Predictor
 from evaluate.data.transforms import CenterCrop
-from evaluate.encoder import Encoder
+from evaluate.encoder import Encoder, timm_models
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from results.atomic import atomic_write, sha256
@@ -30,9 +30,9 @@ HEAD_STD = 2e-5  # of SiameseIM's and MAE's fine-tuning
 class Classifier(nn.Module):
     """Logits (B, C) from normalized images (B, 3, H, W).
 
-    Patch tokens of the last block, without class token and final norm -> mean -> LayerNorm (fresh) -> linear. A ResNet:
-    its pooled map -> linear. The encoder's own last norm, which is not used, takes no gradient, nor does the position
-    embedding unless ``train_positions``; the rest does.
+    Patch tokens of the last block, without class token and final norm -> mean -> LayerNorm (fresh) -> linear. Any
+    other encoder than a ViT: what it pools -> linear. A ViT's own last norm, which is not used, takes no gradient, nor
+    does its position embedding unless ``train_positions``; the rest does.
     """
 
     def __init__(
@@ -40,24 +40,27 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder)
-        self.resnet = encoder.spec.family == "resnet"
+        self.pooled_by_itself = not encoder.spec.is_vit
         width = encoder.spec.embed_dim
-        self.fc_norm = nn.Identity() if self.resnet else nn.LayerNorm(width, eps=encoder.spec.layer_norm_eps)
+        self.fc_norm = nn.Identity() if self.pooled_by_itself else nn.LayerNorm(width, eps=encoder.spec.layer_norm_eps)
         self.head = nn.Linear(width, classes)
         trunc_normal_(self.head.weight, std=HEAD_STD)
         nn.init.zeros_(self.head.bias)
-        for name, parameter in self.encoder.model.named_parameters():
+        for name, parameter in self.encoder.model.named_parameters() if encoder.spec.is_vit else ():
             parameter.requires_grad_(
                 (train_positions or name != "pos_embed") and not name.startswith(("norm.", "fc_norm."))
             )
-        if not self.resnet:
+        if encoder.spec.family == "timm" and drop_path_rate:
+            self.encoder.model = timm_models.with_drop_path(encoder.spec.model, self.encoder.model, drop_path_rate)
+        if encoder.spec.is_vit:
             blocks = self.encoder.model.blocks
             for rate, block in zip(torch.linspace(0, drop_path_rate, len(blocks)).tolist(), blocks, strict=True):
                 block.drop_path1, block.drop_path2 = (DropPath(rate) if rate else nn.Identity() for _ in range(2))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        last = self.encoder.forward_blocks(images, 1)[-1]
-        return self.head(self.fc_norm(last.pooled() if self.resnet else last.patches.mean(dim=1)))
+        if self.pooled_by_itself:
+            return self.head(self.encoder.pooled(images))
+        return self.head(self.fc_norm(self.encoder.forward_blocks(images, 1)[-1].patches.mean(dim=1)))
 
     def named_timm_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters under timm's names: those of the encoder's model, ``fc_norm.*`` and ``head.*``."""

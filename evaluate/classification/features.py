@@ -30,6 +30,7 @@ from evaluate.classification.finite import IN_FP32, finite
 from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import CenterCrop, normalize
 from evaluate.encoder import Encoder
+from evaluate.encoder.model import check_sides
 from evaluate.runtime import precision as precisions
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
@@ -94,21 +95,24 @@ def frozen_features(encoder: Encoder, config: ImageConfig, env: Env, train: Imag
 
 
 def test_crop(encoder: Encoder, config: ImageConfig) -> CenterCrop:
-    """The protocol's test crop. Raises UserError where a ViT's patches do not fill it."""
+    """The protocol's test crop. Raises UserError where a ViT's patches do not fill it, or another model takes no such
+    side.
+    """
     patch = encoder.spec.patch_size
     if encoder.spec.family == "vit" and config.img_size % patch:
         raise UserError(
             f"img_size {config.img_size} is no multiple of the patch size {patch}; choose another: --set img_size=N"
         )
+    check_sides(encoder.spec, config.img_size)
     return CenterCrop(config.img_size, config.resize, config.interpolation)
 
 
 def frozen_tokens(encoder: Encoder, images: torch.Tensor, blocks: int = 1) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Raw class tokens (B, K, D), or None, and mean patch tokens (B, K, D) of normalized images; of a ResNet, the
-    pooled last map.
+    """Raw class tokens (B, K, D), or None, and mean patch tokens (B, K, D) of normalized images; of any other encoder
+    than a ViT, what it pools.
     """
-    if encoder.spec.family == "resnet":
-        return None, encoder.forward_blocks(images, 1)[-1].pooled()[:, None]
+    if not encoder.spec.is_vit:
+        return None, encoder.pooled(images)[:, None]
     tokens = encoder.forward_blocks(images, blocks)
     means = torch.stack([block.patches.mean(dim=1) for block in tokens], dim=1)
     return (torch.stack([block.cls for block in tokens], dim=1) if tokens[-1].cls is not None else None), means
@@ -121,8 +125,8 @@ def resolve_pooling(encoder: Encoder, asked: str | None) -> str:
 
 def described(encoder: Encoder, kind: str) -> str:
     """What ``probe_input`` gives, in words."""
-    if encoder.spec.family == "resnet":
-        return "the last map, averaged"
+    if not encoder.spec.is_vit:
+        return "the last map, averaged" if encoder.spec.family == "resnet" else "what the model itself pools"
     if kind == "cls":
         return "the class token of the last block after the encoder's final norm"
     return "the mean of the last block's patch tokens after a LayerNorm without parameters"
@@ -135,7 +139,7 @@ def probe_input(encoder: Encoder, kind: str, tokens: torch.Tensor) -> torch.Tens
     goes through a LayerNorm without parameters: ``fc_norm`` of SiameseIM's ``--global_pool``, fresh and frozen. A
     ResNet's pooled map is taken as it is.
     """
-    if encoder.spec.family == "resnet":
+    if not encoder.spec.is_vit:
         return tokens
     if kind == "cls":
         return encoder.model.norm(tokens)

@@ -15,6 +15,7 @@ from evaluate.classification.layer_decay import parameter_groups
 from evaluate.classification.setup import Setup
 from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import FinetuneAugmentation, normalize
+from evaluate.encoder import timm_models
 from evaluate.runtime import distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.seeding import seed_global
@@ -24,8 +25,12 @@ Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 def make_optimizer(model: Classifier, layer_decay: float, weight_decay: float) -> torch.optim.AdamW:
     """AdamW with a learning rate that falls with depth; the loop sets it at every step."""
-    depth = model.encoder.spec.depth if model.encoder.spec.family == "vit" else 0
-    groups = parameter_groups(model.named_timm_parameters(), depth, layer_decay, weight_decay)
+    spec, named = model.encoder.spec, model.named_timm_parameters()
+    if spec.family in ("timm", "own"):  # of a user's class no layers are known
+        layers, spared = timm_models.layers(spec.model) if spec.family == "timm" else ({}, set())
+        groups = parameter_groups(named, max(layers.values(), default=0) - 1, layer_decay, weight_decay, layers, spared)
+    else:
+        groups = parameter_groups(named, spec.depth if spec.is_vit else 0, layer_decay, weight_decay)
     # fused, it needs no look at whether the scaled gradient overflowed; on a CPU it would round otherwise
     fused = next(model.parameters()).is_cuda
     return torch.optim.AdamW(

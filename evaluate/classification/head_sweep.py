@@ -39,8 +39,8 @@ class HeadInputs:
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, D) float32 of normalized images by name: "4 blocks, cls+mean" and so on."""
         encoder = self.encoder
-        if encoder.spec.family == "resnet":
-            return {"mean": encoder.forward_blocks(images, 1)[-1].pooled().float()}
+        if not encoder.spec.is_vit:
+            return {"mean": encoder.pooled(images).float()}
         tokens = encoder.forward_blocks(images, max(self.blocks))
         if not encoder.spec.class_token:
             means = [self._norm(block.patches).mean(dim=1) for block in tokens]

@@ -1,6 +1,7 @@
 """Parameter groups of fine-tuning: a learning rate that falls with depth, and no weight decay on vectors."""
 
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -18,20 +19,30 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def parameter_groups(
-    named: list[tuple[str, nn.Parameter]], depth: int, rate: float, weight_decay: float
+    named: list[tuple[str, nn.Parameter]],
+    depth: int,
+    rate: float,
+    weight_decay: float,
+    layers: Mapping[str, int] | None = None,
+    never_decayed: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """AdamW groups with ``scale`` = rate ** (depth + 1 - layer), which multiplies the schedule's rate at every step.
 
     Parameters without gradient are left out. Weight decay is 0 for vectors, biases, extra tokens and positions
     (absolute, and BEiT's relative).
     Source: ``util/lr_decay.py`` of MAE and SiameseIM.
+
+    Args:
+        layers: by name, where it does not follow from a ViT's names; what is not there is in the last, ``depth + 1``.
+        never_decayed: names of further tensors.
     """
     groups: dict[tuple[int, float], dict[str, Any]] = {}
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
-        layer = layer_of(name, depth)
-        decay = 0.0 if parameter.ndim == 1 or name.split(".")[-1] in NEVER_DECAYED else weight_decay
+        layer = layer_of(name, depth) if layers is None else layers.get(name, depth + 1)
+        spared = parameter.ndim <= 1 or name.split(".")[-1] in NEVER_DECAYED or name in never_decayed
+        decay = 0.0 if spared else weight_decay
         group = groups.setdefault(
             (layer, decay), {"params": [], "names": [], "weight_decay": decay, "scale": rate ** (depth + 1 - layer)}
         )

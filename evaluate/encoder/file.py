@@ -44,7 +44,7 @@ def load(path: Path | str, device: str = "cpu", *, _uncertified: bool = False) -
         ) from error
     if not _uncertified:
         _check_certificate(path, loaded)
-    if spec.family == "resnet" and device.startswith("cuda"):
+    if not spec.is_vit and device.startswith("cuda"):
         return loaded.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's own
     return loaded.eval().to(device)
 

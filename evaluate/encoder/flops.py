@@ -15,7 +15,9 @@ def forward_gflop(spec: EncoderSpec, side: int, window: int | None = None, whole
     Args:
         window: side in tokens of the windows that attention of a ViT stays in, but for ``whole`` blocks (ViTDet).
     """
-    return (_vit(spec, side, window, whole) if spec.family == "vit" else _resnet(spec, side)) / GIGA
+    if spec.family not in ("vit", "resnet"):
+        return spec.counts.get("gflop", 0.0) * (side / spec.img_size) ** 2
+    return (_vit(spec, side, window, whole) if spec.is_vit else _resnet(spec, side)) / GIGA
 
 
 def _vit(spec: EncoderSpec, side: int, window: int | None, whole: int) -> float:

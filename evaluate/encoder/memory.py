@@ -18,6 +18,8 @@ WEIGHT = 4
 
 def weights(spec: EncoderSpec) -> int:
     """How many there are."""
+    if spec.family not in ("vit", "resnet"):
+        return round(spec.counts.get("weights", 0))
     if spec.family != "vit":
         return round(sum(inputs * outputs for _, inputs, outputs in _convolutions(spec)))
     width = spec.embed_dim
@@ -29,7 +31,7 @@ def of_training(spec: EncoderSpec, side: int, images: int) -> float:
     """GiB of a training step of so many images of ``side`` pixels at once, in 16 bits."""
     vit = spec.family == "vit"
     tokens = spec.depth * _tokens(spec, side) * spec.embed_dim
-    kept = TRAINED * tokens if vit else TRAINED_MAP * sum(_values(spec, side))
+    kept = TRAINED * tokens if vit else TRAINED_MAP * _values(spec, side)[0]
     return (OPTIMIZED * weights(spec) + kept * images) / GIB
 
 
@@ -37,7 +39,7 @@ def of_passing(spec: EncoderSpec, side: int, images: int, bits: int = 16) -> flo
     """GiB of a forward pass alone."""
     vit = spec.family == "vit"
     tokens = _tokens(spec, side) * spec.embed_dim
-    taken = PASSED[bits] * tokens if vit else PASSED_STEM[bits] * max(_values(spec, side))
+    taken = PASSED[bits] * tokens if vit else PASSED_STEM[bits] * _values(spec, side)[1]
     return (WEIGHT * weights(spec) + taken * images) / GIB
 
 
@@ -68,6 +70,10 @@ def _convolutions(spec: EncoderSpec) -> list[tuple[float, float, int]]:
     return found
 
 
-def _values(spec: EncoderSpec, side: int) -> list[float]:
-    """How many values each map of a ResNet has."""
-    return [(side / shrunk) ** 2 * channels for shrunk, _, channels in _convolutions(spec)]
+def _values(spec: EncoderSpec, side: int) -> tuple[float, float]:
+    """How many values all maps of an encoder that is no ViT have, and the largest of them."""
+    if spec.family != "resnet":
+        scale = (side / spec.img_size) ** 2
+        return scale * spec.counts.get("values", 0), scale * spec.counts.get("largest", 0)
+    maps = [(side / shrunk) ** 2 * channels for shrunk, _, channels in _convolutions(spec)]
+    return sum(maps), max(maps)

@@ -18,8 +18,10 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from evaluate.encoder import own, timm_models
 from evaluate.encoder.interpolation import resample_pos_embed
-from evaluate.encoder.spec import PROVENANCE, EncoderSpec, describe_assumption
+from evaluate.encoder.spec import LATER, PROVENANCE, EncoderSpec, describe_assumption
+from evaluate.runtime.errors import UserError
 
 ACTIVATIONS = {"gelu": nn.GELU, "quick_gelu": QuickGELU}
 
@@ -44,7 +46,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Maps:
-    """Output of one stage of a ResNet: (B, C, h, w)."""
+    """Output of one stage of a ResNet, or the last map of another model: (B, C, h, w)."""
 
     map: Tensor
 
@@ -60,7 +62,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.spec = spec
         self.model: Any = build(spec)  # timm's; torch takes every attribute of a module for a tensor or a module
-        self.model.load_state_dict(state, strict=True, assign=True)
+        # tensors of a whole model may be tied, and some are no part of its state: it keeps its own
+        self.model.load_state_dict(state, strict=True, assign=spec.family in ("vit", "resnet"))
         if spec.rel_pos_bias:
             _restore_buffers(self.model)
         self.fingerprint = fingerprint(spec, state)
@@ -87,8 +90,8 @@ class Encoder(nn.Module):
         Other image sizes than ``spec.img_size`` work; the position embedding is interpolated as ``spec.interpolation``
         says.
         """
-        if self.spec.family == "resnet":
-            return self._stages(images)[-n:]
+        if not self.spec.is_vit:
+            return self._stages(images)[-n:] if self.spec.family == "resnet" else [Maps(self._last_map(images))]
         x = self.embed(images)
         prefix = int(self.spec.class_token) + self.spec.registers
         blocks = self._blocks_for(images)
@@ -142,6 +145,27 @@ class Encoder(nn.Module):
             self._other_sizes = {size: resized.to(images.device)}
         return self._other_sizes[size].blocks
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """(B, D): what an encoder that is no ViT pools of images."""
+        if self.spec.family == "resnet":
+            return self._stages(images)[-1].pooled()
+        check_sides(self.spec, *images.shape[-2:])
+        if self.spec.family == "own":
+            found = own.call(self.spec, self.model.pooled, images)
+            if not isinstance(found, Tensor) or found.shape != (len(images), self.spec.embed_dim):
+                raise UserError(
+                    f"{self.spec.model}: pooled() of {len(images)} images of {images.shape[-1]} px gave not "
+                    f"({len(images)}, {self.spec.embed_dim}), which its certificate promises"
+                )
+            return found
+        return timm_models.features(self.model, images)[1]
+
+    def _last_map(self, images: Tensor) -> Tensor:
+        check_sides(self.spec, *images.shape[-2:])
+        if self.spec.family == "own":
+            return own.last_map(own.call(self.spec, self.model.features, images))
+        return timm_models.features(self.model, images)[0]
+
     def _stages(self, images: Tensor) -> list[Maps]:
         model = self.model
         x = model.maxpool(model.act1(model.bn1(model.conv1(images))))
@@ -152,8 +176,18 @@ class Encoder(nn.Module):
         return outputs
 
 
+def check_sides(spec: EncoderSpec, *sides: int) -> None:
+    """Raises UserError for images of a size that a whole model does not take."""
+    for side in sides if spec.family in ("timm", "own") else ():
+        if spec.side_step and side % spec.side_step or not spec.side_step and side != spec.img_size:
+            wanted = f"multiples of {spec.side_step}" if spec.side_step else f"{spec.img_size}"
+            raise UserError(f"{spec.model} takes images of {wanted} px, not of {side}; choose with --set img_size=N")
+
+
 def build(spec: EncoderSpec) -> nn.Module:
-    """timm's model without weights (on the meta device), in eval mode; ``num_classes`` 0."""
+    """timm's model in eval mode without weights (on the meta device, or with random ones); ``num_classes`` 0."""
+    if spec.family in ("timm", "own"):
+        return timm_models.create(spec.model) if spec.family == "timm" else own.create(spec)
     norm = partial(nn.LayerNorm, eps=spec.layer_norm_eps)
     common: dict[str, Any] = {
         "img_size": spec.img_size,
@@ -210,7 +244,11 @@ def _restore_buffers(model: Any) -> None:
 def fingerprint(spec: EncoderSpec, state: dict[str, Tensor]) -> str:
     """Hexadecimal digest of the tensors and of every field of the spec that can change a feature."""
     digest = hashlib.sha256()
-    values = {name: value for name, value in dataclasses.asdict(spec).items() if name not in PROVENANCE}
+    values = {
+        item.name: getattr(spec, item.name)
+        for item in dataclasses.fields(spec)
+        if item.name not in PROVENANCE and not (item.name in LATER and getattr(spec, item.name) == item.default)
+    }
     digest.update(json.dumps(values, sort_keys=True).encode())
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()

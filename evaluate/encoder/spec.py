@@ -25,7 +25,10 @@ PROVENANCE = (
     "assumed",
     "options",
     "remark",
+    "counts",
 )
+# fields that came later: at their defaults they are no part of a fingerprint, so that older encoders keep theirs
+LATER = ("model", "code_sha256", "maps", "side_step")
 MAX_BLOCKS, MAX_HEADS, MAX_WIDTH, MAX_SIDE, MAX_GRID = 256, 1024, 16_384, 4096, 256
 # by field the least and the largest value that an encoder can have; what is larger is damaged or hostile
 BOUNDS = {
@@ -40,9 +43,10 @@ BOUNDS = {
     "registers": (0, 1024),
     "cardinality": (1, MAX_WIDTH),
     "base_width": (1, MAX_WIDTH),
+    "side_step": (0, MAX_SIDE),
 }
 CHOICES = {
-    "family": ("vit", "resnet"),
+    "family": ("vit", "resnet", "timm", "own"),
     "activation": ("gelu", "quick_gelu"),
     "pooling": ("cls", "mean"),
     "interpolation": METHODS,
@@ -70,11 +74,11 @@ class EncoderSpec:
     """All that the tensors' names do not say. Sizes in pixels, mean and std on the 0 to 1 scale of pixels."""
 
     family: str
-    """``vit`` or ``resnet``."""
+    """``vit`` or ``resnet``; another model of timm's: ``timm``; a user's class: ``own``."""
     embed_dim: int
-    """Channels of a token, or of a ResNet's last map."""
+    """Channels of a token, or of what is pooled."""
     depth: int
-    """Transformer blocks, or residual blocks of all stages."""
+    """Transformer blocks, or residual blocks of all stages; ``timm`` and ``own``: 1."""
     mean: tuple[float, ...]
     """Subtracted from the channels of an image."""
     std: tuple[float, ...]
@@ -142,6 +146,27 @@ class EncoderSpec:
     """What the conversion was asked for (branch, format, prefix, assume); None in files from before it was kept."""
     remark: str = ""
     """A sentence of its training's own settings that every table repeats."""
+    model: str = ""
+    """Of ``timm`` the name of its architecture, of ``own`` FILE.py:CLASS without folders."""
+    code_sha256: str = ""
+    """Of the file of a user's class."""
+    maps: tuple[int, ...] = ()
+    """Of ``timm`` and ``own``: channels of the maps at strides 4, 8, 16 and 32; () where it gives none."""
+    side_step: int = 1
+    """Of ``timm`` and ``own``: an image's sides are multiples of so many pixels; 0: they are ``img_size``."""
+    counts: dict[str, float] = field(default_factory=dict)
+    """Of ``timm`` and ``own``, counted at ``img_size``: ``gflop``, ``weights``, and the ``values`` of all maps and of
+    the ``largest`` of an image."""
+
+    @property
+    def is_vit(self) -> bool:
+        """Whether it gives tokens; any other gives maps, and what it pools."""
+        return self.family == "vit"
+
+    @property
+    def recipes(self) -> str:
+        """Which recipes of mm_configs/ are for it: ``vit``, ``resnet`` or ``pyramid``."""
+        return self.family if self.family in ("vit", "resnet") else "pyramid"
 
     @property
     def source_digests(self) -> tuple[str, str]:
@@ -157,6 +182,8 @@ class EncoderSpec:
                 return f"ViT (width {self.embed_dim}, depth {self.depth}, {self.num_heads} heads)/{self.patch_size}"
             other = "" if self.num_heads == heads else f" ({self.num_heads} heads)"  # MoCo-v3's ViT-S has 12
             return f"ViT-{size}/{self.patch_size}{other}"
+        if self.family != "resnet":
+            return self.model
         name = RESNETS.get((self.block, self.layers), f"({self.block}, {'-'.join(map(str, self.layers))})")
         wide = f" (cardinality {self.cardinality}, base width {self.base_width})"
         return f"ResNet-{name}{'' if (self.cardinality, self.base_width) == (1, 64) else wide}"
@@ -202,8 +229,8 @@ class EncoderSpec:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; three numbers are expected")
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std!r}; it must be positive")
-        if not isinstance(self.assumed, dict) or not isinstance(self.options, dict | None):
-            raise ValueError("what was assumed, or asked for, is no table")
+        if not all(isinstance(value, dict) for value in (self.assumed, self.counts, self.options or {})):
+            raise ValueError("what was assumed, counted or asked for is no table")
         if self.family == "vit":
             if not self.num_heads or self.embed_dim % self.num_heads:
                 raise ValueError(f"{self.num_heads} heads do not divide the width {self.embed_dim}")
@@ -218,6 +245,11 @@ class EncoderSpec:
                 raise ValueError(
                     "relative positions are supported as BEiT has them: with a class token and gelu, without registers "
                     "and without a norm before the blocks"
+                )
+        elif self.family != "resnet":
+            if not self.model or len(self.maps) not in (0, 4) or not all(type(count) is int for count in self.maps):
+                raise ValueError(
+                    f"model is {self.model!r} and maps is {self.maps!r}; a name and four widths are expected"
                 )
         else:
             blocks = self.layers

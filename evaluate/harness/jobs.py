@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluate.checkpoints import command_line
+from evaluate.checkpoints import command_line, named
 from evaluate.harness import estimate, rows, suite
 from evaluate.harness.executor import Job
 from evaluate.harness.logs import why
@@ -26,6 +26,8 @@ def measuring(
 ) -> list[Job]:
     """Converts one checkpoint, then measures every node on it. ``after`` are the jobs that come first."""
     log = run.out / "logs" / f"{row}-convert.log"
+    if given := named.parse(checkpoint):
+        run.codes[row] = given.code
 
     def convert() -> list[str]:
         command = [
@@ -40,7 +42,7 @@ def measuring(
         return command + command_line.as_arguments(run.conversion.get(row, {}))
 
     def is_converted() -> bool:
-        if not checkpoint.exists():
+        if not named.is_there(checkpoint):
             return False
         try:
             run.claim(row, checkpoint)
@@ -104,7 +106,7 @@ def _command(row: str, node: Node, run: suite.Suite, processes: int) -> list[str
         "-m",
         f"evaluate.{node.task}",
         "--ckpt",
-        str(run.encoder(row)),
+        named.with_class(str(run.encoder(row)), run.codes.get(row)),
         f"--name={row}",
         "--data-root",
         str(run.identities.data_root),

@@ -7,10 +7,11 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from evaluate.checkpoints.files import WEIGHT_FILES, digests, weights_file
+from evaluate.checkpoints import named
+from evaluate.checkpoints.files import WEIGHT_FILES
 from evaluate.encoder import certificate_path
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.locks import exclusive
@@ -45,9 +46,9 @@ def check_name(name: str) -> str:
     return name
 
 
-def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
+def named_checkpoints(arguments: Iterable[str]) -> dict[str, Path]:
     """Checkpoints by the name of their row, from ``FILE``, ``NAME=FILE``, a folder of checkpoints or a pattern; a path
-    that exists as it stands is a file.
+    that exists as it stands is a file. FILE may be what ``evaluate.checkpoints.named`` reads.
 
     The files of a folder or of a pattern are in the order of the numbers in their names, as the epochs of a run.
 
@@ -62,14 +63,11 @@ def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
     for text in itertools.chain.from_iterable(map(_files, arguments)):
         name, separator, file = text.partition("=")
         if os.path.exists(text) or not separator:
-            path = Path(text)
-            if not os.path.exists(text):
-                raise UserError(f"there is no checkpoint {path}; give the path of an existing file")
-            unnamed.append(path)
+            named.check(text)
+            unnamed.append(Path(text))
             continue
         path = Path(file)
-        if not path.exists():
-            raise UserError(f"there is no checkpoint {path}; give the path of an existing file")
+        named.check(path)
         if check_name(name) in rows:
             raise UserError(f"two checkpoints are called {name!r}; give each its own name")
         rows[name] = path
@@ -77,7 +75,7 @@ def named_checkpoints(arguments: Sequence[str]) -> dict[str, Path]:
         if check_name(name) in rows:
             raise UserError(f"two checkpoints are called {name!r} ({rows[name]}, {path}); name them: --ckpt NAME=FILE")
         rows[name] = path
-    return {name: Path(os.path.abspath(path)) for name, path in rows.items()}
+    return {name: named.absolute(path) for name, path in rows.items()}
 
 
 def _files(text: str) -> list[str]:
@@ -117,6 +115,8 @@ def _default_names(paths: Sequence[Path]) -> list[str]:
 
 def _telling_parts(path: Path, generic: Sequence[str]) -> list[str]:
     """The parts of a path that can name a row, the telling last: a generic stem gives way to its folder's name."""
+    if given := named.parse(path):
+        return [given.row]
     absolute = Path(os.path.abspath(path))
     stem = absolute.name if absolute.is_dir() else absolute.name.removesuffix(absolute.suffix)
     stem = stem.removesuffix(".encoder")
@@ -129,7 +129,9 @@ def _telling_parts(path: Path, generic: Sequence[str]) -> list[str]:
 
 def source_id(checkpoint: Path, options: Mapping[str, object]) -> str:
     """What an encoder is made from, and how: 16 hexadecimal digits of the source's contents and of the options."""
-    made_from = [*digests(weights_file(checkpoint)), dict(options)]
+    made_from = [*named.digests(checkpoint), dict(options)]
+    if given := named.parse(checkpoint):
+        made_from.append(given.label)
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
 
 

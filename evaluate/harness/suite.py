@@ -50,6 +50,8 @@ class Suite:
     workers: int = 0
     conversion: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By row: what the user says of its checkpoint (``evaluate.checkpoints.command_line``)."""
+    codes: dict[str, str] = field(default_factory=dict)
+    """By row, FILE.py:CLASS of a user's own encoder."""
     folders: dict[str, Path] = field(default_factory=dict)
     """By row: the folder that belongs to its encoder, once its checkpoint is known."""
     specs: dict[str, EncoderSpec | None] = field(default_factory=dict)

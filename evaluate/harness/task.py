@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from evaluate.checkpoints import command_line
+from evaluate.checkpoints import command_line, named
 from evaluate.data import layouts, sets
 from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import estimate, protocol, rows
@@ -127,18 +127,22 @@ def _main(task: str, argv: list[str] | None) -> int:
     own_node = of_set(task, measured[0]) if measured else None
     preset, config = configured(task, module, arguments, own_node.preset if own_node else "paper")
     node = own_node or node_of(task, config)
+    arguments.ckpt = Path(named.with_class(str(arguments.ckpt), arguments.encoder))
     inputs = _inputs(arguments, node)
     device = devices.resolve_device(arguments.device)
     scalars.require(arguments.log)
     name = rows.check_name(arguments.name or next(iter(rows.named_checkpoints([str(arguments.ckpt)]))))
 
     from evaluate import encoder as encoders
+    from evaluate.encoder import own as own_classes
     from evaluate.runtime import distributed, training_state
 
     device = distributed.start(device)
     first = distributed.rank() == 0  # under torchrun one process converts, prints and writes the record
     out = make_folder(arguments.out)
     make_folder(out / "records")  # now, not when hours have been spent
+    if (given := named.parse(arguments.ckpt)) and given.code:
+        own_classes.allow(given.code)
     path, data = distributed.broadcast_object(_prepare(arguments, out, name, node, config) if first else None)
     encoder = encoders.load(path, device=device)
     own = "" if arguments.preset or arguments.config else recommended(node, encoder.spec)
@@ -206,8 +210,10 @@ def _prepare(
     identities = DataIdentities(arguments.data_root, out / "manifests", known=known)
     data = identities_of(identities, node, config)
     said = command_line.options(arguments)
-    if rows.folder_of_encoder(out, arguments.ckpt) and not said:
-        return Path(os.path.abspath(arguments.ckpt)), data
+    given = named.parse(arguments.ckpt)
+    source = given.weights if given and given.code else arguments.ckpt
+    if source and rows.folder_of_encoder(out, source) and not said:
+        return Path(os.path.abspath(source)), data
     folder = rows.claim_folder(Path(os.path.abspath(out)), name, rows.source_id(arguments.ckpt, said))
     with exclusive(folder / rows.LOCK, f"converting {arguments.ckpt}"):
         path = conversion.ensure(arguments.ckpt, folder / rows.ENCODER, **said)
@@ -336,7 +342,10 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--ckpt", type=Path, required=True, help="a checkpoint of any known format, or an encoder.safetensors"
+        "--ckpt",
+        type=Path,
+        required=True,
+        help="a checkpoint of any known format, an encoder.safetensors, timm:MODEL[@FILE], or FILE@my.py:CLASS",
     )
     parser.add_argument(
         "--data-root", type=Path, required=True, help="folder that holds imagenet/, coco/, … (README, data layout)"

@@ -10,6 +10,7 @@ from evaluate.data.published_counts import size
 from evaluate.data.voc import CLASSES, check_voc
 from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.layers import padded_side
+from evaluate.mm.backbones.pyramid import PyramidBackbone
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.vitdet import ViTDetBackbone
 from evaluate.runtime import distributed
@@ -49,6 +50,9 @@ def fill_encoder(cfg: Config, encoder: Encoder) -> None:
         cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth
         if spec.depth in LARGE and model.backbone.drop_path:  # the demo has none
             model.backbone.drop_path, cfg.optim_wrapper.paramwise_cfg.layer_decay = LARGE[spec.depth]
+    elif spec.recipes == "pyramid":
+        model.backbone.update(type=PyramidBackbone, **PyramidBackbone.arguments(spec, {}))
+        model.neck.in_channels = list(spec.maps)
     else:
         model.backbone.update(ResNetBackbone.arguments(spec, encoder.model.state_dict()))
         if "neck" in model:

@@ -9,7 +9,7 @@ from typing import Any
 from evaluate.runtime.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "mm_configs"
-RECIPES = {  # family of the encoder, setting, data set: file of mm_configs/
+RECIPES = {  # ``EncoderSpec.recipes``, setting, data set: file of mm_configs/
     ("vit", "paper", "coco"): "mask_rcnn_vitdet_100ep_coco",
     ("vit", "paper", "lvis"): "mask_rcnn_vitdet_100ep_lvis",
     ("vit", "demo", "coco"): "mask_rcnn_vitdet_demo_coco",
@@ -19,7 +19,12 @@ RECIPES = {  # family of the encoder, setting, data set: file of mm_configs/
     ("resnet", "paper", "voc"): "faster_rcnn_resnet_c4_24k_voc",
     ("resnet", "demo", "coco"): "mask_rcnn_resnet_fpn_demo_coco",
     ("resnet", "demo", "lvis"): "mask_rcnn_resnet_fpn_demo_lvis",
+    ("pyramid", "paper", "coco"): "mask_rcnn_pyramid_fpn_1x_coco",
+    ("pyramid", "paper", "lvis"): "mask_rcnn_pyramid_fpn_1x_lvis",
+    ("pyramid", "demo", "coco"): "mask_rcnn_resnet_fpn_demo_coco",
+    ("pyramid", "demo", "lvis"): "mask_rcnn_resnet_fpn_demo_lvis",
 }
+OWN = {"vit": ("_vitdet_",), "resnet": ("_resnet_",), "pyramid": ("_pyramid_", "_resnet_fpn_")}  # parts of their names
 
 
 def recipe_of(recipe: str, dataset: str, family: str) -> str:
@@ -28,15 +33,21 @@ def recipe_of(recipe: str, dataset: str, family: str) -> str:
     Raises:
         UserError: there is none, or another family's is asked for.
     """
-    own, other = ("_vitdet_", "_resnet_") if family == "vit" else ("_resnet_", "_vitdet_")
     name = RECIPES.get((family, recipe, dataset), recipe)
     if name in {setting for _, setting, _ in RECIPES}:
         known = ", ".join(sorted({f"{setting} of {data}" for kind, setting, data in RECIPES if kind == family}))
         raise UserError(f"there is no {recipe} recipe of {dataset} for a {family} encoder; choose {known}")
-    if other in name or own not in name:
-        remedy = f"choose one with {own.strip('_')} in its name from mm_configs/"
+    if not any(part in name for part in OWN[family]):
+        remedy = f"choose one with {' or '.join(part.strip('_') for part in OWN[family])} in its name from mm_configs/"
         raise UserError(f"recipe {name} is not for a {family} encoder; {remedy}")
     return name
+
+
+def segmenter_of(recipe: str, family: str) -> str:
+    """The segmenter's file of mm_configs/; the demo's for a pyramid is that for ResNets."""
+    if recipe == "paper":
+        return f"upernet_{family}_160k_ade20k"
+    return f"upernet_{'vit' if family == 'vit' else 'resnet'}_demo_ade20k"
 
 
 @functools.cache

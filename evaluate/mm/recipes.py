@@ -30,6 +30,12 @@ def require_packages(*names: str) -> None:
             raise Skip(f"{name} cannot be imported ({error}); {INSTALL} and run again") from error
 
 
+def require_maps(spec: "EncoderSpec") -> None:
+    """Raises Skip for an encoder that is neither a ViT nor gives the maps that a pyramid is made of."""
+    if spec.recipes == "pyramid" and not spec.maps:
+        raise Skip(f"the encoder {spec.model} gives no maps at strides 4, 8, 16 and 32")
+
+
 def names() -> list[str]:
     """The recipes of mm_configs; a file there whose name begins with ``_`` is a base of them."""
     return sorted(path.stem for path in RECIPES.glob("[!_]*.py"))
@@ -158,9 +164,9 @@ def accumulate(cfg: "Config", micro_batch: int | None) -> None:
 
 
 def checkpoint(cfg: "Config", spec: "EncoderSpec") -> None:
-    """Lets a ViT's blocks be computed again in the backward pass. Raises UserError for a ResNet."""
+    """Lets a ViT's blocks be computed again in the backward pass. Raises UserError for another encoder."""
     if spec.family != "vit":
-        raise UserError("grad_checkpointing works for ViTs only; leave it false for a ResNet")
+        raise UserError("grad_checkpointing works for ViTs only; leave it false for this encoder")
     cfg.model.backbone.checkpointing = True
 
 
@@ -171,7 +177,7 @@ def normalized_together(cfg: "Config", env: Env) -> int | None:
     """
     model = cfg.to_dict()["model"]
     norms = [key for name in ("BN", "SyncBN") for key in _replaced(model, name, name, "model")]
-    if not norms and "ResNet" not in str(cfg.model.backbone.type):
+    if not norms and not any(name in str(cfg.model.backbone.type) for name in ("ResNet", "Pyramid")):
         return None
     size = distributed.world_size() if env.device.startswith("cuda") else 1
     return cfg.train_dataloader.batch_size * size

@@ -12,6 +12,7 @@ from evaluate.data.ade20k import check_pairs, class_names
 from evaluate.data.published_counts import size
 from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.layers import padded_side
+from evaluate.mm.backbones.pyramid import PyramidBackbone
 from evaluate.mm.backbones.resnet import ResNetBackbone, widths
 from evaluate.mm.backbones.segmentation import SegmentationBackbone
 from evaluate.mm.multi_scale import Views
@@ -87,6 +88,9 @@ def fill_encoder(cfg: Config, encoder: Encoder) -> None:
         model.neck.embed_dim = spec.embed_dim
         cfg.optim_wrapper.paramwise_cfg.num_layers = spec.depth
         channels = [spec.embed_dim] * 4
+    elif spec.recipes == "pyramid":
+        model.backbone.update(type=PyramidBackbone, **PyramidBackbone.arguments(spec, {}))
+        channels = list(spec.maps)
     else:
         model.backbone.update(ResNetBackbone.arguments(spec, encoder.model.state_dict()))
         channels = widths(spec)
