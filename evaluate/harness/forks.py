@@ -55,9 +55,9 @@ class Forked:
             self._alone = lambda: None
             self._server.kill()
             self._hear(wait=True)
-        if self.pid is None:
-            self.returncode = -number if self.returncode is None else self.returncode
-        else:
+            if self.pid is None:
+                self.returncode = -number
+        if self.pid is not None:
             os.killpg(self.pid, number)
 
     def _hear(self, wait: bool) -> None:

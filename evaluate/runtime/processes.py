@@ -38,7 +38,7 @@ def killed_with_parent() -> None:
 
 def adopt_orphans(yes: bool) -> bool:
     """Whether the kernel will give this process those that it has started by others, when these others end; where it
-    does not, init gets them.
+    does not, init gets them. Those that it does not wait for are listed as defunct until it ends.
     """
     return sys.platform == "linux" and ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0) == 0
 

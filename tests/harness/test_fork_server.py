@@ -194,6 +194,16 @@ def test_an_import_that_starts_a_thread_ends_the_server(module: Modules, tmp_pat
     assert "has started a thread" in (tmp_path / forks.LOG).read_text()
 
 
+def test_a_server_that_hangs_is_ended_with_the_job_that_waits_for_it(module: Modules, tmp_path: Path) -> None:
+    (tmp_path / "sklearn").mkdir()
+    (tmp_path / "sklearn/__init__.py").write_text("import time; time.sleep(600)")
+    waits = executor.Job("waits", lambda: [sys.executable, "-m", "evaluate.few_shot", "--help"], tmp_path / "log")
+    after = module("after", "print('well')")
+    executor.run([waits, after], slots=1, silence_minutes=1 / 30, forks=True)
+    assert waits.status == -signal.SIGTERM and "--task-timeout" in waits.log.read_text()
+    assert after.status == 0 and not servers_of(os.getpid())
+
+
 def test_with_more_threads_or_another_command_it_is_a_subprocess(
     module: Modules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
