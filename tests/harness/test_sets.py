@@ -94,7 +94,9 @@ def test_a_limit_and_an_image_in_both_mark_the_cell(checkpoint: Path, tmp_path: 
     assert any("in train too" in mark for mark in marks.differences(entry, "top1"))
     assert measure("knn", f"{root / 'sets.toml'}:lists", checkpoint, root, tmp_path / "out", "--limit", "4") == 0
     entry = next(entry for entry in record.read_all(tmp_path / "out/records") if entry["limit"])
-    assert any("only 4 images of each set" in mark for mark in marks.differences(entry, "top1"))
+    found = marks.differences(entry, "top1")
+    assert "lists.knn: only 4 images of each set (--limit); default: all" in found
+    assert "lists.knn: img_size 32; default: 224 · resize 32; default: 256" in found
     assert not any("in train too" in mark for mark in marks.differences(entry, "top1"))
 
 
