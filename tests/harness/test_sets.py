@@ -1,6 +1,8 @@
 """Columns of labelled sets besides ImageNet, from the command line to the table."""
 
+import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,11 @@ def test_the_columns_stand_in_every_table_and_in_the_report(measured: Path) -> N
     for file, word in (("table.tex", "lists"), ("table.csv", "Four kNN"), ("report.html", "Four")):
         assert word in (measured / file).read_text()
     assert r"\multicolumn{4}{c}{Four}" in (measured / "table.tex").read_text()
+    found = re.findall(r"uv run run_all.py --ckpt mine=FILE[^\"\\]*", (measured / "report.html").read_text())
+    (line,) = {html.unescape(text) for text in found if "--tasks lists.linear " in text}
+    toml = next(entry for entry in entries if entry["task"] == "lists.linear")["column"]["sets"]
+    assert line.startswith(f"uv run run_all.py --ckpt mine=FILE --sets {toml} --tasks lists.linear --set lists.linear.")
+    assert "--set lists.linear.epochs=2" in line and "--data-root" not in line
     card = (measured / "model_card.md").read_text()
     assert '"dataset": {"name": "Four", "type": "four"}' in card
     names = [heading for heading, *_ in columns.of_records(entries)]
