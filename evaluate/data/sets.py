@@ -87,7 +87,7 @@ class LabelledSet:
     def require(self) -> None:
         """Raises Skip where a ready set is absent, and UserError where the paths of a person's own lead nowhere."""
         for path in () if self.ready else (self.train, self.val):
-            sources.kind_of(path)
+            sources.require(path)
         missing = [part for part in (self.ready.parts if self.ready else ()) if not (self.root / part).exists()]
         if missing:
             raise Skip(f"{self.title} is not under {self.root}: {missing[0]} is missing; {READY[self.name].origin}")

@@ -163,6 +163,11 @@ def test_what_does_not_go_with_sets(root: Path, checkpoint: Path, tmp_path: Path
     assert "there is no task 'nothing'" in capsys.readouterr().err
     assert measure("knn", toml, checkpoint, root, tmp_path / "out") == 2
     assert "name one: FILE.toml:NAME" in capsys.readouterr().err
+    for val, says in (("gone.csv", "the list .*gone.csv is not there"), ("gone", "gone is not there, or is none of")):
+        (tmp_path / "gone.toml").write_text(f'[one]\ntrain = "{root}/train"\nval = "{val}"\n')
+        line = ["--ckpt", str(checkpoint), "--sets", str(tmp_path / "gone.toml"), "--out", str(tmp_path / "not made")]
+        assert run_all.main(line) == 2 and re.search(says, capsys.readouterr().err)
+        assert not (tmp_path / "not made").exists()
     (tmp_path / "one.toml").write_text(f'[one]\ntrain = "{root}/train"\nval = "{root}/val"\ntask = "knn"\n')
     assert measure("linear_probe", str(tmp_path / "one.toml"), checkpoint, root, tmp_path / "out") == 2
     assert "linear_probe is not measured on one, but knn (task linear in its file)" in capsys.readouterr().err
