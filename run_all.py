@@ -13,6 +13,7 @@ bad input; --check-data and --calibrate also 3, data absent.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -55,7 +56,7 @@ from evaluate.runtime.cli import (
     loading_processes,
     make_folder,
 )
-from evaluate.runtime.errors import UserError, in_one_sentence
+from evaluate.runtime.errors import Skip, UserError, in_one_sentence
 from evaluate.runtime.processes import end_with_parent
 from evaluate.runtime.settings import Settings, as_json, split_overrides
 from results import record, tables
@@ -122,6 +123,9 @@ def asked(arguments: argparse.Namespace) -> Asked:
     if arguments.sets and (pretrains or arguments.calibrate):
         raise UserError("--sets goes with --ckpt or --check-data")
     measured = sets.choose(arguments.sets, sets.root(arguments.data_root, arguments.sets)) if arguments.sets else ()
+    for one in () if arguments.check_data else measured:
+        with contextlib.suppress(Skip):  # a ready one that is absent is skipped, and the table says so
+            one.require()
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name], plan.of_sets(measured))
     settings = split_overrides(arguments.set)
     training = settings.pop(pretraining.TASK, {}) if pretrains else {}

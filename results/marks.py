@@ -56,27 +56,29 @@ def why_skipped(entry: Mapping[str, Any], metric: str) -> str:
 
 def _of_one(task: str, made: Mapping[str, Any], sets: list[str], immaterial: set[str]) -> list[str]:
     """Settings, limit, images left out and subsets of one measurement or training."""
-    found = []
-    changed = _changed_settings(made.get("config", {}), made.get("paper_config", {}), immaterial)
+    found, other = [], "default" if made.get("column") else "paper"  # whose protocol that of the column is
+    changed = _changed_settings(made.get("config", {}), made.get("paper_config", {}), immaterial, other)
     if changed:
         found.append(f"{task}: {' · '.join(changed)}")
     if made.get("limit"):
-        found.append(f"{task}: only {made['limit']} images of each set (--limit); paper: all")
+        found.append(f"{task}: only {made['limit']} images of each set (--limit); {other}: all")
     parts = [made["subset"][name] for name in sets if name in made.get("subset", {})]
     if parts:
         found.append(f"{task}: {' · '.join(parts)}")
     for name, images in made.get("unreadable_images", {}).items():
         if images and name in sets:
             were = "1 image was" if len(images) == 1 else f"{len(images)} images were"
-            found.append(f"{task}: {were} left out of {name}, since unreadable; paper: none")
+            found.append(f"{task}: {were} left out of {name}, since unreadable; {other}: none")
     return found
 
 
-def _changed_settings(config: Mapping[str, Any], paper: Mapping[str, Any], immaterial: set[str]) -> list[str]:
-    """``epochs 50; paper: 100`` for each setting that differs and matters."""
+def _changed_settings(
+    config: Mapping[str, Any], paper: Mapping[str, Any], immaterial: set[str], other: str
+) -> list[str]:
+    """``epochs 50; paper: 100`` for each setting that differs and matters, where ``other`` is "paper"."""
     names = [name for name in (*config, *(name for name in paper if name not in config)) if name not in immaterial]
     values = [(name, config.get(name, ABSENT), paper.get(name, ABSENT)) for name in names]
-    return [f"{name} {_text(own)}; paper: {_text(published)}" for name, own, published in values if own != published]
+    return [f"{name} {_text(own)}; {other}: {_text(published)}" for name, own, published in values if own != published]
 
 
 def _immaterial(entry: Mapping[str, Any], metric: str) -> set[str]:

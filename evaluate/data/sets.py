@@ -1,9 +1,9 @@
 """Labelled sets besides ImageNet: a person's own, described in a TOML file, and published ones that are ready by name.
 
-[pets]                          # the set's name, and that of its columns
-name = "My pets"                # what the table calls it (default: pets)
-train = "pets/train"            # a folder of class folders, a list or webdataset shards, from this file's folder on
-val = "pets/val.csv"
+[animals]                       # the set's name, and that of its columns
+name = "My animals"             # what the table calls it (default: animals)
+train = "animals/train"         # a folder of class folders, a list or webdataset shards, from this file's folder on
+val = "animals/val.csv"
 task = ["knn", "linear"]        # also few_shot, finetune
 classes = ["cat", "dog"]        # their order (default: sorted; they are then train's)
 metric = "accuracy"             # or mean_per_class, or map: several labels an image
@@ -87,7 +87,7 @@ class LabelledSet:
     def require(self) -> None:
         """Raises Skip where a ready set is absent, and UserError where the paths of a person's own lead nowhere."""
         for path in () if self.ready else (self.train, self.val):
-            sources.kind_of(path)
+            sources.require(path)
         missing = [part for part in (self.ready.parts if self.ready else ()) if not (self.root / part).exists()]
         if missing:
             raise Skip(f"{self.title} is not under {self.root}: {missing[0]} is missing; {READY[self.name].origin}")

@@ -65,6 +65,15 @@ def kind_of(source: Path) -> Kind:
     return "shards" if shards else "folder"
 
 
+def require(source: Path) -> None:
+    """Raises UserError for a source that is not there."""
+    kind = kind_of(source)
+    if kind == "shards":
+        find_shards(source)
+    elif not source.exists():
+        raise UserError(f"the {kind} {source} is not there; correct its path")
+
+
 def read(source: Path, labelled: bool = True) -> list[Item]:
     """The images of a source, by path.
 

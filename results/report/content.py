@@ -131,6 +131,7 @@ def _protocol(entry: Entry) -> str:
     return " · ".join(f"{name.replace('_', ' ')} {value}" for name, value in told.items())
 
 
+OF_SETS = "small_set"  # the preset of the probes and of fine-tuning on labelled sets
 DEMO_ROWS = ("siameseim", "mae", "random")  # of run_all.py without a checkpoint
 
 
@@ -139,8 +140,13 @@ def command(row: Row, node: str, entry: Entry) -> str:
     entry = entry or next((cell.entry for cell in row.cells.values() if cell.entry), {})
     name = shlex.quote(plain(f"{entry.get('encoder', row.label)}=FILE"))
     of_demo = entry.get("toy_data") and entry.get("encoder") in DEMO_ROWS  # which pretrains on data that it makes
-    text = "uv run run_all.py" + ("" if of_demo else f" --ckpt {name} --data-root DIR")
+    sets = entry.get("column", {}).get("sets", "") if entry.get("task") == node else ""
+    where = "" if ".toml:" in sets else " --data-root DIR"
+    where += f" --sets {shlex.quote(plain(sets))}" if sets else ""
+    text = "uv run run_all.py" + ("" if of_demo else f" --ckpt {name}{where}")
     preset = entry.get("preset", "paper")
+    if sets and preset == OF_SETS:  # which is the default there
+        preset = "paper"
     if preset in ("demo", "paper"):  # without --preset the probe is by the protocol of the encoder's method
         needed = preset == "demo" or entry.get("task") == node == "linear_probe"
         text += f" --preset {preset}" if needed and not of_demo else ""

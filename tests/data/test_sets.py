@@ -132,7 +132,7 @@ TOML = '[mine]\ntrain = "train"\nval = "val"\n'
         ("", "has nothing outside a set"),
         ("[mine\n", "cannot be read .*expected a TOML file"),
         ('[mine]\ntrain = "absent"\nval = "val"\n', "absent is not there, or is none of these"),
-        ('[mine]\ntrain = "absent.csv"\nval = "val"\n', "absent.csv cannot be read"),
+        ('[mine]\ntrain = "absent.csv"\nval = "val"\n', "the list .*absent.csv is not there"),
         ('[mine]\ntrain = "absent.tar"\nval = "val"\n', "absent.tar holds no webdataset shard"),
         (
             TOML + 'classes = ["ant", "bee"]\n',

@@ -1,6 +1,8 @@
 """Columns of labelled sets besides ImageNet, from the command line to the table."""
 
+import html
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,11 @@ def test_the_columns_stand_in_every_table_and_in_the_report(measured: Path) -> N
     for file, word in (("table.tex", "lists"), ("table.csv", "Four kNN"), ("report.html", "Four")):
         assert word in (measured / file).read_text()
     assert r"\multicolumn{4}{c}{Four}" in (measured / "table.tex").read_text()
+    found = re.findall(r"uv run run_all.py --ckpt mine=FILE[^\"\\]*", (measured / "report.html").read_text())
+    (line,) = {html.unescape(text) for text in found if "--tasks lists.linear " in text}
+    toml = next(entry for entry in entries if entry["task"] == "lists.linear")["column"]["sets"]
+    assert line.startswith(f"uv run run_all.py --ckpt mine=FILE --sets {toml} --tasks lists.linear --set lists.linear.")
+    assert "--set lists.linear.epochs=2" in line and "--data-root" not in line
     card = (measured / "model_card.md").read_text()
     assert '"dataset": {"name": "Four", "type": "four"}' in card
     names = [heading for heading, *_ in columns.of_records(entries)]
@@ -94,7 +101,9 @@ def test_a_limit_and_an_image_in_both_mark_the_cell(checkpoint: Path, tmp_path: 
     assert any("in train too" in mark for mark in marks.differences(entry, "top1"))
     assert measure("knn", f"{root / 'sets.toml'}:lists", checkpoint, root, tmp_path / "out", "--limit", "4") == 0
     entry = next(entry for entry in record.read_all(tmp_path / "out/records") if entry["limit"])
-    assert any("only 4 images of each set" in mark for mark in marks.differences(entry, "top1"))
+    found = marks.differences(entry, "top1")
+    assert "lists.knn: only 4 images of each set (--limit); default: all" in found
+    assert "lists.knn: img_size 32; default: 224 · resize 32; default: 256" in found
     assert not any("in train too" in mark for mark in marks.differences(entry, "top1"))
 
 
@@ -154,6 +163,11 @@ def test_what_does_not_go_with_sets(root: Path, checkpoint: Path, tmp_path: Path
     assert "there is no task 'nothing'" in capsys.readouterr().err
     assert measure("knn", toml, checkpoint, root, tmp_path / "out") == 2
     assert "name one: FILE.toml:NAME" in capsys.readouterr().err
+    for val, says in (("gone.csv", "the list .*gone.csv is not there"), ("gone", "gone is not there, or is none of")):
+        (tmp_path / "gone.toml").write_text(f'[one]\ntrain = "{root}/train"\nval = "{val}"\n')
+        line = ["--ckpt", str(checkpoint), "--sets", str(tmp_path / "gone.toml"), "--out", str(tmp_path / "not made")]
+        assert run_all.main(line) == 2 and re.search(says, capsys.readouterr().err)
+        assert not (tmp_path / "not made").exists()
     (tmp_path / "one.toml").write_text(f'[one]\ntrain = "{root}/train"\nval = "{root}/val"\ntask = "knn"\n')
     assert measure("linear_probe", str(tmp_path / "one.toml"), checkpoint, root, tmp_path / "out") == 2
     assert "linear_probe is not measured on one, but knn (task linear in its file)" in capsys.readouterr().err
