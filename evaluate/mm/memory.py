@@ -1,13 +1,13 @@
 """How much memory of a GPU a dense training is predicted to take (no torch): the peak of live tensors, in GiB.
 
-Read off the pretended GPU (docs/performance.md): ViTDet-B takes 5.9 for 1 image of 1024 px, 37.2 for 8, and 7.1 for 4
+Read off the pretended GPU (docs/performance.md): ViTDet-B takes 4.6 for 1 image of 1024 px, 26.2 for 8, and 7.0 for 4
 with gradient checkpointing; UPerNet 26.1 with a ViT-B and 41.7 with a ViT-L for 16 crops of 512 px.
 """
 
 from evaluate.encoder import memory
 from evaluate.encoder.spec import EncoderSpec
 
-FIXED, AN_IMAGE, AN_IMAGE_CHECKPOINTED = 1.5, 4.47, 1.4  # of ViTDet-B
+FIXED, AN_IMAGE, AN_IMAGE_CHECKPOINTED = 1.5, 3.09, 1.4  # of ViTDet-B
 A_CROP = 1.25  # of UPerNet's heads, at a ViT-B's width
 HEADS = {"vitdet": 25e6, "upernet": 70e6}  # weights, with 256 channels and with 768
 

@@ -248,7 +248,7 @@ def test_memory_is_what_the_pretended_gpu_took() -> None:
         "sweep": [(cost.VIT_B, 2.09)],
         "robustness": [(cost.VIT_B, 0.90)],
         "knn": [(cost.VIT_B, 4.9)],
-        "detection": [(cost.VIT_B, 5.9), (large, 12.2)],
+        "detection": [(cost.VIT_B, 4.6), (large, 10.4)],
         "segmentation": [(cost.VIT_B, 26.1), (large, 41.7)],
     }
     for task, found in traced.items():

@@ -39,7 +39,7 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize(
     ("size", "gib", "chosen", "checkpointed"),
-    [("vit_base", 80, 8, 32), ("vit_base", 40, 4, 16), ("vit_large", 80, 4, 16)],
+    [("vit_base", 80, 16, 32), ("vit_base", 40, 8, 16), ("vit_large", 80, 4, 16)],
 )
 def test_the_most_images_that_a_gpu_is_predicted_to_hold(size, gib, chosen, checkpointed, pretended) -> None:
     done = subprocess.run(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evaluate.encoder.spec import EncoderSpec
+from evaluate.mm.backbones.attention import with_positions
 from evaluate.mm.backbones.layers import (
     Block,
     PatchEmbed,
@@ -76,7 +77,7 @@ class Attention(nn.Module):
     def _attend(self, x: Tensor) -> Tensor:
         batch, h, w, width = x.shape
         query, key, value = self._split(self.qkv(x).flatten(1, 2))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=self._bias(query, h, w))
+        out = self._attend_to_grid(query, key, value, (h, w))
         return self.proj(out.transpose(1, 2).reshape(batch, h, w, width))
 
     def _with_prefix(self, x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -89,10 +90,8 @@ class Attention(nn.Module):
         tokens = F.scaled_dot_product_attention(query[:, :, :prefix], key, value)
         seen = own.repeat_interleave(len(windows) // len(x), 0)
         query, key, value = self._split(torch.cat([seen, windows.flatten(1, 2)], 1))
-        query = query[:, :, prefix:]
-        bias = F.pad(self._bias(query, *windows.shape[1:3]), (prefix, 0))
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
-        out = out.unflatten(1, windows.shape[1:3])
+        out = self._attend_to_grid(query[:, :, prefix:], key, value, windows.shape[1:3])
+        out = out.transpose(1, 2).flatten(2).unflatten(1, windows.shape[1:3])
         out = from_windows(out, *size) if self.window else out
         return self.proj(torch.cat([tokens.transpose(1, 2).flatten(2), out.flatten(1, 2)], 1))
 
@@ -100,17 +99,19 @@ class Attention(nn.Module):
         """(B, N, 3 D) to queries, keys and values, (3, B, heads, N, C)."""
         return qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
-    def _bias(self, query: Tensor, h: int, w: int) -> Tensor:
-        """What is added to the scores of patches (B, heads, h w, C) with each other, (B, heads, h w, h w)."""
-        batch = len(query)
-        grid = query.reshape(batch, self.heads, h, w, -1)
-        rows = torch.einsum("bnhwc,hkc->bnhwk", grid, relative_positions(self.rel_pos_h, h).to(grid.dtype))
-        columns = torch.einsum("bnhwc,wkc->bnhwk", grid, relative_positions(self.rel_pos_w, w).to(grid.dtype))
-        bias = (rows[..., :, None] + columns[..., None, :]).reshape(batch, self.heads, h * w, h * w)
-        if self.bias_side:
-            own = relative_bias(self.relative_position_bias_table, (self.bias_side, self.bias_side), (h, w), prefix=0)
-            bias = bias + own.to(bias.dtype)
-        return bias
+    def _attend_to_grid(self, query: Tensor, key: Tensor, value: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Attention of the patches of a grid to what may be prefix tokens and then the patches, (B, heads, h w, C)."""
+        places = query.unflatten(2, grid)
+        by_row, by_column = relative_positions(self.rel_pos_h, grid[0]), relative_positions(self.rel_pos_w, grid[1])
+        rows = torch.einsum("bnhwc,hkc->bnhwk", places, by_row.to(query.dtype)).flatten(2, 3)
+        columns = torch.einsum("bnhwc,wkc->bnhwk", places, by_column.to(query.dtype)).flatten(2, 3)
+        if not self.bias_side:
+            return with_positions(query, key, value, rows, columns)
+        # BEiT's own bias is no sum of rows and columns, so it is added as a tensor of all pairs
+        bias = (rows[..., :, None] + columns[..., None, :]).flatten(3)
+        own = relative_bias(self.relative_position_bias_table, (self.bias_side, self.bias_side), grid, prefix=0)
+        bias = F.pad(bias + own.to(bias.dtype), (key.shape[2] - bias.shape[3], 0))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
 
 
 def to_windows(x: Tensor, side: int) -> Tensor:
