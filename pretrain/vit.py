@@ -31,8 +31,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def is_explicit(query: Tensor) -> bool:
     """Whether attention of queries (B, H, N, d) follows its formula, not torch's fused kernel: in 16 bits on a CPU.
 
-    There the fused kernel takes 1.1 to 1.5 times as long forward and 2 to 8 times backward (docs/performance.md). In
-    float32 and on GPUs it is the faster one, at every size.
+    There the fused kernel takes 1.1 to 1.7 times as long forward and 2 to 8 times backward (docs/performance.md). In
+    float32 it is the faster one at every size that was measured; on GPUs torch chooses.
     """
     if query.device.type != "cpu" or query.shape[-2] > EXPLICIT_TOKENS:
         return False

@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from pretrain import checkpoint, methods, train
+from pretrain.benchmark.plain import crops_of
 from pretrain.data import views
 from pretrain.methods import mae, siameseim
+from pretrain.step import PRECISIONS, start_model
 from pretrain.vit import set_grad_checkpointing
 
 TINY = {
@@ -49,6 +51,31 @@ def test_a_compiled_step_gives_the_same_loss_gradients_and_state(method, backend
             scale = gradients[name].abs().max().item()
             torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-5, atol=1e-5 * scale, msg=name)
     torch.testing.assert_close(compiled.state_dict(), plain.state_dict(), rtol=1e-5, atol=1e-6)
+
+
+WHOLE = [method for method in methods.METHODS if method != "swav"]  # which looks whether its queue is full
+
+
+@pytest.mark.parametrize("method", [*WHOLE, "siameseim bf16", "siameseim bf16_products"])
+def test_nothing_breaks_the_graph(method):
+    """The whole step is one graph: ``fullgraph`` raises where something is left to Python."""
+    name, _, precision = method.partition(" ")
+    settings = ["batch_size=8", f"precision={precision or 'fp32'}"]
+    settings += ["bn_group=4"] if name in ("moco_v1", "moco_v2") else []
+    config = methods.configure("demo" if name == "siameseim" else f"{name}_demo", settings)
+    images = [torch.randint(0, 255, (3, 40, 48), dtype=torch.uint8) for _ in range(8)]
+    batch = views.augment(crops_of(images, config), 0, config)
+    losses, dtype = [], PRECISIONS.get(config.precision)
+    torch.compiler.reset()  # else a graph of the same model without hooks would do for one with them
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = start_model(config, "cpu")
+        if compiled:
+            model.compile(backend="eager", fullgraph=True)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            losses.append(model(batch).loss)
+        losses[-1].backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
