@@ -94,8 +94,10 @@ def test_finishes_after_kill_9_with_the_table_of_an_unbroken_run_and_repeats_not
         name for name in frame if pd.notna(frame.loc["mine", name])
     }
 
+    (broken / "logs/imports.log").unlink()  # of the fork servers
     third = run(checkpoint, world, broken, *tasks)
     assert third.stdout.count("stands already") == 5  # the conversion and four tasks
+    assert not (broken / "logs/imports.log").exists(), "it imported for nothing"
 
 
 def test_a_failing_task_is_recorded_and_the_others_go_on(checkpoint, world, tmp_path):
