@@ -65,7 +65,7 @@ def draws(config: Config) -> bool:
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``."""
     train, val = count("imagenet/train"), count("imagenet/val")
-    bank = 1.3 * 4 * spec.embed_dim * train / memory.GIB  # and a block's similarities
+    bank = (4 + 2) * spec.embed_dim * train / memory.GIB + 0.5  # in float32 and fp16, and what a block takes
     return of_training(
         0,
         train + val,

@@ -2,13 +2,11 @@
 
 import torch
 
-from evaluate.classification import features, metrics
+from evaluate.classification import features, metrics, search
 from evaluate.classification.finite import require_finite
 from evaluate.encoder import Encoder
 from evaluate.runtime import distributed
 from evaluate.runtime.progress import track
-
-BLOCK = 256  # test images a product with the train set: on ImageNet 1.3 GB of cosines
 
 
 def unit_features(found: features.Features, encoder: Encoder, kind: str, device: str) -> torch.Tensor:
@@ -32,17 +30,17 @@ def classify(
     """The best classes (n_test, c) for each k, and their shares of the votes, from unit features (n_train, D) and
     (n_test, D).
 
-    One top-k for the largest k serves all; where train has fewer images than k, all vote. The processes take blocks of
-    BLOCK test images in turn: what is multiplied with what does not depend on how many they are, so neither does a bit
-    of the result.
+    One search for the largest k serves all; where train has fewer images than k, all vote. The processes take blocks of
+    search.ROWS test images in turn: what is multiplied with what does not depend on how many they are, so neither does
+    a bit of the result.
     """
     most = min(max(neighbors), len(train))
     classes = int(train_labels.max()) + 1
-    blocks = range(0, len(test), BLOCK)
+    blocks, bank = range(0, len(test), search.ROWS), search.Bank(train)
     mine: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
     for begin in track(blocks[distributed.rank() :: distributed.world_size()], "neighbors"):
-        nearest = (test[begin : begin + BLOCK] @ train.T).topk(most, dim=1)
-        weights, labels = (nearest.values / temperature).exp(), train_labels[nearest.indices]
+        cosines, indices = bank.nearest(test[begin : begin + search.ROWS], most)
+        weights, labels = (cosines / temperature).exp(), train_labels[indices]
         top, shares = zip(*(_vote(weights[:, :k], labels[:, :k], classes) for k in neighbors), strict=True)
         mine[begin] = torch.stack(top).cpu(), torch.stack(shares).cpu()
     found = {begin: voted for part in distributed.gather_objects(mine) for begin, voted in part.items()}

@@ -218,8 +218,8 @@ def test_the_papers_size_is_solved_in_twenty_seconds() -> None:
     generator = np.random.default_rng(0)
     labels = np.sort(np.arange(12_811) % 1000)
     features = generator.normal(size=(len(labels), 768)) + generator.normal(size=(1000, 768))[labels]
-    begun = time.perf_counter()
+    begun = time.process_time()
     _, objective = softmax_regression.fit(softmax_regression.centre_rows(features), labels, 0.1)
-    seconds = time.perf_counter() - begun
-    print(f"{seconds:.1f} s, objective {objective:.9f}")
+    seconds = time.process_time() - begun
+    print(f"{seconds:.1f} s of processor time, objective {objective:.9f}")
     assert seconds < 20

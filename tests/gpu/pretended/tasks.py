@@ -20,7 +20,7 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from evaluate import finetune, knn, linear_probe, sweep
-from evaluate.classification import cached_pass, classifier, features, finetuning, head_sweep, neighbors, probe
+from evaluate.classification import cached_pass, classifier, features, finetuning, head_sweep, neighbors, probe, search
 from evaluate.classification.predictions import BATCH as PREDICTED
 from evaluate.classification.predictions import Predictor
 from evaluate.classification.sampler import BatchSampler
@@ -165,10 +165,10 @@ def trace_knn(encoder: Encoder, options: argparse.Namespace, env: Env, trace: Tr
     config = _config(knn, options)
     train = torch.zeros(TRAIN, encoder.spec.embed_dim, device="cuda")
     labels = torch.zeros(TRAIN, dtype=torch.int64, device="cuda")
-    test = torch.zeros(neighbors.BLOCK, encoder.spec.embed_dim, device="cuda")
+    test = torch.zeros(search.ROWS, encoder.spec.embed_dim, device="cuda")
     for tensor in (train, labels, test):
         trace.memory.see(tensor)
-    with trace.part("knn: a block", neighbors.BLOCK, scalar=CLASSES - 1):  # the number that is read: the largest label
+    with trace.part("knn: a block", search.ROWS, scalar=CLASSES - 1):  # the number that is read: the largest label
         neighbors.classify(train, labels, test, config.neighbors, config.temperature)
 
 
