@@ -389,7 +389,7 @@ def planned(
         side = next((side for config in every if (side := getattr(config, "img_size", None))), 224)
         workers = loading_processes(arguments.workers, device, max(gpus, 1))
         print("probe: measuring this machine, which takes half a minute", flush=True)
-        spec = next((spec for spec in specs.values() if spec), VIT_B)
+        spec = next((spec for spec in specs.values() if spec and spec.recipes != "pyramid"), VIT_B)
         estimate.keep(probe.measure(spec, side, device, workers, root), make_folder(out))
     speed = estimate.kept(out, gpus)
     listed, seeds = [], more_seeds(arguments)

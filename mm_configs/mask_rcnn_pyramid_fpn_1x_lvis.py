@@ -4,8 +4,9 @@ factors.
 
     torchrun --nproc-per-node 8 -m evaluate.detection --ckpt timm:convnext_tiny@FILE --data-root DIR --set dataset=lvis
 
-AdamW with the numbers of Swin's recipe (arXiv 2103.14030, section 4.2). Not the protocol of the SiameseIM table, which
-has ViTs only. No published box AP or mask AP of exactly this recipe.
+AdamW with the numbers of Swin's recipe (arXiv 2103.14030, section 4.2), on 8 GPUs with two
+images each. Not the protocol of the SiameseIM table, which has ViTs only. No published box AP or
+mask AP of exactly this recipe.
 """
 
 from mmengine.config import read_base

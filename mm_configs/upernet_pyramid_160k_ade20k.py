@@ -3,8 +3,9 @@
 
     python -m evaluate.segmentation --ckpt timm:convnext_tiny@FILE --data-root DIR
 
-160,000 iterations of 16 crops of 512 pixels; AdamW with the numbers of Swin's recipe (arXiv 2103.14030, section 4.3).
-Not the protocol of the SiameseIM table, which has ViTs only. No published mIoU of exactly this recipe.
+160,000 iterations of 16 crops of 512 pixels; AdamW with the numbers of Swin's recipe (arXiv 2103.14030, section 4.3),
+on 8 GPUs with two crops each. Not the protocol of the SiameseIM table, which has ViTs only. No published mIoU of
+exactly this recipe.
 """
 
 from mmengine.config import read_base

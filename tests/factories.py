@@ -167,6 +167,22 @@ def tiny_resnet() -> Encoder:
     return Encoder(spec, model.state_dict())
 
 
+def tiny_pyramid() -> Encoder:
+    """A small ConvNeXt of timm's."""
+    from evaluate.encoder.model import build
+
+    torch.manual_seed(0)
+    fields = {"model": "test_convnext", "maps": (24, 32, 48, 64), "img_size": 160, "patch_size": 1}
+    spec = EncoderSpec("timm", 64, 1, MEAN, STD, pooling="mean", **fields)  # type: ignore[arg-type]
+    return Encoder(spec, build(spec).state_dict())
+
+
+def encoder_for(recipe: str) -> Encoder:
+    """A tiny encoder of the kind that a recipe of mm_configs/ is for."""
+    makers = {"_resnet_": tiny_resnet, "_pyramid_": tiny_pyramid}
+    return next((make for part, make in makers.items() if part in recipe), tiny_encoder)()
+
+
 def shrink(cfg) -> None:
     """Seconds instead of days: small pictures and few regions."""
     side = 96

@@ -233,7 +233,7 @@ def _counts(model: nn.Module, side: int, forward: Any) -> dict[str, float]:
     leaves = [module for module in model.modules() if not any(module.children())]
     hooks = [module.register_forward_hook(note) for module in leaves]
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        with FlopCounterMode(display=False) as counted:  # with gradients, which its hooks expect
             forward(torch.zeros(1, 3, side, side))
     finally:
         for hook in hooks:

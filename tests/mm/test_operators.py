@@ -22,7 +22,7 @@ from torch import Tensor
 from evaluate.mm import benchmark, detector, frozen, operators, recipes, runner, segmenter
 from evaluate.mm.parity.__main__ import compare
 from evaluate.runtime.errors import UserError
-from tests.factories import shrink, tiny_encoder, tiny_resnet
+from tests.factories import encoder_for, shrink
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(path.stem for path in recipes.RECIPES.glob("[!_]*.py"))
@@ -56,7 +56,7 @@ def trained_and_tested(name: str) -> None:
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    cfg, encoder = recipes.read_recipe(name), tiny_resnet() if "resnet" in name else tiny_encoder()
+    cfg, encoder = recipes.read_recipe(name), encoder_for(name)
     if cfg.default_scope == "mmdet":
         detector.fill_encoder(cfg, encoder)
         if "mask_head" in cfg.model.roi_head:

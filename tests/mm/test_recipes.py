@@ -22,7 +22,7 @@ from evaluate.mm.backbones.vitdet import global_blocks
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import override
-from tests.factories import tiny_encoder, tiny_resnet
+from tests.factories import encoder_for, tiny_encoder
 
 RECIPES = recipes.names()
 # of the recipes and of their bases
@@ -98,7 +98,7 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
     from mmengine.registry import DATASETS, EVALUATOR, MODELS, PARAM_SCHEDULERS, DefaultScope
 
     cfg = recipes.read_recipe(name)
-    encoder = tiny_resnet() if "resnet" in name else tiny_encoder()
+    encoder = encoder_for(name)
     env = Env(world, tmp_path)
     if name.endswith("ade20k"):
         (frozen if name.startswith("linear") else segmenter).fill_encoder(cfg, encoder)
@@ -115,8 +115,9 @@ def test_a_recipe_builds(name: str, world: Path, tmp_path: Path) -> None:
         runner.load_encoder(model, encoder)
         model.init_weights()
         own, theirs = model.backbone.state_dict(), encoder.model.state_dict()
-        key = "layer2.0.conv1.weight" if "resnet" in name else "blocks.1.mlp.fc1.weight"
-        kept = own[f"model.{key}" if "resnet" in name else key]
+        keys = {"resnet": "layer2.0.conv1.weight", "timm": "stages.1.blocks.0.mlp.fc1.weight"}
+        key = keys.get(encoder.spec.family, "blocks.1.mlp.fc1.weight")
+        kept = own[f"model.{key}" if encoder.spec.family in keys else key]
         assert torch.equal(kept, theirs[key]), "initialising the heads changed the encoder"
         if "_c4_" in name:
             last = model.roi_head.shared_head.layer4.state_dict()
@@ -161,7 +162,7 @@ def test_a_recipe_says_its_row_gpus_number_and_command(name: str) -> None:
     module = plan.module_of(task)
     config = override(module.PRESETS["paper"], settings)
     if task == "detection":
-        family = "resnet" if "resnet" in name else "vit"
+        family = encoder_for(name).spec.recipes
         assert recipe_names.recipe_of(config.recipe, config.dataset, family) == name, "the command is another recipe's"
 
 
@@ -258,6 +259,9 @@ def test_a_recipe_is_chosen_by_name() -> None:
         override(detection.PRESETS["paper"], {"dataset": "lvis", "recipe": "mask_rcnn_resnet_c4_2x_coco"})
     with pytest.raises(UserError, match="no paper recipe of voc for a vit encoder; choose .*paper of coco"):
         recipe_names.recipe_of("paper", "voc", "vit")
+    assert recipe_names.recipe_of("mask_rcnn_resnet_fpn_2x_coco", "coco", "pyramid") == "mask_rcnn_resnet_fpn_2x_coco"
+    with pytest.raises(UserError, match="not for a pyramid encoder; choose one with pyramid or resnet_fpn in its name"):
+        recipe_names.recipe_of(chosen.recipe, chosen.dataset, "pyramid")
     assert all(name in RECIPES for name in recipe_names.RECIPES.values())
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError
 from evaluate.runtime.settings import override
 from results import marks
-from tests.factories import mae_state, tiny_encoder, tiny_resnet
+from tests.factories import mae_state, tiny_encoder, tiny_pyramid, tiny_resnet
 
 
 def run(module, encoder: Encoder, world: Path, folder: Path, **changes) -> tuple[dict, Env]:
@@ -62,9 +63,18 @@ def test_segmentation_is_repeatable(encoder: Encoder, world: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("module", [detection, segmentation], ids=["coco", "ade20k"])
-def test_a_resnet(module, world: Path, tmp_path: Path) -> None:
-    metrics, _ = run(module, tiny_resnet(), world, tmp_path, iterations=3, limit=4)
+@pytest.mark.parametrize("make", [tiny_resnet, tiny_pyramid], ids=["resnet", "pyramid"])
+def test_maps_at_four_strides(make: Callable[[], Encoder], module, world: Path, tmp_path: Path) -> None:
+    metrics, _ = run(module, make(), world, tmp_path, iterations=3, limit=4)
     assert all(0 <= value <= 100 for value in metrics.values())
+
+
+@pytest.mark.parametrize("module", [detection, segmentation], ids=["coco", "ade20k"])
+def test_an_encoder_without_maps_is_skipped(module, world: Path, tmp_path: Path) -> None:
+    encoder = tiny_pyramid()
+    encoder.spec = dataclasses.replace(encoder.spec, maps=())
+    with pytest.raises(Skip, match="the encoder test_convnext gives no maps at strides 4, 8, 16 and 32"):
+        run(module, encoder, world, tmp_path)
 
 
 @pytest.mark.parametrize("module", [detection, segmentation], ids=["coco", "ade20k"])
