@@ -58,11 +58,11 @@ def shares_of_votes(
         train, test: unit features.
         marked: (n_train, classes) bool.
     """
-    found = []
-    for block in track(test.split(BLOCK), "neighbors"):
-        nearest = (block @ train.T).topk(min(count, len(train)), dim=1)
-        weights = (nearest.values / temperature).exp().double()
-        found.append((weights[:, None] @ marked[nearest.indices].double())[:, 0] / weights.sum(dim=1, keepdim=True))
+    found, bank = [], search.Bank(train)
+    for block in track(test.split(search.ROWS), "neighbors"):
+        cosines, indices = bank.nearest(block, min(count, len(train)))
+        weights = (cosines / temperature).exp().double()
+        found.append((weights[:, None] @ marked[indices].double())[:, 0] / weights.sum(dim=1, keepdim=True))
     return torch.cat(found).cpu()
 
 

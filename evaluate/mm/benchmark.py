@@ -8,7 +8,8 @@ Weights and images are noise, with as many objects as COCO's images have: the ti
 detectron2's seconds were recorded on an A100. They are scaled to this machine: multiplied by the A100's peak rate (312
 TFLOP/s in half precision) and divided by the rate of a matrix product measured here in the same run. An A100 itself
 reaches about three quarters of its peak, so the scaled time is a slightly too strict goal for another GPU. The times do
-not include reading and augmenting images, which the loading processes do.
+not include reading and augmenting images, which the loading processes do. Scoring and the attention alone are in
+``scoring_benchmark`` and ``attention_benchmark``.
 """
 
 import argparse

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SCORES_AT_ONCE = 2**21  # 8 MB in fp32
+SCORES_AT_ONCE = 2**22  # 16 MB in fp32
 FLASH_CHANNELS = 256  # the flash kernel's most, of queries, keys and values alike
 ALIGNED = 8  # channels that the GPU's kernels take are a multiple of it
 
@@ -64,7 +64,6 @@ class _InBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         q, k, v, of_row, of_column = _grouped(query, key, value, rows, columns)
-        q = q * query.shape[3] ** -0.5
         out = torch.empty_like(q)
         for group, part, scores in _blocks(q, k):
             _weights(q[group, part], k[group], of_row[group, part], of_column[group, part], scores)
@@ -77,7 +76,6 @@ class _InBlocks(torch.autograd.Function):
         *inputs, out = ctx.saved_tensors
         q, k, v, of_row, of_column, grad = _grouped(*inputs, grad)
         scale = q.shape[2] ** -0.5
-        q = q * scale
         shared = (grad * out).sum(2, keepdim=True)
         grid = of_row.shape[2], of_column.shape[2]
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -90,9 +88,9 @@ class _InBlocks(torch.autograd.Function):
             on_grid = of_scores[..., -grid[0] * grid[1] :].unflatten(2, grid)
             torch.sum(on_grid, 3, out=grad_row[group, part])
             torch.sum(on_grid, 2, out=grad_column[group, part])
-            torch.bmm(of_scores, k[group], out=grad_q[group, part])
-            grad_k[group].baddbmm_(of_scores.mT, q[group, part])
-        found = grad_q.mul_(scale), grad_k, grad_v, grad_row, grad_column
+            grad_q[group, part].baddbmm_(of_scores, k[group], beta=0, alpha=scale)
+            grad_k[group].baddbmm_(of_scores.mT, q[group, part], alpha=scale)
+        found = grad_q, grad_k, grad_v, grad_row, grad_column
         return tuple(own.view_as(given).to(given.dtype) for own, given in zip(found, inputs, strict=True))
 
 
@@ -123,5 +121,5 @@ def _weights(query: Tensor, key: Tensor, rows: Tensor, columns: Tensor, out: Ten
     prefix = key.shape[1] - grid[0] * grid[1]
     out[..., :prefix] = 0
     torch.add(rows[..., None], columns[:, :, None], out=out[..., prefix:].unflatten(2, grid))
-    out.baddbmm_(query, key.mT)
+    out.baddbmm_(query, key.mT, alpha=query.shape[2] ** -0.5)
     torch.softmax(out, 2, out=out)

@@ -33,7 +33,7 @@ PEAKS = {  # GiB of the tasks' own micro-batches, at ViT-B's width and four bloc
     "features": 0.65,
     "predictions": 0.7,
     "knn": 6.2,
-    "detection": 4.2,  # of two images; a bias of all pairs of patches would make it 5.8
+    "detection": 4.2,  # of two images; a bias of all pairs of patches would make it 5.3
     "segmentation": 3.3,  # of two crops
 }
 
