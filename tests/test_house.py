@@ -26,6 +26,7 @@ LEVELS = {  # the longest name that a module begins with counts; level 1 is the 
     "mm_configs": 5,
     "evaluate.harness": 6,
     "evaluate.convert": 6,
+    "evaluate.benchmark": 6,
     "evaluate.calibrate": 6,
     "pretrain": 6,
     "evaluate": 7,  # the tasks
@@ -88,7 +89,7 @@ def test_no_import_points_up() -> None:
 
 def test_the_commands_alone_stand_at_the_top_of_evaluate() -> None:
     names = {path.stem for path in (ROOT / "evaluate").glob("*.py")}
-    assert names == {*TASKS, "convert", "calibrate", "__init__"}
+    assert names == {*TASKS, "benchmark", "convert", "calibrate", "__init__"}
 
 
 def test_open_mmlab_is_imported_by_the_dense_room_alone() -> None:
