@@ -11,6 +11,7 @@ plain form. A peer that is not installed is said to be missing. ``pretrain.bench
 import argparse
 import os
 
+from evaluate.runtime.cli import at_least_one
 from results.ending import leave
 
 PARTS = ("knn", "few_shot", "attention", "coco", "lvis")
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)", choices=[*PARTS, []]
     )
-    parser.add_argument("--rounds", type=int, default=3, help="of which medians are taken (default: 3)")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="of which medians are taken (default: 3)")
     parser.add_argument("--small", action="store_true", help="small sizes, in seconds: whether it works")
     options = parser.parse_args(argv)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy reads it when it is imported

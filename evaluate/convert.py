@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from evaluate import encoder
-from evaluate.checkpoints import command_line, export, named
+from evaluate.checkpoints import command_line, export, named, writing
 from evaluate.checkpoints.certificate import Certificate
 from evaluate.checkpoints.conversion import convert, default_out, ensure, inspect, inspection
 from evaluate.runtime.errors import UserError
@@ -65,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.if_needed:
             with exclusive(out.with_name(".lock"), f"converting {file}"):
                 path = ensure(file, out, **options)
+                if path.resolve() != out.resolve():  # an encoder file already: a row has its own
+                    path = writing.copy(path, out)
             print(f"{Certificate.read(encoder.certificate_path(path))}\nencoder: {path}")
             return 0
         made = convert(file, out, **options)

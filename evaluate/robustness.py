@@ -131,14 +131,10 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
         for name in SETS[:3]
         if name not in skipped
     }
-    further = [name for name in layouts.FURTHER if name in there]
-    sets |= {
-        name: further_sets.v2_set(name, env.data_root, env.limit, env.identities)
-        for name in further_sets.V2
-        if name in there
-    }
-    answers, outcomes = natural_shifts(val, sets, predict, crop)
-    outcomes |= several_right(further, val, answers["clean_top1"], predict, crop, env)
+    found, unusable = further([name for name in there if name not in skipped], val, env)
+    skipped |= unusable
+    answers, outcomes = natural_shifts(val, sets | found.v2, predict, crop)
+    outcomes |= several_right(found, answers["clean_top1"], predict, crop, env)
     result = {name: metrics.percent(correct) for name, correct in outcomes.items()}
     env.report(standard_error={name: binomial(value, len(outcomes[name])) for name, value in result.items()})
     if "imagenet_c" not in skipped:
@@ -156,7 +152,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     # IN-C's settings are its own; what a cell rests on marks it as the classifier's own cell is marked
     corrupted_alone = ["corruptions", "corrupted_images", "corrupted_resize"]
     env.report(
-        immaterial=dict.fromkeys([*SETS[:3], *further], corrupted_alone),
+        immaterial=dict.fromkeys([*SETS[:3], *layouts.FURTHER], corrupted_alone),
         rests_on={"finetune": classifiers.how_made(path)},
     )
     env.report(protocol=protocol, skipped=skipped)
@@ -184,27 +180,54 @@ def natural_shifts(
     return answers, {name: right for name, right in correct.items() if len(right)}
 
 
+@dataclass(frozen=True)
+class Further:
+    """The further sets that are there."""
+
+    v2: dict[str, ImageSet]
+    real: np.ndarray | None
+    """(n, C) bool, which classes are right for each image of val."""
+    objectnet: tuple[ImageSet, np.ndarray] | None
+    """Its images, and which classes are right for each."""
+
+
+def further(names: Sequence[str], val: ImageSet, env: Env) -> tuple[Further, dict[str, str]]:
+    """The further sets among ``names``; and of one that cannot be used the reason: the paper's columns go on."""
+    v2, real, objects, unusable = dict[str, ImageSet](), None, None, dict[str, str]()
+    for name in names:
+        try:
+            if name in further_sets.V2:
+                v2[name] = further_sets.v2_set(name, env.data_root, env.limit, env.identities)
+            elif name == further_sets.REAL:
+                whole = val_set(env.data_root, None, env.identities)
+                right = further_sets.real_labels(env.data_root, whole)
+                env.report(sizes={name: size(int(right.any(axis=1).sum()), len(val.classes))})
+                places = {file: row for row, file in enumerate(whole.files)}
+                real = right[[places[file] for file in val.files]]
+            elif name == further_sets.OBJECTNET:
+                objects = further_sets.objectnet_set(env.data_root, env.limit, env.identities)
+        except UserError as error:
+            unusable[name] = str(error)
+    return Further(v2, real, objects), unusable
+
+
 def several_right(
-    names: Sequence[str], val: ImageSet, clean: "Answers", predict: "Predictor", crop: "CenterCrop", env: Env
+    found: Further, clean: "Answers", predict: "Predictor", crop: "CenterCrop", env: Env
 ) -> dict[str, np.ndarray]:
-    """By metric whether the best class of each image is among its right ones, bool (n,): ReaL and ObjectNet, as far as
-    they are among ``names``.
+    """By metric whether the best class of each image is among its right ones, bool (n,): ReaL, by the answers on val,
+    and ObjectNet.
     """
-    found = {}
-    if further_sets.REAL in names:
-        whole = val_set(env.data_root, None, env.identities)
-        right = further_sets.real_labels(env.data_root, whole)
-        env.report(sizes={further_sets.REAL: size(int(right.any(axis=1).sum()), len(val.classes))})
-        places = {file: row for row, file in enumerate(whole.files)}
-        right = right[[places[file] for file in val.files]]
-        found["imagenet_real_top1"] = further_sets.among_right(
-            clean.top[:, 0], np.delete(right, clean.left_out, axis=0)
-        )
-    if further_sets.OBJECTNET in names:
-        images, right = further_sets.objectnet_set(env.data_root, env.limit, env.identities)
+    outcomes = {}
+    if found.real is not None:
+        right = np.delete(found.real, clean.left_out, axis=0)
+        outcomes["imagenet_real_top1"] = further_sets.among_right(clean.top[:, 0], right)
+        env.report(images_evaluated={further_sets.REAL: len(outcomes["imagenet_real_top1"])})
+    if found.objectnet is not None:
+        images, right = found.objectnet
         own = predict(images, further_sets.WithoutBorder(crop)).answers
-        found["objectnet_top1"] = further_sets.among_right(own.top[:, 0], np.delete(right, own.left_out, axis=0))
-    return {name: right for name, right in found.items() if len(right)}
+        right = np.delete(right, own.left_out, axis=0)
+        outcomes["objectnet_top1"] = further_sets.among_right(own.top[:, 0], right)
+    return {name: right for name, right in outcomes.items() if len(right)}
 
 
 def corrupted(

@@ -71,22 +71,45 @@ class Evaluations:
 
     def take(self, model: nn.Module, method: MethodModule, config: PretrainConfig, epoch: int) -> None:
         """Writes a snapshot and has it measured as soon as nothing else is. Raises OSError where it has no room."""
-        folder = self.out / SNAPSHOTS
-        folder.mkdir(exist_ok=True)
+        (self.out / SNAPSHOTS).mkdir(exist_ok=True)
         weights = checkpoint.in_own_memory(method.to_official(model.state_dict()))
         content = {"model": weights, "config": config.to_json(), "epoch": epoch}
-        width = len(str(config.epochs))
-        checkpoint.write(folder / f"epoch{epoch:0{width}}.pth", lambda file: torch.save(content, file))
+        checkpoint.write(self._snapshot(epoch, config), lambda file: torch.save(content, file))
         self.waits = True
         self.look()
 
+    def go_on(self, model: nn.Module, method: MethodModule, config: PretrainConfig, epoch: int | None) -> None:
+        """Of a run that goes on: has measured what was not, and takes the snapshot of its ``epoch`` where that was due
+        and is not there. Raises OSError.
+        """
+        self.waits = any((self.out / SNAPSHOTS).glob("*.pth"))
+        if epoch is not None and not self._snapshot(epoch, config).is_file():
+            self.take(model, method, config, epoch)
+        self.look()
+
+    def check(self) -> None:
+        """Raises ValueError with run_all.py's own sentence where it would refuse the tasks or options."""
+        command = [*self._command(f"run={RUN_ALL}"), "--dry-run"]  # any file that exists: nothing is read of it
+        asked = subprocess.run(command, capture_output=True, text=True, env=self._environment())
+        if asked.returncode:
+            said = [line for line in asked.stderr.splitlines() if line.strip()]
+            raise ValueError(f"--evaluate: {said[-1] if said else f'run_all.py ends with {asked.returncode}'}")
+        if re.search(r"^to do: 0 ", asked.stdout, re.MULTILINE):
+            wanted = self.wanted
+            raise ValueError(
+                f"--evaluate {wanted.tasks}: its data are not below {wanted.data_root}; give --evaluate-data-root"
+            )
+
     def look(self) -> None:
         """Takes note of a measurement that has ended, and begins the next one that waits."""
-        if self.process and self.process.poll() is not None:
-            self._tell(self.process.returncode)
-            self.process = None
-        if self.waits and not self.process:
-            self._begin()
+        try:
+            if self.process and self.process.poll() is not None:
+                status, self.process = self.process.returncode, None
+                self._tell(status)
+            if self.waits and not self.process:
+                self._begin()
+        except OSError as error:
+            print(f"pretrain: nothing is measured now: {error}", flush=True)
 
     def end(self, done: bool) -> None:
         """Returns when everything is measured; of a run that was not ``done``, ends what measures. The same command
@@ -105,15 +128,25 @@ class Evaluations:
         self.waits = False
         out = self.out / FOLDER
         out.mkdir(exist_ok=True)
-        wanted = self.wanted
-        command = [sys.executable, str(RUN_ALL), "--ckpt", str(self.out / SNAPSHOTS), "--tasks", wanted.tasks]
-        command += ["--data-root", str(wanted.data_root), "--out", str(out), *shlex.split(wanted.options)]
-        environment = {name: value for name, value in os.environ.items() if not OF_TORCHRUN.fullmatch(name)}
-        environment[PARENT] = str(os.getpid())
+        command = self._command(str(self.out / SNAPSHOTS))
         with (out / LOG).open("wb") as log:
             self.process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(), start_new_session=True
             )
+
+    def _command(self, checkpoints: str) -> list[str]:
+        wanted = self.wanted
+        command = [sys.executable, str(RUN_ALL), "--ckpt", checkpoints, "--tasks", wanted.tasks]
+        command += ["--data-root", str(wanted.data_root), "--out", str(self.out / FOLDER)]
+        return [*command, *shlex.split(wanted.options)]
+
+    def _environment(self) -> dict[str, str]:
+        """Without what torchrun has set: run_all.py is no process of the run."""
+        known = {name: value for name, value in os.environ.items() if not OF_TORCHRUN.fullmatch(name)}
+        return known | {PARENT: str(os.getpid())}
+
+    def _snapshot(self, epoch: int, config: PretrainConfig) -> Path:
+        return self.out / SNAPSHOTS / f"epoch{epoch:0{len(str(config.epochs))}}.pth"
 
     def _tell(self, status: int) -> None:
         if status:

@@ -120,6 +120,9 @@ def train(
     together = micro_batch * distributed.world_size()
     parts: dict[str, Any] = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
     first = _resume(out, model, method, config, parts, together, images.identity, execution.allow_other_images)
+    if evaluations and first:
+        missed = first // steps if evaluations.due(first, steps, total) else None
+        distributed.on_rank_zero(functools.partial(evaluations.go_on, model, method, config, missed))
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
     batches = steps_from(images, first, micro_batch, config, execution.workers)
     looks = steps * (
@@ -169,16 +172,16 @@ def train(
                     functools.partial(saver.save, out, model, method, config, execution.keep, **states)
                 )
                 saved = time.monotonic()
-            if signals:
-                distributed.on_rank_zero(saver.wait)
-                raise Interrupted(signals[0], step + 1)
-            if looks and (step + 1) % looks == 0:
-                distributed.on_rank_zero(functools.partial(_look, monitor, model, config, step + 1, device, log))
             if evaluations:
                 evaluations.look()
                 if evaluations.due(step + 1, steps, total):
                     take = functools.partial(evaluations.take, model, method, config, (step + 1) // steps)
                     distributed.on_rank_zero(take)
+            if signals:
+                distributed.on_rank_zero(saver.wait)
+                raise Interrupted(signals[0], step + 1)
+            if looks and (step + 1) % looks == 0:
+                distributed.on_rank_zero(functools.partial(_look, monitor, model, config, step + 1, device, log))
         distributed.on_rank_zero(saver.wait)
     return out / checkpoint.NAME
 
@@ -284,7 +287,11 @@ def main(argv: list[str] | None = None) -> int:
         status = _end(EXIT_CTRL_C, f"stopped; the same command goes on from the newest checkpoint in {arguments.out}")
     status = distributed.end(status)
     if evaluations:
-        evaluations.end(done=status == 0)
+        try:
+            evaluations.end(done=status == 0)
+        except KeyboardInterrupt:
+            evaluations.end(done=False)
+            status = _end(EXIT_CTRL_C, "stopped while it measured; the same command goes on with that")
     return status
 
 
@@ -310,6 +317,8 @@ def _main(arguments: argparse.Namespace, evaluations: Evaluations | None) -> int
             execution = Execution(device, **settings)
             if device == "cpu":
                 cpu.keep_freed_memory()
+            if evaluations:
+                distributed.on_rank_zero(evaluations.check)
             if arguments.minutes:
                 at_once = images_at_once(execution.micro_batch, config)
                 folders = (arguments.data, arguments.out)

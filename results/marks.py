@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from results.columns import FURTHER_COLUMNS
+
 ABSENT = object()
 
 
@@ -51,7 +53,11 @@ def why_skipped(entry: Mapping[str, Any], metric: str) -> str:
     reasons = [
         reason for name, reason in entry.get("skipped", {}).items() if metric.startswith(f"{name}_") or metric == name
     ]
-    return reasons[0] if reasons else f"the task with these settings measures no {metric}"
+    if reasons:
+        return reasons[0]
+    if any(column[2] == metric for column in FURTHER_COLUMNS):
+        return "its set was not there, or the record is from before it was measured"
+    return f"the task with these settings measures no {metric}"
 
 
 def _of_one(task: str, made: Mapping[str, Any], sets: list[str], immaterial: set[str]) -> list[str]:

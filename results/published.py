@@ -226,7 +226,7 @@ def _number(
         return None
     line = min(candidates, key=lambda line: [own, *PROTOCOLS].index(line["group"]))
     marks = [] if line["group"] == own else [f"{OTHER}: {PROTOCOLS[line['group']]}"]
-    marks += [PROTOCOLS[line["group"]]] if line["group"] in OF_EACH_SOURCE else []
+    marks += [f"{OTHER}: {PROTOCOLS[own]}"] if line["group"] == own and own in OF_EACH_SOURCE else []
     if line["pretrain_data"] not in ("IN-1K", "IN-1K labels", "none", ""):
         marks.append(f"pretrained with {line['pretrain_data']}")
     if line["status"] == "quoted":

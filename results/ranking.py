@@ -17,7 +17,7 @@ from results.comparison import Z
 
 CHEAP = ("kNN", "1%", "LIN")
 DEAR = ("FT", "ADE20k mIoU", "COCO box", "LVIS box", "VOC AP")
-FEWEST = 5  # pretrainings of which a rank correlation is given; of four the interval reaches from -1 to 1
+FEWEST = 5  # pretrainings of which a rank correlation is given; of four the interval says next to nothing
 
 
 @dataclass(frozen=True)

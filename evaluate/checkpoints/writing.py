@@ -1,5 +1,6 @@
 """Writes an encoder file and its certificate: both, or neither."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,3 +58,16 @@ def write(
     except OSError as error:
         raise unwritten(out, error) from error
     return made
+
+
+def copy(source: Path, out: Path) -> Path:
+    """Copies a certified encoder file and its certificate; returns ``out``. Raises UserError where it has no room."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        encoder.certificate_path(out).unlink(missing_ok=True)  # never an old certificate beside a new encoder
+        for own, theirs in ((out, source), (encoder.certificate_path(out), encoder.certificate_path(source))):
+            with atomic_write(own) as written:
+                shutil.copyfile(theirs, written)
+    except OSError as error:
+        raise unwritten(out, error) from error
+    return out

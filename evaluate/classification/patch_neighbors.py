@@ -65,16 +65,19 @@ def extract(
     Raises UserError for a picture or a label map that cannot be read.
     """
     patch = encoder.spec.patch_size
-    grid, tokens, labels = side // patch, [], []
+    grid = side // patch
+    tokens = torch.empty(len(pictures) * grid**2, encoder.spec.embed_dim)
+    labels = torch.empty(len(tokens), patch**2, dtype=torch.uint8)
+    done = 0
     for part in _batches(list(zip(pictures, maps, strict=True)), side, classes):
         pixels = normalize(torch.stack([own for own, _ in part]), encoder.spec.mean, encoder.spec.std, device)
         with torch.inference_mode():
             found = encoder.model.norm(encoder.forward_blocks(pixels, 1)[-1].patches)
-        tokens.append(require_finite(found).flatten(0, 1).float().cpu())
-        own = torch.stack([own for _, own in part])
-        labels.append(own.unflatten(2, (grid, patch)).unflatten(1, (grid, patch)).transpose(2, 3).reshape(-1, patch**2))
-    whole = torch.cat(tokens)
-    return Patches(whole, torch.cat(labels), grid**2, torch.arange(len(whole)))
+        rows = slice(done, done := done + len(part) * grid**2)
+        tokens[rows] = require_finite(found).flatten(0, 1).float().cpu()
+        own = torch.stack([own for _, own in part]).unflatten(2, (grid, patch)).unflatten(1, (grid, patch))
+        labels[rows] = own.transpose(2, 3).reshape(-1, patch**2)
+    return Patches(tokens, labels, grid**2, torch.arange(len(tokens)))
 
 
 def standardize(chosen: Patches, *sets: Patches) -> None:
@@ -133,22 +136,22 @@ def scores(counts: np.ndarray) -> dict[str, float]:
 
 def _nearest(train: Patches, test: Patches, count: int, distance: Distance, device: str) -> torch.Tensor:
     """(test, k) the rows of the nearest training patches, the nearest first; k is ``count``, or how many there are."""
-    count, found = min(count, len(train)), []
-    for part in track(test.rows.split(QUERIES), "neighbors"):
-        query = _prepared(test.tokens[part].to(device), distance)
-        best = torch.empty(len(query), 0, device=device)
-        rows = torch.empty(len(query), 0, dtype=torch.long, device=device)
-        for known in train.rows.split(KEYS):
-            key = _prepared(train.tokens[known].to(device), distance)
-            near = query @ key.T
-            if distance == "l2":  # |q - k|^2 without |q|^2, which orders nothing
-                near = 2 * near - key.square().sum(dim=1)
+    count = min(count, len(train))
+    best = torch.full((len(test), count), -torch.inf)
+    rows = torch.zeros(len(test), count, dtype=torch.long)
+    for known in track(train.rows.split(KEYS), "neighbors"):  # each training patch goes to the device once
+        key = _prepared(train.tokens[known].to(device), distance)
+        squares = key.square().sum(dim=1) if distance == "l2" else None
+        for begin in range(0, len(test), QUERIES):
+            part = slice(begin, begin + QUERIES)
+            near = _prepared(test.tokens[test.rows[part]].to(device), distance) @ key.T
+            if squares is not None:  # |q - k|^2 without |q|^2, which orders nothing
+                near = 2 * near - squares
             top = near.topk(min(count, near.shape[1]), dim=1)
-            merged = torch.cat([best, top.values], dim=1).topk(min(count, best.shape[1] + top.values.shape[1]), dim=1)
-            best = merged.values
-            rows = torch.cat([rows, known.to(device)[top.indices]], dim=1).gather(1, merged.indices)
-        found.append(rows.cpu())
-    return torch.cat(found)
+            merged = torch.cat([best[part], top.values.cpu()], dim=1).topk(count, dim=1)
+            best[part] = merged.values
+            rows[part] = torch.cat([rows[part], known[top.indices.cpu()]], dim=1).gather(1, merged.indices)
+    return rows
 
 
 def _prepared(tokens: torch.Tensor, distance: Distance) -> torch.Tensor:

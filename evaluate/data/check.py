@@ -21,7 +21,7 @@ from evaluate.data import ade20k, coco, further_sets, imagenet, layouts, sets, s
 from evaluate.data.archives import File
 from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
-from evaluate.data.published_counts import ADE20K, FURTHER, INSTANCES, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
+from evaluate.data.published_counts import ADE20K, FURTHER, INSTANCES, REAL, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
 from evaluate.data.sets import LabelledSet
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
 from evaluate.runtime.errors import Skip, UserError, in_one_sentence
@@ -202,6 +202,8 @@ def _v2(name: str) -> Callable[[Path, int, Counts], str]:
 
 def _real(data_root: Path, samples: int, counts: Counts) -> str:
     right = further_sets.real_labels(data_root, imagenet.val_set(data_root))
+    if right.shape[1] == imagenet.FULL_CLASSES:
+        counts.expect(layouts.LAYOUTS["imagenet_real"][0], int(right.any(axis=1).sum()), REAL)
     return f"{right.any(axis=1).sum()} of {len(right)} images of val have a right class"
 
 

@@ -137,8 +137,8 @@ def is_toy(data_root: Path) -> bool:
 
 
 def without_absent_further(data_root: Path, names: Iterable[str]) -> list[str]:
-    """Sets without those of FURTHER that are not there."""
-    return [name for name in names if name not in FURTHER or not absent(data_root, [name])]
+    """Sets without those of FURTHER of which no part is there."""
+    return [name for name in names if name not in FURTHER or any(locate(data_root, part) for part in LAYOUTS[name])]
 
 
 def absent(data_root: Path, names: Iterable[str]) -> dict[str, str]:

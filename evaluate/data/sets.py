@@ -256,7 +256,9 @@ def _image_set(
     name: str, items: Sequence[Item], classes: tuple[str, ...], several: bool, limit: int | None, known: str
 ) -> ImageSet:
     index = {label: number for number, label in enumerate(classes)}
-    numbers = {str(number): number for number in range(len(classes))} | index  # a name comes before a number
+    numbers = index
+    if not all(label.isascii() and label.isdigit() for label in classes):  # where names are numbers, a number is a name
+        numbers = {str(number): number for number in range(len(classes))} | index
 
     def indices(item: Item) -> list[int]:
         strange = next((label for label in item.labels if label not in numbers), None)

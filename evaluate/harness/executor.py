@@ -47,8 +47,8 @@ class Job:
     needs: tuple[str, ...] = ()
     is_done: Callable[[], bool] = lambda: False
     """Asked when its turn comes; True: nothing to do."""
-    on_exit: Callable[[int], None] = lambda status: None
-    """Told the exit status."""
+    on_exit: Callable[[int], int | None] = lambda status: None
+    """Told the exit status; returns another one where the job did not do what its own says."""
     result: Callable[[], str] = lambda: ""
     """Asked when it is done: what came of it, in a few words."""
     slots: int = 1
@@ -187,9 +187,9 @@ class _Launcher:
             _say_which_gpu(one, lost)
             self.gone.update(one.gpus)
         self.free = sorted(slot for slot in self.free + one.slots if self._answers(slot))
-        job.status, job.seconds = status, time.monotonic() - one.begun
+        job.seconds = time.monotonic() - one.begun
+        job.status = job.on_exit(status) or status
         self.ended[job.name] = job
-        job.on_exit(status)
         self._tell_end(job)
 
     def _tell_end(self, job: Job) -> None:

@@ -10,7 +10,7 @@ from evaluate.harness import estimate, rows, suite
 from evaluate.harness.executor import Job
 from evaluate.harness.logs import why
 from evaluate.harness.plan import Node, draws, task_name
-from evaluate.runtime.cli import EXIT_SKIPPED
+from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED
 from evaluate.runtime.errors import UserError
 from results import record, tables
 from results.columns import heading_of
@@ -51,15 +51,18 @@ def measuring(
             return False
         return run.encoder_fingerprint(row) is not None
 
-    def converted(status: int, log: Path = log) -> None:
+    def converted(status: int, log: Path = log) -> int:
+        told = log.read_text(errors="replace").strip()  # the certificate, or what is wrong
+        if not status and not run.encoder(row).is_file():
+            told = f"{told}\nit ended without writing {run.encoder(row)}".strip()
+            log.write_text(f"{told}\n")
+            status = EXIT_FAILED
         if status:
             run.refused.add(row)
         else:
             rows.seal_encoder(run.folders[row])
-        where = f" (log: {log})" if status else ""
-        print(
-            f"{row}/convert: {log.read_text(errors='replace').strip()}{where}", flush=True
-        )  # the certificate, or what is wrong
+        print(f"{row}/convert: {told}{f' (log: {log})' if status else ''}", flush=True)
+        return status
 
     jobs = [Job(f"{row}/convert", convert, log, after, is_converted, converted)]
     for seed, node in itertools.product((run.seed, *run.more_seeds), nodes):
@@ -76,8 +79,8 @@ def measuring(
         def stands(node: Node = node, seed: int = seed) -> bool:
             return run.of_seed(seed).find(row, node) is not None
 
-        def on_exit(status: int, node: Node = node, log: Path = log, seed: int = seed, name: str = name) -> None:
-            _note(row, node, status, log, run, table_rows, nodes, name, seed)
+        def on_exit(status: int, node: Node = node, log: Path = log, seed: int = seed, name: str = name) -> int:
+            return _note(row, node, status, log, run, table_rows, nodes, name, seed)
 
         def numbers(node: Node = node, seed: int = seed) -> str:
             metrics = (run.of_seed(seed).find(row, node) or {"metrics": {}})["metrics"]
@@ -139,15 +142,24 @@ def _note(
     nodes: Sequence[Node],
     name: str,
     seed: int,
-) -> None:
-    """After a task: says how it ended, writes its record if it could not, and renders the table again."""
+) -> int:
+    """After a task: says how it ended, writes its record if it could not, and renders the table again.
+
+    Returns its status: failed where it ended as if all were well, but without a record.
+    """
+    recorded = log.is_file() and "\nrecord: " in log.read_text(errors="replace")
+    if not status and not recorded:
+        status = EXIT_FAILED
+        with log.open("a") as said:
+            said.write("\nit ended without a record\n")
     word = {0: "done", EXIT_SKIPPED: "skipped"}.get(status, "failed")
     reason = why(log, status)
     where = "" if str(log) in reason else f" (log: {log})"
     print(f"{name}: {word}{f': {reason}{where}' if status else ''}", flush=True)
-    if status and "\nrecord: " not in log.read_text(errors="replace"):
+    if status and not recorded:
         entry = record.without_run(row, node.name, word, reason, seed, run.limit)
         folder = run.folders[row].name if row in run.folders else ""
         record.write(run.out / "records", {**entry, "folder": folder, "column": node.column})
     if run.renders:
         tables.render(run.out, table_rows, run.entries(table_rows, nodes))
+    return status

@@ -37,14 +37,24 @@ def fill_in(arguments: argparse.Namespace, gpus: int, specs: Mapping[str, Encode
     """
     if not arguments.ckpt or not arguments.data_root:
         raise UserError("--quick goes with --ckpt and --data-root: it is a quick look at a checkpoint")
+    if arguments.sets:
+        raise UserError("--quick is of ImageNet's columns; measure --sets without it, with --limit if need be")
+    if arguments.probe:
+        raise UserError("--quick chooses its images by the speed that OUT knows: first --dry-run --probe, then --quick")
     arguments.tasks = arguments.tasks or ",".join(TASKS)
+    said = arguments.budget
     budget = arguments.budget or (GPU_BUDGET if gpus else CORE_BUDGET)
     if gpus or arguments.limit:
         arguments.budget = budget
     else:  # all of the tasks, on what the budget pays for
-        arguments.limit = _kept(arguments.out) or _limit(arguments, estimate.hours_of(budget), specs)
+        arguments.limit = (None if said else _kept(arguments.out)) or _limit(
+            arguments, estimate.hours_of(budget), specs
+        )
         if arguments.limit and not arguments.dry_run:
             _keep(arguments.out, arguments.limit)
+    if arguments.limit and not any(text.startswith("linear_fast.preset=") for text in arguments.set):
+        if "linear_fast" in arguments.tasks.split(","):  # LIN's batch of 16,384 is a step an epoch of few images
+            arguments.set.append("linear_fast.preset=small_set")
     tasks, kind = arguments.tasks.replace(",", ", "), "GPU" if gpus else "core"
     images = f"{arguments.limit:,} images of each set (--limit)" if arguments.limit else "all images"
     return f"--quick: {tasks} on {images}, for {budget} of a {kind} (--budget)"
@@ -60,13 +70,15 @@ def _limit(arguments: argparse.Namespace, budget: float, specs: Mapping[str, Enc
 
     At most, since tasks that share a pass over the images are each counted with it.
     """
-    nodes = plan.choose(arguments.tasks.split(","))
+    nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
+    seeds = range(arguments.seed + 1, arguments.seed + arguments.seeds)
     configs = plan.configure(nodes, arguments.preset, split_overrides(arguments.set))
     root, speed = layouts.root(arguments.data_root), estimate.kept(arguments.out, 0)
     rows = {row: spec or VIT_B for row, spec in specs.items()}
 
     def hours(limit: int | None) -> float:
-        return sum(one.hours for one in estimate.plan(rows, nodes, configs, root, speed, limit) if one.to_do)
+        listed = estimate.plan(rows, nodes, configs, root, speed, limit, tuple(seeds))
+        return sum(one.hours for one in listed if one.to_do)
 
     if hours(None) <= budget:
         return None

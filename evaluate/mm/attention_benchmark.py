@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evaluate.mm.backbones import vitdet
+from evaluate.runtime.cli import at_least_one
 from results.ending import leave
 
 SIDE, WIDTH, HEADS = 64, 768, 12
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5, help="of which medians are taken (default: 5)")
+    parser.add_argument("--rounds", type=at_least_one, default=5, help="of which medians are taken (default: 5)")
     print("\n".join(rows(parser.parse_args(argv).rounds)))
     return 0
 

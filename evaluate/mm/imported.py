@@ -9,6 +9,6 @@ import mmdet.models  # noqa: E402
 import mmseg.datasets.transforms  # noqa: E402
 import mmseg.models  # noqa: E402
 
-from evaluate.mm import detector, heads, optimizer, pictures, runner, segmenter  # noqa: E402
+from evaluate.mm import detector, frozen, heads, optimizer, pictures, runner, segmenter  # noqa: E402
 
-__all__ = ["detector", "heads", "mmdet", "mmseg", "optimizer", "pictures", "runner", "segmenter"]
+__all__ = ["detector", "frozen", "heads", "mmdet", "mmseg", "optimizer", "pictures", "runner", "segmenter"]

@@ -14,11 +14,12 @@ from faster_coco_eval import COCO, COCOeval_faster
 from mmengine.evaluator import Evaluator
 
 from evaluate.runtime.env import Env
+from evaluate.runtime.resamples import draws, errors, kept
 
-RESAMPLES = 200
+__all__ = ["draws", "kept"]  # as everything that resamples a dense metric takes them
+
 CHUNK = 10_000_000  # weights of detections that are held at once
 COCO_LEVELS = np.linspace(0, 1, 101)
-DECIMALS = 5  # of a resampled metric in percent: a record keeps 200 of each
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,6 @@ class Outcomes:
     """(D, T) bool; neither right nor wrong is not counted."""
     positives: np.ndarray
     """(N,) objects to find in each image."""
-
-
-def draws(images: int) -> np.ndarray:
-    """(RESAMPLES, N) how often each of N images is drawn."""
-    return np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=RESAMPLES)
 
 
 def precision(outcomes: Outcomes, weights: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -171,17 +167,6 @@ def matches(
         if crowds.shape[1]:
             passed[number] = ~hit[number] & (crowds[number].max() >= thresholds)
     return hit, passed
-
-
-def kept(values: Mapping[str, Sequence[float] | np.ndarray]) -> dict[str, list[float]]:
-    """Resampled metrics as a record keeps them; one that no draw gives, or not every draw, is left out."""
-    finite = {name: np.asarray(drawn, dtype=float) for name, drawn in values.items()}
-    return {name: drawn.round(DECIMALS).tolist() for name, drawn in finite.items() if np.isfinite(drawn).all()}
-
-
-def errors(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The standard error of each metric, in percent points: the deviation of its resampled values."""
-    return {name: float(np.std(drawn, ddof=1)) for name, drawn in values.items()}
 
 
 def report(env: Env, evaluator: Evaluator, suffix: str = "") -> None:

@@ -12,6 +12,7 @@ from evaluate import sweep
 from evaluate.classification import setup
 from evaluate.classification.head_sweep import HeadInputs
 from evaluate.classification.stacked_heads import StackedHeads, make_optimizer
+from evaluate.data import imagenet
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import override
 from results import predictions
@@ -80,14 +81,14 @@ def test_the_head_is_chosen_on_held_out_train_images(data: Path, tmp_path: Path)
     assert 100 * predictions.outcome(predictions.load(env.out_dir), "top1").mean() == pytest.approx(result["top1"])
     # val has no say in the choice: with all its labels wrong the same head is chosen, and gets nothing right
     other = environment(data, tmp_path / "other", "sweep")
-    true_val = setup.val_set
+    true_val = imagenet.val_set
 
     def wrong_val(*arguments: object) -> object:
         images = true_val(*arguments)
         return replace(images, labels=(images.labels + 1) % 4)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "val_set", wrong_val)
+        patch.setattr(imagenet, "val_set", wrong_val)
         sweep.run(vit(), SWEEP, other)
     assert (
         other.notes["protocol"]["held_out_top1"] == accuracies and other.notes["protocol"]["base_lr"] == told["base_lr"]
@@ -95,14 +96,14 @@ def test_the_head_is_chosen_on_held_out_train_images(data: Path, tmp_path: Path)
 
 
 def test_the_split_holds_out_a_tenth_of_every_class_and_overlaps_in_nothing(data: Path) -> None:
-    train = setup.train_set(data)
+    train = imagenet.train_set(data)
     kept, held = setup.hold_out(train, 0.1, seed=0)
     assert not set(kept.files) & set(held.files) and set(kept.files) | set(held.files) == set(train.files)
     assert np.bincount(held.labels).tolist() == [4, 4, 4, 4]
     assert kept.fingerprint != held.fingerprint != train.fingerprint
     assert setup.hold_out(train, 0.1, seed=0)[1].files == held.files != setup.hold_out(train, 0.1, seed=1)[1].files
     with pytest.raises(UserError, match="too small to hold out 10% of each"):
-        setup.hold_out(setup.train_set(data, limit=8), 0.1, seed=0)
+        setup.hold_out(imagenet.train_set(data, limit=8), 0.1, seed=0)
 
 
 def test_inputs_are_normed_tokens_of_the_last_blocks() -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from evaluate import finetune, linear_probe, sweep
 from evaluate.classification import classifier, head_sweep, probe, setup
 from evaluate.classification.stacked_heads import StackedHeads
+from evaluate.data.sets import train_and_val
 from evaluate.runtime import distributed
 from evaluate.runtime.env import Env
 from evaluate.runtime.seeding import seed_global
@@ -46,7 +47,7 @@ def measure(root: Path, folder: Path) -> None:
     env = Env(root, folder / "task")
     env.out_dir.mkdir(parents=True, exist_ok=True)
     encoder = vit()
-    made = setup.make_setup(encoder, TUNE, env, *setup.train_and_val(env))
+    made = setup.make_setup(encoder, TUNE, env, *train_and_val(env))
     assert (made.sampler.batch, made.sampler.world_size) == (40, int(os.environ.get("WORLD_SIZE", "1"))), (
         "another batch than the paper's"
     )
@@ -138,7 +139,7 @@ def test_a_saved_state_serves_any_processes_that_cut_a_step_alike(single: tuple[
     def identity(processes: int, micro_batch: int) -> str:
         monkeypatch.setattr(distributed, "world_size", lambda: processes)
         env = Env(single[0], single[1])
-        sets = setup.train_and_val(env)
+        sets = train_and_val(env)
         return setup.make_setup(vit(), replace(TUNE, micro_batch=micro_batch), env, *sets).identity
 
     assert identity(1, 8) == identity(5, 8) != identity(1, 4)

@@ -119,3 +119,10 @@ def test_a_process_that_a_signal_ended_is_spoken_for(code, says, tmp_path):
     executor.run([killed], slots=1)
     told = logs.killed_by(killed.status, killed.log)
     assert told == "" if not says else says in told and "goes on from its last state" in told and "\n" not in told
+
+
+def test_a_job_may_say_that_it_failed_whatever_its_status(tmp_path):
+    first = job(tmp_path, "first", "pass", on_exit=lambda status: 1)
+    second = job(tmp_path, "second", f"open({str(tmp_path / 'begun')!r}, 'w')", needs=("first",))
+    executor.run([first, second], slots=1)
+    assert (first.status, second.status) == (1, 1) and not (tmp_path / "begun").exists()

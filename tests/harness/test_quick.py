@@ -52,6 +52,10 @@ def test_rows_that_come_later_are_measured_on_the_same_images(tmp_path: Path) ->
     (own.out / quick.FILE).write_text(json.dumps({"limit": 77}))
     quick.fill_in(own, 0, {"x": None})
     assert own.limit == 77
+    other = arguments(tmp_path, "--budget", "1h")
+    quick.fill_in(other, 0, {"x": None})
+    assert other.limit is None, "another budget asks for another number of images; an hour pays for all of this world"
+    (own.out / quick.FILE).write_text(json.dumps({"limit": 77}))
     (own.out / quick.FILE).write_text('{"limit": "many"}')
     again = arguments(tmp_path)
     quick.fill_in(again, 0, {"x": None})
@@ -61,10 +65,24 @@ def test_rows_that_come_later_are_measured_on_the_same_images(tmp_path: Path) ->
 def test_what_the_user_says_is_kept(tmp_path: Path) -> None:
     own = arguments(tmp_path, "--limit", "40", "--tasks", "knn")
     quick.fill_in(own, 0, {"x": None})
-    assert (own.tasks, own.limit, own.budget) == ("knn", 40, "30m")
+    assert (own.tasks, own.limit, own.budget, own.set) == ("knn", 40, "30m", [])
+    few = arguments(tmp_path, "--limit", "40")
+    quick.fill_in(few, 0, {"x": None})
+    assert few.set == ["linear_fast.preset=small_set"], "a batch of 16,384 would be one step an epoch"
+    few = arguments(tmp_path, "--limit", "40", "--set", "linear_fast.preset=paper")
+    quick.fill_in(few, 0, {"x": None})
+    assert few.set == ["linear_fast.preset=paper"]
     own = arguments(tmp_path, "--budget", "2h")
     quick.fill_in(own, 1, {"x": None})
     assert own.budget == "2h"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"), [(("--sets", "cifar10"), "without it"), (("--probe",), "first --dry-run")]
+)
+def test_what_does_not_go_with_it(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        quick.fill_in(arguments(tmp_path, *options), 0, {"x": None})
 
 
 def test_it_looks_at_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pretrain import checkpoint, train
+from pretrain import checkpoint, cpu, train
 
 SETTINGS = ["batch_size=8", "epochs=3", "warmup_epochs=1", "depth=1", "projector_depth=1", "predictor_depth=1"]
 TINY = [
@@ -109,6 +109,7 @@ def _process(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
+    cpu.faster_precision = lambda precision: None  # what it says depends on the processor
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as in a process that the command line starts
     os.environ.update(world, **({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world else {}))

@@ -41,11 +41,66 @@ def test_each_snapshot_is_a_row_of_the_table(root: Path, tmp_path: Path, capsys)
     assert all(torch.equal(last["model"][name], value) for name, value in whole["model"].items())
 
 
-def test_a_measurement_that_fails_does_not_end_the_training(root: Path, tmp_path: Path, capsys) -> None:
-    assert train.main(arguments(root, tmp_path, "--evaluate", "knn", "--evaluate-with", "--set knn.k=x")) == 0
+def test_a_measurement_that_fails_does_not_end_the_training(root: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    script = tmp_path / "run_all.py"
+    script.write_text("import sys; '--dry-run' in sys.argv or sys.exit('run_all.py: the disk is gone')")
+    monkeypatch.setattr(evaluations, "RUN_ALL", script)
+    assert train.main(arguments(root, tmp_path / "run", "--evaluate", "knn")) == 0
     said = capsys.readouterr().out
-    assert "the evaluation ended with status 2: run_all.py: " in said and "run.log" in said
-    assert (tmp_path / checkpoint.NAME).is_file()
+    assert "the evaluation ended with status 1: run_all.py: the disk is gone" in said and "run.log" in said
+    assert (tmp_path / "run" / checkpoint.NAME).is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--evaluate", "knnn"), "there is no task 'knnn'"),
+        (("--evaluate", "knn", "--evaluate-with", "--set knn.k=x"), "unknown setting 'k'"),
+        (("--evaluate", "knn", "--evaluate-with", "--nonsense 1"), "--nonsense"),
+    ],
+)
+def test_a_typing_error_is_told_before_the_training(root: Path, tmp_path: Path, options, says: str, capsys) -> None:
+    assert train.main(arguments(root, tmp_path / "run", *options)) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1 and not (tmp_path / "run" / checkpoint.NAME).exists()
+
+
+def test_a_run_that_goes_on_measures_what_was_not(root: Path, tmp_path: Path, monkeypatch) -> None:
+    counted = tmp_path / "counted"
+    script = tmp_path / "run_all.py"
+    script.write_text(f"import sys\nif '--dry-run' not in sys.argv:\n    open({str(counted)!r}, 'a').write('x')\n")
+    monkeypatch.setattr(evaluations, "RUN_ALL", script)
+    assert train.main(arguments(root, tmp_path / "run")) == 0
+    command = arguments(root, tmp_path / "run", "--evaluate", "knn")
+    assert train.main(command) == 0, "it had ended without measuring"
+    snapshots = [path.name for path in (tmp_path / "run" / evaluations.SNAPSHOTS).iterdir()]
+    assert snapshots == ["epoch3.pth"] and counted.read_text() == "x"
+    assert train.main(command) == 0
+    assert counted.read_text() == "xx", "whether all of it stands is for run_all.py to say"
+
+
+def test_a_snapshot_is_taken_before_a_signal_ends_the_run(root: Path, tmp_path: Path, monkeypatch) -> None:
+    script = tmp_path / "run_all.py"
+    script.write_text("")
+    monkeypatch.setattr(evaluations, "RUN_ALL", script)
+    step = train.Log.step
+
+    def stop(self, number: int, *others: object) -> None:
+        step(self, number, *others)
+        if number == 3:  # of 3 an epoch
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(train.Log, "step", stop)
+    assert train.main(arguments(root, tmp_path / "run", "--evaluate", "knn", "--every", "1")) == train.EXIT_SAVED
+    assert [path.name for path in (tmp_path / "run" / evaluations.SNAPSHOTS).iterdir()] == ["epoch1.pth"]
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_ends_nothing(root: Path, tmp_path: Path, capsys) -> None:
+    own = Evaluations(Wanted("knn", 1, root), tmp_path)
+    (tmp_path / evaluations.FOLDER).touch()  # a file in its place
+    own.waits = True
+    own.look()
+    assert "nothing is measured now: " in capsys.readouterr().out
 
 
 def test_what_comes_meanwhile_is_measured_by_the_next_and_a_stop_ends_it(

@@ -141,7 +141,7 @@ def test_a_gpu_is_the_one_asked_for(images, tmp_path, monkeypatch, asked):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    monkeypatch.setattr(train, "train", lambda config, data, out, execution: found.append(execution.device) or out)
+    monkeypatch.setattr(train, "train", lambda config, data, out, execution, _: found.append(execution.device) or out)
     assert train.main(["--data", str(images), "--out", str(tmp_path), "--preset", "demo", "--device", asked]) == 0
     assert found == [asked] and current == [asked] * (":" in asked)
 

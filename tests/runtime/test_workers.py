@@ -38,7 +38,7 @@ def test_the_processes_of_torchrun_share_the_cores(monkeypatch):
 )
 def test_pretraining_takes_them(device, options, workers, tmp_path, monkeypatch):
     taken = []
-    monkeypatch.setattr(train, "train", lambda config, data, out, execution: taken.append(execution) or out)
+    monkeypatch.setattr(train, "train", lambda config, data, out, execution, _: taken.append(execution) or out)
     monkeypatch.setattr(train.torch.cuda, "is_available", lambda: device == "cuda")
     monkeypatch.setattr(train.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)), raising=False)
