@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from evaluate import finetune, linear_probe, sweep
-from evaluate.classification import classifier, head_sweep, probe, setup
+from evaluate.classification import classifier, head_sweep, metrics, probe, setup
 from evaluate.classification.stacked_heads import StackedHeads
 from evaluate.data.sets import train_and_val
 from evaluate.runtime import distributed
@@ -67,7 +67,8 @@ def measure(root: Path, folder: Path) -> None:
     distributed.barrier()
     found["FT"] = classifier.predictor(model, weights, "fp32", env)(made.val, made.crop).answers
     head = fixed(probe.make_head(24, 4))
-    found["LIN"] = probe.FrozenInputs(encoder, "mean", made, env).answers(head)
+    val, logits = probe.FrozenInputs(encoder, "mean", made, env).logits(head)
+    found["LIN"] = metrics.answers(val.images, val.stored.unreadable, *metrics.best_of_logits(logits))
     inputs = head_sweep.HeadInputs(encoder, SWEEP.blocks, SWEEP.poolings)
     heads = fixed(StackedHeads(inputs.widths(32), SWEEP.base_lrs, 4))
     found["sweep"] = head_sweep.accuracies(heads, inputs, made.train, made, env)
