@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import run_all
-from evaluate import convert
+from evaluate import benchmark, convert
 from evaluate.harness import task
 from pretrain import parity, train
 from pretrain.benchmark import __main__
@@ -17,6 +17,7 @@ HELP = {
     "run_all.py": lambda: run_all.main(["--help"]),
     "evaluate.linear_probe": lambda: task.main("linear_probe", ["--help"]),
     "evaluate.knn": lambda: task.main("knn", ["--help"]),
+    "evaluate.benchmark": lambda: benchmark.main(["--help"]),
     "evaluate.convert": lambda: convert.main(["--help"]),
     "pretrain.train": lambda: train.main(["--help"]),
     "pretrain.benchmark": lambda: __main__.main(["--help"]),
