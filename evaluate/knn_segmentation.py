@@ -133,11 +133,11 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
 def _report_errors(by_picture: np.ndarray, env: Env) -> None:
     """The metrics on 200 draws of pictures, as for the other columns of ADE20k."""
     from evaluate.classification.patch_neighbors import scores
-    from evaluate.runtime import resamples
+    from evaluate.runtime import bootstrap
 
-    drawn = [scores(np.tensordot(weights, by_picture, 1)) for weights in resamples.draws(len(by_picture))]
-    values = resamples.kept({name: [one[name] for one in drawn] for name in drawn[0]})
-    env.report(resamples=values, standard_error=resamples.errors(values))
+    drawn = [scores(np.tensordot(weights, by_picture, 1)) for weights in bootstrap.draws(len(by_picture))]
+    values = bootstrap.kept({name: [one[name] for one in drawn] for name in drawn[0]})
+    env.report(resamples=values, standard_error=bootstrap.errors(values))
 
 
 if __name__ == "__main__":

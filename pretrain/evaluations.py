@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from evaluate.runtime.processes import PARENT
-from pretrain import checkpoint
+from pretrain import checkpoint, distributed
 from pretrain.config import PretrainConfig
 from pretrain.methods import MethodModule
 
@@ -69,6 +69,32 @@ class Evaluations:
         """Whether a snapshot is wanted after so many steps; an epoch has ``steps``, the run ``total``."""
         return step == total or step % (self.wanted.every * steps) == 0
 
+    def after_step(
+        self, step: int, steps: int, total: int, model: nn.Module, method: MethodModule, config: PretrainConfig
+    ) -> None:
+        """After so many steps: looks after a measurement, and takes a snapshot where one is due. In every process.
+
+        Raises OSError.
+        """
+        self.look()
+        if self.due(step, steps, total):
+            distributed.on_rank_zero(lambda: self.take(model, method, config, step // steps))
+
+    def go_on(
+        self, step: int, steps: int, total: int, model: nn.Module, method: MethodModule, config: PretrainConfig
+    ) -> None:
+        """Of a run that goes on after so many steps: has measured what was not, and takes a snapshot that was due and
+        is not there. In every process. Raises OSError.
+        """
+
+        def begin() -> None:
+            self.waits = any((self.out / SNAPSHOTS).glob("*.pth"))
+            if self.due(step, steps, total) and not self._snapshot(step // steps, config).is_file():
+                self.take(model, method, config, step // steps)
+            self.look()
+
+        distributed.on_rank_zero(begin)
+
     def take(self, model: nn.Module, method: MethodModule, config: PretrainConfig, epoch: int) -> None:
         """Writes a snapshot and has it measured as soon as nothing else is. Raises OSError where it has no room."""
         (self.out / SNAPSHOTS).mkdir(exist_ok=True)
@@ -76,15 +102,6 @@ class Evaluations:
         content = {"model": weights, "config": config.to_json(), "epoch": epoch}
         checkpoint.write(self._snapshot(epoch, config), lambda file: torch.save(content, file))
         self.waits = True
-        self.look()
-
-    def go_on(self, model: nn.Module, method: MethodModule, config: PretrainConfig, epoch: int | None) -> None:
-        """Of a run that goes on: has measured what was not, and takes the snapshot of its ``epoch`` where that was due
-        and is not there. Raises OSError.
-        """
-        self.waits = any((self.out / SNAPSHOTS).glob("*.pth"))
-        if epoch is not None and not self._snapshot(epoch, config).is_file():
-            self.take(model, method, config, epoch)
         self.look()
 
     def check(self) -> None:

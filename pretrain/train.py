@@ -101,10 +101,7 @@ def train(
     device = execution.device
     images, micro_batch = distributed.all_or_none(lambda: _prepare(config, data, out, execution))
     if distributed.rank() == 0:
-        classes = len(set(images.classes))
-        print(f"pretrain: {len(images):,} images of {classes:,} class{'es' * (classes > 1)} in {data}", flush=True)
-        if device == "cpu" and (hint := cpu.faster_precision(config.precision)):
-            print(f"pretrain: {hint}", flush=True)
+        _say(images, data, config, device)
     steps = steps_per_epoch(len(images), config)
     total = config.epochs * steps
     method = method_of(config)
@@ -121,8 +118,7 @@ def train(
     parts: dict[str, Any] = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
     first = _resume(out, model, method, config, parts, together, images.identity, execution.allow_other_images)
     if evaluations and first:
-        missed = first // steps if evaluations.due(first, steps, total) else None
-        distributed.on_rank_zero(functools.partial(evaluations.go_on, model, method, config, missed))
+        evaluations.go_on(first, steps, total, model, method, config)
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
     batches = steps_from(images, first, micro_batch, config, execution.workers)
     looks = steps * (
@@ -173,10 +169,7 @@ def train(
                 )
                 saved = time.monotonic()
             if evaluations:
-                evaluations.look()
-                if evaluations.due(step + 1, steps, total):
-                    take = functools.partial(evaluations.take, model, method, config, (step + 1) // steps)
-                    distributed.on_rank_zero(take)
+                evaluations.after_step(step + 1, steps, total, model, method, config)
             if signals:
                 distributed.on_rank_zero(saver.wait)
                 raise Interrupted(signals[0], step + 1)
@@ -204,6 +197,13 @@ def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution
     images = open_images(data, out, config)
     steps_per_epoch(len(images), config)
     return images, images_at_once(execution.micro_batch, config)
+
+
+def _say(images: Images, data: Path, config: PretrainConfig, device: str) -> None:
+    classes = len(set(images.classes))
+    print(f"pretrain: {len(images):,} images of {classes:,} class{'es' * (classes > 1)} in {data}", flush=True)
+    if device == "cpu" and (hint := cpu.faster_precision(config.precision)):
+        print(f"pretrain: {hint}", flush=True)
 
 
 def _draw(path: Path, model: Method, batch: Step, config: PretrainConfig) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from evaluate.data import layouts
 from evaluate.encoder.spec import EncoderSpec
-from evaluate.harness import estimate, plan
+from evaluate.harness import asked, estimate, plan
 from evaluate.harness.cost import VIT_B
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import split_overrides
@@ -71,13 +71,12 @@ def _limit(arguments: argparse.Namespace, budget: float, specs: Mapping[str, Enc
     At most, since tasks that share a pass over the images are each counted with it.
     """
     nodes = plan.choose([name for name in arguments.tasks.split(",") if name])
-    seeds = range(arguments.seed + 1, arguments.seed + arguments.seeds)
     configs = plan.configure(nodes, arguments.preset, split_overrides(arguments.set))
     root, speed = layouts.root(arguments.data_root), estimate.kept(arguments.out, 0)
     rows = {row: spec or VIT_B for row, spec in specs.items()}
 
     def hours(limit: int | None) -> float:
-        listed = estimate.plan(rows, nodes, configs, root, speed, limit, tuple(seeds))
+        listed = estimate.plan(rows, nodes, configs, root, speed, limit, asked.more_seeds(arguments))
         return sum(one.hours for one in listed if one.to_do)
 
     if hours(None) <= budget:

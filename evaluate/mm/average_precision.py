@@ -12,6 +12,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 
 from evaluate.mm import resampling
 from evaluate.mm.detections import Detections
+from evaluate.runtime import bootstrap
 
 NAMES = {"bbox": "box_ap", "segm": "mask_ap"}
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
@@ -86,8 +87,8 @@ def average_precision(
         # -1 is a category without objects
         metrics |= {key: 100 * float(np.mean(p[p > -1])) for key, p in found.items() if (p > -1).any()}
         if resamples is not None:
-            drawn = resampled(outcomes, resampling.draws(len(asked)), name, of_frequency)
-            resamples.update(resampling.kept({key: values for key, values in drawn.items() if key in metrics}))
+            drawn = resampled(outcomes, bootstrap.draws(len(asked)), name, of_frequency)
+            resamples.update(bootstrap.kept({key: values for key, values in drawn.items() if key in metrics}))
     return metrics
 
 

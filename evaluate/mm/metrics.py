@@ -21,6 +21,7 @@ from evaluate.data.voc import CLASSES, read_voc
 from evaluate.mm import artifacts, resampling
 from evaluate.mm.average_precision import average_precision
 from evaluate.mm.detections import Detections
+from evaluate.runtime import bootstrap
 from evaluate.runtime.errors import UserError
 
 
@@ -208,7 +209,7 @@ class VOCAP(BaseMetric):
             UserError: no object to find.
         """
         require_each_once([image for image, *_ in results], self.image_ids)
-        weights = np.concatenate([np.ones((1, len(results)), np.int64), resampling.draws(len(results))])
+        weights = np.concatenate([np.ones((1, len(results)), np.int64), bootstrap.draws(len(results))])
         precisions = []
         for label, by_image in enumerate(self.objects):
             truth = {image: np.array([box for box, _ in objects]) for image, objects in by_image.items()}
@@ -230,7 +231,7 @@ class VOCAP(BaseMetric):
             warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any object has no mean: NaN
             table = 100 * np.nanmean(np.array(precisions), axis=0)  # (1 + draws, thresholds): first, each image once
         metrics = {"box_ap": table.mean(1), "box_ap50": table[:, 0], "box_ap75": table[:, 5]}
-        self.resamples = resampling.kept({name: values[1:] for name, values in metrics.items()})
+        self.resamples = bootstrap.kept({name: values[1:] for name, values in metrics.items()})
         self.detections = sorted(results, key=lambda of_image: of_image[0])
         return {**{name: float(values[0]) for name, values in metrics.items()}, "images": len(results)}
 
@@ -311,9 +312,9 @@ class MeanIoU(BaseMetric):
         by_image = of_image.flatten(1).double()  # exact: no count of pixels reaches 2^53
         drawn = [
             scores((torch.from_numpy(weights).double() @ by_image).view_as(counts))
-            for weights in resampling.draws(len(results))
+            for weights in bootstrap.draws(len(results))
         ]
-        self.resamples = resampling.kept({name: [one[name] for one in drawn] for name in drawn[0]})
+        self.resamples = bootstrap.kept({name: [one[name] for one in drawn] for name in drawn[0]})
         self.pairs = functools.reduce(torch.add, results).to_dense()
         return {**scores(counts), "images": len(results)}
 

@@ -64,7 +64,7 @@ def of_the_encoder(task: str, spec: "EncoderSpec", side: int, padded: int) -> di
     if padded != side:
         said["padded_to"] = padded
         marks.append(
-            f"pictures padded to {padded} px, a multiple of two patches of {spec.patch_size} px; paper: {side} px"
+            f"pictures padded to {padded} px, a multiple of two patches of {spec.patch_size} px; paper: as they are"
         )
     if spec.registers:
         said["registers"] = spec.registers

@@ -1,8 +1,7 @@
 """The error of AP and of mIoU: the metric again on 200 draws of as many images, with replacement.
 
 Each image's outcome (which detections are right, how many pixels meet) does not depend on the other images, so it is
-found once, and a draw only weighs the images. The draws depend on the number of images alone: two encoders that were
-tested on the same images have the same draws, and are compared draw by draw.
+found once, and a draw (``evaluate.runtime.bootstrap``) only weighs the images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,10 +12,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from mmengine.evaluator import Evaluator
 
+from evaluate.runtime.bootstrap import errors
 from evaluate.runtime.env import Env
-from evaluate.runtime.resamples import draws, errors, kept
-
-__all__ = ["draws", "kept"]  # as everything that resamples a dense metric takes them
 
 CHUNK = 10_000_000  # weights of detections that are held at once
 COCO_LEVELS = np.linspace(0, 1, 101)

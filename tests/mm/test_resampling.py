@@ -9,6 +9,7 @@ import torch
 
 from evaluate.mm import metrics, resampling
 from evaluate.mm.detections import Detections
+from evaluate.runtime import bootstrap
 from tests.mm.detections import random_world
 
 Z = 1.96
@@ -32,7 +33,7 @@ def test_a_draw_is_the_metric_of_images_that_are_there_so_often(lvis: bool, monk
     truth, found = random_world(0, lvis=lvis)
     ids = [image["id"] for image in truth["images"]]
     weights = np.concatenate([np.ones((1, len(ids)), np.int64), np.random.default_rng(1).integers(0, 4, (3, len(ids)))])
-    monkeypatch.setattr(resampling, "draws", lambda images: weights)
+    monkeypatch.setattr(bootstrap, "draws", lambda images: weights)
     drawn: dict[str, list[float]] = {}
     ours = metrics.average_precision(copy.deepcopy(truth), Detections.of(found), ids, lvis, 300, drawn)
     assert set(drawn) == set(ours) and len(ours) == (12 if lvis else 6)
@@ -46,13 +47,13 @@ def test_a_draw_is_the_metric_of_images_that_are_there_so_often(lvis: bool, monk
 
 
 def test_draws_are_the_same_for_every_encoder_and_have_as_many_images() -> None:
-    drawn = resampling.draws(50)
-    assert drawn.shape == (200, 50) and (drawn.sum(1) == 50).all() and (drawn == resampling.draws(50)).all()
+    drawn = bootstrap.draws(50)
+    assert drawn.shape == (200, 50) and (drawn.sum(1) == 50).all() and (drawn == bootstrap.draws(50)).all()
 
 
 def test_a_metric_that_some_draw_does_not_have_has_no_error() -> None:
-    assert resampling.kept({"a": [1.0, 2.0], "b": [1.0, float("nan")]}) == {"a": [1.0, 2.0]}
-    assert resampling.errors({"a": [1.0, 2.0]}) == {"a": pytest.approx(0.5**0.5)}
+    assert bootstrap.kept({"a": [1.0, 2.0], "b": [1.0, float("nan")]}) == {"a": [1.0, 2.0]}
+    assert bootstrap.errors({"a": [1.0, 2.0]}) == {"a": pytest.approx(0.5**0.5)}
 
 
 CLASSES = 4
@@ -102,9 +103,9 @@ def coverage(kind: str, images: int, worlds: int) -> float:
     draw: Any
     draw, measure = (detector, ap) if kind == "ap" else (segmenter, miou)
     rng = np.random.default_rng(0)
-    weights = np.concatenate([np.ones((1, images), np.int64), resampling.draws(images)])
+    weights = np.concatenate([np.ones((1, images), np.int64), bootstrap.draws(images)])
     drawn = np.array([measure(draw(images, rng), weights) for _ in range(worlds)])
-    errors = np.array([resampling.errors({"a": row[1:].tolist()})["a"] for row in drawn])
+    errors = np.array([bootstrap.errors({"a": row[1:].tolist()})["a"] for row in drawn])
     return 100 * float(np.mean(np.abs(drawn[:, 0] - drawn[:, 0].mean()) <= Z * errors))
 
 

@@ -87,7 +87,7 @@ def test_patches_of_14_px_and_registers(module, world: Path, tmp_path: Path) -> 
     padded = {96: 112, 64: 84}[side]
     assert (protocol["padded_to"], protocol["registers"]) == (padded, 2)
     (mark,) = marks.differences({"task": "a task", "protocol": protocol, "toy_data": True}, "miou")
-    assert f"pictures padded to {padded} px, a multiple of two patches of 14 px; paper: {side} px" in mark
+    assert f"pictures padded to {padded} px, a multiple of two patches of 14 px; paper: as they are" in mark
     assert ("every window sees" in mark) == (module is detection)
     if module is detection:
         assert protocol["strides"] == [3.5, 7, 14, 28]
