@@ -281,3 +281,18 @@ def test_further_sets_are_measured_in_the_same_run_where_they_are(tmp_path: Path
     for name in ("imagenet_v2_matched_top1", "imagenet_real_top1", "objectnet_top1"):
         assert name in env.notes["standard_error"]
         assert 100 * predictions.outcome(kept, name).mean() == pytest.approx(result[name]), "verified image by image"
+
+
+def test_a_further_set_that_cannot_be_used_costs_the_other_columns_nothing(tmp_path: Path) -> None:
+    root = write_further_sets(tmp_path / "data")
+    (root / "imagenet/real.json").write_text("[[1]]")
+    (root / "objectnet-1.0/mappings/imagenet_to_label_2012_v2").write_text("")
+    classifier_file = tmp_path / "classifier.safetensors"
+    save_classifier(classifier_file, imagenet.class_names(root / "imagenet/train"))
+    (tmp_path / "out").mkdir()
+    env = Env(root, tmp_path / "out", inputs={"classifier": classifier_file})
+    result = robustness.run(class_token_vit(), replace(DEMO, corruptions="made", corrupted_images=1), env)
+    assert {"imagenet_v2_matched_top1", "imagenet_c"} <= set(result)
+    assert not {"imagenet_real_top1", "objectnet_top1"} & set(result)
+    assert "list of 50,000 lists" in env.notes["skipped"]["imagenet_real"]
+    assert "four published mappings" in env.notes["skipped"]["objectnet"]

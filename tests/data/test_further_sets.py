@@ -1,6 +1,7 @@
 """ImageNet-V2, ReaL and ObjectNet as published: which class each image has, and which files are refused."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -109,3 +110,9 @@ def test_a_set_that_is_absent_is_no_part_of_the_datas_identity_and_no_fault(root
     assert set(found) == {"imagenet_v2_matched", "imagenet_real", "objectnet"}
     assert all(finding.status == "part" for name, finding in found.items() if name != "imagenet_real")
     assert "3 of 4 images of val have a right class" in found["imagenet_real"].detail
+
+
+def test_a_set_of_which_a_part_is_missing_is_not_overlooked(root: Path) -> None:
+    shutil.rmtree(root / "objectnet-1.0/mappings")
+    (finding,) = check.check(root, ["objectnet"])
+    assert finding.status == "absent" and "objectnet-1.0/mappings is missing" in finding.detail

@@ -68,6 +68,19 @@ def test_numbers_are_sorted_as_such_and_may_stand_for_classes(tmp_path: Path) ->
     assert one.read()[0].labels.tolist() == [2, 9, 10]
 
 
+def test_a_number_is_no_place_among_classes_that_are_numbers(tmp_path: Path) -> None:
+    """Classes 1, 2, 3 of train and 0, 1, 2 of val: 0 would be taken for the first class, and be wrong throughout."""
+    for split, first in (("train", 1), ("val", 0)):
+        lines = [
+            f"{write_image(tmp_path / split / f'{label}.png', label).relative_to(tmp_path)},{first + label}"
+            for label in range(3)
+        ]
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines))
+    (tmp_path / "own.toml").write_text('[own]\ntrain = "train.csv"\nval = "val.csv"\n')
+    with pytest.raises(UserError, match="has the label '0', which is no class; the classes are 1, 2, 3"):
+        sets.choose([str(tmp_path / "own.toml")], None)[0].read()
+
+
 @pytest.mark.parametrize("change", ["image", "label", "classes", "metric"])
 def test_another_set_has_another_identity(change: str, tmp_path: Path) -> None:
     write_everywhere(tmp_path, train=2, val=1)

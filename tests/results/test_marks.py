@@ -129,6 +129,12 @@ def test_a_column_that_is_skipped_in_a_task_that_ran_gives_its_reason(tmp_path: 
     assert "mine, IN-R: skipped: the task with these settings measures no imagenet_r_top1" in text
 
 
+def test_a_column_of_a_set_that_another_row_has_says_that_it_was_not_there() -> None:
+    robust = entry("robustness", metrics={"imagenet_a_top1": 1.0}, skipped={"objectnet": "its mappings are damaged"})
+    assert marks.why_skipped(robust, "objectnet_top1") == "its mappings are damaged"
+    assert "its set was not there" in marks.why_skipped(robust, "imagenet_real_top1")
+
+
 def test_what_rows_and_tasks_lack_for_one_reason_is_said_once(tmp_path: Path) -> None:
     failed = [
         entry(task, encoder=name, encoder_fingerprint=name, status="failed", metrics={}, reason="its file is cut short")

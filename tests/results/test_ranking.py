@@ -49,8 +49,11 @@ def test_numbers_are_compared_within_one_protocol(monkeypatch: pytest.MonkeyPatc
     lines += [line(name, "COCO box", 40 + place, "coco_fpn_1x") for place, name in enumerate(names)]
     lines += [line(name, "COCO box", 60 - place, "coco_vitdet") for place, name in enumerate(names[:4])]  # too few
     lines += [line(name, "FT", 80 + place, "ft_mae") for place, name in enumerate(names[:4])]  # too few
-    untrained = line("random init", "kNN", 1, "knn_dino") | {"pretrain_epochs": "0"}
-    monkeypatch.setattr(published, "numbers", lambda: (*lines, untrained))
+    untrained = [
+        line("random init", column, 1, group) | {"pretrain_epochs": "0"}
+        for column, group in (("kNN", "knn_dino"), ("COCO box", "coco_fpn_1x"))
+    ]
+    monkeypatch.setattr(published, "numbers", lambda: (*lines, *untrained))
     (found,) = ranking.agreements("Net")
     assert (found.cheap, found.dear, found.correlation) == ("kNN", "COCO box", pytest.approx(1))
     assert found.protocols == ("knn_dino", "coco_fpn_1x") and found.pretrainings == tuple(f"{n}@10" for n in names)
