@@ -345,9 +345,11 @@ def _not_run(grid: Grid) -> list[str]:
         nodes = list(dict.fromkeys(node for _, node in missing))
         sets = " ".join(shlex.quote(plain(of_sets[node])) for node in nodes if node in of_sets)
         preset += f"--sets {sets} " if sets else ""
+        limits = {cell.entry["limit"] for row in own for cell in row.cells.values() if cell.entry}
+        limit = f"--limit {limits.pop()} " if len(limits) == 1 and None not in limits else ""
         notes.append(
             f"{', '.join(row.label for row in own)}: {', '.join(heading for heading, _ in missing)} not run; this "
-            f"fills them: uv run run_all.py {'' if grid.toy else f'--ckpt {files} --data-root DIR {preset}'}--tasks "
-            f"{','.join(nodes)}"
+            f"fills them: uv run run_all.py {'' if grid.toy else f'--ckpt {files} --data-root DIR {preset}'}"
+            f"{limit}--out OUT --tasks {','.join(nodes)}"
         )
     return notes

@@ -61,6 +61,15 @@ def test_intervals_of_accuracies_cover_the_truth() -> None:
     assert 93 <= single <= 97 and 93 <= paired <= 97
 
 
+@pytest.mark.parametrize("images", [50, 1000])
+def test_no_image_right_is_not_known_for_sure(images: int) -> None:
+    half = Z * comparison.binomial(0.0, images)
+    assert half == pytest.approx(Z * comparison.binomial(100.0, images))
+    least = 100 * (1 - 0.05 ** (1 / images))  # the accuracy with which one in twenty such sets has no hit
+    assert 0.8 * least < half < 1.2 * least
+    assert comparison.binomial(50.0, images) == pytest.approx(50 / images**0.5)
+
+
 def chance_above(threshold: float) -> float:
     """Of a uniform plus a normal of deviation 0.3, in percent, by integration."""
     grid = np.linspace(-2, 2, 400_001)

@@ -105,9 +105,14 @@ def test_what_was_not_measured_says_so(tmp_path):
     frame, _ = shown(tmp_path)
     assert frame.loc["mine", ["kNN", "FT", "LIN"]].tolist() == ["skipped", "failed", "–"]
     assert "no data" in text and "broke" in text
-    assert "LIN, 1%" in text and "uv run run_all.py --ckpt mine=FILE --data-root DIR --tasks linear_probe,few" in text
+    command = "uv run run_all.py --ckpt mine=FILE --data-root DIR"
+    assert "LIN, 1%" in text and f"{command} --out OUT --tasks linear_probe,few" in text
+    text = tables.render(tmp_path, ["mine"], [{**one, "limit": 40} for one in entries])
+    assert f"{command} --limit 40 --out OUT --tasks" in text, "of all images it would be another number"
     text = tables.render(tmp_path, ["mine"], [{**one, "preset": "demo"} for one in entries])
-    assert "--data-root DIR --preset demo --tasks linear_probe,few" in text, "the paper's would be another protocol"
+    assert "--data-root DIR --preset demo --out OUT --tasks linear_probe,few" in text, (
+        "the paper's would be another protocol"
+    )
 
 
 def test_a_table_that_cannot_be_written_is_named_and_the_others_are(tmp_path, capsys):
