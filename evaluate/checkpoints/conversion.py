@@ -12,8 +12,8 @@ from torch import Tensor
 
 from evaluate import encoder
 from evaluate.checkpoints import architecture, certificate, formats, named, whole_models, writing
-from evaluate.checkpoints.architecture import Described, Options, options_of
 from evaluate.checkpoints.certificate import Certificate
+from evaluate.checkpoints.fields import Described, Options, options_of, spec_of
 from evaluate.checkpoints.formats import Recognized
 from evaluate.checkpoints.formats.table import Branch, rename
 from evaluate.checkpoints.reader import Checkpoint, read
@@ -155,7 +155,7 @@ def prepare(checkpoint: Checkpoint, options: Options) -> Prepared:
     architecture.check_values(state, what)
     state = known.transform(state) if known.transform else state
     options = dataclasses.replace(options, branch=name)
-    described = architecture.spec_of(state, source, known, view, options, what)
+    described = spec_of(state, source, known, view, options, what)
     state = architecture.complete(state, described.spec, what)
     dropped = [*dropped, *view.outside_prefix.get(path, ())]
     return Prepared(recognized, tuple(branches), path, chosen, described, state, used, dropped)

@@ -2,7 +2,7 @@
 
     python -m evaluate.convert ENCODER_OR_CKPT --to mae|timm|hf|torchvision [--out FILE]
 
-Every file also carries ``encoder_spec`` (``evaluate.checkpoints.architecture``), so that it converts back to the same
+Every file also carries ``encoder_spec`` (``evaluate.checkpoints.fields``), so that it converts back to the same
 encoder. That is proved before a file gets its name: it is converted, and every tensor and every field that can change a
 feature must be equal, bit by bit.
 """
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from evaluate.checkpoints import architecture
+from evaluate.checkpoints import fields
 from evaluate.checkpoints.conversion import convert
 from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec, read_spec
@@ -148,17 +148,17 @@ def _refused_by_timm(spec: EncoderSpec) -> str:
 
 
 def _write_mae(path: Path, spec: EncoderSpec, state: State) -> None:
-    torch.save({"model": state, architecture.ENTRY: architecture.to_metadata(spec)}, path)
+    torch.save({"model": state, fields.ENTRY: fields.to_metadata(spec)}, path)
 
 
 def _write_timm(path: Path, spec: EncoderSpec, state: State) -> None:
-    save_file(state, path, {"format": "pt", architecture.ENTRY: json.dumps(architecture.to_metadata(spec))})
+    save_file(state, path, {"format": "pt", fields.ENTRY: json.dumps(fields.to_metadata(spec))})
 
 
 def _write_torchvision(path: Path, spec: EncoderSpec, state: State) -> None:
     """A flat state dict, as ``load_state_dict`` takes it; what is no tensor goes where torch keeps module versions."""
     flat = OrderedDict(state)
-    metadata = {architecture.ENTRY: architecture.to_metadata(spec)}
+    metadata = {fields.ENTRY: fields.to_metadata(spec)}
     flat._metadata = metadata  # type: ignore[attr-defined]  # torch sets it on the plain class
     torch.save(flat, path)
 
@@ -181,7 +181,7 @@ def _write_huggingface(folder: Path, spec: EncoderSpec, state: State) -> None:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "torch_dtype": "float32",
-        architecture.ENTRY: architecture.to_metadata(spec),
+        fields.ENTRY: fields.to_metadata(spec),
     }
     preprocessor = {
         "image_processor_type": "ViTImageProcessor",

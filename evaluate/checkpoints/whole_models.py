@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluate.checkpoints import named, whole_certificates, writing
-from evaluate.checkpoints.architecture import Options
 from evaluate.checkpoints.certificate import Certificate
+from evaluate.checkpoints.fields import Options
 from evaluate.checkpoints.named import Named
 from evaluate.checkpoints.reader import Checkpoint, read
 from evaluate.encoder import own, timm_models

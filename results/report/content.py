@@ -2,10 +2,9 @@
 
 import itertools
 import json
-import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from results.comparison import Outcomes
 from results.escape import plain
 from results.formats import letters
 from results.grid import Cell, Entry, Grid, Row
-from results.report import classes, curves, files, pictures, svg, times
+from results.report import classes, curves, epochs, files, pictures, provenance, svg, times
+from results.report.epochs import listed
 
 MOST_BASES = 12  # measured rows that can each be the baseline; of more, the first, the last and the one of --reference
 MOST_DRAWN = 8  # rows in a figure of differences, one for each colour
-LARGEST_SIDE_FILE = 4 * 1024**2  # a certificate has kilobytes
-LARGEST = 1e6  # number that is drawn
 SEVERITIES = ("1", "2", "3", "4", "5")
 
 
@@ -32,11 +30,11 @@ def of(grid: Grid) -> dict[str, Any]:
     rows = [row for row in grid.rows if row.kind != "difference"]
     measured = [row for row in rows if row.kind == "measured"]
     outcomes = grid.outcomes or Outcomes(Path())
-    runs = _runs(measured)
+    runs = epochs.of(measured)
     bases = _bases(grid, rows, measured)
     gaps = {base: _differences(grid, rows, rows[base], outcomes) for base in bases}
     shown, _ = _drawn(measured, runs)
-    drawn_rows = [(row.label, _entries(row)) for row in shown]
+    drawn_rows = [(row.label, provenance.records(row)) for row in shown]
     strips, left_out = pictures.strips(drawn_rows, outcomes.out)
     first = next((base for base in bases if rows[base].label == grid.reference), bases[0] if bases else None)
     return {
@@ -58,7 +56,7 @@ def of(grid: Grid) -> dict[str, Any]:
         "files": files.of(drawn_rows),
         "strips": strips,
         "left_out": left_out,
-        "epochs": _epochs(grid, rows, runs),
+        "epochs": epochs.panels(grid, rows, runs),
         "runs": [(number, stem, len(own)) for number, (stem, own) in enumerate(runs.items())],
         "corruptions": _corruptions(measured),
         "rankings": [
@@ -67,10 +65,10 @@ def of(grid: Grid) -> dict[str, Any]:
             for one in ranking.agreements(architecture)
         ],
         "protocols": published.PROTOCOLS,
-        "times": times.table([(row.label, _entries(row)) for row in measured]),
-        "certificates": [_certificate(row, outcomes.out) for row in measured],
-        "sets": _sets(measured),
-        "environment": _environment(measured),
+        "times": times.table([(row.label, provenance.records(row)) for row in measured]),
+        "certificates": [provenance.certificate(row, outcomes.out) for row in measured],
+        "sets": provenance.sets(measured),
+        "environment": provenance.environment(measured),
         "data": _data(grid, rows, gaps),
     }
 
@@ -193,13 +191,8 @@ def _differences(
             published_both = cell.entry is None and other.entry is None  # of two papers' numbers we know no error
             error = None if published_both else table.combined(cell, other, metric, outcomes, column)
             difference = cell.value - other.value
-            found[number].append((difference, error) if _can_be_drawn(difference, error) else None)
+            found[number].append((difference, error) if svg.can_be_drawn(difference, error) else None)
     return found
-
-
-def _can_be_drawn(value: float, error: float | None) -> bool:
-    """Whether it is of a percentage's order: a record may hold any finite number, on which no axis is made."""
-    return abs(value) < LARGEST and abs(error or 0) < LARGEST
 
 
 def _drawn(measured: Sequence[Row], runs: Mapping[str, list[tuple[float, Row]]]) -> tuple[list[Row], str]:
@@ -236,74 +229,6 @@ def _figures(
     return figures
 
 
-def _runs(measured: Sequence[Row]) -> dict[str, list[tuple[float, Row]]]:
-    """Rows that are epochs of one run, by what their names have in common: one architecture, other numbers at the end.
-
-    The epoch is the one that the checkpoints say, where all say one, or else the number of the name.
-    """
-    found: dict[tuple[str, str], list[tuple[float, Row]]] = {}
-    for row in measured:
-        parts = re.fullmatch(r"(.*?)(\d+)(\D?)", row.label, re.DOTALL)
-        if parts and (parts[3] in ("", ")")):
-            stem = parts[1].rstrip(" -_@.(") or parts[1]
-            found.setdefault((stem, row.architecture), []).append((float(parts[2][-15:]), row))
-    runs = {}
-    for (stem, architecture), own in found.items():
-        said = [_epoch(row) for _, row in own]
-        known = [epoch for epoch in said if epoch is not None]
-        if len(known) == len(own) == len(set(known)):
-            own = [(epoch, row) for epoch, (_, row) in zip(known, own, strict=True)]
-        if len({epoch for epoch, _ in own}) == len(own) > 1:
-            name = stem if stem not in runs else f"{stem} ({architecture})"
-            runs[name or "epoch"] = sorted(own, key=lambda one: one[0])
-    return runs
-
-
-def _epoch(row: Row) -> float | None:
-    entry = next((cell.entry for cell in row.cells.values() if cell.entry), {})
-    epoch = (entry.get("encoder_source") or {}).get("epoch")
-    return float(epoch) if isinstance(epoch, int) and not isinstance(epoch, bool) else None
-
-
-def _epochs(
-    grid: Grid, rows: Sequence[Row], runs: Mapping[str, list[tuple[float, Row]]]
-) -> list[tuple[str, Markup, str]]:
-    """A panel a column: the metric of each run over its epochs, comparable published numbers, what is absent."""
-    panels = []
-    epochs = [[epoch for epoch, _ in own] for own in runs.values()]
-    architectures = {row.architecture for own in runs.values() for _, row in own}
-    for heading, *_ in grid.columns if runs else ():
-        series, absent, differing = [], [], False
-        for number, own in enumerate(runs.values()):
-            points = []
-            for epoch, row in own:
-                cell = row.cells[heading]
-                if cell.value is None or not _can_be_drawn(cell.value, cell.error):
-                    absent.append(f"{row.label} ({'not run' if cell.text == table.NOT_RUN else cell.text})")
-                    continue
-                differing = differing or bool(cell.marks)
-                points.append(svg.Point(row.label, cell.value, cell.error, number, epoch))
-            series.append(points)
-        if not any(series):
-            continue
-        lines = {
-            row.label: row.cells[heading].value
-            for row in rows
-            if row.kind == "published" and row.architecture in architectures and row.cells[heading].takes_part
-        }
-        known = {label: value for label, value in lines.items() if value is not None}
-        told = [f"not here: {_listed(absent)}"] if absent else []
-        told += (
-            ["measured by another protocol than the lines; see the marks in the table"] if differing and known else []
-        )
-        panels.append((heading, svg.along_epochs(series, epochs, known), "; ".join(told)))
-    return panels
-
-
-def _listed(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
 def _tiles(grid: Grid, measured: Sequence[Row]) -> list[tuple[int, str]]:
     states = Counter(_state(row.cells[heading]) for row in measured for heading, *_ in grid.columns)
     whole = len(measured) * len(grid.columns)
@@ -337,7 +262,7 @@ def _missing(grid: Grid, measured: Sequence[Row], out: Path) -> list[dict[str, s
             found.setdefault((state, ", ".join(headings), reason, log, again), []).append(row.label)
     ranks = ("failed", "skipped", "not run")
     return [
-        dict(zip(("state", "columns", "reason", "log", "command", "rows"), (*key, _listed(labels, 12)), strict=True))
+        dict(zip(("state", "columns", "reason", "log", "command", "rows"), (*key, listed(labels, 12)), strict=True))
         for key, labels in sorted(found.items(), key=lambda one: ranks.index(one[0][0]))
     ]
 
@@ -368,84 +293,7 @@ def _numbers(values: Any) -> dict[str, float]:
     """The numbers of what a record has there; anything else in it is left out."""
     values = values if isinstance(values, dict) else {}
     return {
-        name: float(value) for name, value in values.items() if type(value) in (int, float) and abs(value) < LARGEST
+        name: float(value)
+        for name, value in values.items()
+        if type(value) in (int, float) and svg.can_be_drawn(value, None)
     }
-
-
-def _entries(row: Row) -> dict[str, Entry]:
-    """The records of a row by task."""
-    return {cell.entry["task"]: cell.entry for cell in row.cells.values() if cell.entry}
-
-
-def _certificate(row: Row, out: Path) -> dict[str, Any]:
-    """What is known of a row's encoder, from its records and from the certificate beside it."""
-    entry = next((entry for entry in _entries(row).values() if entry.get("work")), {})
-    source = entry.get("encoder_source") or {}
-    facts = {
-        "label": row.label,
-        "architecture": row.architecture,
-        "source": " · ".join(
-            f"{name} {source[name]}" for name in ("format", "branch", "epoch") if source.get(name) not in (None, "")
-        ),
-        "sha256": str(source.get("sha256", ""))[:12],
-    }
-    path = Path(entry.get("out", out)) / str(entry.get("work", "")).partition("/")[0] / "encoder.certificate.json"
-    try:
-        if path.stat().st_size > LARGEST_SIDE_FILE or not path.is_file():
-            raise ValueError
-        read = json.loads(path.read_text())
-        checks = [check for check in read["checks"].values() if isinstance(check, dict)]
-        same = read.get("fingerprint") == entry.get("encoder_fingerprint")
-        state = "passed" if read["passed"] is True and same else "is of another encoder" if not same else "not passed"
-        largest = max((float(check["difference"]) for check in checks if "difference" in check), default=None)
-        told = f"{len(checks)} comparisons" + ("" if largest is None else f", largest difference {largest:.1e}")
-        return {**facts, "state": state, "told": f"{told}; tolerance {read.get('tolerance')}"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {**facts, "state": "no certificate beside the records", "told": ""}
-
-
-def _sets(measured: Sequence[Row]) -> list[dict[str, str]]:
-    """Each set that was read: what lay there, beside what is published; once, where all records agree."""
-    found: dict[tuple[str, ...], None] = {}
-    for entry in (entry for row in measured for entry in _entries(row).values()):
-        for name, size in entry.get("sizes", {}).items():
-            unreadable = len(entry.get("unreadable_images", {}).get(name, []))
-            counts = (
-                f"{size['images']:,}" if isinstance(size.get("images"), int) else "",
-                str(size.get("classes", "")),
-            )
-            subset = entry.get("subset", {}).get(name, "")
-            state = subset if subset else "toy data" if entry.get("toy_data") else "as published"
-            found[name, *counts, state, str(unreadable) if unreadable else "none"] = None
-    fields = ("name", "images", "classes", "state", "unreadable")
-    return [dict(zip(fields, one, strict=True)) for one in found]
-
-
-def _environment(measured: Sequence[Row]) -> list[tuple[str, str]]:
-    """Devices, code, packages and times of the records that are shown; several values are told with their counts."""
-    entries = [entry for row in measured for entry in _entries(row).values() if entry["status"] == "ok"]
-    if not entries:
-        return []
-    facts: dict[str, list[str]] = {"device": [times.device(entry) for entry in entries]}
-    for entry in entries:
-        git = entry.get("git", {})
-        if git.get("commit"):
-            changed = " with changes" if git.get("dirty") else ""
-            facts.setdefault("this code", []).append(f"{str(git['commit'])[:8]}{changed}")
-        for name, version in entry.get("versions", {}).items():
-            facts.setdefault(name, []).append(version)
-    told = [(name, _counted(values)) for name, values in facts.items()]
-    begun = sorted(entry["started_utc"] for entry in entries)
-    sealed = sum("checksum" in entry for entry in entries)
-    span = begun[0] if begun[0] == begun[-1] else f"{begun[0]} to {begun[-1]}"
-    # a record whose checksum is wrong was never read
-    return [("measured", span), ("records", f"{len(entries)}, of which {sealed} with a checksum that holds"), *told]
-
-
-def _counted(values: Iterable[str]) -> str:
-    counts = Counter(values)
-    return (
-        next(iter(counts))
-        if len(counts) == 1
-        else ", ".join(f"{value} ({count} records)" for value, count in counts.items())
-    )

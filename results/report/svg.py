@@ -15,6 +15,7 @@ from results.escape import html
 
 WIDTH, LEFT, RIGHT = 340, 104, 46  # of a panel, in px; it is scaled to the place it has
 LETTERS = 16  # of a name that fit on the left
+LARGEST = 1e6  # number that is drawn
 
 
 @dataclass(frozen=True)
@@ -181,3 +182,8 @@ def _dot(x: float, y: float, point: Point, radius: float = 4.5) -> str:
 
 def _figure(height: int, parts: Sequence[str], label: str) -> Markup:
     return Markup(f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>')
+
+
+def can_be_drawn(value: float, error: float | None) -> bool:
+    """Whether it is of a percentage's order: a record may hold any finite number, on which no axis is made."""
+    return abs(value) < LARGEST and abs(error or 0) < LARGEST
