@@ -70,7 +70,8 @@ def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     pairs = (len(config.distances) * 0.1 * 0.9 * train + test) * train * patches**2
     search = 2e-9 * spec.embed_dim * pairs
     passes = (train + test) * forward_gflop(spec, config.img_size)
-    return Cost(search + passes, train + test, memory=memory.of_passing(spec, config.img_size, 64, bits=32) + 3.0)
+    compared = 3.0 * min(1.0, train * patches / 262_144)  # GiB: so many training patches are on the device at once
+    return Cost(search + passes, train + test, memory=memory.of_passing(spec, config.img_size, 64, bits=32) + compared)
 
 
 def draws(config: Config) -> bool:

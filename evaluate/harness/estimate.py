@@ -66,7 +66,7 @@ class Speed:
 
 # 40 % of an H100's 790 TFLOP/s in 16 bits; 16 cores that cut 450 images a second each
 H100 = Speed(320e3, 7200.0, 30.0, True, "assumed: an H100 at 320 TFLOP/s; --probe measures this machine")
-CORE = Speed(40.0, 300.0, 10.0, False, "assumed: a core at 40 GFLOP/s; --probe measures this machine")
+CORE = Speed(40.0, 300.0, 5.0, False, "assumed: a core at 40 GFLOP/s; --probe measures this machine")
 
 
 @dataclass(frozen=True)

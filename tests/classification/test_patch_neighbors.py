@@ -145,6 +145,13 @@ def test_what_is_no_class_is_not_scored_but_may_be_predicted() -> None:
     )
 
 
+def test_the_memory_that_it_is_said_to_need_follows_the_patches() -> None:
+    spec = tiny_encoder(patch_size=PATCH).spec
+    few, many = (knn_segmentation.cost(DEMO, spec, lambda part, n=n: n).memory for n in (20, 20_000))
+    assert 0 < few < 0.1 and many == pytest.approx(3.0, abs=0.1)
+    assert patch_neighbors.KEYS == 262_144, "the plan knows the number too"
+
+
 def test_what_cannot_be_measured_is_said(root: Path, tmp_path: Path) -> None:
     with pytest.raises(Skip, match="this encoder is no ViT"):
         knn_segmentation.run(tiny_resnet(), DEMO, Env(root, tmp_path))
