@@ -5,11 +5,11 @@
 
 DINOv2's protocol (arXiv 2304.07193, Section 7.4, and the configuration that it released with its ADE20k linear heads):
 BatchNorm and one linear layer on the last block's patch tokens after the last norm, AdamW at 1e-3 with a decay of 1e-4
-of everything, 1,500 iterations of warm-up and a linear decay to 0 over 40,000 iterations of 16 crops of 512 px,
-tested with sliding windows of 512 px, 341 apart, at a single scale. It ran on 8 GPUs, two crops each, without mixed
-precision. No mIoU of a ViT-B of ImageNet-1k is published by it; near it are 34.5 (DINO) and 38.3 (iBOT), by iBOT's own
-linear recipe. What depends on the encoder, on the classes or on folders is filled in by evaluate/mm/frozen.py; it is
-None here.
+of everything, 1,500 iterations of warm-up and a linear decay to 0 over 40,000 iterations of 16 crops of 512 px, tested
+with sliding windows of 512 px, 341 apart, at a single scale. It ran on 8 GPUs, two crops each, without mixed precision.
+Its configuration of VOC 2012 differs in the data alone. No mIoU of a ViT-B of ImageNet-1k is published by it at 16 px a
+patch; near it are 34.5 (DINO) and 38.3 (iBOT), by iBOT's own linear recipe. What depends on the encoder, on the classes
+or on folders is filled in by evaluate/mm/frozen.py; it is None here.
 """
 
 from mmengine.config import read_base

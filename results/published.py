@@ -75,7 +75,9 @@ PROTOCOLS = {  # what a group of published numbers has in common; of one column,
     "ade_upernet": "UPerNet, 160,000 iterations, 512 px, single scale",
     "ade_upernet_var": "UPerNet with another crop, length, data set or framework",
     "ade_hier": "UPerNet, 160,000 iterations, of a hierarchical encoder or an adapter",
+    "ade_linear_dinov2": "ADE20k by DINOv2's linear setup: one layer's patch tokens, 40,000 iterations at 512 px",
     "ade_linear": "a linear head on frozen patch tokens, by the source's own recipe",
+    "voc_linear_dinov2": "VOC 2012 by DINOv2's linear setup, as ADE20k",
     "rob_ft": "the classifier fine-tuned on IN-1K at 224 px; IN-A and IN-R over their 200 classes",
     "rob_timm": "the authors' weights, tested by timm with its crop; IN-A and IN-R over their 200 classes",
     "knn_dino": "weighted k nearest neighbors of DINO, temperature 0.07",
@@ -85,7 +87,6 @@ PROTOCOLS = {  # what a group of published numbers has in common; of one column,
     "voc_mm": "Faster R-CNN with C4, VOC 07+12, 24,000 iterations, MMDetection",
     "voc_other": "Faster R-CNN with C4, VOC 07+12, as its source captions it",
 }
-OF_EACH_SOURCE = ("ade_linear",)  # groups whose numbers share what is measured, and not how it is trained
 LINEAR = {"simsiam": "lin_r50_simsiam", "moco": "lin_r50_moco", "moco_v3": "lin_sgd_mocov3"}  # preset: group
 OTHER = "published by another protocol"  # what the mark of such a number begins with
 SWEEPS = ("lin_dino", "lin_dinov2")  # their learning rate is chosen among many, as in the column LIN sweep
@@ -142,7 +143,8 @@ def group_measured(heading: str, architecture: str, entry: Mapping[str, Any] | N
         "FT": "ft_mae",
         "1%": "one_logreg",
         "ADE20k mIoU": "ade_upernet",
-        "ADE20k linear": "ade_linear",
+        "ADE20k linear": "ade_linear_dinov2",
+        "VOC linear": "voc_linear_dinov2",
         "kNN": "knn_dino",
         "LIN sweep": SWEEPS[0],
     }
@@ -226,7 +228,6 @@ def _number(
         return None
     line = min(candidates, key=lambda line: [own, *PROTOCOLS].index(line["group"]))
     marks = [] if line["group"] == own else [f"{OTHER}: {PROTOCOLS[line['group']]}"]
-    marks += [f"{OTHER}: {PROTOCOLS[own]}"] if line["group"] == own and own in OF_EACH_SOURCE else []
     if line["pretrain_data"] not in ("IN-1K", "IN-1K labels", "none", ""):
         marks.append(f"pretrained with {line['pretrain_data']}")
     if line["status"] == "quoted":

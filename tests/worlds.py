@@ -1,6 +1,7 @@
 """Small worlds in the layouts of the real data sets."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,37 @@ def make_voc(root: Path, world: Path, count: int = 6) -> Path:
             (folder / f"Annotations/{stem}.xml").write_text(xml(image["width"], image["height"], objects))
         (folder / f"ImageSets/Main/{split}.txt").write_text("\n".join(stems) + "\n")
     return root
+
+
+def make_voc2012(root: Path, world: Path, train: int = 6, further: int = 2, val: int = 3) -> Path:
+    """VOC 2012's segmentation with pictures of the toy world's ADE20k: label maps with a palette, the ground as
+    background, 255 for what is no class. Further maps lie in SegmentationClassAug, with those of val, as they are
+    passed on. Returns the folder VOC2012.
+    """
+    folder = root / "VOCdevkit/VOC2012"
+    for part in ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "ImageSets/Segmentation"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    pictures = {split: sorted((world / f"ade20k/images/{split}").iterdir()) for split in ("training", "validation")}
+    parts = {
+        "train": pictures["training"][:train],
+        "further": pictures["training"][train : train + further],
+        "val": pictures["validation"][:val],
+    }
+    for part, paths in parts.items():
+        for path in paths:
+            labels = np.asarray(Image.open(str(path).replace("/images/", "/annotations/").replace(".jpg", ".png")))
+            image = Image.fromarray(np.choose(labels, [255, 1, 2, 3, 4, 5, 6, 0]).astype(np.uint8)).convert("P")
+            image.putpalette([255 - value for value in range(256)] * 3)
+            shutil.copy(path, folder / f"JPEGImages/{path.name}")
+            if part != "further":
+                image.save(folder / f"SegmentationClass/{path.stem}.png")
+            if part != "train" and further:
+                image.save(folder / f"SegmentationClassAug/{path.stem}.png")
+        if part != "further":
+            (folder / f"ImageSets/Segmentation/{part}.txt").write_text("\n".join(path.stem for path in paths) + "\n")
+    if not further:
+        (folder / "SegmentationClassAug").rmdir()
+    return folder
 
 
 def in_order(count: int, batch: int) -> list[list[tuple[int, int]]]:

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from evaluate.classification.finite import require_finite
-from evaluate.data.ade20k import read_labels
+from evaluate.data.dense_sets import DenseSet
 from evaluate.data.pictures import THREADS
 from evaluate.data.pixels import READ_ERRORS, read_rgb
 from evaluate.data.transforms import normalize
@@ -26,7 +26,7 @@ from evaluate.runtime.progress import track
 Distance = Literal["cosine", "l2"]
 BATCH = 64  # pictures in a forward pass
 QUERIES, KEYS = 1024, 262_144  # patches that are compared at once: a gigabyte of distances
-OTHER = 0  # the label of what is no class
+LABELS = 256  # a label is a byte
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Patches:
     """Of a picture."""
     rows: torch.Tensor
     """(n,) int64, those that are meant."""
+    other: int = 0
+    """The label of what is no class."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -52,24 +54,26 @@ class Patches:
 
     def of_a_class(self) -> "Patches":
         """Those whose most frequent label is a class."""
-        kept = [part[self.labels[part].mode(dim=1).values != OTHER] for part in self.rows.split(KEYS)]
+        kept = [part[self.labels[part].mode(dim=1).values != self.other] for part in self.rows.split(KEYS)]
         return replace(self, rows=torch.cat(kept))
 
 
 def extract(
-    encoder: Encoder, pictures: Sequence[Path], maps: Sequence[Path], side: int, classes: int, device: str
-) -> Patches:
-    """The patch tokens of the last block after the encoder's last norm, of pictures that are squeezed to ``side``
-    pixels a side (bicubic; labels: nearest).
+    encoder: Encoder, images: DenseSet, split: str, limit: int | None, side: int, device: str
+) -> tuple[Patches, int]:
+    """The patch tokens of the last block after the encoder's last norm, of at most ``limit`` pictures of a split that
+    are squeezed to ``side`` pixels a side (bicubic; labels: nearest), and how many pictures the whole split has.
 
     Raises UserError for a picture or a label map that cannot be read.
     """
+    pictures, maps = images.pairs(split)
+    pairs = [(pictures[name], maps[name]) for name in sorted(pictures)[:limit]]
     patch = encoder.spec.patch_size
     grid = side // patch
-    tokens = torch.empty(len(pictures) * grid**2, encoder.spec.embed_dim)
+    tokens = torch.empty(len(pairs) * grid**2, encoder.spec.embed_dim)
     labels = torch.empty(len(tokens), patch**2, dtype=torch.uint8)
     done = 0
-    for part in _batches(list(zip(pictures, maps, strict=True)), side, classes):
+    for part in _batches(pairs, side, images):
         pixels = normalize(torch.stack([own for own, _ in part]), encoder.spec.mean, encoder.spec.std, device)
         with torch.inference_mode():
             found = encoder.model.norm(encoder.forward_blocks(pixels, 1)[-1].patches)
@@ -77,7 +81,7 @@ def extract(
         tokens[rows] = require_finite(found).flatten(0, 1).float().cpu()
         own = torch.stack([own for _, own in part]).unflatten(2, (grid, patch)).unflatten(1, (grid, patch))
         labels[rows] = own.transpose(2, 3).reshape(-1, patch**2)
-    return Patches(tokens, labels, grid**2, torch.arange(len(tokens)))
+    return Patches(tokens, labels, grid**2, torch.arange(len(tokens)), images.form.none), len(pictures)
 
 
 def standardize(chosen: Patches, *sets: Patches) -> None:
@@ -107,24 +111,24 @@ def predict(
     return {k: torch.cat(parts) for k, parts in found.items()}
 
 
-def pixels_met(predicted: torch.Tensor, patches: Patches, classes: int) -> np.ndarray:
-    """(pictures, classes + 1, 3): pixels of each label that are right, that are predicted and that there are, where
-    there is a class.
+def pixels_met(predicted: torch.Tensor, patches: Patches) -> np.ndarray:
+    """(pictures, LABELS, 3): pixels of each label that are right, that are predicted and that there are, where there is
+    a class.
     """
-    counted = np.zeros((len(predicted) // patches.count, classes + 1, 3), dtype=np.int64)
+    counted = np.zeros((len(predicted) // patches.count, LABELS, 3), dtype=np.int64)
     for number, (own, rows) in enumerate(
         zip(predicted.split(patches.count), patches.rows.split(patches.count), strict=True)
     ):
         labels = patches.labels[rows]
-        scored = labels != OTHER
+        scored = labels != patches.other
         said, right = own[scored].long(), labels[scored].long()
         for place, values in enumerate((said[said == right], said, right)):
-            counted[number, :, place] = torch.bincount(values, minlength=classes + 1).numpy()
+            counted[number, :, place] = torch.bincount(values, minlength=LABELS).numpy()
     return counted
 
 
 def scores(counts: np.ndarray) -> dict[str, float]:
-    """``miou`` and ``aacc`` in percent from (classes + 1, 3) counts.
+    """``miou`` and ``aacc`` in percent from (LABELS, 3) counts.
 
     As CAPI's, the mean goes over the labels that are there or predicted, and so over "other" where it is predicted.
     """
@@ -159,7 +163,7 @@ def _prepared(tokens: torch.Tensor, distance: Distance) -> torch.Tensor:
 
 
 def _batches(
-    pairs: Sequence[tuple[Path, Path]], side: int, classes: int
+    pairs: Sequence[tuple[Path, Path]], side: int, images: DenseSet
 ) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
     """Pictures uint8 (3, side, side) and their labels (side, side), some at a time."""
 
@@ -168,7 +172,7 @@ def _batches(
             picture = read_rgb(pair[0]).resize((side, side), Image.Resampling.BICUBIC)
         except READ_ERRORS as error:
             raise UserError(f"the picture {pair[0]} cannot be read ({error}); restore it") from error
-        labels = Image.fromarray(read_labels(pair[1], classes)).resize((side, side), Image.Resampling.NEAREST)
+        labels = Image.fromarray(images.read(pair[1])).resize((side, side), Image.Resampling.NEAREST)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1), torch.from_numpy(np.array(labels))
 
     with ThreadPoolExecutor(THREADS) as pool:

@@ -17,11 +17,22 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluate.data import ade20k, coco, further_sets, imagenet, layouts, sets, subsets, voc
+from evaluate.data import coco, dense_sets, further_sets, imagenet, layouts, listing, sets, subsets, voc
 from evaluate.data.archives import File
 from evaluate.data.layouts import CORRUPTIONS, SEVERITIES
 from evaluate.data.loader import read_image
-from evaluate.data.published_counts import ADE20K, FURTHER, INSTANCES, REAL, SHIFTED, TRAIN, VAL, VAL_PER_CLASS
+from evaluate.data.published_counts import (
+    ADE20K,
+    FURTHER,
+    INSTANCES,
+    REAL,
+    SHIFTED,
+    TRAIN,
+    VAL,
+    VAL_PER_CLASS,
+    VOC2012,
+    VOC2012_OWN,
+)
 from evaluate.data.sets import LabelledSet
 from evaluate.runtime.cli import EXIT_SKIPPED, EXIT_USER
 from evaluate.runtime.errors import Skip, UserError, in_one_sentence
@@ -232,7 +243,7 @@ def _instances(name: str) -> Callable[[Path, int, Counts], str]:
 
 def _ade20k(data_root: Path, samples: int, counts: Counts) -> str:
     parts = []
-    for split, images in ade20k.check_pairs(data_root / "ade20k").items():
+    for split, images in dense_sets.below(data_root, "ade20k").check().items():
         if not layouts.is_toy(data_root):
             counts.expect(f"ade20k/images/{split}", len(images), ADE20K[split])
         parts.append(f"{split} {_read_some(images, samples)}")
@@ -242,6 +253,26 @@ def _ade20k(data_root: Path, samples: int, counts: Counts) -> str:
 def _voc(data_root: Path, samples: int, counts: Counts) -> str:
     found = voc.check_voc(data_root / "VOCdevkit")
     return ", ".join(f"{name} {_read_some(pictures, samples)}" for name, pictures in found.items())
+
+
+def _voc2012(data_root: Path, samples: int, counts: Counts) -> str:
+    found, parts = dense_sets.below(data_root, "voc2012").check(), []
+    whole = layouts.locate(data_root, layouts.LAYOUTS["voc2012_aug"][0]) is not None
+    published = VOC2012 if whole else {**VOC2012, "training": VOC2012_OWN}
+    for split, images in found.items():
+        counts.expect(f"VOC2012's {split}", len(images), published[split])
+        parts.append(f"{split} {_read_some(images, samples)}")
+    if not whole:
+        counts.parts.append(
+            f"VOC2012's training has its own {VOC2012_OWN} of {VOC2012['training']} images, for want of "
+            f"SegmentationClassAug"
+        )
+    return ", ".join(parts)
+
+
+def _voc2012_aug(data_root: Path, samples: int, counts: Counts) -> str:
+    folder = data_root / layouts.LAYOUTS["voc2012_aug"][0]
+    return f"{len(listing.entries(folder))} files, of which voc2012 takes the label maps that are none of val"
 
 
 CHECKS: dict[str, Callable[[Path, int, Counts], str]] = {
@@ -255,6 +286,8 @@ CHECKS: dict[str, Callable[[Path, int, Counts], str]] = {
     **{name: _instances(name) for name in INSTANCES},
     "ade20k": _ade20k,
     "voc": _voc,
+    "voc2012": _voc2012,
+    "voc2012_aug": _voc2012_aug,
 }
 
 # where each set is to be had, as docs/data.md says too
@@ -275,6 +308,8 @@ ORIGINS = {
     "lvis": "LVIS v1 is published at lvisdataset.org: two files of annotations; its images are COCO's",
     "ade20k": "ADE20k is published at sceneparsing.csail.mit.edu as ADEChallengeData2016.zip: 22,210 images",
     "voc": "PASCAL VOC is published at host.robots.ox.ac.uk/pascal/VOC: trainval of 2007 and 2012, test of 2007",
+    "voc2012": "VOC 2012's segmentation is published with its detection: train 1,464 images, val 1,449",
+    "voc2012_aug": "SBD's 9,118 further label maps are passed on as SegmentationClassAug (mmsegmentation makes them)",
 }
 
 

@@ -62,6 +62,16 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
             "VOC2012/Annotations",
         )
     ),
+    "voc2012": tuple(
+        f"VOCdevkit/VOC2012/{part}"
+        for part in (
+            "ImageSets/Segmentation/train.txt",
+            "ImageSets/Segmentation/val.txt",
+            "JPEGImages",
+            "SegmentationClass",
+        )
+    ),
+    "voc2012_aug": ("VOCdevkit/VOC2012/SegmentationClassAug",),
     "ade20k": (
         "ade20k/images/training",
         "ade20k/images/validation",
@@ -72,6 +82,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
 
 # no column of the paper: measured where they are there, and nothing is said of them elsewhere
 FURTHER = ("imagenet_v2_matched", "imagenet_v2_threshold", "imagenet_v2_top", "imagenet_real", "objectnet")
+MORE_TO_LEARN = ("voc2012_aug",)  # a part of a training set, which is smaller without it; nothing is said of it either
 
 # the archives as published, any of which may lie there instead of the unpacked folder
 ARCHIVES: dict[str, tuple[str, ...]] = {
@@ -137,8 +148,9 @@ def is_toy(data_root: Path) -> bool:
 
 
 def without_absent_further(data_root: Path, names: Iterable[str]) -> list[str]:
-    """Sets without those of FURTHER of which no part is there."""
-    return [name for name in names if name not in FURTHER or any(locate(data_root, part) for part in LAYOUTS[name])]
+    """Sets without those of FURTHER and MORE_TO_LEARN of which no part is there."""
+    optional = {*FURTHER, *MORE_TO_LEARN}
+    return [name for name in names if name not in optional or any(locate(data_root, part) for part in LAYOUTS[name])]
 
 
 def absent(data_root: Path, names: Iterable[str]) -> dict[str, str]:

@@ -23,6 +23,8 @@ LISTS = {"1percent": 12_811, "10percent": 128_116}  # SimCLR's, which MSN and Si
 INSTANCES = {"coco": (80, {"train": 118_287, "val": 5_000}), "lvis": (1203, {"train": 100_170, "val": 19_809})}
 ADE20K = {"training": 20_210, "validation": 2_000}
 VOC = {"trainval": 5_011 + 11_540, "test": 4_952}  # trainval of 2007 and of 2012, test of 2007
+VOC2012_OWN = 1_464  # of its training pictures, VOC's train; SBD's label maps are the others
+VOC2012 = {"training": 10_582, "validation": 1_449}
 
 
 class Set(Protocol):
@@ -60,6 +62,7 @@ PUBLISHED: dict[str, Size] = {  # by the names under which a record has the size
     },
     **{f"ade20k_{split}": Size(count, 150) for split, count in ADE20K.items()},
     **{f"voc_{split}": Size(count, 20) for split, count in VOC.items()},
+    **{f"voc2012_{split}": Size(count, 21) for split, count in VOC2012.items()},
     **{f"{name}_train": Size(row.train, row.classes) for name, row in READY.items()},
     **{f"{name}_val": Size(row.val, row.classes) for name, row in READY.items()},
 }

@@ -40,6 +40,24 @@ class Cost:
 Count = Callable[[str], int]
 
 
+LABELLED = {  # by set of label maps: the parts whose files are its training and its validation pictures
+    "ade20k": (("ade20k/images/training",), "ade20k/images/validation"),
+    "voc2012": (
+        (
+            "VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt",
+            "VOCdevkit/VOC2012/SegmentationClassAug",  # it holds train's and often val's maps too
+        ),
+        "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
+    ),
+}
+
+
+def pictures(dataset: str, count: Count) -> tuple[int, int]:
+    """Training and validation pictures of a set of label maps, the training ones at most a seventh too many."""
+    train, test = LABELLED[dataset]
+    return max(map(count, train)), count(test)
+
+
 def of_training(
     trained: int,
     passed: int,

@@ -16,7 +16,7 @@ from mmengine.dataset import Compose
 from pycocotools import mask as rle
 from torch.utils.data import Dataset
 
-from evaluate.data.ade20k import class_names, paired_files
+from evaluate.data import dense_sets
 from evaluate.data.coco import file_name, forget, read_annotations
 from evaluate.data.outlines import usable_parts
 from evaluate.data.voc import read_voc
@@ -189,25 +189,36 @@ class VOCSet(InstanceSet):
 
 
 class SegmentationSet(SampleSet):
-    """Pictures and label maps of one split; label k of the file is class k - 1, and 0 ("other") is ignored.
+    """Pictures and label maps of one split.
 
     Args:
-        root: the folder with ``images/<split>/*.jpg`` and ``annotations/<split>/*.png``.
+        root: the set's own folder.
+        split: ``training`` or ``validation``.
         limit: at most so many pictures.
+        data: the set's name in ``evaluate.data.dense_sets``.
 
     Raises:
         UserError: a picture without a label map, or the reverse.
     """
 
-    def __init__(self, root: str, split: str, pipeline: Pipeline, limit: int | None = None, seed: int = 0) -> None:
-        pictures, labels = paired_files(Path(root), split)
-        classes, folder = class_names(Path(root)), str(Path(root) / "annotations" / split)
-        self.metainfo = {"classes": classes, "palette": None, "folder": folder}
-        self.class_count = len(classes)
+    def __init__(
+        self,
+        root: str,
+        split: str,
+        pipeline: Pipeline,
+        limit: int | None = None,
+        seed: int = 0,
+        data: str = "ade20k",
+    ) -> None:
+        images = dense_sets.of(data, Path(root))
+        self.form = images.form
+        pictures, labels = images.pairs(split)
         names = sorted(pictures)[:limit]
+        folder = str(labels[names[0]].parent)
+        self.metainfo = {"classes": images.classes, "palette": None, "folder": folder}
         samples = [{"img_path": str(pictures[name]), "seg_map_path": str(labels[name])} for name in names]
         super().__init__(samples, pipeline, seed)
 
     def prepare(self, sample: Sample) -> Sample:
         """A sample with what mmseg's steps ask for."""
-        return {**sample, "classes": self.class_count, "seg_fields": [], "reduce_zero_label": True}
+        return {**sample, "form": self.form, "seg_fields": [], "reduce_zero_label": True}

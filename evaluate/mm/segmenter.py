@@ -8,7 +8,7 @@ from mmengine.config import Config, ConfigDict
 from mmseg.models.segmentors import EncoderDecoder
 from torch import Tensor
 
-from evaluate.data.ade20k import check_pairs, class_names
+from evaluate.data import dense_sets
 from evaluate.data.published_counts import size
 from evaluate.encoder.model import Encoder
 from evaluate.mm.backbones.layers import padded_side
@@ -101,21 +101,24 @@ def fill_encoder(cfg: Config, encoder: Encoder) -> None:
     model.auxiliary_head.in_channels = channels[2]
 
 
-def fill_data(cfg: Config, env: Env) -> int:
+def fill_data(cfg: Config, env: Env, name: str = "ade20k") -> int:
     """Puts in folders, classes and limits; returns how many validation pictures are asked for.
+
+    Args:
+        name: the set's in ``evaluate.data.dense_sets``.
 
     Raises:
         UserError: a picture without a label map or the reverse, or a label map that cannot be used; also among what is
             read only after the training.
     """
-    root = env.data_root / "ade20k"
+    images = dense_sets.below(env.data_root, name)
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         loader.num_workers = env.workers
         loader.persistent_workers = env.workers > 0
-        loader.dataset.update(root=str(root), limit=env.limit, seed=env.seed)
+        loader.dataset.update(data=name, root=str(images.root), limit=env.limit, seed=env.seed)
     cfg.train_dataloader.sampler.seed = env.seed
     for head in filter(None, (cfg.model.decode_head, cfg.model.auxiliary_head)):
-        head.num_classes = len(class_names(root))
-    counts = {split: len(pictures) for split, pictures in check_pairs(root, env.limit).items()}
-    env.report(sizes={f"ade20k_{split}": size(count, len(class_names(root))) for split, count in counts.items()})
+        head.num_classes = len(images.classes)
+    counts = {split: len(pictures) for split, pictures in images.check(env.limit).items()}
+    env.report(sizes={f"{name}_{split}": size(count, len(images.classes)) for split, count in counts.items()})
     return min(counts["validation"], env.limit or counts["validation"])

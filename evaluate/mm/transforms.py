@@ -14,7 +14,7 @@ from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import PolygonMasks
 from PIL import Image
 
-from evaluate.data.ade20k import read_labels
+from evaluate.data.label_maps import read_labels
 from evaluate.data.pixels import READ_ERRORS, read_rgb
 from evaluate.runtime.errors import UserError
 
@@ -194,13 +194,13 @@ class LoadLabels:
 
     def __call__(self, sample: Sample) -> Sample:
         path = sample["seg_map_path"]
-        labels = read_labels(Path(path), sample["classes"])
+        labels = read_labels(Path(path), sample["form"])
         if labels.shape != tuple(sample["ori_shape"]):
             size, expected = labels.shape[::-1], tuple(sample["ori_shape"])[::-1]
             raise UserError(f"the label map {path} is {size} pixels, but its image is {expected}; restore it")
-        # uint8 arithmetic on purpose: 0 - 1 is 255, ignored
+        # uint8 arithmetic on purpose: the label before the first class becomes 255, ignored
         return {
             **sample,
-            "gt_seg_map": labels - np.uint8(1),
+            "gt_seg_map": labels - np.uint8(sample["form"].first),
             "seg_fields": [*sample["seg_fields"], "gt_seg_map"],
         }

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluate.data import ade20k
+from evaluate.data import dense_sets
+from evaluate.data.label_maps import Form
 from evaluate.data.loader import read_image
 from evaluate.data.pictures import picture_size
 from evaluate.data.pixels import ORIENTATION, read_rgb
@@ -103,7 +104,7 @@ def test_picture_and_label_map_are_read_as_stored_and_detection_obeys_exif(orien
     Image.fromarray(colours).save(tmp_path / "picture.png", exif=exif)
     Image.fromarray(labels).save(tmp_path / "labels.png", exif=exif)
     sample = {"img_path": str(tmp_path / "picture.png"), "seg_map_path": str(tmp_path / "labels.png")}
-    loaded = LoadLabels()(LoadPicture()({**sample, "classes": 3, "seg_fields": []}))
+    loaded = LoadLabels()(LoadPicture()({**sample, "form": Form(3), "seg_fields": []}))
     assert np.array_equal(loaded["img"][..., ::-1], colours)
     assert np.array_equal(loaded["gt_seg_map"], labels - np.uint8(1))
     assert np.array_equal(np.asarray(read_image(tmp_path / "picture.png")), colours)
@@ -115,7 +116,7 @@ def test_picture_and_label_map_are_read_as_stored_and_detection_obeys_exif(orien
         LoadImage()({**sample, **size, "width": 31})
     Image.fromarray(labels.T).save(tmp_path / "labels.png")  # of the turned picture
     with pytest.raises(UserError, match=r"labels\.png is \(20, 30\) pixels, but its image is \(30, 20\)"):
-        LoadLabels()(LoadPicture()({**sample, "classes": 3, "seg_fields": []}))
+        LoadLabels()(LoadPicture()({**sample, "form": Form(3), "seg_fields": []}))
 
 
 def test_the_gates_hold_label_maps_against_the_stored_picture_and_annotations_against_the_upright_one(
@@ -123,17 +124,17 @@ def test_the_gates_hold_label_maps_against_the_stored_picture_and_annotations_ag
 ) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    for split in ade20k.SPLITS:
+    for split in dense_sets.SPLITS:
         for kind in ("images", "annotations"):
             (tmp_path / kind / split).mkdir(parents=True)
         Image.fromarray(GREY).save(tmp_path / f"images/{split}/a.jpg", exif=exif)
         Image.fromarray(GREY % 4).save(tmp_path / f"annotations/{split}/a.png")
-    assert ade20k.check_pairs(tmp_path).keys() == set(ade20k.SPLITS)
+    assert dense_sets.of("ade20k", tmp_path).check().keys() == set(dense_sets.SPLITS)
     picture = tmp_path / "images/validation/a.jpg"
     assert [picture_size(picture, upright) for upright in (False, True)] == [(30, 20), (20, 30)]
     Image.fromarray(np.rot90(GREY % 4)).save(tmp_path / "annotations/validation/a.png")
     with pytest.raises(UserError, match=r"a\.png is \(20, 30\) pixels, but its image is \(30, 20\)"):
-        ade20k.check_pairs(tmp_path)
+        dense_sets.of("ade20k", tmp_path).check()
 
 
 def test_orientation_that_cannot_be_read_turns_nothing(tmp_path: Path) -> None:

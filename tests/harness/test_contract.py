@@ -15,7 +15,7 @@ from evaluate.runtime.settings import Settings, field_docs, override
 from results.columns import COLUMNS, EXTRA_COLUMNS
 from results.record import Record
 from tests.factories import mae_state
-from tests.worlds import make_voc, write_world
+from tests.worlds import make_voc, make_voc2012, write_world
 
 SHORT = {  # settings with which a task takes seconds
     "detection": {"iterations": "2", "batch_size": "2"},
@@ -32,6 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = write_world(tmp_path_factory.mktemp("world"), train=12, val=6)
     toy_dense.make(root, 0, train_images=8, val_images=4)
     make_voc(root, root)
+    make_voc2012(root, root)
     return root
 
 

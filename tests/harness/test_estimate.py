@@ -223,7 +223,7 @@ def test_every_task_says_what_it_costs() -> None:
         for node in plan.NODES:
             if node.name == "detection_voc" and spec.family == "vit":
                 continue
-            of_patches = node.name in ("linear_segmentation", "knn_segmentation") and spec is resnet
+            of_patches = node.task in ("linear_segmentation", "knn_segmentation") and spec is resnet
             work = plan.module_of(node.task).cost(demo[node.name][1], spec, lambda part: 1000)
             assert (work.gflop > 0 and work.images > 0) == (not of_patches), "what is skipped costs nothing"
             assert work.gpus[0] == 1, node.name

@@ -11,7 +11,7 @@ from evaluate.encoder.model import Encoder
 from evaluate.encoder.spec import EncoderSpec
 from evaluate.mm import operators
 from tests.factories import MEAN, STD
-from tests.worlds import make_voc
+from tests.worlds import make_voc, make_voc2012
 
 operators.provide()  # before any test imports mmdet
 torch.set_num_threads(1)
@@ -41,4 +41,5 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("world")
     toy_dense.make(root, seed=0, train_images=24, val_images=8)
     make_voc(root, root)
+    make_voc2012(root, root)
     return root

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +13,13 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.models.decode_heads import FCNHead
 from mmseg.structures import SegDataSample
+from PIL import Image
 
 from evaluate import linear_segmentation
 from evaluate.encoder.model import Encoder
 from evaluate.mm import frozen, hooks, recipes, runner
+from evaluate.mm.datasets import SegmentationSet
+from evaluate.mm.transforms import LoadLabels, LoadPicture
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip
 from tests.factories import tiny_encoder, tiny_resnet
@@ -132,3 +136,21 @@ def test_the_encoder_is_not_trained_by_a_run(world: Path, tmp_path: Path) -> Non
 def test_a_resnet_has_no_patch_tokens(world: Path, tmp_path: Path) -> None:
     with pytest.raises(Skip, match="this encoder is no ViT"):
         linear_segmentation.run(tiny_resnet(), linear_segmentation.PRESETS["demo"], Env(world, tmp_path))
+
+
+def test_voc_is_trained_and_tested_with_its_background_as_a_class(world: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(linear_segmentation.PRESETS["demo"], dataset="voc2012", iterations=2)
+    env = Env(world, tmp_path)
+    assert set(linear_segmentation.run(tiny_encoder(), config, env)) == {"miou", "aacc"}
+    assert env.notes["images_evaluated"] == {"voc2012": 3}
+    assert env.notes["sizes"] == {
+        "voc2012_training": {"images": 8, "classes": 21},
+        "voc2012_validation": {"images": 3, "classes": 21},
+    }
+    steps = [LoadPicture(), LoadLabels()]
+    data = SegmentationSet(str(world / "VOCdevkit/VOC2012"), "training", steps, data="voc2012")
+    assert data.metainfo["classes"][0] == "background" and len(data) == 8
+    for sample in data:
+        name = Path(sample["img_path"]).stem
+        of_toy = np.asarray(Image.open(world / f"ade20k/annotations/training/{name}.png"))
+        assert np.array_equal(sample["gt_seg_map"], np.choose(of_toy, [255, 1, 2, 3, 4, 5, 6, 0]))

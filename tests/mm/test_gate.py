@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from evaluate.data import ade20k, check, coco, outlines, voc
+from evaluate.data import check, coco, dense_sets, outlines, voc
 from evaluate.mm.datasets import InstanceSet, SegmentationSet, VOCSet
 from evaluate.mm.metrics import VOCAP, InstanceAP, MeanIoU
 from evaluate.mm.transforms import LargeScaleJitter, LoadImage, LoadLabels, LoadPicture
@@ -293,7 +293,7 @@ def test_packed_run_lengths_equal_the_mask_api(seed: int) -> None:
 
 def segmented(root: Path, answer: Callable[[np.ndarray], np.ndarray]) -> dict[str, float]:
     """Metrics of a segmenter that knows the labels, through the gate, the data set and the metric."""
-    ade20k.check_pairs(root / "ade20k")
+    dense_sets.of("ade20k", root / "ade20k").check()
     data = SegmentationSet(str(root / "ade20k"), "validation", [LoadPicture(), LoadLabels()])
     metric = MeanIoU()
     metric.dataset_meta = data.metainfo
@@ -306,7 +306,7 @@ def segmented(root: Path, answer: Callable[[np.ndarray], np.ndarray]) -> dict[st
 
 def ade20k_world(root: Path) -> None:
     draw = np.random.default_rng(0)
-    for split in ade20k.SPLITS:
+    for split in dense_sets.SPLITS:
         for kind in ("images", "annotations"):
             (root / "ade20k" / kind / split).mkdir(parents=True)
         for number in range(3):
@@ -336,7 +336,7 @@ MAPS: dict[str, tuple[Callable[[np.ndarray], Image.Image], str | None]] = {
 }
 
 
-@pytest.mark.parametrize("split", ade20k.SPLITS)
+@pytest.mark.parametrize("split", dense_sets.SPLITS)
 @pytest.mark.parametrize(("change", "says"), MAPS.values(), ids=MAPS)
 def test_a_label_map_of_another_kind(
     change: Callable[[np.ndarray], Image.Image], says: str | None, split: str, tmp_path: Path
@@ -362,7 +362,7 @@ def test_a_cut_or_other_file_is_no_label_map(tmp_path: Path) -> None:
     for content in (b"", whole[:20], whole[:200], b"\xff\xd8" + whole):
         path.write_bytes(content)
         with pytest.raises(UserError, match="1.png cannot be read"):
-            ade20k.check_pairs(tmp_path / "ade20k")
+            dense_sets.of("ade20k", tmp_path / "ade20k").check()
 
 
 def test_validation_maps_without_a_label_are_refused(tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_validation_maps_without_a_label_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "ade20k/annotations/validation").iterdir():
         Image.new("L", SIZE[::-1]).save(path)
     with pytest.raises(UserError, match="no labeled pixel"):
-        ade20k.check_pairs(tmp_path / "ade20k")
+        dense_sets.of("ade20k", tmp_path / "ade20k").check()
 
 
 def voc_world(root: Path) -> Path:
