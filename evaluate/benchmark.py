@@ -4,8 +4,9 @@
     python -m evaluate.benchmark knn few_shot
 
 Prints rows: what, ours, peer, ratio, limit. The seconds are CPU time of one thread, medians of rounds in which both
-take turns. Peers: faiss-cpu (kNN), scikit-learn (1 %), pycocotools (COCO), lvis (LVIS); attention has none but its own
-plain form. A peer that is not installed is said to be missing. ``pretrain.benchmark`` times the pretraining.
+take turns. Peers: faiss-cpu (kNN), scikit-learn (1 %), timm (loading of images), pycocotools (COCO), lvis (LVIS);
+attention has none but its own plain form. A peer that is not installed is said to be missing. ``pretrain.benchmark``
+times the pretraining.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import os
 from evaluate.runtime.cli import at_least_one
 from results.ending import leave
 
-PARTS = ("knn", "few_shot", "attention", "coco", "lvis")
+PARTS = ("knn", "few_shot", "loading", "attention", "coco", "lvis")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,6 +49,10 @@ def rows(part: str, rounds: int, small: bool) -> list[str]:
         return benchmark.neighbors(*(64, 2_000, 32, 20) if small else (1024, 256_000, 768, 200), rounds)
     if part == "few_shot":
         return benchmark.regression(*(300, 10, 16) if small else (6_400, 500, 384), 0.1, rounds)
+    if part == "loading":
+        from evaluate.classification import loading_benchmark
+
+        return loading_benchmark.rows(8 if small else 128, rounds)
     from evaluate.mm import attention_benchmark, scoring_benchmark
 
     if part == "attention":

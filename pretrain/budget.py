@@ -9,6 +9,7 @@ from torch import nn
 
 from pretrain import checkpoint, distributed
 from pretrain.config import PretrainConfig
+from pretrain.data import kept_pixels
 from pretrain.data.images import Images
 from pretrain.data.loader import steps_from, steps_per_epoch
 from pretrain.data.pairs import open_images
@@ -31,6 +32,8 @@ def fit(
         before = read_config(written)
         return replace(config, epochs=before.epochs, warmup_epochs=before.warmup_epochs)
     images = open_images(data, out, config)
+    if config.cache_pixels:
+        kept_pixels.keep(images, out, config)
     seconds = distributed.gather_objects(seconds_per_step(config, images, device, workers, micro_batch))[0]
     epochs = max(1, int(60 * minutes / (seconds * steps_per_epoch(len(images), config))))
     if distributed.rank() == 0:

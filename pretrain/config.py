@@ -62,6 +62,10 @@ class PretrainConfig(Settings):
     """Smallest and largest area of a crop, as a share of the image."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """How a crop is resized; both filter what they shrink."""
+    cache_pixels: bool = False
+    """Whether the images are kept decoded in OUT, at most 16 GiB of them, their shorter side at most img_size over the
+    root of the smallest area of a crop: faster where images are much larger than views, whose pixels differ slightly
+    from those of the full images."""
     jitter: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (0.4, 0.4, 0.2, 0.1)
     """Strength of the jitter of brightness, contrast, saturation and hue, as in torchvision's ColorJitter; hue at most
     0.5."""

@@ -39,7 +39,7 @@ from evaluate.runtime.errors import UserError, from_outside
 from evaluate.runtime.processes import end_with_parent
 from pretrain import budget, checkpoint, cpu, distributed, preview
 from pretrain.config import PretrainConfig
-from pretrain.data import views
+from pretrain.data import kept_pixels, views
 from pretrain.data.images import Images
 from pretrain.data.loader import Step, images_at_once, steps_from, steps_per_epoch
 from pretrain.data.pairs import open_images
@@ -100,6 +100,8 @@ def train(
     """
     device = execution.device
     images, micro_batch = distributed.all_or_none(lambda: _prepare(config, data, out, execution))
+    if config.cache_pixels:
+        kept_pixels.keep(images, out, config)
     if distributed.rank() == 0:
         _say(images, data, config, device)
     steps = steps_per_epoch(len(images), config)
@@ -202,6 +204,8 @@ def _prepare(config: PretrainConfig, data: Path, out: Path, execution: Execution
 def _say(images: Images, data: Path, config: PretrainConfig, device: str) -> None:
     classes = len(set(images.classes))
     print(f"pretrain: {len(images):,} images of {classes:,} class{'es' * (classes > 1)} in {data}", flush=True)
+    if images.kept is not None:
+        print(f"pretrain: {images.kept}", flush=True)
     if device == "cpu" and (hint := cpu.faster_precision(config.precision)):
         print(f"pretrain: {hint}", flush=True)
 

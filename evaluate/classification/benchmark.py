@@ -29,17 +29,17 @@ def neighbors(test: int, train: int, width: int, count: int, rounds: int) -> lis
         return torch.cat([bank.nearest(part, count)[1] for part in far.split(search.ROWS)])
 
     if importlib.util.find_spec("faiss") is None:
-        return [f"| {what} | {_seconds(ours)[0]:.2f} s | faiss is not installed | | at least {LEVEL} |"]
+        return [f"| {what} | {seconds(ours)[0]:.2f} s | faiss is not installed | | at least {LEVEL} |"]
     faiss: Any = importlib.import_module("faiss")
     faiss.omp_set_num_threads(1)
     index = faiss.IndexFlatIP(width)
     index.add(near.numpy())
     pairs, same = [], 1.0
     for _ in range(rounds):
-        (own, found), (theirs, expected) = _seconds(ours), _seconds(lambda: index.search(far.numpy(), count)[1])
+        (own, found), (theirs, expected) = seconds(ours), seconds(lambda: index.search(far.numpy(), count)[1])
         pairs.append((own, theirs))
         same = float((found.numpy() == expected).mean())
-    return [_row(what, "faiss", pairs, LEVEL), f"| neighbors that are the same | {same:.4f} | | | |"]
+    return [row(what, "faiss", pairs, LEVEL), f"| neighbors that are the same | {same:.4f} | | | |"]
 
 
 def regression(images: int, classes: int, width: int, l2: float, rounds: int) -> list[str]:
@@ -59,21 +59,23 @@ def regression(images: int, classes: int, width: int, l2: float, rounds: int) ->
 
     pairs, same = [], 1.0
     for _ in range(rounds):
-        own, (weights, _) = _seconds(lambda: softmax_regression.fit(rows, labels, l2))
-        peer, other = _seconds(theirs)
+        own, (weights, _) = seconds(lambda: softmax_regression.fit(rows, labels, l2))
+        peer, other = seconds(theirs)
         pairs.append((own, peer))
         same = float(((rows @ weights.T).argmax(1) == (rows @ other.T).argmax(1)).mean())
     what = f"1 %, {images:,} images x {width}, {classes} classes"
-    return [_row(what, "scikit-learn", pairs, FASTER), f"| images that both put into one class | {same:.4f} | | | |"]
+    return [row(what, "scikit-learn", pairs, FASTER), f"| images that both put into one class | {same:.4f} | | | |"]
 
 
-def _row(what: str, peer: str, pairs: list[tuple[float, float]], limit: float) -> str:
+def row(what: str, peer: str, pairs: list[tuple[float, float]], limit: float) -> str:
+    """A row of medians of ``pairs``: our seconds and the peer's."""
     own, theirs = (statistics.median(pair[which] for pair in pairs) for which in (0, 1))
     ratio = statistics.median(theirs / own for own, theirs in pairs)
     return f"| {what} | {own:.2f} s | {peer} {theirs:.2f} s | {ratio:.2f} | at least {limit} |"
 
 
-def _seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+def seconds(call: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of a call, and what it gives."""
     begun = time.process_time()
     value = call()
     return time.process_time() - begun, value

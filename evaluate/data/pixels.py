@@ -28,6 +28,9 @@ def read_rgb(source: str | Path | IO[bytes], upright: bool = False) -> Image.Ima
             image = _upright(file)
         if image.mode.startswith("I") or image.mode == "F":
             return _scaled(image).convert("RGB")
+        if image.mode == "RGB":
+            image.load()
+            return image  # a conversion would copy it
         return image.convert("RGB")
 
 

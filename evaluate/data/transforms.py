@@ -17,6 +17,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
+from evaluate.data.resizing import resized_part
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.seeding import seed_global, seed_of
 
@@ -45,13 +46,17 @@ class CenterCrop:
             )
 
     def __call__(self, image: Image.Image, epoch: int = 0, index: int = 0) -> Image.Image:
-        if self.resize is not None:
-            image = F.resize(image, [self.resize], INTERPOLATIONS[self.interpolation])
-        elif min(image.size) < self.crop:  # torchvision would pad it with black
+        if self.resize is None and min(image.size) < self.crop:  # torchvision would pad it with black
             raise UserError(
                 f"an image of {image.width} x {image.height} px cannot be cropped to {self.crop} px without resizing"
             )
-        return image if image.size == (self.crop, self.crop) else F.center_crop(image, [self.crop, self.crop])
+        short = min(image.size)
+        width, height = (side if self.resize is None else int(self.resize * side / short) for side in image.size)
+        left, top = (round((side - self.crop) / 2) for side in (width, height))
+        part = (self.crop, self.crop)
+        if image.size == (width, height):
+            return image if image.size == part else image.crop((left, top, left + self.crop, top + self.crop))
+        return resized_part(image, (width, height), (left, top), part, Image.Resampling[self.interpolation.upper()])
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,13 @@ from typing import Any
 
 import torch
 
+from evaluate.data.made_photographs import make_images
 from evaluate.runtime import devices
 from evaluate.runtime.cli import EXIT_USER, at_least_one, at_least_zero
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import help_text
 from pretrain.benchmark import plain
-from pretrain.benchmark.data_path import make_images, time_loader, time_views
+from pretrain.benchmark.data_path import time_loader, time_views
 from pretrain.benchmark.step import PARTS, matmul_ceiling, step_flops, time_step
 from pretrain.config import MODELS
 from pretrain.methods import configure, siameseim

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pretrain.benchmark import baseline
 from pretrain.data import views
@@ -20,30 +19,6 @@ from pretrain.data.loader import steps_from
 from pretrain.methods.siameseim import Config
 
 LOADER_BATCH, LOADER_BATCHES = 64, 8  # images at once, and batches a process
-IMAGE_SIZE, IMAGE_BYTES = (500, 375), 50_000  # ImageNet's middle; the released code was measured on such
-
-
-def make_images(folder: Path, count: int) -> list[Path]:
-    """JPEGs of 1/f noise, saved at the quality that gives about 50 kB."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{number:04d}.jpg" for number in range(count)]
-    width, height = IMAGE_SIZE
-    for number, path in enumerate(paths):
-        random = np.random.default_rng(number)
-        frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1 / width
-        noise = np.fft.rfft2(random.standard_normal((3, height, width))) / frequency
-        noise = np.fft.irfft2(noise, (height, width))
-        noise = 0.8 * noise[:1] + 0.2 * noise  # most of a photograph's variation is brightness
-        noise = 128 + 55 * noise / noise.std()
-        image = Image.fromarray(noise.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
-        quality = next((q for q in range(95, 5, -5) if _size(image, path, q) <= IMAGE_BYTES), 5)
-        _size(image, path, quality)
-    return paths
-
-
-def _size(image: Image.Image, path: Path, quality: int) -> int:
-    image.save(path, quality=quality)
-    return path.stat().st_size
 
 
 def time_views(config: Config, folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from evaluate.data import archives, listing
 from evaluate.data.pixels import READ_ERRORS, read_rgb
 from evaluate.data.sources import EXTENSIONS
+
+if TYPE_CHECKING:
+    from pretrain.data.kept_pixels import KeptPixels
 
 JPEG = b"\xff\xd8\xff"
 
@@ -90,6 +93,8 @@ class Images(Dataset[Sample]):
         self.paths, self.names, self.classes = list(paths), names, classes
         digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
         self.identity: dict[str, int | str] = {"number": len(names), "digest": digest}
+        self.kept: KeptPixels | None = None
+        """Pixels in the place of the files' (``pretrain.data.kept_pixels``)."""
         self.cache: dict[int, Sample] | None = None
         if self[0].image.numel() * len(self.paths) <= CACHE_BYTES:
             self.cache = {}
@@ -116,6 +121,10 @@ class Images(Dataset[Sample]):
         raise DataError(f"{damaged[index]}, and so with {len(damaged) - 1} others that were tried in its place")
 
     def read(self, index: int) -> Tensor:
+        """One image (3, H, W) uint8. Raises DataError naming a file that cannot be read."""
+        return self.read_file(index) if self.kept is None else self.kept[index]
+
+    def read_file(self, index: int) -> Tensor:
         """One image (3, H, W) uint8 from its file. Raises DataError naming a file that cannot be read."""
         try:
             return decode(self.paths[index])

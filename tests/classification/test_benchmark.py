@@ -45,7 +45,16 @@ def test_a_peer_that_is_installed_takes_turns(monkeypatch: pytest.MonkeyPatch) -
     )
 
 
+def test_the_loading_has_a_row_for_each_transform(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both load every image: a loader that leaves out a batch that is not full would take no time."""
+    assert benchmark.main(["loading", "--small", "--rounds", "1"]) == 0
+    rows = capsys.readouterr().out.splitlines()[2:]
+    for transform, row in zip(("test crop", "LIN's crop and flip", "FT's augmentation"), rows, strict=True):
+        assert row.startswith(f"| loading, 8 JPEGs of 500 x 375, {transform} |") and "timm" in row
+        assert 0.2 < float(row.split("|")[4]) < 5
+
+
 def test_an_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        benchmark.main(["loading"])
-    assert ended.value.code == 2 and "loading" in capsys.readouterr().err
+        benchmark.main(["baking"])
+    assert ended.value.code == 2 and "baking" in capsys.readouterr().err

@@ -63,7 +63,7 @@ def data(run: Run) -> None:
     from PIL import Image
 
     from evaluate.data import layouts, toy
-    from pretrain.benchmark.data_path import make_images
+    from evaluate.data.made_photographs import make_images
 
     shutil.rmtree(run.work, ignore_errors=True)
     pool = sorted(make_images(run.work / "pool", 8 if run.tiny else 100))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pretrain.benchmark import __main__, baseline, data_path, plain, step
+from evaluate.data import made_photographs
+from pretrain.benchmark import __main__, baseline, plain, step
 from pretrain.data import views
 from pretrain.data.images import decode
 from pretrain.methods import configure, method_of, siameseim
@@ -94,8 +95,10 @@ def test_operations_are_counted(batch):
 
 
 def test_made_images_have_the_stated_size(tmp_path):
-    paths = data_path.make_images(tmp_path, 2)
-    assert all(0.7 * data_path.IMAGE_BYTES < path.stat().st_size <= data_path.IMAGE_BYTES for path in paths)
+    paths = made_photographs.make_images(tmp_path, 2)
+    assert all(
+        0.7 * made_photographs.IMAGE_BYTES < path.stat().st_size <= made_photographs.IMAGE_BYTES for path in paths
+    )
     assert decode(paths[0]).shape == (3, 375, 500)
 
 
