@@ -40,6 +40,17 @@ clean, faulty = trace.parts
 assert not clean["waits"] and not clean["mixed"] and not clean["to_cpu"], clean
 print(len(faulty["mixed"]), len(faulty["to_cpu"]), faulty["waits"])
 """
+NORMALIZED = """
+import torch
+from evaluate.data.transforms import normalize
+from tests.gpu.pretended.audit import pretended_gpu
+from tests.gpu.pretended.trace import Trace
+trace = Trace()
+with pretended_gpu():
+    with trace.part("normalized"):
+        normalize(torch.zeros(8, 3, 224, 224, dtype=torch.uint8), (0.5,) * 3, (0.25,) * 3, "cuda")
+print(trace.parts[0]["kernels"], trace.parts[0]["waits"], len(trace.parts[0]["mixed"]))
+"""
 
 
 def run(environment, *arguments):
@@ -88,6 +99,10 @@ def test_views_are_few_kernels_and_add_little_to_a_step(pretended, tmp_path):
     print(views["kernels"], views["seconds"], step["seconds"])
     assert views["part"] == "views of a micro-batch" and 50 < views["kernels"] <= 100
     assert step["seconds"] <= 1.11 * (step["seconds"] - views["seconds"])
+
+
+def test_pixels_are_normalized_in_one_pass(pretended):
+    assert run(pretended, "-c", NORMALIZED).split() == ["3", "0", "0"]  # two copies to the GPU, and the pass
 
 
 def test_the_audit_sees_a_copy_to_the_cpu_a_mixed_tensor_and_waits(pretended):

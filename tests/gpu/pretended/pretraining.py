@@ -46,7 +46,7 @@ def trace_step(options: argparse.Namespace) -> Trace:
     monitor = Monitor.__new__(Monitor)  # without its pass over a folder
     monitor.crops = torch.zeros(LOOKED_AT, 3, config.img_size, config.img_size, dtype=torch.uint8)
     monitor.labels = torch.arange(LOOKED_AT) % 10
-    monitor.mean, monitor.std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    monitor.statistics = config.mean, config.std
     with torch.device("meta"):
         model = train.method_of(config).build(config)
     trace = Trace()
