@@ -22,8 +22,8 @@ class RelativeGeometry:
     flip_delta_left: Tensor  # replaces delta_left where relative_flip holds
 
     def to(self, device: torch.device | str) -> "RelativeGeometry":
-        """The same on another device."""
-        return RelativeGeometry(*(getattr(self, field.name).to(device) for field in fields(self)))
+        """The same on another device, which nobody waits for."""
+        return RelativeGeometry(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 def relative_geometry(

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluate.data.transforms import normalize
 from pretrain.config import PretrainConfig
 from pretrain.data.images import DataError, Images
 from pretrain.methods import Method
@@ -33,7 +34,7 @@ class Monitor:
                 continue  # the loop names it
             classes.append(images.classes[index])
         self.crops, self.labels = torch.stack(crops), torch.from_numpy(np.unique(classes, return_inverse=True)[1])
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+        self.statistics = config.mean, config.std
 
     def measure(self, model: Method, device: str, dtype: torch.dtype | None = None) -> dict[str, float]:
         """``knn_top1`` in percent (absent with a single class folder), ``feature_rank`` and ``feature_spread`` of the
@@ -43,7 +44,7 @@ class Monitor:
         parts = []
         with torch.inference_mode(), torch.autocast(torch.device(device).type, dtype=dtype, enabled=dtype is not None):
             for crops in self.crops.split(BATCH):
-                parts.append(model.features(((crops.float() / 255 - self.mean) / self.std).to(device)))
+                parts.append(model.features(normalize(crops, *self.statistics, device)))
         model.train(training)
         features = torch.cat(parts)
         found = {"feature_rank": effective_rank(features), "feature_spread": spread(features)}

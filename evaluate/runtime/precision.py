@@ -6,6 +6,7 @@ GPU do that.
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 Precision = Literal["auto", "fp32", "tf32", "fp16", "bf16"]
@@ -50,3 +51,16 @@ def allow_tf32(allowed: bool) -> None:
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Where float32 products of matrices stay float32 on a GPU, whatever ``allow_tf32`` allows outside."""
+    import torch
+
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed

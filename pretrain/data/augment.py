@@ -1,4 +1,8 @@
-"""Colour, blur and solarisation of whole batches: tensors (B, 3, S, S) in and out, on the device where they lie."""
+"""Colour, blur and solarisation of whole batches: tensors (B, 3, S, S) in and out, on the device where they lie.
+
+All random choices and all small numbers are made on the CPU, so that no device has to wait, and each operation is asked
+for once for all images that it concerns.
+"""
 
 import functools
 import itertools
@@ -13,64 +17,91 @@ from torch import Tensor
 from pretrain.config import PretrainConfig
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601
-COLOR_DRAWS = 13  # random numbers a view: everything in ``_color``
+GRAY = np.tile(LUMA, (3, 1))  # takes a color to its luma in each channel
+COLOR_DRAWS = 13  # random numbers a view: everything in ``_augment``
 CPU_PIXELS = 224 * 224  # coloured at once on a CPU: they stay in its cache, and few images wait for another's operation
+CONTRAST, SATURATION, HUE = 1, 2, 3  # numbers of ColorJitter's operations; brightness is 0
+PLACES = torch.tensor([0.0, 2.0, -2.0])  # of red, green and blue on the circle of six sectors
 JITTER_ORDERS = np.array(list(itertools.permutations(range(4))))
 
 
-def augment_view(pixels: Tensor, draws: np.ndarray, number: int, config: PretrainConfig) -> Tensor:
-    """View ``number`` (0 or 1), (B, 3, S, S) uint8 to normalized, by draws (B, COLOR_DRAWS) in [0, 1)."""
-    device, batch = pixels.device, len(pixels)
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True) for values in (config.mean, config.std)
-    )
-    rows = max(1, CPU_PIXELS // pixels.shape[-1] ** 2) if device.type == "cpu" else batch
-    view = torch.empty(pixels.shape, device=device)
-    for first in range(0, batch, rows):
+def augment_images(pixels: Tensor, draws: np.ndarray, numbers: np.ndarray, config: PretrainConfig) -> Tensor:
+    """Views (B, 3, S, S) uint8 to normalized, by draws (B, COLOR_DRAWS) in [0, 1); ``numbers`` (B,) tell which view of
+    its image (0 or 1) each is."""
+    if pixels.device.type != "cpu":
+        return _augment(pixels, draws, numbers, config)
+    rows = max(1, CPU_PIXELS // pixels.shape[-1] ** 2)
+    views = torch.empty(pixels.shape)
+    for first in range(0, len(pixels), rows):
         part = slice(first, first + rows)
-        images = view[part].copy_(pixels[part]).div_(255)  # from here on colour by colour
-        if number == 1 or not config.plain_view1:
-            images = _color(
-                images, draws[part], config.blur_probability[number], config.solarize_probability[number], config
-            )
-        torch.sub(images, mean, out=view[part]).div_(std)
-    return view
+        views[part] = _augment(pixels[part], draws[part], numbers[part], config)
+    return views
 
 
-def _color(images: Tensor, draws: np.ndarray, blur: float, solarize: float, config: PretrainConfig) -> Tensor:
-    """ColorJitter, grey, blur and solarisation of images (B, 3, S, S) in [0, 1] by draws (B, COLOR_DRAWS) in [0, 1).
-
-    ``blur`` and ``solarize`` are probabilities. The choices are made on the CPU, so no device has to wait. ``images``
-    are changed.
-    """
-    gray = functools.partial(_where, draws[:, 6] < config.gray_probability, _gray)
+def _augment(pixels: Tensor, draws: np.ndarray, numbers: np.ndarray, config: PretrainConfig) -> Tensor:
+    """ColorJitter, grey, normalization, blur and solarisation, as ``augment_images``; the last two commute with
+    normalization."""
+    colored = (numbers == 1) | (not config.plain_view1)
+    of_view = (np.array(pair)[numbers] for pair in (config.blur_probability, config.solarize_probability))
+    probabilities = {
+        0: config.jitter_probability,
+        6: config.gray_probability,
+        **dict(zip((7, 9), of_view, strict=True)),
+    }
+    chosen = [colored & (draws[:, place] < probability) for place, probability in probabilities.items()]
+    jittered, grayed, blurred, solarized = chosen
+    images = torch.empty(pixels.shape, device=pixels.device)  # colour by colour, as pixels need not be
+    mean, std = np.array(config.mean)[:, None, None], np.array(config.std)[:, None, None]
+    if not np.any(chosen):
+        shift, scale = (_float(values, pixels.device) for values in (-mean / std, 1 / (255 * std)))
+        return torch.addcmul(shift, pixels, scale, out=images)
+    torch.div(pixels, 255, out=images)
     if config.gray_first:
-        images = gray(images)
-    jitter = draws[:, 1:5], JITTER_ORDERS[(draws[:, 5] * len(JITTER_ORDERS)).astype(int)]
-    jittered = draws[:, 0] < config.jitter_probability
-    images = color_jitter(images, *jitter, config.jitter, jittered)
-    if not config.gray_first:
-        images = gray(images)
+        images = _at(np.flatnonzero(grayed), _gray, images)
+    orders = JITTER_ORDERS[(draws[:, 5] * len(JITTER_ORDERS)).astype(int)]
+    images = color_jitter(images, draws[:, 1:5], orders, config.jitter, jittered)
+    images = normalize(images, grayed & (not config.gray_first), mean, std)
     low, high = config.blur_sigma
-    sigma = torch.from_numpy(low + (high - low) * draws[:, 8]).float().to(images.device, non_blocking=True)
-    blurred = functools.partial(gaussian_blur, reach=math.ceil(4 * high))
-    images = _where(draws[:, 7] < blur, blurred, images, sigma)
-    return _where(draws[:, 9] < solarize, lambda part: torch.minimum(part, 1 - part), images)
+    sigma = torch.from_numpy(low + (high - low) * draws[blurred, 8]).float()
+    blur = functools.partial(gaussian_blur, sigma=sigma, reach=math.ceil(4 * high))
+    images = _at(np.flatnonzero(blurred), blur, images)
+    return _at(np.flatnonzero(solarized), functools.partial(_solarize, mean=mean, std=std), images)
+
+
+def _at(rows: np.ndarray, operation: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The images (B, 3, S, S), which may be changed, those of ``rows`` after an operation that takes them in this
+    order."""
+    if not len(rows):
+        return images
+    if np.array_equal(rows, np.arange(len(images))):
+        return operation(images)
+    places = torch.from_numpy(rows).to(images.device, non_blocking=True)
+    return images.index_copy_(0, places, operation(images.index_select(0, places)))
 
 
 def _gray(images: Tensor) -> Tensor:
-    return grayscale(images).repeat(1, 3, 1, 1)
+    red, green, blue = images.split(1, dim=1)
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]).repeat(1, 3, 1, 1)
 
 
-def _where(chosen: np.ndarray, operation: Callable[..., Tensor], images: Tensor, *amounts: Tensor) -> Tensor:
-    """The images (B, 3, S, S), those ``chosen`` (B,) after an operation by their amounts (B,), the others as they
-    were."""
-    if not chosen.any():
-        return images
-    if chosen.all():
-        return operation(images, *amounts)
-    rows = torch.from_numpy(np.flatnonzero(chosen)).to(images.device, non_blocking=True)
-    return images.index_copy_(0, rows, operation(images.index_select(0, rows), *(amount[rows] for amount in amounts)))
+def normalize(images: Tensor, grayed: np.ndarray, mean: np.ndarray, std: np.ndarray) -> Tensor:
+    """Images (B, 3, S, S) in [0, 1], which may be changed, the ``grayed`` (B,) as their luma, minus ``mean`` (3, 1, 1)
+    and divided by ``std``: a single product, or by parts where none is gray, which is faster on a CPU."""
+    if not grayed.any():
+        return images.sub_(_float(mean, images.device)).div_(_float(std, images.device))
+    colors = np.where(grayed[:, None, None], GRAY, np.eye(3)) / std[:, 0]
+    shift, mix = (_float(values, images.device) for values in ((-mean / std)[:, 0], colors))
+    return torch.baddbmm(shift, mix, images.flatten(2)).view_as(images)
+
+
+def _solarize(images: Tensor, mean: np.ndarray, std: np.ndarray) -> Tensor:
+    """The lesser of each value and its negative, of normalized images."""
+    black_and_white = _float((1 - 2 * mean) / std, images.device)  # the sum of the two ends
+    return torch.minimum(images, black_and_white - images)
+
+
+def _float(values: np.ndarray, device: torch.device) -> Tensor:
+    return torch.from_numpy(values).float().to(device, non_blocking=True)
 
 
 def color_jitter(
@@ -85,77 +116,89 @@ def color_jitter(
     Draws (B, 4) in [0, 1) and strength are of brightness, contrast, saturation and hue; ``orders`` (B, 4) are
     permutations of them.
     """
-    amounts = np.array(strength) * (2 * draws - 1)
-    amounts[:, :3] = np.maximum(1 + amounts[:, :3], 0)
-    amounts = torch.from_numpy(amounts).float().to(images.device, non_blocking=True)
-    operations = (adjust_brightness, adjust_contrast, adjust_saturation, shift_hue)
-    for position in range(4):
-        for number in np.unique(orders[chosen, position]):
-            images = _where(chosen & (orders[:, position] == number), operations[number], images, amounts[:, number])
+    rows = np.flatnonzero(chosen)
+    rows = rows[_hue_positions(orders[rows]).argsort(kind="stable")]
+    amounts = np.array(strength) * (2 * draws[rows] - 1)
+    amounts[:, :HUE] = np.maximum(1 + amounts[:, :HUE], 0)
+    return _at(rows, functools.partial(_jitter, amounts=amounts, orders=orders[rows]), images)
+
+
+def _hue_positions(orders: np.ndarray) -> np.ndarray:
+    """(B,) when the hue's turn comes, 0 to 3."""
+    return (orders == HUE).argmax(axis=1)
+
+
+def _jitter(images: Tensor, amounts: np.ndarray, orders: np.ndarray) -> Tensor:
+    """ColorJitter of images in the order of their hue's positions, in place, by amounts and ``orders`` (B, 4).
+
+    So images that wait for a turn of the hue lie side by side: the hue of all is turned once, after what comes before
+    it and before what comes after it.
+    """
+    ends = np.searchsorted(_hue_positions(orders), np.arange(HUE), side="right")
+    steps = orders[orders != HUE].reshape(-1, HUE)
+    factors = np.take_along_axis(amounts, steps, axis=1)[..., None, None]
+    rest, operation = (1 - factors) * GRAY, steps[..., None, None]
+    of_pixel = factors * np.eye(3) + np.where(operation == SATURATION, rest, 0)
+    of_mean = np.where(operation == CONTRAST, rest, 0)
+    pixel, mean = _float(np.stack([of_pixel, of_mean]), images.device)  # each (B, 3, 3, 3): step by step
+
+    def adjust(part: slice, step: int) -> None:
+        if operations := set(steps[part, step].tolist()):
+            _adjust(images[part].flatten(2), pixel[part, step], mean[part, step], operations)
+
+    for step, end in enumerate(ends):
+        adjust(slice(int(end), None), step)
+    shift_hue(images, torch.from_numpy(amounts[:, HUE]).float())
+    for step, end in enumerate(ends):
+        adjust(slice(int(end)), step)
     return images
 
 
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Multiplies images (B, 3, S, S) in [0, 1], in place, by ``factor`` (B,)."""
-    return images.mul_(factor.view(-1, 1, 1, 1)).clamp_(0, 1)
+def _adjust(colors: Tensor, of_pixel: Tensor, of_mean: Tensor, operations: set[int]) -> None:
+    """Makes of colors (B, 3, P), in place, the product with ``of_pixel`` plus that of their mean with ``of_mean`` (each
+    (B, 3, 3)), within [0, 1]; ``operations`` are those of which the factors are.
 
-
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Moves images (B, 3, S, S) in [0, 1], in place, from their mean luma (``factor`` 0) to themselves (1) and on;
-    ``factor`` is (B,)."""
-    luma = (images.mean((2, 3)) * torch.tensor(LUMA).to(images.device, non_blocking=True)).sum(1)
-    return images.mul_(factor.view(-1, 1, 1, 1)).add_(((1 - factor) * luma).view(-1, 1, 1, 1)).clamp_(0, 1)
-
-
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Moves images (B, 3, S, S) in [0, 1], in place, from grey (``factor`` 0) to themselves (1) and on; ``factor`` is
-    (B,)."""
-    factor = factor.view(-1, 1, 1, 1)
-    gray = grayscale(images).mul_(1 - factor)
-    return images.mul_(factor).add_(gray).clamp_(0, 1)
-
-
-def grayscale(images: Tensor) -> Tensor:
-    """(B, 3, S, S) to the luma (B, 1, S, S) of ITU-R 601."""
-    red, green, blue = images.split(1, dim=1)
-    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+    With f the amount and G the matrix that gives the luma, brightness has f I of the pixel, saturation f I + (1 - f) G,
+    and contrast f I and (1 - f) G of the mean.
+    """
+    shift = torch.bmm(of_mean, colors.mean(2, keepdim=True)) if CONTRAST in operations else of_mean[:, :, :1]  # zeros
+    if SATURATION in operations:
+        torch.clamp(torch.baddbmm(shift, of_pixel, colors), 0, 1, out=colors)
+    else:
+        colors.mul_(of_pixel[:, :1, :1]).add_(shift).clamp_(0, 1)
 
 
 def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turns the hue of images (B, 3, S, S), in place, by ``turns`` (B,) of the circle, as HSV does: saturation and
-    value stay.
+    """Turns the hue of images (B, 3, S, S), in place, by ``turns`` (B,) of the circle, which lie on the CPU; as HSV
+    does: saturation and value stay.
 
-    On the circle of six sectors with red at 0, green at 2 and blue at -2, a channel is full within 1 of its own place
-    and gone from 2 on. So a colour of channels scaled to [0, 1] lies 1 - red + green + blue from red, on the side of
-    the greater of green and blue.
+    On the circle of six sectors a channel is full within 1 of its own place and gone from 2 on. So a colour of channels
+    scaled to [0, 1] lies 1 - red + green + blue from red, on the side of the greater of green and blue.
     """
     red, green, blue = images.unbind(1)
-    high, low = torch.maximum(red, green), torch.minimum(red, green)
-    low = torch.minimum(low, blue, out=low)
-    chroma = torch.maximum(high, blue, out=high).sub_(low)
-    from_red = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-12)).add_(1)
-    circle = from_red.copysign_(green - blue).div_(6).add_(turns[:, None, None])
-    sectors = circle.sub_(circle.round()).mul_(6)  # in [-3, 3]
-    for channel, place in enumerate((0, 2, -2)):
-        # 2 - the distance on the circle, of places at most 5 apart on the line
-        share = (sectors - place).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
-        torch.addcmul(low, chroma, share, out=images[:, channel])
-    return images
+    low, chroma = images.amin(1), images.amax(1)
+    chroma.sub_(low)
+    sectors = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-12)).add_(1).copysign_(green - blue)
+    places = (turns[:, None] - PLACES / 6).to(images.device, non_blocking=True)
+    torch.add(places[:, :, None, None], sectors[:, None], alpha=1 / 6, out=images)
+    images.sub_(images.round()).abs_().clamp_(1 / 6, 1 / 3)  # turns from each channel's place, by the shorter way
+    full = low.add_(chroma, alpha=2)
+    return images.mul_(chroma.mul_(-6)[:, None]).add_(full[:, None])
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
-    """Blurs images (B, 3, S, S) with their own ``sigma`` (B,) pixels, ``reach`` pixels each way; the border is repeated
-    outwards.
+    """Blurs images (B, 3, S, S) with their own ``sigma`` (B,) pixels, which lie on the CPU, ``reach`` pixels each way;
+    the border is repeated outwards.
 
     Each direction is a product with one banded (T, T + 2 reach) matrix for every stretch of T pixels: a matrix of the
     whole side would be nearly all zeros, and a convolution with a group an image is no faster than that.
     """
     batch, channels, size, _ = images.shape
     tile = next(t for t in range(min(size, 32), 0, -1) if size % t == 0)
-    offsets = torch.arange(-reach, reach + 1, device=images.device)
+    offsets = torch.arange(-reach, reach + 1)
     weights = torch.exp(-0.5 * (offsets / sigma[:, None]) ** 2)
     weights = F.threshold(weights, 1e-9, 0)  # numbers below float's normal range are slow
-    weights = weights / weights.sum(1, keepdim=True)
+    weights = (weights / weights.sum(1, keepdim=True)).to(images.device, non_blocking=True)
     band = torch.zeros(batch, tile, tile + 2 * reach, device=images.device)
     band.as_strided((batch, tile, 2 * reach + 1), (band.stride(0), band.stride(1) + 1, 1)).copy_(weights[:, None])
     images = F.pad(images, (reach, reach, reach, reach), mode="replicate")

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evaluate.runtime.precision import full_float32
 from pretrain.config import PretrainConfig
-from pretrain.data.augment import COLOR_DRAWS, augment_view
+from pretrain.data.augment import COLOR_DRAWS, augment_images
 from pretrain.geometry import RelativeGeometry, relative_geometry
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop
@@ -47,11 +48,11 @@ class Crops(NamedTuple):
     text: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Crops":
-        """On a device, all but the indices: from them the CPU makes the random choices, and need not wait."""
+        """Pixels, mask and captions on a device; from the rest the CPU makes its choices, and need not wait."""
         there = {
             name: tensor.to(device, non_blocking=True)
-            for name, tensor in self._asdict().items()
-            if tensor is not None and name != "index"
+            for name in ("view1", "view2", "mask", "small", "text")
+            if (tensor := getattr(self, name)) is not None
         }
         return self._replace(**there)
 
@@ -229,32 +230,36 @@ def _resized_crops(
     return torch.cat(crops)
 
 
+@full_float32()  # precision tf32 is the encoder's: colors keep their digits
 def augment(crops: Crops, epoch: int, config: PretrainConfig) -> Batch:
     """Color, blur, solarization, normalization and masking of the views, on the device where the crops lie."""
     index = crops.index.numpy()
-    draws = uniforms(config.seed, epoch, index, 2 * COLOR_DRAWS, first=2 * CROP_DRAWS)
-    color1, color2 = draws[:, :COLOR_DRAWS], draws[:, COLOR_DRAWS:]
-    view1 = augment_view(crops.view1, color1, 0, config)
-    view2 = None if crops.view2 is None else augment_view(crops.view2, color2, 1, config)
-    view1 = config.finish_view(view1, 0, epoch, index)
-    view2 = None if view2 is None else config.finish_view(view2, 1, epoch, index)
+    draws = uniforms(config.seed, epoch, index, 2 * COLOR_DRAWS, first=2 * CROP_DRAWS).reshape(len(index), 2, -1)
+    large = [view for view in (crops.view1, crops.view2) if view is not None]
+    numbers = np.arange(len(large)).repeat(len(index))
+    pixels = augment_images(
+        torch.cat(large), draws.swapaxes(0, 1)[: len(large)].reshape(-1, COLOR_DRAWS), numbers, config
+    )
+    finished = [config.finish_view(view, number, epoch, index) for number, view in enumerate(pixels.chunk(len(large)))]
     geometry = None
     if config.needs_geometry:
         geometry = relative_geometry(crops.crop1, crops.crop2, crops.flipped1, crops.flipped2, crops.image_width)
+        geometry = geometry.to(pixels.device)
     noise = config.draw_noise(epoch, index)
     small = None
     if crops.small is not None:
         first = SMALL_FIRST + config.small_views * CROP_DRAWS
         colors = uniforms(config.seed, epoch, index, config.small_views * COLOR_DRAWS, first=first)
-        pixels = augment_view(crops.small.flatten(0, 1), colors.reshape(-1, COLOR_DRAWS), 1, config)
-        small = pixels.view(crops.small.shape)
+        colors = colors.reshape(-1, COLOR_DRAWS)
+        small = augment_images(crops.small.flatten(0, 1), colors, np.ones(len(colors), dtype=int), config)
+        small = small.view(crops.small.shape)
     return Batch(
-        view1,
-        view2,
+        finished[0],
+        finished[1] if len(large) == 2 else None,
         crops.mask,
         geometry,
         crops.index,
-        None if noise is None else torch.from_numpy(noise).to(view1.device),
+        None if noise is None else torch.from_numpy(noise).to(pixels.device, non_blocking=True),
         small,
         crops.text,
     )

@@ -66,7 +66,7 @@ class Config(SimCLRConfig):
         if number > 0 and self.masked_views == "first":
             return view
         if self.high_pass_sigma > 0:
-            sigma = torch.full((len(view),), self.high_pass_sigma, device=view.device)
+            sigma = torch.full((len(view),), self.high_pass_sigma)
             view = view - gaussian_blur(view, sigma, reach=math.ceil(3 * self.high_pass_sigma))
         if self.mask_ratio == 0:
             return view

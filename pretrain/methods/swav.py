@@ -162,27 +162,32 @@ class SwAV(Method):
     @torch.no_grad()
     def _assign(self, number: int, embedding: Tensor) -> Tensor:
         """Assignments (B, K) of large view ``number`` of this process, from embeddings (B, D) of all processes and the
-        queue, which the embeddings then join in front."""
+        queue, which the embeddings then join in front.
+
+        Nobody looks whether the queue is full: until then its rows are there and count nothing.
+        """
         everyones, first = distributed.gather_rows(embedding.detach())
-        waiting = everyones[:0]
-        if self.config.queue_length and self.queue[number, -1].any():  # it is full
-            waiting = self.queue[number]
-        scores = self.prototypes(torch.cat([waiting, everyones]))
-        found = sinkhorn(scores / self.config.epsilon, self.config.sinkhorn_iterations)
+        rows, counted = everyones, torch.ones_like(everyones[:, 0], dtype=torch.bool)
         if self.config.queue_length:
-            self.queue[number] = torch.cat([everyones, self.queue[number]])[: self.config.queue_length]
-        return found[len(waiting) + first :][: len(embedding)]
+            waiting = self.queue[number]
+            rows, counted = torch.cat([waiting, rows]), torch.cat([waiting[-1].any().expand(len(waiting)), counted])
+            self.queue[number] = torch.cat([everyones, waiting])[: self.config.queue_length]
+        scores = self.prototypes(rows)
+        found = sinkhorn(scores / self.config.epsilon, counted, self.config.sinkhorn_iterations)
+        return found[len(rows) - len(everyones) + first :][: len(embedding)]
 
 
-def sinkhorn(logits: Tensor, iterations: int) -> Tensor:
+def sinkhorn(logits: Tensor, counted: Tensor, iterations: int) -> Tensor:
     """Assignments (B, K) from logits (B, K): exp(logits), with each column scaled to the sum B / K and then each row to
-    1, so many times."""
-    found = torch.exp(logits)
+    1, so many times. Rows that are not ``counted`` (B,) are as if they were not there, and 0."""
+    counted = counted[:, None]
+    count = counted.sum()
+    found = torch.exp(logits) * counted
     found = found / found.sum()
     for _ in range(iterations):
         found = found / found.sum(0, keepdim=True) / found.shape[1]
-        found = found / found.sum(1, keepdim=True) / found.shape[0]
-    return found * found.shape[0]
+        found = found / torch.where(counted, found.sum(1, keepdim=True), 1) / count
+    return found * count
 
 
 def build(config: Config) -> SwAV:

@@ -11,7 +11,14 @@ import torch
 
 from evaluate.data import archives, imagenet, layouts, loader, subsets
 from evaluate.data.identity import DataIdentities
-from evaluate.data.transforms import CenterCrop, FinetuneAugmentation, SingleDrawCropFlip, normalize, posterize
+from evaluate.data.transforms import (
+    CenterCrop,
+    FinetuneAugmentation,
+    SingleDrawCropFlip,
+    normalize,
+    posterize,
+    scale_and_shift,
+)
 from evaluate.runtime.errors import Skip, UserError
 from tests.worlds import WNIDS, in_order, write_folder
 
@@ -38,6 +45,15 @@ def test_val_in_order_of_wnid(root: Path) -> None:
     assert torch.equal(pixels[0], torch.from_numpy(first.copy()).permute(2, 0, 1))
     value = normalize(pixels[:1], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "cpu")[0, 1, 0, 0]
     assert float(value) == pytest.approx((first[0, 0, 1] / 255 - 0.5) / 0.3, abs=1e-6)
+
+
+def test_one_pass_gives_the_pixels_that_a_cpu_makes_by_parts() -> None:
+    pixels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 1, 256).contiguous()
+    shift, scale = torch.tensor([[0.4, 0.5, 0.6], [0.2, 0.3, 0.4]]).view(2, 3, 1, 1)
+    found = scale_and_shift(pixels, 1 / (255 * scale), -shift / scale)
+    expected = normalize(pixels, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "cpu")
+    assert torch.equal(expected, (pixels.float() / 255 - shift) / scale)
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-7)
 
 
 def test_limit_keeps_every_class_and_says_what_was_asked(root: Path) -> None:

@@ -17,7 +17,7 @@ SHORT = ["--batch", "8", "--set", "depth=2"]  # widths and tokens of ViT-B; no b
 SHORT_RESNET = ["--batch", "8", "--set", "layers=[1,1,1,1]"]
 RESNETS = ("simsiam", "moco_v3_resnet", "byol", "simclr", "swav", "mscn")
 # A step brings no tensor to the CPU; what is no step brings its results, all from one line.
-STEPS = ("forward and backward", "optimizer", "finetune", "linear_probe", "sweep")
+STEPS = ("views of a micro-batch", "views, forward and backward", "optimizer", "finetune", "linear_probe", "sweep")
 ON_A_GPU_WITHOUT_VALUES = """
 import torch
 from tests.gpu.pretended.audit import pretended_gpu
@@ -39,6 +39,17 @@ with pretended_gpu():
 clean, faulty = trace.parts
 assert not clean["waits"] and not clean["mixed"] and not clean["to_cpu"], clean
 print(len(faulty["mixed"]), len(faulty["to_cpu"]), faulty["waits"])
+"""
+NORMALIZED = """
+import torch
+from evaluate.data.transforms import normalize
+from tests.gpu.pretended.audit import pretended_gpu
+from tests.gpu.pretended.trace import Trace
+trace = Trace()
+with pretended_gpu():
+    with trace.part("normalized"):
+        normalize(torch.zeros(8, 3, 224, 224, dtype=torch.uint8), (0.5,) * 3, (0.25,) * 3, "cuda")
+print(trace.parts[0]["kernels"], trace.parts[0]["waits"], len(trace.parts[0]["mixed"]))
 """
 
 
@@ -71,13 +82,27 @@ def test_no_tensor_of_the_cpu_is_mixed_in(command, pretended, tmp_path):
     parts = json.loads((tmp_path / "trace.json").read_text())
     assert parts
     for part in parts:
-        assert part["operations"] > 10 and part["peak_bytes"] > 2**20 and part["waits"] >= 0
+        assert part["operations"] > 2 and part["peak_bytes"] > 2**20 and part["waits"] >= 0
         # mmdet fills its tensors with single numbers of the CPU, and rasterizes outlines there
         ours = [entry for kind in ("mixed", "to_cpu") for entry in part[kind] if not entry["place"].startswith("mm")]
         assert not [entry for entry in ours if entry["kind"].startswith("mixed")], part["part"]
         assert len({entry["place"] for entry in ours}) <= 1, part["to_cpu"]
         assert not (part["part"].partition(":")[0] in STEPS and part["to_cpu"]), part["to_cpu"]
         check(part, command[-1])
+
+
+def test_views_are_few_kernels_and_add_little_to_a_step(pretended, tmp_path):
+    """As many kernels for 512 images as for few, and by the roofline a step with its views takes at most 1.11 times the
+    step alone."""
+    run(pretended, "-m", PRETRAINING, "--batch", "512", "--json", str(tmp_path / "trace.json"))
+    views, step, *_ = json.loads((tmp_path / "trace.json").read_text())
+    print(views["kernels"], views["seconds"], step["seconds"])
+    assert views["part"] == "views of a micro-batch" and 50 < views["kernels"] <= 100
+    assert step["seconds"] <= 1.11 * (step["seconds"] - views["seconds"])
+
+
+def test_pixels_are_normalized_in_one_pass(pretended):
+    assert run(pretended, "-c", NORMALIZED).split() == ["3", "0", "0"]  # two copies to the GPU, and the pass
 
 
 def test_the_audit_sees_a_copy_to_the_cpu_a_mixed_tensor_and_waits(pretended):

@@ -183,8 +183,8 @@ OURS = {  # what is often wrong in a method, as a change of ours
         of(moco_v1, "F", lambda _: type("F", (), {"normalize": unnormalized, "cross_entropy": F.cross_entropy})),
     ],
     swav: [
-        of(swav, "sinkhorn", lambda sinkhorn: lambda logits, rounds: sinkhorn(logits, 1)),
-        of(swav, "sinkhorn", lambda _: lambda logits, rounds: logits.softmax(1)),
+        of(swav, "sinkhorn", lambda sinkhorn: lambda logits, counted, rounds: sinkhorn(logits, counted, 1)),
+        of(swav, "sinkhorn", lambda _: lambda logits, *_: logits.softmax(1)),
         of(swav.SwAV, "before_step", lambda _: lambda self, step: None),  # the prototypes are trained at once
         of(swav.Backbone, "features", apart),
         of(optimizer, "LARS", lambda _: lambda groups, rate, *_, **__: torch.optim.SGD(groups, rate, 0.9)),
@@ -361,7 +361,7 @@ def test_swavs_queue_takes_part_once_it_is_full():
     config = dataclasses.replace(swav.PRESETS["demo"], queue_length=12, batch_size=4, epsilon=0.05)
     model = swav.build(config)
     rows = [F.normalize(torch.randn(4, config.dim), dim=1) for _ in range(5)]
-    alone = [swav.sinkhorn(model.prototypes(part) / 0.05, 3) for part in rows]
+    alone = [swav.sinkhorn(model.prototypes(part) / 0.05, torch.ones(len(part)).bool(), 3) for part in rows]
     for part, expected in zip(rows[:3], alone, strict=False):
         assert torch.equal(model._assign(0, part), expected)
     assert torch.equal(model.queue[0], torch.cat(rows[2::-1])) and not model.queue[1].any()

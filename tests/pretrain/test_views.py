@@ -10,6 +10,7 @@ import torchvision.transforms.v2.functional as TF
 from torch.utils.data._utils.pin_memory import pin_memory
 from torchvision.transforms import v2
 
+from evaluate.runtime import precision
 from pretrain.data import augment, views
 from pretrain.data.images import Sample
 from pretrain.data.loader import Draws, Loaded
@@ -68,6 +69,26 @@ def test_colour_operations_equal_torchvisions():
     expected = TF.adjust_hue(TF.adjust_saturation(expected, 1 + 0.2 * 0.4), 0.1 * 0.2)
     ours = augment.color_jitter(images.clone(), draws, order, (0.4, 0.4, 0.2, 0.1), np.ones(6, dtype=bool))
     torch.testing.assert_close(ours, expected, atol=2e-4, rtol=0)  # torchvision rounds the luma weights
+
+
+def test_jitter_in_each_of_its_orders_equals_torchvisions_one_image_after_the_other():
+    """All orders in one batch, between images that are left as they are."""
+    random = np.random.default_rng(0)
+    orders = random.permutation(np.repeat(augment.JITTER_ORDERS, 5, axis=0))
+    draws, chosen = random.random((len(orders), 4)), random.random(len(orders)) < 0.7
+    assert len(np.unique(orders[chosen], axis=0)) == 24
+    images = torch.rand(len(orders), 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[:5, 1:] = images[:5, :1]  # gray ones have no hue
+    strength = (0.4, 0.4, 0.2, 0.1)
+    ours = augment.color_jitter(images.clone(), draws, orders, strength, chosen)
+    assert torch.equal(ours[~chosen], images[~chosen])
+    operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+    for row in np.flatnonzero(chosen):
+        expected = images[row]
+        for number in orders[row]:
+            amount = strength[number] * (2 * draws[row, number] - 1)
+            expected = operations[number](expected, amount if number == 3 else 1 + amount)
+        torch.testing.assert_close(ours[row], expected, atol=2e-4, rtol=0)  # torchvision rounds the luma weights
 
 
 def test_an_image_is_augmented_alike_in_any_batch_and_differently_in_each_epoch():
@@ -173,7 +194,21 @@ def test_every_tensor_of_a_batch_is_pinned_for_the_gpu(monkeypatch):
     assert len(there) == 9 and all(one is other for one, other in zip(pinned, there, strict=True))
 
 
-def test_the_indices_stay_where_the_choices_are_made():
+def test_what_the_choices_are_made_from_stays_where_they_are_made():
     crops = views.crop([torch.zeros(3, 40, 48, dtype=torch.uint8)], np.arange(1), 0, DEMO).to("meta")
-    others = [tensor for name, tensor in crops._asdict().items() if name != "index" and tensor is not None]
-    assert crops.index.device.type == "cpu" and {tensor.device.type for tensor in others} == {"meta"}
+    there = {name for name, tensor in crops._asdict().items() if tensor is not None and tensor.device.type == "meta"}
+    assert there == {"view1", "view2", "mask"}
+    assert crops.index.device.type == crops.crop1.device.type == "cpu"
+
+
+def test_a_gpu_may_not_shorten_the_products_of_colors(monkeypatch):
+    """Not even in precision tf32, which goes on behind them."""
+    seen = []
+    matmul = torch.backends.cuda.matmul
+    monkeypatch.setattr(views, "augment_images", lambda pixels, *_: seen.append(matmul.allow_tf32) or pixels.float())
+    crops = views.crop([torch.zeros(3, 40, 48, dtype=torch.uint8)], np.arange(1), 0, DEMO)
+    for allowed in (True, False):
+        precision.allow_tf32(allowed)
+        views.augment(crops, 0, DEMO)
+        assert matmul.allow_tf32 == allowed
+    assert seen == [False, False]

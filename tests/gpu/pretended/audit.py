@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
@@ -167,8 +167,11 @@ class Made(TorchFunctionMode):
         self.audit = audit
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is Tensor.numpy:  # of what was copied to the CPU, and has no values
+        if func is Tensor.numpy and isinstance(args[0], FakeTensor):  # was copied to the CPU, and has no values
             return np.zeros(tuple(args[0].shape), dtype=str(args[0].dtype).removeprefix("torch."))
+        if func is Tensor.numpy:  # of the CPU's own, whose values choices are made by
+            with _disable_current_modes():
+                return args[0].numpy()
         made = func(*args, **(kwargs or {}))
         if func in (torch.tensor, torch.as_tensor) and on_cuda(made) and not (args and on_cuda(args[0])):
             self.audit.note("wait: torch.tensor on the GPU", made.numel() * made.element_size())

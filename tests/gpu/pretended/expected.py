@@ -19,10 +19,10 @@ WAITS: dict[str, dict[str, int]] = {
     "knn": {"evaluate/classification/neighbors.py": 3, "evaluate/classification/search.py": 1},
 }
 FEATURES_OF_A_RESNET = {"evaluate/classification/finite.py": 1, "evaluate/classification/features.py": 1}
-# of a pretraining with two blocks and 8 images; the noise of MAE's mask is one copy
-PRETRAINING = {"forward and backward": 1, "optimizer": 1}
+# of a pretraining with two blocks and 8 images
+PRETRAINING = {"views of a micro-batch": 0, "views, forward and backward": 0, "optimizer": 1}
 # the scaler of fp16 reads a flag for each group of an optimizer that is not fused (LARS)
-PRETRAINING_OF_A_RESNET = {"forward and backward": 1, "optimizer": 2}
+PRETRAINING_OF_A_RESNET = {**PRETRAINING, "optimizer": 2}
 # of a dense step: ours is the look at whether its gradients are finite; mmdet's and mmseg's are theirs
 DENSE = {"evaluate/mm/mixed_precision.py": 1}
 OF_LIBRARIES = {"detection": 45, "segmentation": 4}  # of mmdet an image, of mmseg a step (its accuracy)

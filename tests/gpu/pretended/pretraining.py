@@ -1,4 +1,4 @@
-"""Traces one pretraining step on a pretended GPU: forward, backward, optimizer, and a look at the features.
+"""Traces one pretraining step on a pretended GPU: views, forward, backward, optimizer, and a look at the features.
 
     python -m tests.gpu.pretended.pretraining [--preset paper] [--model vit_large] [--batch 64] [--set precision=bf16]
 
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pretrain import train
+from pretrain.data import views
 from pretrain.data.images import Sample
 from pretrain.monitor import Monitor
 from tests.gpu.pretended.audit import on_gpu, pretended_gpu
@@ -45,7 +46,7 @@ def trace_step(options: argparse.Namespace) -> Trace:
     monitor = Monitor.__new__(Monitor)  # without its pass over a folder
     monitor.crops = torch.zeros(LOOKED_AT, 3, config.img_size, config.img_size, dtype=torch.uint8)
     monitor.labels = torch.arange(LOOKED_AT) % 10
-    monitor.mean, monitor.std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
+    monitor.statistics = config.mean, config.std
     with torch.device("meta"):
         model = train.method_of(config).build(config)
     trace = Trace()
@@ -56,7 +57,9 @@ def trace_step(options: argparse.Namespace) -> Trace:
         optimizer = train.make_optimizer(model, config, model.constant_rate())
         scaler = torch.amp.GradScaler("cuda", enabled=config.precision == "fp16")
         trace.hold(model)
-        with trace.part("forward and backward", options.batch):
+        with trace.part("views of a micro-batch", micro_batch):
+            views.augment(batch.micro[0].to("cuda"), 0, config)
+        with trace.part("views, forward and backward", options.batch):
             loss = train.accumulate(model, scaler, batch, config, "cuda")
         with trace.part("optimizer", options.batch):
             scaler.unscale_(optimizer)
@@ -68,7 +71,9 @@ def trace_step(options: argparse.Namespace) -> Trace:
             scaler.update()
             optimizer.zero_grad()
         trace.hold(optimizer)
-        with trace.part("forward and backward: a second step", options.batch):  # the optimizer's memory stands by now
+        with trace.part(
+            "views, forward and backward: a second step", options.batch
+        ):  # the optimizer's memory stands by now
             train.accumulate(model, scaler, batch, config, "cuda")
         optimizer.zero_grad()
         with trace.part("a look at the features", LOOKED_AT):
