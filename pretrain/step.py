@@ -30,7 +30,7 @@ def start_model(config: PretrainConfig, device: str) -> Method:
 
 
 def keep_float32(model: nn.Module) -> None:
-    """Lets all layers whose products autocast shortens give float32; ``pretrain.vit.attend`` gives what it gets."""
+    """Lets all layers whose products autocast shortens give float32; attention gives what it gets."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.register_forward_hook(_as_float32)
@@ -77,7 +77,7 @@ def find_culprits(
 def _loss(model: nn.Module, crops: views.Crops, epoch: int, config: PretrainConfig, device: str) -> Tensor:
     batch = views.augment(crops.to(device), epoch, config)
     dtype, kind = PRECISIONS.get(config.precision), torch.device(device).type
-    # For towers that are not ours (CLIP's): see pretrain.vit.is_explicit
+    # For towers that are not ours (CLIP's): see pretrain.attention.is_explicit
     attention = sdpa_kernel(SDPBackend.MATH) if dtype and kind == "cpu" else contextlib.nullcontext()
     with torch.autocast(kind, dtype=dtype, enabled=dtype is not None), attention:
         return model(batch).loss

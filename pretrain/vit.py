@@ -1,69 +1,56 @@
 """What the methods' vision transformers share: blocks, their random start, choosing tokens.
 
-Axes: B batch, H heads, N tokens, d channels of a head, V visible patches, D width.
+Axes: B batch, N patches, V visible patches, D width.
 """
 
 import functools
 from collections.abc import Callable
 
-import torch
-import torch.nn.functional as F
 from timm.layers import Mlp
 from timm.models.vision_transformer import Attention, Block, PatchEmbed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from evaluate.runtime.errors import UserError
+from pretrain.attention import attend
 
 LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)
-EXPLICIT_TOKENS = 1024  # up to so many a CPU computes attention of 16 bits by its formula; measured up to 1,025
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v of (B, H, N, d), to the same and in the same type, by the kernel that ``is_explicit``
-    names."""
-    if not is_explicit(query):
-        return F.scaled_dot_product_attention(query, key, value).to(query.dtype)
-    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)
-    return (scores.to(query.dtype).softmax(dim=-1) @ value).to(query.dtype)
-
-
-def is_explicit(query: Tensor) -> bool:
-    """Whether attention of queries (B, H, N, d) follows its formula, not torch's fused kernel: in 16 bits on a CPU.
-
-    There the fused kernel takes 1.1 to 1.7 times as long forward and 2 to 8 times backward (docs/performance.md). In
-    float32 it is the faster one at every size that was measured; on GPUs torch chooses.
-    """
-    if query.device.type != "cpu" or query.shape[-2] > EXPLICIT_TOKENS:
-        return False
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    return dtype.itemsize == 2  # of the products: with bf16_products the queries are float32
 
 
 class ChosenAttention(Attention):
     """timm's self-attention without mask, whose kernel is chosen by shape, type and device alone."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # timm's takes a mask besides, ours are without
-        batch, tokens, _ = x.shape
-        parts = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(*parts.unbind(0)).transpose(1, 2).reshape(batch, tokens, -1))
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:  # type: ignore[override]  # timm's masks
+        """Of tokens (B, N, D), after the norm if there is one, to the same."""
+        parts = after(norm, self.qkv, x).unflatten(2, (3, self.num_heads, self.head_dim))
+        return self.proj(attend(parts))
 
 
 class RecomputedMlp(Mlp):
     """timm's MLP, whose GELU is computed again in the backward pass: a quarter of what a block would keep is its
     result."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """Of tokens (B, N, D), after the norm if there is one, to the same."""
         # The checkpoint stops as soon as it has what the backward pass asks for, before the second layer's product.
-        return checkpoint(self._second_half, self.fc1(x), use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(self._second_half, after(norm, self.fc1, x), use_reentrant=False, preserve_rng_state=False)
 
     def _second_half(self, hidden: Tensor) -> Tensor:
         return self.fc2(self.act(hidden))
 
 
+def after(norm: nn.Module | None, layer: nn.Module, tokens: Tensor) -> Tensor:
+    """layer(norm(tokens)). A CPU computes a LayerNorm again in the backward pass: what it gives is as large as its
+    input, which is kept."""
+    if isinstance(norm, nn.LayerNorm) and tokens.device.type == "cpu":
+        both = nn.Sequential(norm, layer)
+        return checkpoint(both, tokens, use_reentrant=False, preserve_rng_state=False)
+    return layer(tokens if norm is None else norm(tokens))
+
+
 class CheckpointedBlock(Block):
-    """timm's block, which can keep a third: with ``grad_checkpointing`` what is inside attention and MLP is computed
-    again.
+    """timm's block, which can keep a third (a CPU, two fifths): with ``grad_checkpointing`` what is inside attention
+    and MLP is computed again.
 
     Their last layers are not (the checkpoint stops before), and the norms are not: BatchNorm must count a batch once.
     """
@@ -71,13 +58,13 @@ class CheckpointedBlock(Block):
     grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # nn.Sequential gives it tokens alone, no mask
-        x = x + self.drop_path1(self._part(self.attn, self.norm1(x)))
-        return x + self.drop_path2(self._part(self.mlp, self.norm2(x)))
+        x = x + self.drop_path1(self._part(self.attn, self.norm1, x))
+        return x + self.drop_path2(self._part(self.mlp, self.norm2, x))
 
-    def _part(self, part: nn.Module, tokens: Tensor) -> Tensor:
+    def _part(self, part: nn.Module, norm: nn.Module, tokens: Tensor) -> Tensor:
         if self.grad_checkpointing:
-            return checkpoint(part, tokens, use_reentrant=False, preserve_rng_state=False)
-        return part(tokens)
+            return checkpoint(part, norm(tokens), use_reentrant=False, preserve_rng_state=False)
+        return part(tokens, norm)
 
 
 def set_grad_checkpointing(model: nn.Module) -> None:

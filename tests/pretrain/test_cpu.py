@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from pretrain import cpu, train
-from pretrain.vit import EXPLICIT_TOKENS, attend, blocks, is_explicit
+from pretrain.attention import EXPLICIT_TOKENS, attend, is_explicit
+from pretrain.vit import blocks
 from tests.pretrain.runs import TINY, write_images
 
 FILLS = """
@@ -35,15 +36,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     ],
 )
 def test_the_kernel_follows_from_shape_type_and_device(tokens, dtype, device, expected):
-    assert is_explicit(torch.empty(2, 3, tokens, 4, dtype=dtype, device=device)) is expected
+    assert is_explicit(torch.empty(2, tokens, 3, 3, 4, dtype=dtype, device=device)) is expected
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
 def test_both_kernels_give_the_formula(dtype, tolerance):
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, 3, 20, 8, generator=generator) for _ in range(3))
-    exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double())
-    found = attend(query.to(dtype), key.to(dtype), value.to(dtype))
+    parts = torch.randn(2, 20, 3, 3, 8, generator=generator)
+    exact = F.scaled_dot_product_attention(*parts.double().permute(2, 0, 3, 1, 4)).transpose(1, 2).flatten(2)
+    found = attend(parts.to(dtype))
     assert found.dtype == dtype
     assert (found.double() - exact).abs().max() < tolerance * exact.abs().max()
 
