@@ -18,9 +18,9 @@ from tests.worlds import WNIDS
 WIDTH, DEPTH, TOKENS = 128, 3, 17
 
 
-def mae_state(seed: int = 0) -> dict[str, torch.Tensor]:
-    """A tiny MAE-like ViT's state dict (32 px, patch 8, width 128, 3 blocks, 2 heads), drawn with standard deviation
-    0.1, norms around 1.
+def mae_state(seed: int = 0, depth: int = DEPTH) -> dict[str, torch.Tensor]:
+    """A tiny MAE-like ViT's state dict (32 px, patch 8, width 128, 3 blocks unless told, 2 heads), drawn with standard
+    deviation 0.1, norms around 1.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -29,7 +29,7 @@ def mae_state(seed: int = 0) -> dict[str, torch.Tensor]:
 
     state = {"cls_token": draw(1, 1, WIDTH), "pos_embed": draw(1, TOKENS, WIDTH)}
     layers = {"patch_embed.proj": (WIDTH, 3, 8, 8)}
-    for index in range(DEPTH):
+    for index in range(depth):
         block = f"blocks.{index}."
         layers |= {block + "attn.qkv": (3 * WIDTH, WIDTH), block + "attn.proj": (WIDTH, WIDTH)}
         layers |= {block + "mlp.fc1": (4 * WIDTH, WIDTH), block + "mlp.fc2": (WIDTH, 4 * WIDTH)}
@@ -179,7 +179,7 @@ def tiny_pyramid() -> Encoder:
 
 def encoder_for(recipe: str) -> Encoder:
     """A tiny encoder of the kind that a recipe of mm_configs/ is for."""
-    makers = {"_resnet_": tiny_resnet, "_pyramid_": tiny_pyramid}
+    makers = {"_resnet_": tiny_resnet, "_pyramid_": tiny_pyramid, "_multi_scale_": lambda: tiny_encoder(depth=4)}
     return next((make for part, make in makers.items() if part in recipe), tiny_encoder)()
 
 

@@ -61,8 +61,11 @@ NODES = (
     Node("detection_lvis", "detection", {"dataset": "lvis"}),
     Node("detection_voc", "detection", {"dataset": "voc"}, extra=True),
     Node("segmentation", "segmentation"),
-    Node("linear_segmentation", "linear_segmentation", {"dataset": "ade20k"}, extra=True),
-    Node("linear_segmentation_voc", "linear_segmentation", {"dataset": "voc2012"}, extra=True),
+    *(
+        Node(f"linear_segmentation{ms}{voc}", "linear_segmentation", {"setup": setup, "dataset": dataset}, extra=True)
+        for ms, setup in (("_ms", "multi_scale"), ("", "linear"))
+        for voc, dataset in (("", "ade20k"), ("_voc", "voc2012"))
+    ),
     Node("knn_segmentation", "knn_segmentation", {"dataset": "ade20k"}, extra=True),
     Node("knn_segmentation_voc", "knn_segmentation", {"dataset": "voc2012"}, extra=True),
     Node("finetune", "finetune"),

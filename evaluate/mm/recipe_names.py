@@ -67,8 +67,17 @@ def recipe_numbers(name: str) -> dict[str, Any]:
     return known
 
 
-def _number(node: ast.expr, known: Mapping[str, float]) -> float | None:
-    """A constant, a name, or what ``*`` and ``//`` make of them."""
+def linear_of(recipe: str, setup: str) -> str:
+    """The file of mm_configs/ of a linear head on a frozen ViT, whatever the data."""
+    schedule = "40k" if recipe == "paper" else recipe
+    return f"linear_vit_{'multi_scale_' if setup == 'multi_scale' else ''}{schedule}_ade20k"
+
+
+def _number(node: ast.expr, known: Mapping[str, Any]) -> Any:
+    """A constant, a name, what ``*`` and ``//`` make of them, or a tuple of such."""
+    if isinstance(node, ast.Tuple):
+        values = tuple(_number(part, known) for part in node.elts)
+        return None if None in values else values
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
         return node.value
     if isinstance(node, ast.Name):

@@ -1,6 +1,7 @@
 """A segmenter's recipe, completed from the encoder and the data."""
 
 import copy
+from fractions import Fraction
 from typing import Any
 
 import torch.nn.functional as F
@@ -74,7 +75,8 @@ def set_crop(cfg: Config, side: int) -> None:
         cfg.model.backbone.img_size = (side, side)
     train[3].crop_size = cfg.model.data_preprocessor.size = (side, side)
     if cfg.model.test_cfg.mode == "slide":
-        cfg.model.test_cfg.update(crop_size=(side, side), stride=(side * 2 // 3, side * 2 // 3))
+        share = Fraction(cfg.model.test_cfg.stride[0], cfg.crop).limit_denominator(3)  # two thirds, or a half
+        cfg.model.test_cfg.update(crop_size=(side, side), stride=(int(side * share), int(side * share)))
     cfg.crop = side
 
 

@@ -39,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "mine.pth"
-    torch.save({"model": mae_state()}, path)
+    torch.save({"model": mae_state(depth=4)}, path)  # the second setup of linear_segmentation takes four layers
     return path
 
 

@@ -7,54 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import PixelData
 from mmseg.models.decode_heads import FCNHead
-from mmseg.structures import SegDataSample
 from PIL import Image
 
 from evaluate import linear_segmentation
-from evaluate.encoder.model import Encoder
-from evaluate.mm import frozen, hooks, recipes, runner
+from evaluate.mm import hooks
 from evaluate.mm.datasets import SegmentationSet
 from evaluate.mm.transforms import LoadLabels, LoadPicture
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip
 from tests.factories import tiny_encoder, tiny_resnet
-
-CLASSES = 7
-
-
-def recipe(encoder: Encoder, name: str = "linear_vit_demo_ade20k"):
-    cfg = recipes.read_recipe(name)
-    frozen.fill_encoder(cfg, encoder)
-    cfg.model.decode_head.num_classes = CLASSES
-    return cfg
-
-
-def built(encoder: Encoder, cfg) -> torch.nn.Module:
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        model = revert_sync_batchnorm(MODELS.build(cfg.model))
-        model.init_weights()
-    runner.load_encoder(model, encoder)
-    return model.train()
-
-
-def batch(side: int, count: int = 4) -> tuple[torch.Tensor, list[SegDataSample]]:
-    generator = torch.Generator().manual_seed(1)
-    samples = []
-    for _ in range(count):
-        labels = torch.randint(0, CLASSES, (1, side, side), generator=generator)
-        labels[:, :5] = 255
-        samples.append(
-            SegDataSample(
-                gt_sem_seg=PixelData(data=labels), metainfo={"img_shape": (side, side), "pad_shape": (side, side)}
-            )
-        )
-    return torch.randn(count, 3, side, side, generator=generator), samples
+from tests.linear_heads import batch, built, recipe
 
 
 @pytest.mark.parametrize("changes", [{}, {"registers": 2}, {"class_token": False}, {"patch_size": 14, "img_size": 56}])

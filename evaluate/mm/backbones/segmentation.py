@@ -143,9 +143,13 @@ class SegmentationBackbone(ViTBackbone):
         for index, block in enumerate(self.blocks):
             x = self.run_block(block, x, grid)
             if index in self.out_indices:
-                y = self.norm(x) if index == len(self.blocks) - 1 else x
+                y = self.seen(x, index)
                 maps[index] = y[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid).contiguous()
         return tuple(maps[index] for index in self.out_indices)
+
+    def seen(self, x: Tensor, index: int) -> Tensor:
+        """What a head sees of the tokens after a block (B, N, D)."""
+        return self.norm(x) if index == len(self.blocks) - 1 else x
 
     def _positions(self, grid: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
         """Position embedding for the grid; the stored rows are those of ``base``, which need not be square."""
