@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,7 +97,7 @@ def steps_from(images: Images, first: int, micro_batch: int, config: PretrainCon
     if workers:
         shared_memory.check(micro_batch * _bytes_an_image(images, config), workers)
     # one for the whole run: its workers go on from an epoch to the next without a pause
-    loader = iter(
+    loader: Iterator[Loaded] = iter(
         DataLoader(
             Draws(images, config),
             batch_size=None,
@@ -106,12 +107,24 @@ def steps_from(images: Images, first: int, micro_batch: int, config: PretrainCon
             worker_init_fn=_leave_signals_to_the_run,
         )
     )
+    if not workers and not torch.cuda.is_available():  # beside GPUs another thread would pin memory for the first one
+        loader = ahead(loader)
     for epoch, mine in epochs():
         for _ in mine:
             parts = [_next(loader) for _ in range(mine.shape[1])]
             yield Step(
                 epoch, [part.crops for part in parts], {i: why for part in parts for i, why in part.damaged.items()}
             )
+
+
+def ahead(batches: Iterator[Loaded]) -> Iterator[Loaded]:
+    """The same in their order, each read by a thread while the one before is trained on: decoding and resizing leave
+    Python free. What is raised comes in the place of its batch."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = reader.submit(next, batches, None)
+            yield batch
 
 
 def _bytes_an_image(images: Images, config: PretrainConfig) -> int:

@@ -2,13 +2,16 @@
 
 import itertools
 import os
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
 
 from pretrain.data import loader
-from pretrain.data.images import Sample
+from pretrain.data.images import DataError, Sample
 from pretrain.methods.siameseim import DEMO
 
 CONFIG = replace(DEMO, batch_size=4, epochs=3)
@@ -47,3 +50,28 @@ def test_a_run_that_goes_on_takes_the_images_of_an_unbroken_one() -> None:
         assert [(step.epoch, taken(step)) for step in rest] == [(step.epoch, taken(step)) for step in whole[first:]]
     order = [row for epoch in range(3) for row in loader.order(10, epoch, CONFIG)]
     assert [taken(step) for step in whole] == [row.reshape(2, 2).tolist() for row in order]
+
+
+def test_the_next_batch_is_read_while_one_is_trained_on() -> None:
+    begun = [threading.Event() for _ in range(3)]
+
+    def batches() -> Iterator[Any]:
+        for event in begun:
+            event.set()
+            yield event
+
+    read = loader.ahead(batches())
+    assert next(read) is begun[0] and begun[1].wait(10) and not begun[2].is_set()
+    assert list(read) == begun[1:]
+
+
+def test_an_error_comes_in_the_place_of_its_batch() -> None:
+    def batches() -> Iterator[Any]:
+        yield 1
+        yield 2
+        raise DataError("the third cannot be read")
+
+    read = loader.ahead(batches())
+    assert [next(read), next(read)] == [1, 2]
+    with pytest.raises(DataError, match="the third"):
+        next(read)
