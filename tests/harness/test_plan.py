@@ -1,5 +1,6 @@
 """Which records a table may show."""
 
+import dataclasses
 import json
 import os
 from types import SimpleNamespace
@@ -37,6 +38,17 @@ def test_what_a_run_keeps_and_logs_is_said_to_its_tasks(run):
     run.keep_models, run.log = True, "wandb"
     command = jobs._command("mine", node, run, 1)
     assert "--keep-models" in command and command[command.index("--log") + 1] == "wandb"
+
+
+def test_only_the_tasks_that_can_be_compiled_are_told_to(run):
+    (node,) = run.nodes
+    assert "--compile" not in jobs._command("mine", node, run, 1)
+    run.compile, run.identities = True, SimpleNamespace(data_root="", for_tasks=False)
+    for name in dict.fromkeys(node.task for node in plan.NODES):
+        command = jobs._command("mine", dataclasses.replace(node, task=name), run, 1)
+        assert ("--compile" in command) is (name in plan.COMPILED), name
+        shown = task._parser(name, plan.module_of(name)).format_help()
+        assert ("--compile" in shown) is (name in plan.COMPILED), name
 
 
 def measured(run, value, settings=None):
