@@ -130,7 +130,7 @@ def measure(arguments: argparse.Namespace, wanted: Asked) -> int:
         return 0
     if arguments.part:
         identities.take()
-    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "keep_models", "log")}
+    where = {name: getattr(arguments, name) for name in ("seed", "limit", "device", "compile", "keep_models", "log")}
     shared = suite.Suite(
         out,
         identities,
@@ -326,7 +326,8 @@ def dry_run(arguments: argparse.Namespace, wanted: Asked) -> int:
     for name, path in checkpoints.items():
         for node in nodes:
             preset, config = wanted.of_encoder(specs.get(name))[node.name]
-            print(f"{name} ({wanted.presets.get(name, path)}): {node.name} ({preset}): {config}")
+            compiled = ", compiled" if arguments.compile and node.task in plan.COMPILED else ""
+            print(f"{name} ({wanted.presets.get(name, path)}): {node.name} ({preset}{compiled}): {config}")
     return 0
 
 

@@ -97,7 +97,7 @@ def run(encoder: "Encoder", config: Config, env: Env) -> dict[str, float]:
     train, val = train_and_val(env)
     kept, held_out = hold_out(train, config.held_out, env.seed)
     setup = make_setup(encoder, config, env, kept, val)
-    inputs = head_sweep.HeadInputs(encoder, config.blocks, config.poolings)
+    inputs = head_sweep.HeadInputs(encoder, config.blocks, config.poolings, env.compile)
     seed_global(env.device, env.seed, "heads")
     heads = StackedHeads(inputs.widths(config.img_size), config.base_lrs, len(train.classes)).to(env.device)
     peak = max(config.base_lrs) * setup.sampler.batch / 256

@@ -4,7 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
-from evaluate.runtime import devices
+from evaluate.runtime import compilation, devices
 from evaluate.runtime.cli import at_least_one, at_least_zero
 from evaluate.runtime.settings import help_text
 from pretrain import checkpoint
@@ -110,11 +110,7 @@ def _how(parser: argparse.ArgumentParser) -> None:
         help="epochs between two measurements of the features (kNN, rank, spread); "
         "0: never (default: a hundredth of the run)",
     )
-    parser.add_argument(
-        "--compile",
-        action="store_true",
-        help="run the step through torch.compile: slower to start, faster after (GPUs)",
-    )
+    compilation.add_option(parser, "the step")
     parser.add_argument(
         "--grad-checkpointing",
         action="store_true",

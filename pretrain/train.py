@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from evaluate.runtime import devices
+from evaluate.runtime import compilation, devices
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_USER, MAX_WORKERS
 from evaluate.runtime.errors import UserError, from_outside
 from evaluate.runtime.processes import end_with_parent
@@ -111,8 +111,7 @@ def train(
     model = start_model(config, device)
     if execution.grad_checkpointing:
         set_grad_checkpointing(model)
-    if execution.compile:
-        model.compile()
+    compilation.compile_module(model, execution.compile)
     optimizer = make_optimizer(model, config, model.constant_rate())
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")
     faults = Faults(images, out)

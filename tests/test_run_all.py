@@ -172,6 +172,14 @@ def test_a_dry_run_prints_every_node_and_writes_nothing(tmp_path, capsys):
     assert len(lines) == len(run_all.demo.TOY) * len(run_all.plan.choose([])) and not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_says_which_tasks_are_compiled(tmp_path, capsys):
+    line = ["--out", str(tmp_path / "out"), "--dry-run", "--tasks", "segmentation,knn"]
+    for options, said in ([], []), (["--compile"], [False, True, False, True, False, True]):
+        assert run_all.main([*line, *options]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert [", compiled)" in printed for printed in lines] == (said or [False] * 6)
+
+
 def test_a_node_brings_what_it_needs():
     assert [node.name for node in run_all.plan.choose(["robustness"])] == ["finetune", "robustness"]
     assert [node.name for node in run_all.plan.choose(["detection"])] == ["detection_coco", "detection_lvis"]

@@ -155,6 +155,11 @@ def compute(
     return stored
 
 
+def how(env: Env) -> dict[str, Any]:
+    """What a key says of how it was computed, so that no pass has parts that round differently: whether compiled."""
+    return {"compiled": True} if env.compile else {}
+
+
 @dataclass
 class _Pass:
     """One process's part in computing the missing shards of a pass."""

@@ -18,6 +18,7 @@ from torch import nn
 from evaluate.classification.predictions import Predictor
 from evaluate.data.transforms import CenterCrop
 from evaluate.encoder import Encoder, timm_models
+from evaluate.runtime import compilation
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from results.atomic import atomic_write, sha256
@@ -138,4 +139,5 @@ def predictor(model: Classifier, path: Path, precision: str, env: Env, max_unrea
     """What asks a classifier about each image of a set; ``path`` is its file, whose digest names what is kept of the
     answers.
     """
+    compilation.compile_module(model, env.compile)
     return Predictor(model.eval(), model.encoder.spec, sha256(path), precision, env, max_unreadable)

@@ -31,6 +31,7 @@ from evaluate.data.imagenet import ImageSet
 from evaluate.data.transforms import CenterCrop, normalize
 from evaluate.encoder import Encoder
 from evaluate.encoder.model import check_sides
+from evaluate.runtime import compilation
 from evaluate.runtime import precision as precisions
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
@@ -167,13 +168,14 @@ def extract(
     precision = precisions.resolve(precision, env.device)
     blocks = min(blocks, encoder.spec.depth) if encoder.spec.family == "vit" else 1
     mean, std = encoder.spec.mean, encoder.spec.std
+    frozen = compilation.compiled(frozen_tokens, env.compile)
 
     def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         normalized = normalize(pixels, mean, std, env.device)
 
         def forward(precision: str) -> dict[str, torch.Tensor]:
             with precisions.autocast(precision, env.device):
-                cls, patches = frozen_tokens(encoder, normalized, blocks)
+                cls, patches = frozen(encoder, normalized, blocks)
             tokens = {"cls": cls, "mean": patches} if cls is not None else {"mean": patches}
             return {
                 f"{kind}{k - blocks}": _shorten(value[:, k], precision)
@@ -183,7 +185,7 @@ def extract(
 
         return finite(forward, precision)
 
-    cache_key = {"encoder": encoder.fingerprint, "precision": precision, "blocks": blocks}
+    cache_key = {"encoder": encoder.fingerprint, "precision": precision, "blocks": blocks, **cached_pass.how(env)}
     stored = cached_pass.compute(env.out_dir.parent / "features", images, crop, compute, cache_key, env, max_unreadable)
     report_fp32(stored, images.name, precision, env)
     return Features(stored, images)

@@ -16,7 +16,7 @@ from evaluate.classification.setup import Setup
 from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import FinetuneAugmentation, normalize
 from evaluate.encoder import timm_models
-from evaluate.runtime import distributed, precision
+from evaluate.runtime import compilation, distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.seeding import seed_global
 
@@ -70,6 +70,7 @@ def fit(
     """Trains in place to the last epoch; ``rate`` gives the learning rate at a fractional epoch."""
     spec, sampler = model.encoder.spec, setup.sampler
     scaler = torch.amp.GradScaler(env.device.split(":")[0], enabled=setup.precision == "fp16")
+    compilation.compile_module(model, env.compile)
     parallel: nn.Module = nn.parallel.DistributedDataParallel(model) if sampler.world_size > 1 else model
     parallel.train()
 

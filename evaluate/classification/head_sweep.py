@@ -19,7 +19,7 @@ from evaluate.data.imagenet import ImageSet
 from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import RandomCropFlip, normalize
 from evaluate.encoder import Encoder
-from evaluate.runtime import distributed, precision
+from evaluate.runtime import compilation, distributed, precision
 from evaluate.runtime.env import Env
 from results.predictions import Answers
 
@@ -35,6 +35,8 @@ class HeadInputs:
     """How many of the last blocks give their class token, one input each."""
     poolings: tuple[str, ...]
     """"cls" and "cls+mean", one input each."""
+    compile: bool = False
+    """Whether they are computed through ``torch.compile``."""
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, D) float32 of normalized images by name: "4 blocks, cls+mean" and so on."""
@@ -71,7 +73,7 @@ class HeadInputs:
 
         def forward(resolved: str) -> dict[str, torch.Tensor]:
             with torch.no_grad(), precision.autocast(resolved, device):
-                return self(images)
+                return compilation.compiled(HeadInputs.__call__, self.compile)(self, images)
 
         values = finite(forward, resolved)
         del values[IN_FP32]
@@ -155,6 +157,7 @@ def _pass(
         "kept": [TOP, PROBABILITY] if head != "all" else [],
         "head": head,
         "precision": setup.precision,
+        **cached_pass.how(env),
     }
 
     def compute(pixels: torch.Tensor) -> dict[str, torch.Tensor]:

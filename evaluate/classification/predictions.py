@@ -86,6 +86,7 @@ class Predictor:
             "classifier": self.model_id,
             "precision": self.precision,
             "subsets": {name: list(map(int, chosen)) for name, chosen in (subsets or {}).items()},
+            **cached_pass.how(self.env),
         }
         whole_set = images.name.partition("/")[0]
         unreadable = self.unreadable.setdefault(whole_set, [])

@@ -17,7 +17,7 @@ from evaluate.classification.setup import Setup
 from evaluate.data.loader import Images, batches
 from evaluate.data.transforms import RandomCropFlip, SingleDrawCropFlip, normalize
 from evaluate.encoder import Encoder
-from evaluate.runtime import distributed, precision
+from evaluate.runtime import compilation, distributed, precision
 from evaluate.runtime.env import Env
 from evaluate.runtime.lars import LARS
 
@@ -72,7 +72,7 @@ class FrozenInputs:
 
     def _tokens(self, images: torch.Tensor, resolved: str) -> dict[str, torch.Tensor]:
         with precision.autocast(resolved, self.env.device):
-            cls, mean = features.frozen_tokens(self.encoder, images)
+            cls, mean = compilation.compiled(features.frozen_tokens, self.env.compile)(self.encoder, images)
         chosen = cls if self.pooling == "cls" else mean
         assert chosen is not None
         return {"tokens": chosen[:, -1].float()}

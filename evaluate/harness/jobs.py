@@ -9,7 +9,7 @@ from evaluate.checkpoints import command_line, named
 from evaluate.harness import estimate, rows, suite
 from evaluate.harness.executor import Job
 from evaluate.harness.logs import why
-from evaluate.harness.plan import Node, draws, task_name
+from evaluate.harness.plan import COMPILED, Node, draws, task_name
 from evaluate.runtime.cli import EXIT_FAILED, EXIT_SKIPPED
 from evaluate.runtime.errors import UserError
 from results import record, tables
@@ -127,6 +127,7 @@ def _command(row: str, node: Node, run: suite.Suite, processes: int) -> list[str
     if run.identities.for_tasks:
         command += [f"--identity={part}={known}" for part, known in run.identities.present(run.data(node)).items()]
     command += ["--keep-models"] if run.keep_models else []
+    command += ["--compile"] if run.compile and node.task in COMPILED else []
     command += ["--log", run.log] if run.log else []
     command += [part for name, path in run.inputs(row, node).items() for part in ("--input", f"{name}={path}")]
     return command

@@ -7,7 +7,7 @@ from evaluate.checkpoints import command_line
 from evaluate.data.published_sets import READY
 from evaluate.harness import demo, plan, quick, slurm
 from evaluate.harness.pretraining import START, TASK
-from evaluate.runtime import devices, scalars
+from evaluate.runtime import compilation, devices, scalars
 from evaluate.runtime.cli import add_keep_models, at_least_one, at_least_zero
 
 
@@ -147,6 +147,7 @@ def _machine(parser: argparse._ArgumentGroup) -> None:
         type=at_least_zero,
         help="data loading processes per task (default: on a GPU its share of the cores, at most 16; none on a CPU)",
     )
+    compilation.add_option(parser, f"the forward passes of {', '.join(plan.COMPILED)}")
     parser.add_argument(
         "--task-timeout",
         type=float,

@@ -76,6 +76,8 @@ NODES = (
     Node("knn", "knn"),
     Node("robustness", "robustness", inputs={"classifier": ("finetune", "classifier.safetensors")}),
 )
+# the tasks whose forward passes --compile takes; mm* trains the others
+COMPILED = ("finetune", "linear_probe", "sweep", "few_shot", "knn", "robustness")
 OF_SETS = {  # by the task's name in a TOML file: the module, its preset and what its heading ends with; dearest first
     "finetune": ("finetune", "small_set", "FT"),
     "linear": ("linear_probe", "small_set", "LIN"),

@@ -102,7 +102,7 @@ def shared(arguments: argparse.Namespace) -> list[str]:
     line = [f"--{name}={value}" for name, value in fixed.items() if value is not None]
     if arguments.sets:
         line += ["--sets", *(os.path.abspath(text) if ".toml" in text else text for text in arguments.sets)]
-    flags = [name for name in ("verify_data", "keep_models") if getattr(arguments, name)]
+    flags = [name for name in ("verify_data", "keep_models", "compile") if getattr(arguments, name)]
     return [*line, *(f"--{name.replace('_', '-')}" for name in flags)]
 
 

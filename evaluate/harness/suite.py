@@ -45,6 +45,7 @@ class Suite:
     limit: int | None = None
     device: str = "auto"
     keep_models: bool = False
+    compile: bool = False
     log: str | None = None
     """Where curves go besides their file (``evaluate.runtime.scalars``)."""
     workers: int = 0

@@ -22,6 +22,7 @@ from evaluate.data import layouts, sets
 from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import estimate, protocol, rows
 from evaluate.harness.plan import (
+    COMPILED,
     NODES,
     OF_SETS,
     Node,
@@ -35,7 +36,7 @@ from evaluate.harness.plan import (
     recommended,
 )
 from evaluate.harness.suite import stale_files, work_folder
-from evaluate.runtime import devices, scalars
+from evaluate.runtime import compilation, devices, scalars
 from evaluate.runtime.cli import (
     EXIT_FAILED,
     EXIT_SKIPPED,
@@ -172,6 +173,7 @@ def _main(task: str, argv: list[str] | None) -> int:
         identities=data,
         images=node.images,
         inputs=inputs,
+        compile=arguments.compile,
         keep_models=arguments.keep_models,
     )
     entry = {**start(identity, preset, node, encoder, env), "encoder": name, "data": data}
@@ -278,6 +280,8 @@ def measure(module: Any, encoder: "Encoder", config: Settings, env: Env, entry: 
         for name in () if env.images else module.reads(config):
             layouts.require(env.data_root, name)
         torch.manual_seed(env.seed)
+        if env.compile:
+            env.report(protocol={"compiled": True})
         entry["metrics"] = {key: float(value) for key, value in module.run(encoder, config, env).items()}
         strange = [key for key, value in entry["metrics"].items() if not math.isfinite(value)]
         if strange:
@@ -374,6 +378,8 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         type=at_least_zero,
         help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU)",
     )
+    if task in COMPILED:
+        compilation.add_option(parser, "the encoder's and the classifier's forward passes")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the task (default: 0)")
     parser.add_argument(
         "--limit", type=at_least_one, help="read at most so many images of each set; the record says so"
@@ -394,5 +400,5 @@ def _parser(task: str, module: Any) -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", action="append", dest="input", type=f"{name}={{}}".format, help=argparse.SUPPRESS
         )
-    parser.set_defaults(input=[], images=parser.get_default("images"))
+    parser.set_defaults(input=[], images=parser.get_default("images"), compile=False)
     return parser

@@ -29,6 +29,8 @@ class Env:
     """The set that is measured instead of ImageNet (``evaluate.data.sets.LabelledSet``)."""
     inputs: dict[str, Path] = field(default_factory=dict)
     """Files that another task made, by the names that the task's node gives them."""
+    compile: bool = False
+    """Whether forward passes go through ``torch.compile`` (``evaluate.runtime.compilation``)."""
     keep_models: bool = False
     """Whether a dense task keeps its model beside the record."""
     notes: dict[str, Any] = field(default_factory=dict)

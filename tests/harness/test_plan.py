@@ -39,6 +39,18 @@ def test_what_a_run_keeps_and_logs_is_said_to_its_tasks(run):
     assert "--keep-models" in command and command[command.index("--log") + 1] == "wandb"
 
 
+def test_only_the_tasks_that_can_be_compiled_are_told_to(run):
+    assert "--compile" not in jobs._command("mine", run.nodes[0], run, 1)
+    run.compile, run.nodes = True, plan.NODES
+    run.configs = plan.configure(plan.NODES, "paper", {})
+    run.identities = SimpleNamespace(data_root="", for_tasks=False, of_sets=lambda names: {})
+    for node in plan.NODES:
+        command = jobs._command("mine", node, run, 1)
+        assert ("--compile" in command) is (node.task in plan.COMPILED), node
+        shown = task._parser(node.task, plan.module_of(node.task)).format_help()
+        assert ("--compile" in shown) is (node.task in plan.COMPILED), node
+
+
 def measured(run, value, settings=None):
     """Writes the record of kNN as the task itself would, for the encoder that is certified now."""
     (node,) = plan.choose(["knn"])

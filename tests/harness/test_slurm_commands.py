@@ -79,6 +79,7 @@ def dry_run(tmp_path: Path, *options: str) -> subprocess.CompletedProcess:
 
 def test_a_dry_run_prints_commands_that_run_all_takes_and_writes_nothing(tmp_path: Path) -> None:
     said = ["--tasks", "knn,robustness", "--set", "finetune.epochs=30", "--assume", "a:num_heads=2", "--seeds", "2"]
+    said += ["--compile"]
     done = dry_run(tmp_path, "--dry-run", *said)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "out").exists()
@@ -99,6 +100,7 @@ def test_a_dry_run_prints_commands_that_run_all_takes_and_writes_nothing(tmp_pat
     assert parts["b/robustness seed 1"].set == ["finetune.epochs=30"] and parts["b/robustness seed 1"].assume == []
     assert (parts["a/convert"].device, parts["table"].device, parts["table"].seeds) == ("cpu", "cpu", 2)
     for given in parts.values():
+        assert given.compile
         plan.choose(given.tasks.split(","))
     said = "robustness of 2 rows after data, convert of 2 rows, finetune of 2 rows: sbatch --array=0-1 "
     assert said in done.stdout, done.stdout

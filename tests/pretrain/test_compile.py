@@ -100,7 +100,9 @@ def test_swavs_full_queue_needs_no_graph_of_its_own():
 )  # the first does not make C++
 def test_a_run_takes_the_option(stance, tmp_path, monkeypatch):
     compiled, compile_module = [], torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module) or compile_module(module))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda module, **how: compiled.append(module) or compile_module(module, **how)
+    )
     (tmp_path / "images" / "n1").mkdir(parents=True)
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 255, (36, 40, 3), dtype=np.uint8)
