@@ -3,6 +3,7 @@
 Axes: B batch, N patches, V visible patches, D width.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from evaluate.runtime.errors import UserError
 from pretrain.attention import attend
+from pretrain.norm import is_repeatable, uncounted
 
 LAYER_NORM = functools.partial(nn.LayerNorm, eps=1e-6)
 
@@ -40,12 +42,17 @@ class RecomputedMlp(Mlp):
 
 
 def after(norm: nn.Module | None, layer: nn.Module, tokens: Tensor) -> Tensor:
-    """layer(norm(tokens)). A CPU computes a LayerNorm again in the backward pass: what it gives is as large as its
-    input, which is kept."""
-    if isinstance(norm, nn.LayerNorm) and tokens.device.type == "cpu":
-        both = nn.Sequential(norm, layer)
+    """layer(norm(tokens)). A CPU computes the norm again in the backward pass: what it gives is as large as its input,
+    which is kept."""
+    if norm is None:
+        return layer(tokens)
+    if tokens.device.type != "cpu" or not is_repeatable(norm):
+        return layer(norm(tokens))
+    both = nn.Sequential(norm, layer)
+    if isinstance(norm, nn.LayerNorm):
         return checkpoint(both, tokens, use_reentrant=False, preserve_rng_state=False)
-    return layer(tokens if norm is None else norm(tokens))
+    contexts = lambda: (contextlib.nullcontext(), uncounted(norm))  # noqa: E731
+    return checkpoint(both, tokens, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 class CheckpointedBlock(Block):

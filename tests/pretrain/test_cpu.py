@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain import cpu, train
+from pretrain import attention, cpu, train
 from pretrain.attention import EXPLICIT_TOKENS, attend, is_explicit
-from pretrain.vit import blocks
+from pretrain.methods.siameseim import TokenBatchNorm
+from pretrain.vit import LAYER_NORM, after, blocks
 from tests.pretrain.runs import TINY, write_images
 
 FILLS = """
@@ -47,6 +48,44 @@ def test_both_kernels_give_the_formula(dtype, tolerance):
     found = attend(parts.to(dtype))
     assert found.dtype == dtype
     assert (found.double() - exact).abs().max() < tolerance * exact.abs().max()
+
+
+@pytest.mark.parametrize("at_once", [1, 2 * 3 * 20**2, 10**6])  # scores: of one image, of two, of all
+@pytest.mark.parametrize("storage", [torch.bfloat16, torch.float32])  # the second as in bf16_products
+def test_the_formula_has_its_gradient_and_keeps_its_input_alone(at_once, storage, monkeypatch):
+    monkeypatch.setattr(attention, "SCORES_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    parts = torch.randn(5, 20, 3, 3, 8, generator=generator).to(storage).requires_grad_()
+    gradient, kept = torch.randn(5, 20, 24, generator=generator).to(storage), []
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+    ):
+        attend(parts).backward(gradient)
+    exact = parts.detach().double().requires_grad_()
+    attend(exact).backward(gradient.double())
+    assert parts.grad.dtype == storage
+    assert (parts.grad - exact.grad).norm() < 0.01 * exact.grad.norm()
+    assert [tensor.data_ptr() for tensor in kept] == [parts.data_ptr()]
+
+
+@pytest.mark.parametrize("norm", [LAYER_NORM, TokenBatchNorm])
+def test_a_norm_that_is_computed_again_changes_memory_alone(norm):
+    def step(again):
+        """Result, gradients and running statistics of norm and layer, and how many tensors are kept between."""
+        torch.manual_seed(0)
+        normalize, layer, tokens = norm(16), torch.nn.Linear(16, 8), torch.randn(3, 5, 16, requires_grad=True)
+        kept = set()
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: kept.add(tensor.data_ptr()) or tensor, torch.clone
+        ):
+            result = after(normalize, layer, tokens) if again else layer(normalize(tokens))
+        result.square().sum().backward()
+        gradients = [part.grad for part in (tokens, *normalize.parameters(), *layer.parameters())]
+        return [result, *gradients, *normalize.buffers()], len(kept)
+
+    (plain, all_kept), (repeated, few_kept) = step(False), step(True)
+    assert all(torch.equal(*pair) for pair in zip(plain, repeated, strict=True)) and few_kept < all_kept
 
 
 @pytest.mark.parametrize("fused", [True, False])
