@@ -13,7 +13,7 @@ from results.tables import paired_difference
 WORLD = toy.World(
     shifted_per_class=1, corrupted_per_class=1
 )  # the demo's images for pretraining, train and val in full
-EPOCHS = 5  # of the demo's 16
+EPOCHS = 3  # of the demo's 16
 
 
 @pytest.fixture(scope="module")
