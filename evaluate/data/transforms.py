@@ -154,5 +154,8 @@ def normalize(
 ) -> torch.Tensor:
     """uint8 (B, 3, H, W) to float32 on the device: value / 255, minus ``mean``, over ``std`` (on the 0..1 scale)."""
     # copied without waiting for what the GPU has to do, as torch.tensor(…, device=…) would
-    shift, scale = (torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True) for values in (mean, std))
-    return images.to(device, non_blocking=True).float().div_(255).sub_(shift).div_(scale)
+    colors = [torch.tensor(values).view(3, 1, 1).to(device, non_blocking=True) for values in (mean, std)]
+    images = images.to(device, non_blocking=True).float().div_(255)
+    # each as a whole image: memory is gone through in its order, also where the colors of a pixel lie together
+    shift, scale = (torch.empty_like(images[0]).copy_(color) for color in colors)
+    return images.sub_(shift).div_(scale)
