@@ -159,6 +159,8 @@ def normalize(
     pixels = images.to(device, non_blocking=True)
     shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
     if pixels.device.type == "cpu":
+        # each as a whole image: memory is gone through in its order, also where the colors of a pixel lie together
+        shift, scale = (torch.empty_like(pixels[0], dtype=torch.float32).copy_(color) for color in (shift, scale))
         return pixels.div(255).sub_(shift).div_(scale)
     return scale_and_shift(pixels, 1 / (255 * scale), -shift / scale)
 

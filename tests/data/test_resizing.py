@@ -1,12 +1,13 @@
-"""The test crop: PIL's pixels of the whole resized image, to the last bit."""
+"""The test crop: PIL's pixels of the whole resized image, to the last bit; and how pixels are normalized."""
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torchvision.transforms import functional as F
 
 from evaluate.data.resizing import resized_part
-from evaluate.data.transforms import INTERPOLATIONS, CenterCrop
+from evaluate.data.transforms import INTERPOLATIONS, CenterCrop, normalize
 
 # photographs; tall ones, where PIL begins with the columns, and wide ones; smaller, square and larger ones
 SIZES = [(500, 375), (375, 500), (333, 500), (640, 427), (313, 640), (640, 313), (90, 400), (400, 90), (60, 50)]
@@ -42,3 +43,13 @@ def test_any_part_of_any_size_has_the_pixels_of_the_whole() -> None:
         whole = image.resize(after, method).crop((*corner, corner[0] + part[0], corner[1] + part[1]))
         found = resized_part(image, after, corner, part, method)
         assert found.size == part and found.tobytes() == whole.tobytes(), (before, after, corner, part, method)
+
+
+@pytest.mark.parametrize("colors_together", [True, False])
+def test_pixels_are_normalized_by_color_and_keep_their_order_in_memory(colors_together: bool) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), dtype=np.uint8))
+    pixels = pixels.permute(0, 3, 1, 2) if colors_together else pixels.permute(0, 3, 1, 2).contiguous()
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    shift, scale = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    found = normalize(pixels, mean, std, "cpu")
+    assert torch.equal(found, (pixels.float() / 255 - shift) / scale) and found.stride() == pixels.stride()

@@ -3,11 +3,13 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pretrain import train
+from pretrain import budget, train
+from pretrain.methods import mae
 from tests.pretrain.runs import write_images
 
 
@@ -24,6 +26,13 @@ def test_the_minutes_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert config["warmup_epochs"] == pytest.approx(2 * config["epochs"] / 16), "the warm-up keeps its share"
     assert train.main(command[:-1] + ["5"]) == 0, "a run that stands keeps its epochs"
     assert json.loads((out / "config.json").read_text()) == config
+
+
+def test_steps_are_timed_on_the_images_that_the_run_will_read(tmp_path: Path) -> None:
+    config = replace(mae.DEMO, batch_size=8, cache_pixels=True)
+    images, out = write_images(tmp_path / "images"), tmp_path / "out"
+    budget.fit(config, 1, images, out, "cpu", 0, 8)
+    assert {path.suffix for path in (out / "pixels").iterdir()} == {".bin", ".npz"}
 
 
 @pytest.mark.parametrize("options", [["--minutes", "0"], ["--minutes", "nan"], ["--minutes", "1", "--set", "epochs=3"]])
