@@ -5,20 +5,29 @@ import platform
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+LARGE = 2**20  # bytes of a block that has memory of its own until the first step is over
+DEFAULT_TRIM, DEFAULT_MMAPS = 2**17, 2**16  # glibc's
 BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # what processors with fast bf16 products have; the last is ARM's
 
 
-def keep_freed_memory() -> bool:
-    """Lets malloc keep what is freed for what is asked for next; whether it does. Only glibc is asked.
+def keep_freed_memory(keep: bool) -> bool:
+    """Lets malloc keep what is freed for what is asked for next, or give each large block memory of its own, which goes
+    back to the system; whether it does. Only glibc is asked.
 
     Every step frees and asks for the same gigabytes. glibc gives large blocks back to the system at once, and takes
-    them again a page at a time, each filled with zeros.
+    them again a page at a time, each filled with zeros. What outlives the steps (weights, the optimizer's moments) is
+    better made before: between the blocks of a step it would part the free memory into holes that fit nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, -1))
+    wanted = {
+        M_MMAP_THRESHOLD: LARGE,
+        M_MMAP_MAX: 0 if keep else DEFAULT_MMAPS,
+        M_TRIM_THRESHOLD: -1 if keep else DEFAULT_TRIM,
+    }
+    return all([mallopt(name, value) for name, value in wanted.items()])
 
 
 def faster_precision(precision: str) -> str | None:

@@ -156,6 +156,8 @@ def train(
                     buffer.copy_(before)
             scaler.update()
             optimizer.zero_grad()
+            if step == first and device == "cpu":
+                cpu.keep_freed_memory(True)
 
             signals = distributed.gather_objects(heard[0] if heard else None)
             overdue = distributed.any_rank(
@@ -319,7 +321,7 @@ def _main(arguments: argparse.Namespace, evaluations: Evaluations | None) -> int
                 )
             execution = Execution(device, **settings)
             if device == "cpu":
-                cpu.keep_freed_memory()
+                cpu.keep_freed_memory(False)
             if evaluations:
                 distributed.on_rank_zero(evaluations.check)
             if arguments.minutes:

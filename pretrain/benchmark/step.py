@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import resource
 import statistics
@@ -114,8 +115,9 @@ def time_step(config: siameseim.Config, plain: bool, options: argparse.Namespace
     """Medians of the seconds of each part over the steps asked for, after one to warm up, and the process's peak memory
     in bytes."""
     device = options.device
-    if device == "cpu" and not plain:
-        keep_freed_memory()
+    keeps = device == "cpu" and not plain
+    if keeps:
+        keep_freed_memory(False)
     torch.manual_seed(0)
     allow_tf32(config.precision == "tf32")
     model: Any = baseline.PlainSiameseIM(config).to(device).train() if plain else start_model(config, device)
@@ -129,9 +131,11 @@ def time_step(config: siameseim.Config, plain: bool, options: argparse.Namespace
     source = batch_source(config, plain, sorted(options.images.iterdir()))
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    timings = [
-        time_parts(model, optimizer, scaler, source, config, device, looped=plain) for _ in range(1 + options.steps)
-    ][1:]
+    step = functools.partial(time_parts, model, optimizer, scaler, source, config, device, looped=plain)
+    step()
+    if keeps:
+        keep_freed_memory(True)
+    timings = [step() for _ in range(options.steps)]
     seconds = {name: statistics.median(timing[name] for timing in timings) for name in timings[0]}
     peak = (
         torch.cuda.max_memory_allocated()
