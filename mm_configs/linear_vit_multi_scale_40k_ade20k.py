@@ -6,7 +6,8 @@
 The paper's "+ms" (arXiv 2304.07193, Section 7.4: the patch tokens of the last four layers side by side, 640 px, test
 at several scales). Crops of 640 px of pictures whose shorter side is one to three times that, windows of 640 px half
 of that apart, and the mean probability over five scales, each also mirrored. The last norm is applied to each layer.
-Resizing, crops, scales and windows were read in changed copies of the released configuration, none in an original;
+Resizing, crops and scales were read in changed copies of the released configuration, the windows' share in a copy of
+another size, none in an original;
 schedule, batch and learning rate are those of the first setup, which ran on 8 GPUs without mixed precision. Published
 mIoU: 51.3 on ADE20k, 84.9 on VOC 2012 (DINOv2's ViT-B/14).
 """
