@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageFilter, ImageOps
 from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
@@ -60,6 +60,8 @@ class PlainSiameseIM(SiameseIM):
                     setattr(module, name, PermutedBatchNorm(child.bn))
                 elif isinstance(child, Attention):
                     child.__class__ = ExplicitAttention  # the same parameters, another forward
+                elif isinstance(child, Block):
+                    child.__class__ = Block  # which keeps what its norms give
                 elif isinstance(child, Mlp):
                     child.__class__ = Mlp  # a RecomputedMlp until here
 
