@@ -1,6 +1,6 @@
 """How much memory of a GPU a dense training is predicted to take (no torch): the peak of live tensors, in GiB.
 
-Read off the pretended GPU (docs/performance.md): ViTDet-B takes 4.6 for 1 image of 1024 px, 26.2 for 8, and 7.0 for 4
+Read off the pretended GPU (docs/gpus.md): ViTDet-B takes 4.6 for 1 image of 1024 px, 26.2 for 8, and 7.0 for 4
 with gradient checkpointing; UPerNet 26.1 with a ViT-B and 41.7 with a ViT-L for 16 crops of 512 px.
 """
 

@@ -239,7 +239,7 @@ def test_further_seeds_cost_what_draws_something() -> None:
 
 
 def test_memory_is_what_the_pretended_gpu_took() -> None:
-    """GiB of docs/performance.md, traced with each task's own images at once."""
+    """GiB of docs/gpus.md, traced with each task's own images at once."""
     large = replace(cost.VIT_B, embed_dim=1024, depth=24, num_heads=16)
     resnet = replace(
         cost.VIT_B, family="resnet", embed_dim=2048, depth=16, layers=(3, 4, 6, 3), block="bottleneck", num_heads=0
