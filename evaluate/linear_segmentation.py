@@ -78,12 +78,12 @@ def reads_if_there(config: Config) -> tuple[str, ...]:
 
 def cost(config: Config, spec: "EncoderSpec", count: Count) -> Cost:
     """What it takes: ``evaluate.harness.cost``; nothing where it is going to be skipped."""
-    if spec.family != "vit":
+    several = config.setup == "multi_scale"
+    if spec.family != "vit" or several and spec.depth < 4:
         return Cost(0.0, 0)
     numbers = recipe_numbers(linear_of(config.recipe, config.setup))
     side, batch = config.crop or numbers["crop"], config.batch_size or numbers["batch_size"]
     _, tested = pictures(config.dataset, count)
-    several = config.setup == "multi_scale"
     windows = CROPS + (2 * sum(map(_windows, numbers["ratios"])) if several else 0)  # each scale also mirrored
     passed = batch * (config.iterations or numbers["max_iters"]) + tested * windows
     largest = LOGITS[config.dataset] * (side * max(numbers["ratios"])) ** 2 / GIB if several else 0.0

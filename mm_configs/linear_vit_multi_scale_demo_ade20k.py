@@ -1,5 +1,6 @@
 # ruff: noqa: F403, F405
-"""The demo's linear head of several layers and scales: small crops and seconds. Its numbers compare with nothing."""
+"""The demo's linear head of four layers and several scales, for encoders of four blocks or more (its own have three):
+small crops and seconds. Its numbers compare with nothing."""
 
 from mmengine.config import read_base
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 EXPLICIT_TOKENS = 1024  # up to so many a CPU computes attention of 16 bits by its formula; measured up to 1,025
 SCORES_AT_ONCE = 2**20  # of the formula, in elements: what is computed from them stays in a processor's cache
@@ -53,6 +54,7 @@ class _Formula(torch.autograd.Function):
         return output.flatten(2)
 
     @staticmethod
+    @once_differentiable  # it writes into what it computes again
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (parts,), products = ctx.saved_tensors, ctx.products
         gradient, found, count = gradient.reshape(parts[:, :, 0].shape), torch.empty_like(parts), _images(parts)

@@ -84,8 +84,8 @@ def _how(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=at_least_zero,
-        help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU, where a "
-        "thread reads ahead)",
+        help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU; without "
+        "GPUs and processes a thread reads ahead)",
     )
     parser.add_argument(
         "--micro-batch",

@@ -26,7 +26,7 @@ def paired_files(root: Path, split: str) -> tuple[dict[str, Path], dict[str, Pat
     """
     names = _listed(root, split)
     maps = {name: root / MAPS / f"{name}.png" for name in names}
-    if split == "training" and (root / FURTHER_MAPS).is_dir():
+    if split == "training" and (root / FURTHER_MAPS).exists():
         kept = {*names, *_listed(root, "validation")}
         stems = (Path(entry.name).stem for entry in listing.entries(root / FURTHER_MAPS) if entry.name.endswith(".png"))
         maps |= {name: root / FURTHER_MAPS / f"{name}.png" for name in stems if name not in kept}

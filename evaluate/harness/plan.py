@@ -226,10 +226,22 @@ def configure(
     for node in nodes:
         values = dict(node.overrides)
         for given in settable(node):
+            for name in node.overrides.keys() & overrides.get(given, {}).keys():
+                _check_own(node, given, name, overrides[given][name])
             values |= overrides.get(given, {})
-        name = values.pop("preset", None) or preset or recommended(node, spec) or node.preset
+        name = values.pop("preset", "") or preset or recommended(node, spec) or node.preset
         configs[node.name] = (name, override(from_preset(module_of(node.task), name), values))
     return configs
+
+
+def _check_own(node: Node, given: str, name: str, value: str) -> None:
+    """Raises UserError where a user's value is not that by which a node is itself: another node has it, or none."""
+    if value != node.overrides[name]:
+        other = next((one.name for one in NODES if {**node.overrides, name: value} == dict(one.overrides)), "")
+        asked = f"; ask for it with --tasks {other}" if other else ""
+        raise UserError(
+            f"--set {given}.{name}={value}: {node.name} is measured with {name}={node.overrides[name]}{asked}"
+        )
 
 
 def for_encoders(

@@ -35,8 +35,8 @@ def unwritten(path: Path, error: OSError) -> UserError:
 def from_outside(error: Exception) -> str:
     """What an error that comes from outside this process means to a person; "" for any other.
 
-    A disk without room, a data loading process that the system has ended, or another process of a group that has ended
-    or is silent.
+    A disk without room, a data loading process that the system has ended, a compiler that --compile needs, or another
+    process of a group that has ended or is silent.
     """
     if isinstance(error, OSError) and is_full(error):
         return in_one_sentence(error)
@@ -48,6 +48,8 @@ def from_outside(error: Exception) -> str:
             f"start again, with fewer --workers"
         )
     kind = type(error).__name__
+    if kind in ("InductorError", "BackendCompilerFailed", "InvalidCxxCompiler"):
+        return f"--compile failed ({first}); leave it out, or see that a C++ compiler is installed"
     if kind == "DistNetworkError":
         return f"the processes of this run cannot reach each other: {first}"
     if kind.startswith("Dist") or isinstance(error, RuntimeError) and ("by peer" in text or "gloo" in text):

@@ -10,6 +10,7 @@ they were made of. An image whose pixels have changed on the disk is made anew w
 import contextlib
 import hashlib
 import math
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ MOST_BYTES = 16 * 2**30
 FORMAT = 1
 SAMPLE = 32  # images by which the size of all is estimated
 THREADS = 16
+PAUSE = 5.0  # seconds after which process 0 lets the others know that it is alive
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,10 @@ class KeptPixels:
         read."""
         begin, end = self.starts[index : index + 2].tolist()
         if end > begin:
-            pixels = np.fromfile(self.path, np.uint8, end - begin, offset=begin)
-            if zlib.crc32(pixels.data) == self.checks[index]:
-                return torch.from_numpy(pixels.reshape(*self.sizes[index], 3)).permute(2, 0, 1)
+            with contextlib.suppress(OSError):  # somebody has removed it
+                pixels = np.fromfile(self.path, np.uint8, end - begin, offset=begin)
+                if zlib.crc32(pixels.data) == self.checks[index]:
+                    return torch.from_numpy(pixels.reshape(*self.sizes[index], 3)).permute(2, 0, 1)
         return self.make(index)
 
     def __str__(self) -> str:
@@ -90,11 +93,17 @@ def keep(images: Images, out: Path, config: PretrainConfig) -> None:
     def make(index: int) -> Tensor:
         return shrink(images.read_file(index), side, config.interpolation)
 
-    distributed.on_rank_zero(lambda: None if _index(path) else _write(path, len(images), make))
-    index = distributed.all_or_none(lambda: _index(path))
-    if index is None:
-        raise DataError(f"{path} was removed as soon as it was written; let one command at a time use {out}")
-    images.kept = KeptPixels(path, side, *index, make)
+    def index() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found = _index(path)
+        if found is None:
+            raise DataError(
+                f"{path} is not there, though it has just been written; let one command at a time use {out}, and let "
+                f"it be one folder for all processes"
+            )
+        return found
+
+    _by_rank_zero(iter(()) if distributed.rank() or _index(path) else _write(path, len(images), make))
+    images.kept = KeptPixels(path, side, *distributed.all_or_none(index), make)
     images.cache = None
 
 
@@ -102,7 +111,7 @@ def _digest(images: Images, side: int, interpolation: str) -> str:
     """Of what the pixels are made of: names, sizes and times of change of the files, and how they are resized."""
     digest = hashlib.sha256(f"{FORMAT} {side} {interpolation} {images.identity['digest']}".encode())
     for file in images.paths:
-        with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere, which the run names when it reads it
+        with contextlib.suppress(OSError):  # a link that leads nowhere, which the run names when it reads it
             digest.update(facts_of(file).encode())
     return digest.hexdigest()[:16]
 
@@ -126,7 +135,45 @@ def _index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         return None
 
 
-def _write(path: Path, count: int, make: Callable[[int], Tensor]) -> None:
+def _by_rank_zero(work: Iterator[None]) -> None:
+    """Goes through process 0's work, while the others wait; if it fails, all raise as in ``all_or_none``.
+
+    It may take hours, and a process that says nothing for minutes is taken for dead.
+    """
+    failed: list[Exception] = []
+
+    def ends() -> bool:
+        """Whether the work has ended within PAUSE."""
+        until = time.monotonic() + PAUSE
+        try:
+            while time.monotonic() < until:
+                next(work)
+        except StopIteration:
+            return True
+        except (DataError, OSError) as error:
+            failed.append(error)
+            return True
+        return False
+
+    while not distributed.any_rank(distributed.rank() == 0 and ends()):
+        pass
+
+    def say() -> None:
+        if failed:
+            raise failed[0]
+
+    distributed.all_or_none(say)
+
+
+def _write(path: Path, count: int, make: Callable[[int], Tensor]) -> Iterator[None]:
+    """Writes the pixels of all images, and yields after each. Raises as ``keep``."""
+
+    def too_much(size: float) -> DataError:
+        return DataError(
+            f"cache_pixels would keep {size / 1e9:.1f} GB of pixels or more in {path.parent}, beyond "
+            f"{MOST_BYTES / 1e9:.1f}; leave it off, or take a smaller img_size or a larger crop_scale"
+        )
+
     def pixels(index: int) -> np.ndarray | None:
         try:
             return np.ascontiguousarray(make(index).permute(1, 2, 0).numpy())
@@ -137,10 +184,7 @@ def _write(path: Path, count: int, make: Callable[[int], Tensor]) -> None:
     sample = [found.nbytes for found in map(pixels, chosen) if found is not None]
     expected = count * sum(sample) / max(len(sample), 1)
     if expected > MOST_BYTES:
-        raise DataError(
-            f"cache_pixels would keep about {expected / 1e9:.1f} GB of pixels in {path.parent}, more than "
-            f"{MOST_BYTES / 1e9:.1f}; leave it off, or take a smaller img_size or a larger crop_scale"
-        )
+        raise too_much(expected)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_partial(path.parent, "*")
     for old in path.parent.iterdir():
@@ -152,6 +196,9 @@ def _write(path: Path, count: int, make: Callable[[int], Tensor]) -> None:
             if found is not None:
                 sizes[index], checks[index] = found.shape[:2], zlib.crc32(found.data)
                 file.write(found.data)
+            if file.tell() > MOST_BYTES:
+                raise too_much(file.tell())
+            yield
     starts = np.concatenate([[0], np.cumsum(3 * sizes.astype(np.int64).prod(1))])
     with atomic_write(path.with_suffix(".npz")) as written:
         np.savez(written, sizes=sizes, starts=starts, checks=checks)

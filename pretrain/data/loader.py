@@ -1,8 +1,9 @@
 """Batches of crops for the training loop, in an order that depends on (seed, epoch) alone."""
 
+import queue
 import signal
+import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -120,11 +121,27 @@ def steps_from(images: Images, first: int, micro_batch: int, config: PretrainCon
 def ahead(batches: Iterator[Loaded]) -> Iterator[Loaded]:
     """The same in their order, each read by a thread while the one before is trained on: decoding and resizing leave
     Python free. What is raised comes in the place of its batch."""
-    with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = reader.submit(next, batches, None)
+    asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    read: queue.SimpleQueue[Loaded | BaseException | None] = queue.SimpleQueue()
+
+    def work() -> None:
+        while asked.get():
+            try:
+                read.put(next(batches, None))
+            except BaseException as error:
+                read.put(error)
+
+    # not an executor, at whose end Python waits for what it reads: a second Ctrl-C stops at once
+    threading.Thread(target=work, daemon=True).start()
+    asked.put(True)
+    try:
+        while (batch := read.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            asked.put(True)
             yield batch
+    finally:
+        asked.put(False)
 
 
 def _bytes_an_image(images: Images, config: PretrainConfig) -> int:

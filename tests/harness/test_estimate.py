@@ -229,6 +229,15 @@ def test_every_task_says_what_it_costs() -> None:
             assert work.gpus[0] == 1, node.name
 
 
+def test_a_setup_of_four_layers_costs_nothing_with_three() -> None:
+    (node,) = (one for one in plan.NODES if one.name == "linear_segmentation_ms")
+    (config,) = (settings for _, settings in plan.configure([node], "demo", {}).values())
+    of_depth = [
+        plan.module_of(node.task).cost(config, replace(cost.VIT_B, depth=depth), lambda part: 100) for depth in (3, 4)
+    ]
+    assert of_depth[0].images == 0 < of_depth[1].images
+
+
 def test_further_seeds_cost_what_draws_something() -> None:
     planned = estimate.plan({"a": None}, NODES, PAPER, None, estimate.H100, more_seeds=(1, 2))
     names = [one.name for one in planned]

@@ -9,6 +9,7 @@ import pytest
 from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import jobs, plan, rows, suite, task
 from evaluate.runtime.env import Env
+from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import as_json
 from results import record, tables
 
@@ -155,3 +156,23 @@ def test_a_missing_file_that_another_task_needs_is_made_again(run, capsys):
     record.write(run.out / "records", changed, replace=True)
     assert run.find("mine", plan.choose(["knn"])[0]) is None
     assert "classifier.safetensors is missing or damaged: measured again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("node", "setting", "says"),
+    [
+        ("detection_coco", ("detection", "dataset", "lvis"), "ask for it with --tasks detection_lvis"),
+        ("linear_segmentation", ("linear_segmentation", "setup", "multi_scale"), "--tasks linear_segmentation_ms"),
+        ("knn_segmentation_voc", ("knn_segmentation_voc", "dataset", "ade20k"), "--tasks knn_segmentation"),
+        ("linear_probe", ("linear_probe", "views", "cached"), "--tasks linear_fast"),
+        ("knn_segmentation", ("knn_segmentation", "dataset", "cityscapes"), "measured with dataset=ade20k"),
+    ],
+)
+def test_a_setting_cannot_make_a_task_another(node, setting, says):
+    given, name, value = setting
+    chosen = [one for one in plan.NODES if one.name == node]
+    with pytest.raises(UserError, match=f"--set {given}.{name}={value}: {node} is measured with {name}=") as refused:
+        plan.configure(chosen, None, {given: {name: value}})
+    assert says in str(refused.value)
+    same = plan.configure(chosen, None, {given: {name: chosen[0].overrides[name]}})
+    assert same == plan.configure(chosen, None, {})

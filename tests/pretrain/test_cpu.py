@@ -61,7 +61,8 @@ def test_the_formula_has_its_gradient_and_keeps_its_input_alone(at_once, storage
         torch.autocast("cpu", torch.bfloat16),
         torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
     ):
-        attend(parts).backward(gradient)
+        result = attend(parts)
+    result.backward(gradient)
     exact = parts.detach().double().requires_grad_()
     attend(exact).backward(gradient.double())
     assert parts.grad.dtype == storage

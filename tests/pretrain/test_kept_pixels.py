@@ -1,6 +1,7 @@
 """What ``cache_pixels`` keeps in OUT: the images' pixels, resized where they are large, made again where damaged."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,9 +104,49 @@ def test_too_many_pixels_are_refused_before_any_is_written(folder: Path, monkeyp
     monkeypatch.setattr(kept_pixels, "MOST_BYTES", 50_000)
     os.utime(folder / "n1/000.png", (1, 1))
     before = files(folder)
-    with pytest.raises(DataError, match="cache_pixels would keep about 0.0 GB of pixels"):
+    with pytest.raises(DataError, match="cache_pixels would keep 0.0 GB of pixels"):
         opened(folder)
     assert files(folder) == before
+
+
+def test_the_limit_holds_where_the_sample_is_not_like_the_rest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_pixels, "MOST_BYTES", 50_000)
+    monkeypatch.setattr(kept_pixels, "SAMPLE", 1)
+    Image.new("RGB", (2, 2)).save(folder / "n1/000.png")
+    with pytest.raises(DataError, match="cache_pixels would keep 0.0 GB of pixels or more"):
+        opened(folder)
+    assert not files(folder), "the part that was written is left"
+
+
+def test_pixels_that_are_removed_under_a_run_are_read_from_the_images(folder: Path) -> None:
+    images = opened(folder)
+    expected = [images.read(index) for index in range(11)]
+    for path in files(folder):
+        path.unlink()
+    assert all(torch.equal(images.read(index), pixels) for index, pixels in enumerate(expected))
+
+
+def test_a_link_in_a_circle_is_an_image_that_cannot_be_read(folder: Path) -> None:
+    (folder / "n1/short.png").unlink()
+    (folder / "n1/short.png").symlink_to("short.png")
+    assert list(opened(folder)[11].damaged) == [11]
+
+
+def test_the_others_hear_from_process_0_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[bool] = []
+    monkeypatch.setattr(kept_pixels.distributed, "any_rank", lambda flag: said.append(flag) or flag)
+    clock = iter(range(100))  # each look at it is a second later
+    monkeypatch.setattr(kept_pixels.time, "monotonic", lambda: next(clock) / 2)
+    monkeypatch.setattr(kept_pixels, "PAUSE", 1.0)
+    kept_pixels._by_rank_zero(iter([None] * 5))
+    assert said.index(True) >= 2
+
+    def fails() -> Iterator[None]:
+        yield
+        raise DataError("the second is too much")
+
+    with pytest.raises(DataError, match="the second"):
+        kept_pixels._by_rank_zero(fails())
 
 
 def test_the_smallest_square_crop_has_the_pixels_of_its_view() -> None:

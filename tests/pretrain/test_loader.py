@@ -3,6 +3,7 @@
 import itertools
 import os
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -63,6 +64,21 @@ def test_the_next_batch_is_read_while_one_is_trained_on() -> None:
     read = loader.ahead(batches())
     assert next(read) is begun[0] and begun[1].wait(10) and not begun[2].is_set()
     assert list(read) == begun[1:]
+
+
+def test_the_end_does_not_wait_for_what_is_being_read() -> None:
+    hold = threading.Event()
+
+    def batches() -> Iterator[Any]:
+        yield 1
+        hold.wait(60)
+
+    read = loader.ahead(batches())
+    assert next(read) == 1
+    begun = time.monotonic()
+    read.close()
+    assert time.monotonic() - begun < 30
+    hold.set()
 
 
 def test_an_error_comes_in_the_place_of_its_batch() -> None:

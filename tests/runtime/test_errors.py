@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._inductor.exc import InductorError, InvalidCxxCompiler
 from torch.utils.data import DataLoader, Dataset
 
 from evaluate import detection
@@ -50,6 +51,12 @@ def test_a_loading_process_that_the_system_ended(tmp_path: Path, capsys: pytest.
 def test_a_mistake_of_ours_keeps_its_traceback(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     entry = fails(RuntimeError("shapes do not fit"), tmp_path)
     assert entry["reason"] == "RuntimeError: shapes do not fit" and "Traceback" in capsys.readouterr().err
+
+
+def test_a_compiler_that_is_not_there_is_one_sentence() -> None:
+    text = from_outside(InvalidCxxCompiler())
+    assert text.startswith("--compile failed (") and text.endswith("a C++ compiler is installed") and "\n" not in text
+    assert from_outside(InductorError(InvalidCxxCompiler(), None)).startswith("--compile failed (InvalidCxxCompiler")
 
 
 @pytest.mark.parametrize(
