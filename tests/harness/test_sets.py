@@ -223,7 +223,7 @@ def test_a_table_names_the_sets_of_what_was_not_run(measured: Path) -> None:
     )
     other |= {"encoder": "other", "encoder_fingerprint": "other"}
     notes = "\n".join(tables.build(measured, ["mine", "other"], [*entries, other]).notes)
-    assert f"--sets {other['column']['sets']} --tasks lists.knn" in notes
+    assert f"--sets {other['column']['sets']} --out OUT --tasks lists.knn" in notes
 
 
 def test_shares_of_votes_are_those_of_single_labels() -> None:
