@@ -1,5 +1,6 @@
 """How many epochs fit into the minutes that a user has, by a few timed steps on this machine."""
 
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -50,16 +51,17 @@ def seconds_per_step(config: PretrainConfig, images: Images, device: str, worker
     steps = UNTIMED_STEPS + TIMED_STEPS
     epochs = replace(config, epochs=-(-steps // steps_per_epoch(len(images), config)))
     begun = 0.0
-    for number, batch in zip(range(steps), steps_from(images, 0, micro_batch, epochs, workers), strict=False):
-        if number == UNTIMED_STEPS:
-            if device == "cpu":
-                keep_freed_memory(True)
-            begun = _now(device)
-        accumulate(model, scaler, batch, config, device)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
+    with contextlib.closing(steps_from(images, 0, micro_batch, epochs, workers)) as batches:
+        for number, batch in zip(range(steps), batches, strict=False):
+            if number == UNTIMED_STEPS:
+                if device == "cpu":
+                    keep_freed_memory(True)
+                begun = _now(device)
+            accumulate(model, scaler, batch, config, device)
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
     seconds = (_now(device) - begun) / TIMED_STEPS
     if device == "cpu":  # the run begins as this one did
         keep_freed_memory(False)

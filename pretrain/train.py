@@ -21,6 +21,7 @@ process, all processes skip the step, and its images are named. OUT/faults.jsonl
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -121,13 +122,17 @@ def train(
     if evaluations and first:
         evaluations.go_on(first, steps, total, model, method, config)
     parallel = distributed.DataParallel(model) if distributed.world_size() > 1 else model
-    batches = steps_from(images, first, micro_batch, config, execution.workers)
     looks = steps * (
         max(1, config.epochs // 100) if execution.monitor_epochs is None else execution.monitor_epochs
     )  # steps between two
     monitor = distributed.on_rank_zero(lambda: Monitor(images, config) if looks else None)
 
-    with Log(out, config, steps, first) as log, listening() as heard, checkpoint.Saver() as saver:
+    with (
+        contextlib.closing(steps_from(images, first, micro_batch, config, execution.workers)) as batches,
+        Log(out, config, steps, first) as log,
+        listening() as heard,
+        checkpoint.Saver() as saver,
+    ):
         faults.say, saved = log.say, time.monotonic()
         for step in range(first, total):
             batch = distributed.all_or_none(lambda: next(batches))

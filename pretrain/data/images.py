@@ -12,7 +12,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,6 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from evaluate.data import archives, listing
 from evaluate.data.pixels import READ_ERRORS, read_rgb
 from evaluate.data.sources import EXTENSIONS
-
-if TYPE_CHECKING:
-    from pretrain.data.kept_pixels import KeptPixels
 
 JPEG = b"\xff\xd8\xff"
 
@@ -82,6 +79,14 @@ class Sample(NamedTuple):
     caption: str = ""
 
 
+class Pixels(Protocol):
+    """Images that are read from elsewhere than their files."""
+
+    def __getitem__(self, index: int) -> Tensor:
+        """One image (3, H, W) uint8. Raises DataError naming a file that cannot be read."""
+        ...
+
+
 class Images(Dataset[Sample]):
     """Images of given files in their order.
 
@@ -93,7 +98,7 @@ class Images(Dataset[Sample]):
         self.paths, self.names, self.classes = list(paths), names, classes
         digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
         self.identity: dict[str, int | str] = {"number": len(names), "digest": digest}
-        self.kept: KeptPixels | None = None
+        self.kept: Pixels | None = None
         """Pixels in the place of the files' (``pretrain.data.kept_pixels``)."""
         self.cache: dict[int, Sample] | None = None
         if self[0].image.numel() * len(self.paths) <= CACHE_BYTES:

@@ -3,9 +3,9 @@
 import queue
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -81,8 +81,12 @@ def order(images: int, epoch: int, config: PretrainConfig) -> np.ndarray:
     return permutation[: steps_per_epoch(images, config) * config.batch_size].reshape(-1, config.batch_size)
 
 
-def steps_from(images: Images, first: int, micro_batch: int, config: PretrainConfig, workers: int) -> Iterator[Step]:
+def steps_from(
+    images: Images, first: int, micro_batch: int, config: PretrainConfig, workers: int
+) -> Generator[Step, None, None]:
     """This process's part of each optimizer step from the ``first`` of the run on, to the end of the last epoch.
+
+    Close it (``contextlib.closing``) where it is left before its end: the loading processes end with it.
 
     The images of a step are split into micro-batches first and over the processes then: what is normalized together is
     the same for one process with a micro-batch of 2N and for two with N.
@@ -98,7 +102,7 @@ def steps_from(images: Images, first: int, micro_batch: int, config: PretrainCon
     if workers:
         shared_memory.check(micro_batch * _bytes_an_image(images, config), workers)
     # one for the whole run: its workers go on from an epoch to the next without a pause
-    loader: Iterator[Loaded] = iter(
+    reading: Any = iter(
         DataLoader(
             Draws(images, config),
             batch_size=None,
@@ -108,14 +112,17 @@ def steps_from(images: Images, first: int, micro_batch: int, config: PretrainCon
             worker_init_fn=_leave_signals_to_the_run,
         )
     )
-    if not workers and not torch.cuda.is_available():  # beside GPUs another thread would pin memory for the first one
-        loader = ahead(loader)
-    for epoch, mine in epochs():
-        for _ in mine:
-            parts = [_next(loader) for _ in range(mine.shape[1])]
-            yield Step(
-                epoch, [part.crops for part in parts], {i: why for part in parts for i, why in part.damaged.items()}
-            )
+    # beside GPUs another thread would pin memory for the first one
+    loader: Iterator[Loaded] = reading if workers or torch.cuda.is_available() else ahead(reading)
+    try:
+        for epoch, mine in epochs():
+            for _ in mine:
+                parts = [_next(loader) for _ in range(mine.shape[1])]
+                damaged = {i: why for part in parts for i, why in part.damaged.items()}
+                yield Step(epoch, [part.crops for part in parts], damaged)
+    finally:
+        if workers:  # at its exit Python would wait for them for ever: they do not hear its SIGTERM
+            reading._shutdown_workers()
 
 
 def ahead(batches: Iterator[Loaded]) -> Iterator[Loaded]:

@@ -1,6 +1,8 @@
 """The loop: resuming, several processes, damaged files, bad input."""
 
+import gc
 import json
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -10,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from pretrain import checkpoint, train
+from pretrain.data import loader
+from pretrain.data.images import DataError
 from pretrain.methods import presets, read_config
 from pretrain.methods.siameseim import DEMO
+from tests.pretrain.runs import write_images
 
 TINY = ["--preset", "demo", "--device", "cpu", "--set", "batch_size=8", "--set", "epochs=3", "--set", "warmup_epochs=1"]
 
@@ -215,6 +221,29 @@ def test_bad_images_are_named(tmp_path, capsys):
     assert run(tmp_path / "images", tmp_path / "out", "--workers", "1") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "7 of 8 images cannot be read" in error
+
+
+@pytest.mark.parametrize("where", ["in the loop", "in a loading process"])
+def test_a_run_that_fails_leaves_no_loading_process(where, tmp_path, monkeypatch):
+    """Python waits for them at its exit, and they do not hear its SIGTERM."""
+    images, whole = write_images(tmp_path / "images", 8), loader.Draws.__getitem__
+
+    def fails(self: loader.Draws, drawn: tuple[int, list[int]]) -> loader.Loaded:
+        if get_worker_info():
+            raise DataError("nothing can be read any more")
+        return whole(self, drawn)
+
+    if where == "in the loop":  # too many cannot be read
+        for path in sorted(images.rglob("*.png"))[1:]:
+            path.write_bytes(b"no image")
+    else:
+        monkeypatch.setattr(loader.Draws, "__getitem__", fails)
+    gc.disable()  # which might find and end them by chance
+    try:
+        assert run(images, tmp_path / "out", "--workers", "1") == 2
+        assert not multiprocessing.active_children()
+    finally:
+        gc.enable()
 
 
 def test_another_config_does_not_continue_a_run(images, tmp_path, capsys):
