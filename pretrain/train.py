@@ -108,13 +108,7 @@ def train(
     steps = steps_per_epoch(len(images), config)
     total = config.epochs * steps
     method = method_of(config)
-    torch.manual_seed(config.seed)
-    model = start_model(config, device)
-    if execution.grad_checkpointing:
-        set_grad_checkpointing(model)
-    compilation.compile_module(model, execution.compile)
-    optimizer = make_optimizer(model, config, model.constant_rate())
-    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=config.precision == "fp16")
+    model, optimizer, scaler = _start(config, execution)
     faults = Faults(images, out)
     together = micro_batch * distributed.world_size()
     parts: dict[str, Any] = {"optimizer": optimizer, "scaler": scaler, "faults": faults}
@@ -185,6 +179,18 @@ def train(
                 distributed.on_rank_zero(functools.partial(_look, monitor, model, config, step + 1, device, log))
         distributed.on_rank_zero(saver.wait)
     return out / checkpoint.NAME
+
+
+def _start(config: PretrainConfig, execution: Execution) -> tuple[Method, torch.optim.Optimizer, torch.amp.GradScaler]:
+    """The model, its optimizer and the scaler of fp16, before the first step."""
+    torch.manual_seed(config.seed)
+    model = start_model(config, execution.device)
+    if execution.grad_checkpointing:
+        set_grad_checkpointing(model)
+    compilation.compile_module(model, execution.compile)
+    optimizer = make_optimizer(model, config, model.constant_rate())
+    kind = torch.device(execution.device).type
+    return model, optimizer, torch.amp.GradScaler(kind, enabled=config.precision == "fp16")
 
 
 class Interrupted(Exception):

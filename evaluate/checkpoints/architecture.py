@@ -161,6 +161,8 @@ def _own(tensor: Tensor) -> Tensor:
 
 
 def needed(state: dict[str, Tensor], name: str, dimensions: int, what: str) -> Tensor:
+    """A tensor without which there is no encoder. Raises UserError where it is missing, empty, or has other than so
+    many dimensions; ``what`` names the checkpoint."""
     if name not in state:
         raise UserError(f"{what}: {name} is missing; the file is incomplete")
     if state[name].dim() != dimensions or 0 in state[name].shape:
@@ -185,6 +187,8 @@ def _count(state: dict[str, Tensor], pattern: str, what_is_counted: str, what: s
 
 
 def heads_of(width: int, heads: Any, what: str) -> int:
+    """The number of heads of a ViT of that width: by the format's function ``heads``, or else by the usual 64 channels
+    a head (ViT-H, -g, -G: their own). Raises UserError where the width is no multiple of them."""
     if heads is not None:
         return heads(width)
     channels = HEAD_WIDTHS.get(width, 64)

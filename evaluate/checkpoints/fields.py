@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from evaluate.checkpoints import statements
+from evaluate.checkpoints import statement_readers, statements
 from evaluate.checkpoints.architecture import HEAD_WIDTHS, heads_of, needed, resnet, vit
 from evaluate.checkpoints.formats.table import Format, State
 from evaluate.checkpoints.reader import Checkpoint
@@ -165,7 +165,7 @@ def spec_of(
     everything else that the file and its folder say (``statements``), the tensors, the format. What the format's keys
     leave open is assumed, and listed as such.
     """
-    found = statements.read(checkpoint, known.naming, known.family, what)
+    found = statement_readers.read(checkpoint, known.naming, known.family, what)
     tensors = known.read_semantics(source) if known.read_semantics else {}
     own = from_metadata(checkpoint.encoder_spec, known.family)
     undecided = known.undecided(source)

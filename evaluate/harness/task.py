@@ -22,9 +22,7 @@ from evaluate.data import layouts, sets
 from evaluate.data.identity import DataIdentities, fingerprint
 from evaluate.harness import estimate, protocol, rows
 from evaluate.harness.plan import (
-    COMPILED,
     NODES,
-    OF_SETS,
     Node,
     from_preset,
     identities_of,
@@ -36,14 +34,12 @@ from evaluate.harness.plan import (
     recommended,
 )
 from evaluate.harness.suite import stale_files, work_folder
-from evaluate.runtime import compilation, devices, scalars
+from evaluate.harness.task_options import parser_of
+from evaluate.runtime import devices, scalars
 from evaluate.runtime.cli import (
     EXIT_FAILED,
     EXIT_SKIPPED,
     EXIT_USER,
-    add_keep_models,
-    at_least_one,
-    at_least_zero,
     loading_processes,
     make_folder,
 )
@@ -51,7 +47,7 @@ from evaluate.runtime.env import Env
 from evaluate.runtime.errors import Skip, UserError, from_outside, in_one_sentence
 from evaluate.runtime.locks import exclusive
 from evaluate.runtime.processes import end_with_parent
-from evaluate.runtime.settings import Settings, as_json, help_text, override, read_config, split_overrides
+from evaluate.runtime.settings import Settings, as_json, override, read_config, split_overrides
 from results import artifacts, record
 from results.atomic import sha256
 
@@ -120,7 +116,7 @@ def configured(task: str, module: Any, arguments: argparse.Namespace, default: s
 def _main(task: str, argv: list[str] | None) -> int:
     end_with_parent()
     module = module_of(task)
-    arguments = _parser(task, module).parse_args(argv)
+    arguments = parser_of(task, module).parse_args(argv)
     data_root = arguments.data_root if arguments.images else layouts.root(arguments.data_root)
     measured = sets.choose([arguments.images], data_root) if arguments.images else ()
     if len(measured) > 1:
@@ -136,7 +132,7 @@ def _main(task: str, argv: list[str] | None) -> int:
 
     from evaluate import encoder as encoders
     from evaluate.encoder import own as own_classes
-    from evaluate.runtime import distributed, training_state
+    from evaluate.runtime import distributed
 
     device = distributed.start(device)
     first = distributed.rank() == 0  # under torchrun one process converts, prints and writes the record
@@ -192,14 +188,21 @@ def _main(task: str, argv: list[str] | None) -> int:
         }
         entry["artifacts"] = artifacts.found(env.out_dir)
         written = record.write(out / "records", entry, replace=standing is not None)
-        if status:
-            print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
-        else:
-            training_state.clear(env.out_dir)
-            print(json.dumps(entry["metrics"], indent=2))
-        print(f"record: {written}")
+        _say(task, entry, written, env.out_dir)
         scalars.end()  # what a network may hold up comes after the record
     return distributed.end_together(status)
+
+
+def _say(task: str, entry: dict[str, Any], written: Path, folder: Path) -> None:
+    """Prints the metrics, or why there are none, and where the record is; what a measured task went on from goes."""
+    from evaluate.runtime import training_state
+
+    if entry["status"] == "ok":
+        training_state.clear(folder)
+        print(json.dumps(entry["metrics"], indent=2))
+    else:
+        print(f"evaluate.{task}: {entry['reason']}", file=sys.stderr)
+    print(f"record: {written}")
 
 
 def _prepare(
@@ -336,69 +339,3 @@ def _inputs(arguments: argparse.Namespace, node: Node) -> dict[str, Path]:
             raise UserError(f"--input {text}: the inputs of {node.task} are {legal}")
         given[name] = Path(file)
     return given
-
-
-def _parser(task: str, module: Any) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=f"python -m evaluate.{task}",
-        description=module.__doc__,
-        epilog=f"settings for --set, with the paper's values:\n{help_text(module.PRESETS['paper'])}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--ckpt",
-        type=Path,
-        required=True,
-        help="a checkpoint of any known format, an encoder.safetensors, timm:MODEL[@FILE], or FILE@my.py:CLASS",
-    )
-    parser.add_argument(
-        "--data-root", type=Path, required=True, help="folder that holds imagenet/, coco/, … (README, data layout)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out"),
-        help="records go to OUT/records, other files to OUT/NAME (default: out)",
-    )
-    command_line.add_options(parser)
-    parser.add_argument("--name", help="name of the row (default: the checkpoint's file name)")
-    own = "that of the encoder's method where it has one, else paper" if hasattr(module, "recommended") else "paper"
-    if any(module == task for module, *_ in OF_SETS.values()):
-        parser.add_argument(
-            "--images", metavar="SET", help="another labelled set than ImageNet: FILE.toml, FILE.toml:NAME, or a name"
-        )
-    parser.add_argument("--preset", choices=sorted(module.PRESETS), help=f"settings to start from (default: {own})")
-    parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="take the settings of a record, or of a file that run_all.py wrote"
-    )
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="override one setting")
-    devices.add_option(parser)
-    parser.add_argument(
-        "--workers",
-        type=at_least_zero,
-        help="data loading processes (default: on a GPU its share of the cores, at most 16; none on a CPU)",
-    )
-    if task in COMPILED:
-        compilation.add_option(parser, "the encoder's and the classifier's forward passes")
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the task (default: 0)")
-    parser.add_argument(
-        "--limit", type=at_least_one, help="read at most so many images of each set; the record says so"
-    )
-    parser.add_argument("--identity", action="append", default=[], help=argparse.SUPPRESS)  # PART=IDENTITY of the data
-    add_keep_models(parser)
-    scalars.add_option(parser)
-    named = sorted({name for node in NODES if node.task == task for name in node.inputs})
-    if named:
-        parser.add_argument(
-            "--input",
-            action="append",
-            default=[],
-            metavar="NAME=FILE",
-            help=f"a file that another task made: {', '.join(named)}",
-        )
-    for name in named:
-        parser.add_argument(
-            f"--{name}", action="append", dest="input", type=f"{name}={{}}".format, help=argparse.SUPPRESS
-        )
-    parser.set_defaults(input=[], images=parser.get_default("images"), compile=False)
-    return parser

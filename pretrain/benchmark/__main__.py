@@ -141,8 +141,7 @@ def _compare_methods(options: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line: 0 done, 2 bad input or a variant that did not run."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pretrain.benchmark",
         description=__doc__,
@@ -200,7 +199,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--images", type=Path, help="folder of images to use (default: made for the run)")
     parser.add_argument("--child", choices=("ours", "baseline"), help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line: 0 done, 2 bad input or a variant that did not run."""
+    options = _parser().parse_args(argv)
     try:
         options.device = devices.resolve_device(options.device)
         if ":" in options.device:

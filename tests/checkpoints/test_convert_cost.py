@@ -1,12 +1,11 @@
 """What converting and certifying a ViT-B/16 costs besides imports: at most three times the file in memory. Prints the
-seconds (`pytest -m slow -s`)."""
+seconds (`pytest -s`)."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from evaluate.encoder.model import build
@@ -27,7 +26,6 @@ print(json.dumps({"passed": made.passed, "ratio": ratio, "seconds": time.monoton
 """
 
 
-@pytest.mark.slow
 def test_memory_of_a_base_model(tmp_path) -> None:
     spec = EncoderSpec("vit", 768, 12, (0.5,) * 3, (0.5,) * 3, num_heads=12, class_token=True, final_norm=True)
     state = {name: torch.empty(tensor.shape).normal_(0, 0.02) for name, tensor in build(spec).state_dict().items()}

@@ -77,7 +77,7 @@ def call(material: Path, out: Path, invocation: Invocation) -> tuple[int, str, s
     return done.returncode, rows[-1][lines[0].index("kNN")] if rows else "", done.stderr.strip()
 
 
-@pytest.mark.parametrize(("count", "seed"), [(4, 0), pytest.param(30, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("count", "seed"), [(6, 0), pytest.param(30, 1, marks=pytest.mark.slow)])
 def test_every_cell_is_that_of_an_invocation_alone(count: int, seed: int, material: Path, tmp_path: Path) -> None:
     draw = random.Random(seed)
     every = list(itertools.product("ab", ("one", "two"), (None, 40), ("0.07", "5.0"), ("online", "target")))

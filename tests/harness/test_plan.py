@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from evaluate.data.identity import DataIdentities, fingerprint
-from evaluate.harness import jobs, plan, rows, suite, task
+from evaluate.harness import jobs, plan, rows, suite, task, task_options
 from evaluate.runtime.env import Env
 from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import as_json
@@ -48,7 +48,7 @@ def test_only_the_tasks_that_can_be_compiled_are_told_to(run):
     for node in plan.NODES:
         command = jobs._command("mine", node, run, 1)
         assert ("--compile" in command) is (node.task in plan.COMPILED), node
-        shown = task._parser(node.task, plan.module_of(node.task)).format_help()
+        shown = task_options.parser_of(node.task, plan.module_of(node.task)).format_help()
         assert ("--compile" in shown) is (node.task in plan.COMPILED), node
 
 

@@ -93,21 +93,21 @@ def test_an_ablation_is_one_command_that_repeats_nothing(tmp_path: Path) -> None
     command = [sys.executable, "run_all.py", "--out", str(tmp_path / "out"), "--data-root", str(data)]
     command += ["--tasks", "knn", "--device", "cpu", "--jobs", "1"]
     command += [part for name, value in SHORT.items() for part in ("--set", f"pretrain.{name}={value}")]
-    rows = ["random=demo+random_mask", "start=demo@start"]
+    rows = ["demo", "random=demo+random_mask", "start=demo@start"]
     done = subprocess.run([*command, "--ablate", *rows], cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     entries = {e["encoder"]: e for e in map(json.loads, (p.read_text() for p in (tmp_path / "out/records").iterdir()))}
-    assert entries.keys() == {"random", "start"} and all(e["preset"] == "demo" for e in entries.values())
-    assert len({entry["encoder_fingerprint"] for entry in entries.values()}) == 2
+    assert entries.keys() == {"demo", "random", "start"} and all(e["preset"] == "demo" for e in entries.values())
+    assert len({entry["encoder_fingerprint"] for entry in entries.values()}) == 3
     masks = {
         path.parent.name.split("-")[0]: json.loads(path.read_text())["mask"]
         for path in tmp_path.rglob("config.json")
         if "pretrain" in path.parts
     }
-    assert masks == {"random": "random", "start": "block"}
+    assert masks == {"demo": "block", "random": "random", "start": "block"}
     (start,) = (tmp_path / "out/pretrain").glob("start-*/checkpoint.pth")
     assert torch.load(start, weights_only=True)["step"] == 0
-    assert "kNN: random" in done.stdout and "| start" in done.stdout
+    assert "kNN: demo" in done.stdout and "| random" in done.stdout
     one_more = [*command, "--ablate", *rows, "same=demo+same_view"]
     again = subprocess.run(one_more, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert again.returncode == 0, again.stdout + again.stderr
