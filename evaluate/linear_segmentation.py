@@ -16,8 +16,9 @@ seconds of one core.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from annotated_types import Ge
 from pydantic import PositiveFloat, PositiveInt
 
 from evaluate.encoder import memory
@@ -54,7 +55,7 @@ class Config(Settings):
     """paper: DINOv2's recipe (40,000 iterations); demo: for the toy world."""
     iterations: PositiveInt | None = None
     """Training iterations, if not the recipe's; the warm-up is scaled with them."""
-    crop: PositiveInt | None = None
+    crop: Annotated[int, Ge(16)] | None = None
     """Side of the crops in pixels, if not the recipe's; pictures are resized with it."""
     batch_size: PositiveInt | None = None
     """Crops in an iteration over all processes, if not the recipe's number."""

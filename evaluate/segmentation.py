@@ -11,8 +11,9 @@ the demo half a minute on one core.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from annotated_types import Ge
 from pydantic import PositiveFloat, PositiveInt
 
 from evaluate.encoder.flops import forward_gflop
@@ -40,7 +41,7 @@ class Config(Settings):
     """paper: the paper's recipe (160,000 iterations); demo: for the toy world."""
     iterations: PositiveInt | None = None
     """Training iterations, if not the recipe's; the warm-up is scaled with them."""
-    crop: PositiveInt | None = None
+    crop: Annotated[int, Ge(16)] | None = None
     """Side of the crops in pixels, if not the recipe's; pictures are resized with it."""
     batch_size: PositiveInt | None = None
     """Crops in an iteration over all processes, if not the recipe's number."""

@@ -11,6 +11,7 @@ import torch
 
 from evaluate.data import layouts, toy_dense
 from evaluate.harness import plan, task
+from evaluate.runtime.errors import UserError
 from evaluate.runtime.settings import Settings, field_docs, override
 from results.columns import COLUMNS, EXTRA_COLUMNS
 from results.record import Record
@@ -110,3 +111,11 @@ def test_a_task_measures_and_leaves_a_whole_record(
     assert task.main(node.task, repeated) == 0, "a record's settings do not run again"
     (second,) = (again / "records").glob(f"mine-{node.name}-*.json")
     assert second.name == path.name and json.loads(second.read_text())["metrics"] == entry["metrics"]
+
+
+@pytest.mark.parametrize("task", ["segmentation", "linear_segmentation"])
+def test_crops_of_which_a_half_has_no_pixels_are_refused(task: str) -> None:
+    paper = plan.module_of(task).PRESETS["paper"]
+    assert override(paper, {"crop": "16"}).crop == 16
+    with pytest.raises(UserError, match="'crop' is a whole number from 16 on"):
+        override(paper, {"crop": "15"})
